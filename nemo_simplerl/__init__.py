@@ -1,0 +1,1 @@
+"""PPO on math problems with a rule-based reward, for Megatron-core models."""

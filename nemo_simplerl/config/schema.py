@@ -1,0 +1,173 @@
+"""The typed configuration: one frozen dataclass a section. Values live in conf/*.yaml, so no field has a default here.
+
+Key names are NeMo's and Megatron's where they exist. Counts are plain integers, times are seconds, lengths are tokens.
+Imports nothing but the standard library: a wrong configuration is reported before torch loads.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateConfig:
+    """A random-weight Qwen2 model and a byte-level BPE tokenizer, made where `model.path` does not exist yet."""
+
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    num_query_groups: int
+    ffn_hidden_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    share_embeddings_and_output_weights: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    path: str  # Hugging Face folder: config.json, *.safetensors, tokenizer files
+    tokenizer: str | None  # null: the tokenizer in `path`
+    precision: Literal["bf16", "fp32"]  # of weights and activations; log-probabilities are always float32
+    transformer_engine: bool | None  # null: use Transformer Engine layers where the package and a GPU are there
+    create: CreateConfig | None  # null: `path` must exist
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    lr: float
+    min_lr: float  # floor of the decay, reached at the last update
+    lr_decay_style: Literal["constant", "linear", "cosine"]
+    lr_warmup_fraction: float  # share of all updates spent rising linearly from 0 to lr
+    weight_decay: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    clip_grad: float  # global L2 norm; 0 switches clipping off
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorConfig:
+    """The policy, and the parallel layout that actor, critic and reference share."""
+
+    tensor_model_parallel_size: int
+    pipeline_model_parallel_size: int
+    context_parallel_size: int
+    sequence_parallel: bool
+    use_distributed_optimizer: bool
+    recompute_granularity: Literal["full", "selective"] | None
+    micro_batch_size: int  # samples a rank holds in one forward + backward
+    forward_micro_batch_size: int  # samples a rank holds in one forward-only pass
+    global_batch_size: int  # samples in one update, over all data-parallel ranks
+    optim: OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    path: str | None  # null: trunk from model.path and a fresh value head; or a saved critic
+    micro_batch_size: int
+    forward_micro_batch_size: int
+    global_batch_size: int
+    optim: OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    engine: Literal["hf"]
+    n_samples_per_prompt: int
+    max_prompt_tokens: int
+    max_response_tokens: int
+    temperature: float  # 0 is refused: training samples, evaluation has its own greedy setting
+    top_p: float  # 1.0 switches nucleus sampling off
+    top_k: int  # 0 switches it off
+    stop: list[str]  # text that ends a response; kept in it
+    stop_token_ids: list[int] | None  # null: the tokenizer's EOS and every stop string that is one token
+    max_batch_size: int  # sequences the engine decodes at once
+    refit_bucket_mb: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    correct: float
+    incorrect: float
+    no_answer: float
+    num_workers: int
+    timeout_s: float  # a response that takes longer is graded incorrect and counted
+    memory_limit_mb: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgoConfig:
+    gamma: float
+    gae_lambda: float
+    kl_coef: float  # 0: no reference policy is kept and no reference pass is made
+    kl_estimator: Literal["k1", "k2", "k3", "abs"]
+    reward_clip: float | None  # bound on the absolute value of the score, before the KL term
+    normalize_advantages: bool  # whiten over the whole rollout
+    ratio_eps: float  # policy clip
+    value_clip: float | None  # null: plain squared error
+    entropy_bonus: float
+    loss_aggregation: Literal["token_mean", "seq_mean"]
+    ppo_epochs: int
+    critic_warmup_steps: int  # steps that train only the critic
+    truncated: Literal["penalize", "mask"]  # responses ended by length: trained as graded, or left out of both losses
+    overwrite_truncated_with_eos: bool  # the seed's quirk: a cut response ends in an EOS it never sampled
+    logprob_temperature: Literal["sampling", "one"]  # "one" is the seed's quirk: sampled at T, trained at 1
+    logprob_precision: Literal["fp32", "model"]  # "model" is the seed's quirk: log-softmax in bf16
+    ratio_tolerance: float | None  # bound on |ratio - 1| at the first update of a step; null only reports it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    train_path: str  # .json, .jsonl
+    eval_path: str | None
+    sft_path: str | None  # .jsonl of {question | prompt, response}: the warm start
+    question_field: str
+    answer_field: str
+    template: Literal["qwen25-math-cot", "qwen-boxed", "abel", "none"]
+    prompt_trailing_newline: bool  # the seed trained without and evaluated with the newline after "assistant"
+    overlong_prompts: Literal["drop", "truncate", "error"]  # "truncate" is the seed's quirk
+    rollout_batch_size: int  # prompts a step
+    shuffle: bool
+    eval_limit: int | None
+    generate: Literal["arithmetic"] | None  # a seeded generator writes the three files where they do not exist
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """The warm start. It reads data.sft_path and writes a Hugging Face folder that PPO starts from."""
+
+    output: str | None  # null: no warm start; PPO starts from model.path
+    epochs: int
+    max_tokens: int
+    overlong: Literal["drop", "error"]
+    micro_batch_size: int
+    global_batch_size: int
+    optim: OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    run_dir: str
+    seed: int
+    max_steps: int | None  # null: num_episodes passes over the data
+    num_episodes: int
+    eval_every: int  # steps; 0 evaluates only at the start and the end
+    eval_samples: int  # sampled responses a problem beside the greedy one; 0 for greedy alone
+    save_every: int  # steps; 0 saves only at the end
+    keep_last: int  # checkpoints kept on disk
+    resume: bool  # continue from the newest checkpoint in run_dir
+    stop_after_step: int | None  # save and end early, as a scheduler's time limit would; schedules keep their full length
+    tensorboard: bool
+    distributed_timeout_s: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: ModelConfig
+    actor: ActorConfig
+    critic: CriticConfig
+    rollout: RolloutConfig
+    reward: RewardConfig
+    algo: AlgoConfig
+    data: DataConfig
+    sft: SftConfig
+    trainer: TrainerConfig

@@ -1,0 +1,48 @@
+"""Attention and norm for Megatron's local layers, where Transformer Engine is absent."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SdpaAttention(nn.Module):
+    """Megatron's core_attention over torch's scaled_dot_product_attention.
+
+    Megatron's own local DotProductAttention builds the full [B, heads, S, S] scores and draws on the CUDA generator
+    even with dropout 0. Sequences are padded on the right, so the causal mask alone keeps padding out of every token
+    that counts.
+    """
+
+    def __init__(self, config, layer_number, attn_mask_type, attention_type, softmax_scale=None, **_):
+        super().__init__()
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask=None,
+        attn_mask_type=None,
+        attention_bias=None,
+        packed_seq_params=None,
+    ) -> Tensor:
+        """query [S, B, heads/TP, D], key and value [S, B, groups/TP, D] -> context [S, B, heads/TP * D]."""
+        assert attention_mask is None and attention_bias is None and packed_seq_params is None
+        context = F.scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),
+            key.permute(1, 2, 0, 3),
+            value.permute(1, 2, 0, 3),
+            is_causal=True,
+            scale=self.softmax_scale,
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+
+class RmsNorm(nn.RMSNorm):
+    """RMSNorm with Megatron's constructor. Its own torch wrapper refuses sequence parallelism; the mark on the weight is
+    all that Megatron needs to sum the gradient over the tensor ranks' slices of the sequence."""
+
+    def __init__(self, config, hidden_size: int, eps: float = 1e-6):
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel

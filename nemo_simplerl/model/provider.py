@@ -1,0 +1,149 @@
+"""A Megatron-core GPTModel from a Hugging Face config.json."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nemo_simplerl.config.schema import ActorConfig
+from nemo_simplerl.model.local_layers import RmsNorm, SdpaAttention
+from nemo_simplerl.model.value_head import ValueHead
+from nemo_simplerl.parallel.mesh import Mesh
+
+QKV_BIAS = {"qwen2": True, "llama": False}
+
+
+def read_hf_config(path: str | Path) -> dict:
+    """config.json of a Hugging Face folder. Raises ValueError for a family or a rope variant that is not supported."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{path} holds no config.json; give a Hugging Face model folder.")
+    config = json.loads(file.read_text())
+    if config.get("model_type") not in QKV_BIAS:
+        raise ValueError(
+            f"{file}: model_type is {config.get('model_type')!r}; supported: {', '.join(sorted(QKV_BIAS))}."
+        )
+    if config.get("rope_scaling"):
+        raise ValueError(f"{file}: rope_scaling {config['rope_scaling']} is not supported; only plain rope is.")
+    return config
+
+
+def use_transformer_engine(wanted: bool | None) -> bool:
+    """Whether to build Transformer Engine layers. Raises ValueError where they are asked for and cannot run."""
+    if wanted is False or not torch.cuda.is_available():
+        if wanted:
+            raise ValueError("model.transformer_engine=true needs a GPU, and none is visible; set it to null or false.")
+        return False
+    try:
+        import transformer_engine.pytorch  # noqa: F401
+    except ImportError as error:
+        if wanted:
+            raise ValueError(f"model.transformer_engine=true, but it does not import: {error}") from error
+        return False
+    return True
+
+
+def transformer_config(hf: dict, layout: ActorConfig, *, dtype: torch.dtype, on_gpu: bool) -> TransformerConfig:
+    """Megatron's config for an HF config and a parallel layout. Fusions that need CUDA kernels follow `on_gpu`."""
+    heads = hf["num_attention_heads"]
+    return TransformerConfig(
+        num_layers=hf["num_hidden_layers"],
+        hidden_size=hf["hidden_size"],
+        ffn_hidden_size=hf["intermediate_size"],
+        num_attention_heads=heads,
+        num_query_groups=hf.get("num_key_value_heads", heads),
+        kv_channels=hf.get("head_dim") or hf["hidden_size"] // heads,
+        layernorm_epsilon=hf["rms_norm_eps"],
+        normalization="RMSNorm",
+        add_bias_linear=False,
+        add_qkv_bias=hf.get("attention_bias", False) or QKV_BIAS[hf["model_type"]],
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        context_parallel_size=layout.context_parallel_size,
+        sequence_parallel=layout.sequence_parallel,
+        recompute_granularity=layout.recompute_granularity,
+        recompute_method="uniform" if layout.recompute_granularity == "full" else None,
+        recompute_num_layers=1 if layout.recompute_granularity == "full" else None,
+        # Every weight is loaded right after construction.
+        perform_initialization=False,
+        use_cpu_initialization=not on_gpu,
+        # Micro-batches are trimmed to their own longest sequence, so pipeline stages exchange shapes.
+        variable_seq_lengths=layout.pipeline_model_parallel_size > 1,
+        moe_token_dispatcher_type="alltoall",  # unused without experts; the default refuses exchanged shapes
+        batch_p2p_comm=on_gpu,
+        batch_p2p_sync=on_gpu,
+        # The loss arrives as a sum already divided by the global count: neither micro-batches nor DP divide again.
+        calculate_per_token_loss=True,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        bias_activation_fusion=on_gpu,
+        bias_dropout_fusion=on_gpu,
+        apply_rope_fusion=False,
+    )
+
+
+def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
+    """The vocabulary rounded up so that every tensor rank holds as many rows. Padding rows are zero and never sampled."""
+    return -(-vocab_size // tensor_parallel_size) * tensor_parallel_size
+
+
+def build_gpt_model(
+    hf: dict, layout: ActorConfig, mesh: Mesh, *, dtype: torch.dtype, transformer_engine: bool, critic_seed: int | None = None
+) -> GPTModel:
+    """The layers of this rank's pipeline stage, uninitialised. With `critic_seed` the last stage ends in a ValueHead.
+
+    Called with `labels`, the model answers its raw output in Megatron's [S, B, ...] layout: logits [S, B, V/TP] of the
+    actor, values [S, B, 1] of the critic.
+    """
+    on_gpu = mesh.device.type == "cuda"
+    config = transformer_config(hf, layout, dtype=dtype, on_gpu=on_gpu)
+    is_critic = critic_seed is not None
+    gpt = GPTModel(
+        config=config,
+        transformer_layer_spec=_layer_spec(config, transformer_engine),
+        vocab_size=padded_vocab_size(hf["vocab_size"], mesh.tp_size),
+        max_sequence_length=hf["max_position_embeddings"],
+        pre_process=mesh.is_first_stage,
+        post_process=mesh.is_last_stage,
+        parallel_output=True,
+        share_embeddings_and_output_weights=hf.get("tie_word_embeddings", False) and not is_critic,
+        position_embedding_type="rope",
+        rotary_base=int(hf.get("rope_theta", 10000)),
+        pg_collection=mesh.collection,
+    )
+    if is_critic and mesh.is_last_stage:
+        gpt.output_layer = ValueHead(
+            hf["hidden_size"],
+            sequence_parallel=layout.sequence_parallel,
+            tensor_group=mesh.tensor,
+            generator=torch.Generator().manual_seed(critic_seed),
+            device=mesh.device,
+        )
+    # GPTModel transposes and copies the logits to [B, S, V/TP] unless a loss is asked for. The raw output is handed on
+    # instead: at a vocabulary of 152k that copy is the largest tensor of the step.
+    gpt.compute_language_model_loss = lambda labels, output_SBX: output_SBX
+    return gpt.to(mesh.device)
+
+
+def _layer_spec(config: TransformerConfig, transformer_engine: bool):
+    if transformer_engine:
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+        return get_gpt_layer_with_transformer_engine_spec()
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RmsNorm
+    spec.submodules.self_attention.submodules.core_attention = SdpaAttention
+    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RmsNorm)

@@ -1,0 +1,114 @@
+"""Forward and forward-backward passes over Megatron's schedules. Nothing above this module knows about pipelines.
+
+Legend: S padded sequence length of a micro-batch, B its samples, T = S - 1; `output_SBX` is what the last stage's output
+layer answers: logits [S, B, V/TP] or values [S, B, 1].
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from nemo_simplerl.parallel.mesh import Mesh
+
+
+class MicroBatch(Protocol):
+    """What a pass needs of a micro-batch; the heads and losses see the whole object."""
+
+    tokens_BS: Tensor
+
+
+Head = Callable[[Tensor, MicroBatch], Tensor]
+Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+
+
+@torch.no_grad()
+def forward_only(model, micro_batches: Sequence[MicroBatch], head: Head, mesh: Mesh) -> list[Tensor]:
+    """`head(output_SBX, micro_batch)` for each micro-batch, on every stage. Collective over the replica.
+
+    The head runs on the last stage and returns a float32 tensor [B, T] (or [k, B, T]); the result is broadcast.
+    """
+    training = model.training
+    model.eval()
+
+    def step(iterator, model):
+        micro_batch = next(iterator)
+        output = _run(model, micro_batch, mesh)
+        return output, lambda output_SBX, non_loss_data=True: head(output_SBX, micro_batch)
+
+    results = _schedule(step, model, micro_batches, mesh, forward_only=True, collect_non_loss_data=True)
+    model.train(training)
+    return _from_last_stage(results, mesh)
+
+
+def forward_backward(model, micro_batches: Sequence[MicroBatch], loss: Loss, mesh: Mesh) -> dict[str, Tensor]:
+    """Accumulate gradients of the sum of `loss` over the micro-batches. Collective over the replica.
+
+    Returns the losses' metrics on the last stage, combined over micro-batches (keys ending in `_max` by maximum, others by
+    sum), and an empty dict elsewhere. The loss is summed as it is: it must already be divided by the global count.
+    """
+
+    def step(iterator, model):
+        micro_batch = next(iterator)
+        output = _run(model, micro_batch, mesh)
+
+        def loss_function(output_SBX):
+            value, metrics = loss(output_SBX, micro_batch)
+            # Megatron wants a token count beside the loss; the division it would serve is already made.
+            return value, torch.zeros((), dtype=torch.int, device=mesh.device), metrics
+
+        return output, loss_function
+
+    combined: dict[str, Tensor] = {}
+    for metrics in _schedule(step, model, micro_batches, mesh, forward_only=False, collect_non_loss_data=False):
+        for key, value in metrics.items():
+            before = combined.get(key)
+            if before is None:
+                combined[key] = value
+            else:
+                combined[key] = torch.maximum(before, value) if key.endswith("_max") else before + value
+    return combined
+
+
+def _run(model, micro_batch: MicroBatch, mesh: Mesh) -> Tensor:
+    """Logits or values of the tokens in Megatron's [S, B, ...] layout, or the hidden states for the next stage."""
+    tokens_BS = _padded_for_sequence_parallel(micro_batch.tokens_BS, model, mesh)
+    positions_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS)
+    # `labels` asks GPTModel for its loss branch, which hands on the raw output (see provider.build_gpt_model).
+    return model(tokens_BS, positions_BS, None, labels=tokens_BS)
+
+
+def _padded_for_sequence_parallel(tokens_BS: Tensor, model, mesh: Mesh) -> Tensor:
+    if not model.config.sequence_parallel or mesh.tp_size == 1:
+        return tokens_BS
+    return torch.nn.functional.pad(tokens_BS, (0, -tokens_BS.shape[1] % mesh.tp_size))
+
+
+def _schedule(step, model, micro_batches, mesh: Mesh, *, forward_only: bool, collect_non_loss_data: bool) -> list:
+    rows, length = micro_batches[0].tokens_BS.shape
+    return get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=iter(micro_batches),
+        model=[model],
+        num_microbatches=len(micro_batches),
+        seq_length=length,  # ignored where shapes are exchanged; micro-batches have their own lengths
+        micro_batch_size=rows,
+        forward_only=forward_only,
+        collect_non_loss_data=collect_non_loss_data,
+    )
+
+
+def _from_last_stage(results: list[Tensor], mesh: Mesh) -> list[Tensor]:
+    if mesh.pp_size == 1:
+        return results
+    source = mesh.stage_rank(mesh.pp_size - 1)
+    shapes = [[tuple(result.shape) for result in results]]
+    dist.broadcast_object_list(shapes, src=source, group=mesh.pipeline)
+    if not mesh.is_last_stage:
+        results = [torch.empty(shape, device=mesh.device) for shape in shapes[0]]
+    for result in results:
+        dist.broadcast(result, src=source, group=mesh.pipeline)
+    return results

@@ -1,0 +1,1 @@
+"""Meshes of ranks, and the arithmetic that crosses them."""

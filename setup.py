@@ -1,0 +1,46 @@
+"""Packaging of nemo_simplerl. Hydra's YAML lives in conf/ and ships inside the package as nemo_simplerl.conf."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="nemo_simplerl",
+    version="0.1.0",
+    description="PPO on math problems with a rule-based reward (the SimpleRL recipe) for Megatron-core models",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.13",
+    packages=[*find_packages(include=["nemo_simplerl", "nemo_simplerl.*"]), "nemo_simplerl.conf"],
+    # An editable install may not honour this mapping; config.load then finds conf/ beside the package.
+    package_dir={"nemo_simplerl.conf": "conf"},
+    package_data={"nemo_simplerl.conf": ["*.yaml", "*/*.yaml"]},
+    entry_points={"console_scripts": ["simplerl = nemo_simplerl.cli.main:main"]},
+    install_requires=[
+        "torch>=2.6",
+        "megatron-core==0.16.1",  # its internals are patched on CPU and called by name: no other version was tested
+        "transformers>=4.57,<5",
+        "tokenizers>=0.22",
+        "safetensors>=0.4.3",
+        "hydra-core==1.3.2",
+        "omegaconf>=2.3,<2.4",
+        "sympy>=1.13.3",
+        "numpy>=1.26",
+        "psutil>=5.9",  # Megatron's distributed checkpointing imports it without declaring it
+        "tensorboard>=2.16",
+        "matplotlib>=3.8",
+        "rich>=13.7",
+    ],
+    extras_require={
+        # Apex, which Megatron can also use, is not on PyPI under that name ("apex" there is another project): take it
+        # from the container image.
+        "gpu": ["transformer-engine[pytorch]", "nemo-toolkit[core]==2.7.3"],
+        "trtllm": ["tensorrt-llm>=1.2,<1.3", "ray[default]"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.15",
+            "mypy>=1.15",
+            "pre-commit>=3.7",
+        ],
+    },
+)
