@@ -30,7 +30,9 @@ def run_ranks(function: Callable, world_size: int, *args, timeout_s: float = 240
     pipes, processes = [], []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_rank_main, args=(function, rank, world_size, port, sender, args), daemon=True)
+        process = context.Process(
+            target=_rank_main, args=(function, rank, world_size, port, sender, args), daemon=True
+        )
         process.start()
         sender.close()
         pipes.append(receiver)

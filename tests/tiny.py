@@ -1,9 +1,22 @@
 """Small models and layouts that many tests share."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from nemo_simplerl.config.schema import ActorConfig, OptimConfig
+from nemo_simplerl.config.load import compose
+from nemo_simplerl.config.schema import ActorConfig, Config, OptimConfig
+from nemo_simplerl.model.provider import read_hf_config
+from nemo_simplerl.parallel.mesh import destroy_mesh
+from nemo_simplerl.reward.pool import RewardPool
+from nemo_simplerl.rollout.base import Completion, SamplingParams
+from nemo_simplerl.trainer.actor import Actor
+from nemo_simplerl.trainer.build import build_learner, mesh_of
+from nemo_simplerl.trainer.critic import Critic
+from nemo_simplerl.trainer.roles import Roles
+from nemo_simplerl.trainer.timing import PhaseTimer
 
 OPTIM = OptimConfig(
     lr=1e-3,
@@ -34,7 +47,9 @@ def layout(tp: int = 1, pp: int = 1, **changes) -> ActorConfig:
     return ActorConfig(**(values | changes))
 
 
-def save_hf_model(folder: Path, family: str = "qwen2", *, tied: bool = False, vocab_size: int = 131, seed: int = 0) -> Path:
+def save_hf_model(
+    folder: Path, family: str = "qwen2", *, tied: bool = False, vocab_size: int = 131, seed: int = 0
+) -> Path:
     """A random fp32 model of 4 layers in Hugging Face form, biases and norms random too."""
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
@@ -59,3 +74,82 @@ def save_hf_model(folder: Path, family: str = "qwen2", *, tied: bool = False, vo
             param.data = torch.randn_like(param) * 0.08 if "embed" in name else torch.randn_like(param) / 8
     model.save_pretrained(folder)
     return folder
+
+
+class ScriptedEngine:
+    """A rollout engine whose completions are written beforehand: a function of seed and prompt alone.
+
+    It takes the weights and forgets them, so runs that differ in rounding still see the same samples.
+    """
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size, self.version = vocab_size, None
+
+    def refit(self, stream, version: int) -> None:
+        self.received = {name: tensor.clone() for name, tensor in stream}
+        self.version = version
+
+    def generate(self, prompts, params, seeds):
+        return [self._completion(seed, params.max_tokens) for seed in seeds]
+
+    def _completion(self, seed: int, max_tokens: int) -> Completion:
+        rng = random.Random(seed)
+        length = rng.randint(1, max_tokens)
+        ids = tuple(rng.choices(range(self.vocab_size), k=length))
+        text = rng.choice([r"\boxed{1}", r"\boxed{2}", "no box"])
+        reason = "length" if length == max_tokens else "stop"
+        return Completion(ids, (-1.0,) * length, text, reason, self.version, seed)
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def small_config(folder: str, actor: dict, algo: dict) -> Config:
+    """The quickstart's configuration for a model of `save_hf_model`, with updates of 4 samples in micro-batches of 4."""
+    sizes = {"micro_batch_size": 4, "forward_micro_batch_size": 4, "global_batch_size": 4}
+    optim = {"optim.lr": 1e-3, "optim.lr_warmup_fraction": 0.0}
+    actor = sizes | optim | actor
+    critic = optim | {key: value for key, value in actor.items() if key in sizes}
+    sections = {
+        "actor": actor,
+        "critic": critic,
+        "algo": {"ratio_tolerance": 1e-5} | algo,
+        "model": {"path": folder},
+    }
+    return compose(
+        ["experiment=quickstart"]
+        + [f"{name}.{key}={value}" for name, section in sections.items() for key, value in section.items()]
+    )
+
+
+@contextmanager
+def scripted_roles(folder: str, actor_changes: dict, algo_changes: dict) -> Iterator[Roles]:
+    """Real actor, critic, reference and grader of the model in `folder`, with a scripted engine."""
+    config = small_config(folder, actor_changes, algo_changes)
+    mesh = mesh_of(config)
+    optim = config.actor.optim
+    timer = PhaseTimer()
+    hf = read_hf_config(folder)
+    grader = RewardPool(1, timeout_s=20.0, memory_limit_mb=1024)
+    learner = build_learner(config, folder, optim, mesh, total_updates=8)
+    critic = build_learner(config, folder, optim, mesh, total_updates=8, is_critic=True)
+    sampling = SamplingParams(
+        n=2, max_tokens=12, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=(0,)
+    )
+    yield Roles(
+        config=config,
+        mesh=mesh,
+        actor=Actor(learner, hf, config.actor, config.algo, temperature=0.7, timer=timer),
+        critic=Critic(critic, config.critic, config.algo, timer=timer),
+        engine=ScriptedEngine(hf["vocab_size"]),
+        grader=grader,
+        sampling=sampling,
+        pad_id=0,
+        eos_id=0,
+        timer=timer,
+    )
+    grader.close()
+    destroy_mesh()

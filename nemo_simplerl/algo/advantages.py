@@ -11,10 +11,10 @@ from torch import Tensor
 def whiten(
     advantages_BT: Tensor, mask_BT: Tensor, group: dist.ProcessGroup | None = None, eps: float = 1e-8
 ) -> Tensor:
-    """Advantages shifted and scaled to mean 0 and biased variance 1 over the masked tokens of every rank in `group`.
+    """Advantages shifted and scaled to mean 0 and biased variance 1 over the group's masked tokens.
 
-    Float32 [B, T], zero outside the mask. The variance is raised to `eps` where it is smaller, so equal advantages
-    become zeros. Collective when `group` is given.
+    Float32 [B, T], zero outside the mask. The variance is raised to `eps` where it is smaller, so equal
+    advantages become zeros. Collective when `group` is given.
     """
     mean, variance = masked_moments(advantages_BT, mask_BT, group)
     whitened_BT = (advantages_BT.double() - mean) * variance.clamp(min=eps).rsqrt()
@@ -24,10 +24,10 @@ def whiten(
 def masked_moments(
     values_BT: Tensor, mask_BT: Tensor, group: dist.ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance, float64 scalars, over the masked values of every rank in `group` (None: this rank).
+    """Mean and biased variance, float64 scalars, over the group's masked values (None: this rank's).
 
-    Zeros where nothing is masked in. Two passes in float64: the digits that reach float32 then do not depend on how
-    the rows are spread over ranks. Collective when `group` is given.
+    Zeros where nothing is masked in. Two passes in float64: the digits that reach float32 then do not depend
+    on how the rows are spread over ranks. Collective when `group` is given.
     """
     is_counted_BT = mask_BT > 0
     values_BT = torch.where(is_counted_BT, values_BT.double(), 0.0)

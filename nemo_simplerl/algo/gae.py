@@ -12,10 +12,10 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Advantages and returns, float32 [B, T], zero outside the mask.
 
-    values[t] is the value of the state before token t is emitted. The response is one contiguous run of the mask; the
-    state after it is terminal, so its value is 0. Equation 16, as the recursion
-    A[t] = delta[t] + gamma * lam * A[t+1] with delta[t] = reward[t] + gamma * value[t+1] - value[t];
-    the return is A[t] + value[t].
+    values[t] is the value of the state before token t is emitted. The response is one contiguous run of the
+    mask; the state after it is terminal, so its value is 0. Equation 16, as the recursion A[t] = delta[t] +
+    gamma * lam * A[t+1] with delta[t] = reward[t] + gamma * value[t+1] - value[t]; the return is A[t] +
+    value[t].
     """
     is_response_BT = mask_BT > 0
     rewards_BT = torch.where(is_response_BT, rewards_BT.float(), 0.0)

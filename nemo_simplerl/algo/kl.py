@@ -10,8 +10,8 @@ from torch import Tensor
 def kl_penalty(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, estimator: str) -> Tensor:
     """KL estimate in nats a token, float32 [B, T], with d = logprob - reference logprob.
 
-    `k1` d, signed and unbiased; `k2` d^2 / 2; `k3` exp(-d) - 1 + d, unbiased and never negative (Schulman 2020,
-    "Approximating KL Divergence"); `abs` |d|. Raises ValueError for another name.
+    `k1` d, signed and unbiased; `k2` d^2 / 2; `k3` exp(-d) - 1 + d, unbiased and never negative (Schulman
+    2020, "Approximating KL Divergence"); `abs` |d|. Raises ValueError for another name.
     """
     log_ratio_BT = logprobs_BT.float() - ref_logprobs_BT.float()
     if estimator == "k1":

@@ -1,9 +1,9 @@
 """The two PPO losses as weighted sums.
 
-Shapes: B sequences, T predicted tokens. `mask` is 1 where a token counts. Every 1/N of a mean sits in `weights_BT`,
-computed once from counts of the whole update: summing a loss, or its gradient, over micro-batches and data-parallel
-ranks gives the mean, however the rows were split. Metrics are detached scalars; a key that ends in `_max` combines by
-maximum, every other by sum.
+Shapes: B sequences, T predicted tokens. `mask` is 1 where a token counts. Every 1/N of a mean sits in
+`weights_BT`, computed once from counts of the whole update: summing a loss, or its gradient, over
+micro-batches and data-parallel ranks gives the mean, however the rows were split. Metrics are detached
+scalars; a key that ends in `_max` combines by maximum, every other by sum.
 """
 
 import torch
@@ -18,9 +18,10 @@ Metrics = dict[str, Tensor]
 def token_weights(mask_BT: Tensor, aggregation: str, *, num_tokens: int, num_sequences: int) -> Tensor:
     """The weight of every token in the update's mean, float32 [B, T], zero outside the mask.
 
-    `token_mean`: each token weighs 1 / num_tokens. `seq_mean`: each sequence weighs 1 / num_sequences, shared by its
-    tokens. `num_tokens` counts the masked tokens, `num_sequences` the rows with at least one, over all micro-batches
-    and data-parallel ranks of the update. Rows are whole. Raises ValueError for another aggregation.
+    `token_mean`: each token weighs 1 / num_tokens. `seq_mean`: each sequence weighs 1 / num_sequences, shared
+    by its tokens. `num_tokens` counts the masked tokens, `num_sequences` the rows with at least one, over all
+    micro-batches and data-parallel ranks of the update. Rows are whole. Raises ValueError for another
+    aggregation.
     """
     mask_BT = (mask_BT > 0).float()
     # A count of 0 comes with an empty mask: the weights are zeros and the loss is 0.
@@ -44,9 +45,9 @@ def policy_loss(
 ) -> tuple[Tensor, Metrics]:
     """Clipped surrogate minus entropy_bonus * entropy (Schulman 2017, arXiv:1707.06347, equations 7 and 9).
 
-    Gradients flow to `logprobs_BT`, and to `entropy_BT` unless the bonus is 0. Metrics: `policy_loss` (the surrogate
-    alone), `clip_fraction` (weight of the tokens whose gradient the clip removed), `approx_kl` (k3 of old against new,
-    r - 1 - log r), `entropy`, `ratio_deviation_max` (largest |r - 1|).
+    Gradients flow to `logprobs_BT`, and to `entropy_BT` unless the bonus is 0. Metrics: `policy_loss` (the
+    surrogate alone), `clip_fraction` (weight of the tokens whose gradient the clip removed), `approx_kl` (k3
+    of old against new, r - 1 - log r), `entropy`, `ratio_deviation_max` (largest |r - 1|).
     """
     is_counted_BT = weights_BT > 0
     # Inputs are cleared before the arithmetic: an inf or NaN cleared after it would still spoil the gradient.
@@ -83,8 +84,8 @@ def value_loss(
 ) -> tuple[Tensor, Metrics]:
     """Half the squared error; the larger of it and that of the value kept within `value_clip` of the old one.
 
-    `value_clip` None is the plain squared error. Metrics: `value_loss`, `value_clip_fraction` (weight of the tokens
-    where the clipped error is the larger, so no gradient flows).
+    `value_clip` None is the plain squared error. Metrics: `value_loss`, `value_clip_fraction` (weight of the
+    tokens where the clipped error is the larger, so no gradient flows).
     """
     is_counted_BT = weights_BT > 0
     values_BT = torch.where(is_counted_BT, values_BT, 0.0)
@@ -92,9 +93,10 @@ def value_loss(
     returns_BT = torch.where(is_counted_BT, returns_BT, 0.0)
 
     squared_error_BT = (values_BT - returns_BT).square()
-    clip_fraction = torch.zeros_like(weights_BT[0, 0])
+    clip_fraction = weights_BT.new_zeros(())
     if value_clip is not None:
-        clipped_values_BT = old_values_BT + (values_BT - old_values_BT).clamp(-value_clip, value_clip)
+        # Bounds, not old + clamp(change): values inside them stay as they are to the last digit.
+        clipped_values_BT = values_BT.clamp(old_values_BT - value_clip, old_values_BT + value_clip)
         clipped_error_BT = (clipped_values_BT - returns_BT).square()
         clip_fraction = (weights_BT * (clipped_error_BT > squared_error_BT)).sum().detach()
         squared_error_BT = torch.maximum(squared_error_BT, clipped_error_BT)
@@ -105,10 +107,10 @@ def value_loss(
 def explained_variance(
     values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """1 - Var(return - value) / Var(return) over the masked tokens of every rank in `group`, a float64 scalar.
+    """1 - Var(return - value) / Var(return) over the group's masked tokens, a float64 scalar.
 
-    1 is a perfect critic, 0 no better than a constant, negative is worse. 0 where all returns are equal, which leaves
-    nothing to explain. Collective when `group` is given.
+    1 is a perfect critic, 0 no better than a constant, negative is worse. 0 where all returns are equal,
+    which leaves nothing to explain. Collective when `group` is given.
     """
     _, return_variance = masked_moments(returns_BT, mask_BT, group)
     _, error_variance = masked_moments(returns_BT.double() - values_BT.double(), mask_BT, group)

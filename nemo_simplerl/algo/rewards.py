@@ -12,15 +12,16 @@ def token_rewards(
 ) -> Tensor:
     """Rewards in float32 [B, T]: -kl_coef * kl on response tokens, plus the score on each row's last one.
 
-    `reward_clip` bounds the score's absolute value and leaves the KL term alone. Zero outside the mask, whatever kl
-    holds there (Ouyang 2022, equation 2, spread over tokens). Raises ValueError for a row without a response token.
+    `reward_clip` bounds the score's absolute value and leaves the KL term alone. Zero outside the mask,
+    whatever kl holds there (Ouyang 2022, equation 2, spread over tokens). Raises ValueError for a row without
+    a response token.
     """
     is_response_BT = mask_BT > 0
     empty_rows = (~is_response_BT.any(dim=1)).nonzero().flatten().tolist()
     if empty_rows:
         raise ValueError(
-            f"rows {empty_rows} have no response token to carry their score; every completion needs at least one "
-            f"token in the mask"
+            f"rows {empty_rows} have no response token to carry their score; "
+            f"every completion needs at least one token in the mask"
         )
     scores_B = scores_B.float()
     if reward_clip is not None:

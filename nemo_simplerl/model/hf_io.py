@@ -37,7 +37,9 @@ class HfWeights:
     def get(self, name: str) -> Tensor:
         """Raises ValueError when the folder has no tensor of that name."""
         if name not in self._where:
-            raise ValueError(f"{self.path} has no tensor {name!r}; its config.json and weights do not belong together.")
+            raise ValueError(
+                f"{self.path} has no tensor {name!r}; its config.json and weights do not belong together."
+            )
         return self._where[name].get_tensor(name)
 
 
@@ -66,7 +68,10 @@ def load_weights(gpt: GPTModel, hf: dict, path: str | Path, mesh: Mesh) -> None:
     weights = HfWeights(path)
     offset, heads = layer_offset(gpt), heads_of(hf)
     for name, param in gpt.named_parameters():
-        if isinstance(gpt.output_layer if gpt.post_process else None, ValueHead) and name == "output_layer.weight":
+        if (
+            isinstance(gpt.output_layer if gpt.post_process else None, ValueHead)
+            and name == "output_layer.weight"
+        ):
             if VALUE_HEAD in weights:
                 param.copy_(weights.get(VALUE_HEAD))
             continue
@@ -85,7 +90,12 @@ def load_weights(gpt: GPTModel, hf: dict, path: str | Path, mesh: Mesh) -> None:
 
 
 def save_folder(
-    path: str | Path, stream: Iterable[tuple[str, Tensor]], hf: dict, tokenizer_path: str | Path | None, *, shard_gb: float = 4.0
+    path: str | Path,
+    stream: Iterable[tuple[str, Tensor]],
+    hf: dict,
+    tokenizer_path: str | Path | None,
+    *,
+    shard_gb: float = 4.0,
 ) -> None:
     """Write config.json, tokenizer files and sharded safetensors under a temporary name, then rename.
 
@@ -99,7 +109,10 @@ def save_folder(
     partial.mkdir(parents=True)
     if tokenizer_path is not None:
         for file in Path(tokenizer_path).iterdir():
-            if file.suffix in {".json", ".txt", ".model", ".jinja"} and file.name not in {"config.json", _INDEX}:
+            if file.suffix in {".json", ".txt", ".model", ".jinja"} and file.name not in {
+                "config.json",
+                _INDEX,
+            }:
                 shutil.copy2(file, partial / file.name)
     (partial / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
     _write_shards(partial, stream, int(shard_gb * 1e9))

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_simplerl.config.schema import ActorConfig
+from nemo_simplerl.model.hf_map import mapping
 from nemo_simplerl.model.local_layers import RmsNorm, SdpaAttention
 from nemo_simplerl.model.value_head import ValueHead
 from nemo_simplerl.parallel.mesh import Mesh
@@ -29,7 +31,9 @@ def read_hf_config(path: str | Path) -> dict:
             f"{file}: model_type is {config.get('model_type')!r}; supported: {', '.join(sorted(QKV_BIAS))}."
         )
     if config.get("rope_scaling"):
-        raise ValueError(f"{file}: rope_scaling {config['rope_scaling']} is not supported; only plain rope is.")
+        raise ValueError(
+            f"{file}: rope_scaling {config['rope_scaling']} is not supported; only plain rope is."
+        )
     return config
 
 
@@ -37,7 +41,9 @@ def use_transformer_engine(wanted: bool | None) -> bool:
     """Whether to build Transformer Engine layers. Raises ValueError where they are asked for and cannot run."""
     if wanted is False or not torch.cuda.is_available():
         if wanted:
-            raise ValueError("model.transformer_engine=true needs a GPU, and none is visible; set it to null or false.")
+            raise ValueError(
+                "model.transformer_engine=true needs a GPU, and none is visible; set it to null or false."
+            )
         return False
     try:
         import transformer_engine.pytorch  # noqa: F401
@@ -48,7 +54,9 @@ def use_transformer_engine(wanted: bool | None) -> bool:
     return True
 
 
-def transformer_config(hf: dict, layout: ActorConfig, *, dtype: torch.dtype, on_gpu: bool) -> TransformerConfig:
+def transformer_config(
+    hf: dict, layout: ActorConfig, *, dtype: torch.dtype, on_gpu: bool
+) -> TransformerConfig:
     """Megatron's config for an HF config and a parallel layout. Fusions that need CUDA kernels follow `on_gpu`."""
     heads = hf["num_attention_heads"]
     return TransformerConfig(
@@ -101,7 +109,13 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
 
 
 def build_gpt_model(
-    hf: dict, layout: ActorConfig, mesh: Mesh, *, dtype: torch.dtype, transformer_engine: bool, critic_seed: int | None = None
+    hf: dict,
+    layout: ActorConfig,
+    mesh: Mesh,
+    *,
+    dtype: torch.dtype,
+    transformer_engine: bool,
+    critic_seed: int | None = None,
 ) -> GPTModel:
     """The layers of this rank's pipeline stage, uninitialised. With `critic_seed` the last stage ends in a ValueHead.
 
@@ -135,7 +149,20 @@ def build_gpt_model(
     # GPTModel transposes and copies the logits to [B, S, V/TP] unless a loss is asked for. The raw output is handed on
     # instead: at a vocabulary of 152k that copy is the largest tensor of the step.
     gpt.compute_language_model_loss = lambda labels, output_SBX: output_SBX
+    _mark_sharded_weights(gpt)
     return gpt.to(mesh.device)
+
+
+def _mark_sharded_weights(gpt: GPTModel) -> None:
+    """Say which weights are split over tensor ranks: the gradient norm counts the others once.
+
+    Megatron's layers say so only as a part of their initialisation, which is skipped here.
+    """
+    for name, param in gpt.named_parameters():
+        is_value_head = name == "output_layer.weight" and isinstance(gpt.output_layer, ValueHead)
+        tp_dim = None if is_value_head else mapping(name).tp_dim
+        if tp_dim is not None and not getattr(param, "tensor_model_parallel", False):
+            set_tensor_model_parallel_attributes(param, is_parallel=True, dim=tp_dim, stride=1)
 
 
 def _layer_spec(config: TransformerConfig, transformer_engine: bool):
@@ -146,4 +173,6 @@ def _layer_spec(config: TransformerConfig, transformer_engine: bool):
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RmsNorm
     spec.submodules.self_attention.submodules.core_attention = SdpaAttention
-    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RmsNorm)
+    return TransformerBlockSubmodules(
+        layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RmsNorm
+    )

@@ -63,7 +63,9 @@ def forward_backward(model, micro_batches: Sequence[MicroBatch], loss: Loss, mes
         return output, loss_function
 
     combined: dict[str, Tensor] = {}
-    for metrics in _schedule(step, model, micro_batches, mesh, forward_only=False, collect_non_loss_data=False):
+    for metrics in _schedule(
+        step, model, micro_batches, mesh, forward_only=False, collect_non_loss_data=False
+    ):
         for key, value in metrics.items():
             before = combined.get(key)
             if before is None:
@@ -87,7 +89,9 @@ def _padded_for_sequence_parallel(tokens_BS: Tensor, model, mesh: Mesh) -> Tenso
     return torch.nn.functional.pad(tokens_BS, (0, -tokens_BS.shape[1] % mesh.tp_size))
 
 
-def _schedule(step, model, micro_batches, mesh: Mesh, *, forward_only: bool, collect_non_loss_data: bool) -> list:
+def _schedule(
+    step, model, micro_batches, mesh: Mesh, *, forward_only: bool, collect_non_loss_data: bool
+) -> list:
     rows, length = micro_batches[0].tokens_BS.shape
     return get_forward_backward_func()(
         forward_step_func=step,

@@ -45,13 +45,14 @@ def let_megatron_run_without_cuda() -> bool:
     # The optimizers sort parameters by type name and know only torch.cuda.FloatTensor and its half-precision kin.
     torch.Tensor.type = _typed_as_cuda(torch.Tensor.type)
 
+    from megatron.core import utils
     from megatron.core.optimizer import clip_grads, grad_scaler, optimizer
     from megatron.core.pipeline_parallel import schedules
     from megatron.core.tensor_parallel import random
 
     # Token counters, overflow flags and gradient norms are made with device="cuda".
     proxy = _TorchWithoutCuda("torch")
-    for module in (schedules, clip_grads, optimizer, grad_scaler):
+    for module in (schedules, clip_grads, optimizer, grad_scaler, utils):
         module.torch = proxy
     # Activation recomputation saves and restores the CUDA generator beside the CPU's.
     random._get_cuda_rng_state = lambda *args, **kwargs: None

@@ -69,7 +69,11 @@ class Mesh:
 
 
 def build_mesh(
-    *, tensor_model_parallel_size: int, pipeline_model_parallel_size: int, context_parallel_size: int, timeout_s: int
+    *,
+    tensor_model_parallel_size: int,
+    pipeline_model_parallel_size: int,
+    context_parallel_size: int,
+    timeout_s: int,
 ) -> Mesh:
     """Join the world torchrun describes (or a world of one) and cut it into groups. Collective.
 

@@ -22,33 +22,50 @@ def vocab_parallel_logprob_entropy(
     chunk_tokens: int = 1024,
     fp32: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of `targets`, and entropy, under softmax(logits / temperature): two float32 tensors [...].
+    """Log-probability of `targets` and entropy of softmax(logits / temperature): two float32 tensors [...].
 
-    logits [..., V]: rank r of `group` holds vocabulary columns r*V to (r+1)*V; None is one rank with all of them.
-    Columns from `vocab_size` on are padding: no probability, zero gradient. targets [...]: global token ids; one
-    outside 0 .. vocab_size - 1 gives a NaN log-probability. Both outputs are in nats and equal on every rank.
-    Collective in the forward pass (two all-reduces of a few floats a token), silent in the backward pass.
+    logits [..., V]: rank r of `group` holds vocabulary columns r*V to (r+1)*V; None is one rank with all of
+    them. Columns from `vocab_size` on are padding: no probability, zero gradient. targets [...]: global token
+    ids; one outside 0 .. vocab_size - 1 gives a NaN log-probability. Both outputs are in nats and equal on
+    every rank. Collective in the forward pass (two all-reduces of a few floats a token), silent in the
+    backward pass.
 
-    BACKWARD OVERWRITES `logits` WITH THEIR GRADIENT, as Megatron's vocab-parallel cross entropy does: a second tensor
-    of that size never exists. Work space is two float32 tensors [chunk_tokens, V]. So backward runs once, logits are
-    an activation rather than a leaf, and nothing else may read them afterwards (autograd raises where it can tell).
+    BACKWARD OVERWRITES `logits` WITH THEIR GRADIENT, as Megatron's vocab-parallel cross entropy does: a
+    second tensor of that size never exists. Work space is two float32 tensors [chunk_tokens, V]. So backward
+    runs once, logits are an activation rather than a leaf, and nothing else may read them afterwards
+    (autograd raises where it can tell).
 
-    fp32=False rounds as a log-softmax in the dtype of the logits does: the scaled logits and every log-probability,
-    forward and backward; sums are float32 either way.
+    fp32=False rounds as a log-softmax in the dtype of the logits does: the scaled logits and every
+    log-probability, forward and backward; sums are float32 either way.
 
-    Raises ValueError for logits that are a leaf requiring gradients, not contiguous or too few for `vocab_size`,
-    for targets of another shape, and for a temperature or chunk that is not positive.
+    Raises ValueError for logits that are a leaf requiring gradients, not contiguous or too few for
+    `vocab_size`, for targets of another shape, and for a temperature that is not positive.
     """
     size, rank = (1, 0) if group is None else (group.size(), group.rank())
+    _refuse_misuse(logits, targets, size, vocab_size, temperature)
     num_columns = logits.shape[-1]
+    shard = _Shard(
+        group=group if size > 1 else None,
+        first=rank * num_columns,
+        num_valid=min(max(vocab_size - rank * num_columns, 0), num_columns),
+        vocab_size=vocab_size,
+        temperature=temperature,
+        chunk_tokens=chunk_tokens,
+        fp32=fp32,
+    )
+    return _LogprobEntropy.apply(logits, targets, shard)
+
+
+def _refuse_misuse(logits: Tensor, targets: Tensor, size: int, vocab_size: int, temperature: float) -> None:
     if targets.shape != logits.shape[:-1]:
         raise ValueError(
             f"targets {tuple(targets.shape)} do not match the rows of logits {tuple(logits.shape)}"
         )
-    if size * num_columns < vocab_size:
+    if size * logits.shape[-1] < vocab_size:
         raise ValueError(
-            f"{size} ranks x {num_columns} columns cannot hold a vocabulary of {vocab_size}; give logits of at least "
-            f"{-(-vocab_size // size)} columns a rank, or the group the vocabulary is split over"
+            f"{size} ranks x {logits.shape[-1]} columns cannot hold a vocabulary of {vocab_size}; "
+            f"give logits of at least {-(-vocab_size // size)} columns a rank, "
+            f"or the group the vocabulary is split over"
         )
     if not logits.is_contiguous():
         raise ValueError(
@@ -60,18 +77,6 @@ def vocab_parallel_logprob_entropy(
         raise ValueError(
             f"temperature must be positive, got {temperature}; greedy decoding has no distribution"
         )
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-    shard = _Shard(
-        group=group if size > 1 else None,
-        first=rank * num_columns,
-        num_valid=min(max(vocab_size - rank * num_columns, 0), num_columns),
-        vocab_size=vocab_size,
-        temperature=temperature,
-        chunk_tokens=chunk_tokens,
-        fp32=fp32,
-    )
-    return _LogprobEntropy.apply(logits, targets, shard)
 
 
 @dataclass(frozen=True)
@@ -122,12 +127,12 @@ class _LogprobEntropy(torch.autograd.Function):
         is_token_N = (targets_N >= 0) & (targets_N < shard.vocab_size)
         logprobs_N = torch.where(is_token_N, logprobs_N, torch.nan)
 
-        entropy = entropy_N.view(targets.shape)
         ctx.shard = shard
         ctx.logits_are_gradient = False
+        # An entropy that no loss uses arrives as None and spares the backward pass its half of the work.
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, targets, max_N + log_sum_N, entropy)
-        return logprobs_N.view(targets.shape), entropy
+        ctx.save_for_backward(logits, targets, max_N + log_sum_N, entropy_N)
+        return logprobs_N.view(targets.shape), entropy_N.view(targets.shape)
 
     @staticmethod
     @once_differentiable
@@ -136,19 +141,20 @@ class _LogprobEntropy(torch.autograd.Function):
     ) -> tuple[Tensor | None, None, None]:
         if ctx.logits_are_gradient:
             raise RuntimeError(
-                "second backward through vocab_parallel_logprob_entropy: the first one overwrote the logits with their "
-                "gradient. Run the forward pass again, or add the losses up and call backward once."
+                "second backward through vocab_parallel_logprob_entropy: the first one overwrote the "
+                "logits with their gradient. Run the forward pass again, "
+                "or add the losses up and call backward once."
             )
-        if logprobs_grad is None and entropy_grad is None:
-            return None, None, None
         ctx.logits_are_gradient = True
-        logits, targets, logsumexp_N, entropy = ctx.saved_tensors
+        logits, targets, logsumexp_N, entropy_N = ctx.saved_tensors
+        if logprobs_grad is None:
+            logprobs_grad = torch.zeros_like(entropy_grad)
         _write_gradient(
             logits.view(-1, logits.shape[-1]),
             targets.reshape(-1),
             logsumexp_N,
-            entropy.reshape(-1),
-            None if logprobs_grad is None else logprobs_grad.reshape(-1),
+            entropy_N,
+            logprobs_grad.reshape(-1),
             None if entropy_grad is None else entropy_grad.reshape(-1),
             ctx.shard,
         )
@@ -167,7 +173,7 @@ def _row_maximum(logits_NV: Tensor, shard: _Shard) -> Tensor:
 
 
 def _row_sums(logits_NV: Tensor, targets_N: Tensor, max_N: Tensor, shard: _Shard) -> Tensor:
-    """[3, N] over all ranks, of x = scaled logit - row maximum: sum of exp(x), sum of exp(x) * x, x of the target."""
+    """[3, N] over all ranks, with x = scaled logit - row maximum: sum e^x, sum e^x * x, x of the target."""
     sums_3N = max_N.new_empty(3, max_N.shape[0])
     for start in range(0, max_N.shape[0], shard.chunk_tokens):
         rows = slice(start, start + shard.chunk_tokens)
@@ -188,7 +194,7 @@ def _write_gradient(
     targets_N: Tensor,
     logsumexp_N: Tensor,
     entropy_N: Tensor,
-    logprobs_grad_N: Tensor | None,
+    logprobs_grad_N: Tensor,
     entropy_grad_N: Tensor | None,
     shard: _Shard,
 ) -> None:
@@ -200,20 +206,16 @@ def _write_gradient(
     if not shard.num_valid:
         return
     columns_N, is_held_N = shard.local(targets_N)
+    onehot_N = torch.where(is_held_N, logprobs_grad_N, 0.0)
     for start in range(0, logits_NV.shape[0], shard.chunk_tokens):
         rows = slice(start, start + shard.chunk_tokens)
         valid_CV = logits_NV[rows, : shard.num_valid]
         logp_CV = shard.rounded(shard.scaled(valid_CV).sub_(logsumexp_N[rows, None]), logits_NV.dtype)
         if entropy_grad_N is None:
-            grad_CV = logp_CV.exp_()
-            grad_CV.mul_(-logprobs_grad_N[rows, None])
+            grad_CV = logp_CV.exp_().mul_(-logprobs_grad_N[rows, None])
         else:
             grad_CV = logp_CV.exp()
             logp_CV.add_(entropy_N[rows, None]).mul_(entropy_grad_N[rows, None])
-            if logprobs_grad_N is not None:
-                logp_CV.add_(logprobs_grad_N[rows, None])
-            grad_CV.mul_(logp_CV).neg_()
-        if logprobs_grad_N is not None:
-            onehot_C = torch.where(is_held_N[rows], logprobs_grad_N[rows], 0.0)
-            grad_CV.scatter_add_(1, columns_N[rows, None], onehot_C[:, None])
+            grad_CV.mul_(logp_CV.add_(logprobs_grad_N[rows, None])).neg_()
+        grad_CV.scatter_add_(1, columns_N[rows, None], onehot_N[rows, None])
         valid_CV.copy_(grad_CV.div_(shard.temperature))

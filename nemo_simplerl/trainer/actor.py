@@ -1,6 +1,6 @@
 """The policy: log-probabilities, reference log-probabilities, PPO updates, and its weights for the engine.
 
-Legend: B samples of this data rank, T predicted tokens (sequence length - 1), V/TP vocabulary rows of a tensor rank.
+Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, V/TP vocabulary rows of a tensor rank.
 """
 
 from collections.abc import Iterator
@@ -8,47 +8,140 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nemo_simplerl.algo.loss import policy_loss, token_weights
+from nemo_simplerl.algo.loss import Metrics, policy_loss, token_weights
 from nemo_simplerl.config.schema import ActorConfig, AlgoConfig
-from nemo_simplerl.data.batch import Batch
+from nemo_simplerl.data.batch import Batch, MicroBatch, padded_rows
 from nemo_simplerl.model.export import hf_stream
 from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
 from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.minibatches import global_counts, mini_batches, padded_rows
+from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
+from nemo_simplerl.trainer.timing import PhaseTimer, timed
 
 
 class Actor:
-    """Every method is collective over the world."""
+    """Every method is collective over the world. `hf` is the model's Hugging Face config."""
 
-    def __init__(self, learner: Learner, hf: dict, config: ActorConfig, algo: AlgoConfig, *, temperature: float):
-        self.learner, self.hf, self.config, self.algo = learner, hf, config, algo
+    def __init__(
+        self,
+        learner: Learner,
+        hf: dict,
+        config: ActorConfig,
+        algo: AlgoConfig,
+        *,
+        temperature: float,
+        timer: PhaseTimer,
+    ):
+        self.learner, self.hf, self.config, self.algo, self.timer = learner, hf, config, algo, timer
         self.temperature = temperature if algo.logprob_temperature == "sampling" else 1.0
-        self._reference = _copy_to_host(learner.gpt) if algo.kl_coef else None
+        self._reference = _host_copy(learner.gpt) if algo.kl_coef else None
 
+    @timed("old_logprobs")
     def logprobs(self, batch: Batch) -> Tensor:
         """float32 [B, T]: log pi(token | prefix) at the sampling temperature, 0 outside the response."""
-        rows = self.learner.forward_only(batch.micro_batches(self.config.forward_micro_batch_size), self._logprob_head)
-        return padded_rows(rows, batch.mask_BT.shape[1]) * batch.mask_BT
+        return self._forward(batch)
 
+    @timed("reference_logprobs")
     def reference_logprobs(self, batch: Batch) -> Tensor:
         """The same under the policy that training started from, whose weights wait in host memory."""
-        assert self._reference is not None, "no reference is kept when algo.kl_coef is 0"
         self._swap_reference()
         try:
-            return self.logprobs(batch)
+            return self._forward(batch)
         finally:
             self._swap_reference()
 
+    @timed("actor_update")
     def update(self, batch: Batch, old_logprobs_BT: Tensor, advantages_BT: Tensor) -> list[dict[str, float]]:
-        """PPO updates over the rollout, mini-batch by mini-batch; metrics of each in order."""
-        data = {"old_logprobs_BT": old_logprobs_BT, "advantages_BT": advantages_BT}
-        history = []
-        for mini in mini_batches(batch, data, self.config.global_batch_size, self.algo.ppo_epochs, self.learner.mesh):
-            counts = global_counts(mini, self.learner.mesh)
-            metrics = self.learner.update(
-                mini.micro_batches(self.config.micro_batch_size), lambda output, micro, counts=counts: self._loss(output, micro, counts)
+        """PPO updates over the rollout, mini-batch by mini-batch. Returns the metrics of each.
+
+        Raises RuntimeError when the ratio at the first update is further from 1 than algo.ratio_tolerance.
+        """
+        updates: list[dict[str, float]] = []
+        for mini in mini_batches(
+            batch,
+            global_batch_size=self.config.global_batch_size,
+            micro_batch_size=self.config.micro_batch_size,
+            epochs=self.algo.ppo_epochs,
+            mesh=self.learner.mesh,
+            old_logprobs_BT=old_logprobs_BT,
+            advantages_BT=advantages_BT,
+        ):
+            updates.append(
+                self.learner.update(mini.micro_batches, lambda *args, mini=mini: self._loss(*args, mini))
             )
-            history.append(metrics)
-            if len(history) == 1:
-                self._check_first_ratio(metrics["ratio_deviation_max"])
-        return history
+            self._require_ratio_one(updates[0]["ratio_deviation_max"])
+        return updates
+
+    def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full weights under Hugging Face names; every rank must consume the stream."""
+        return hf_stream(self.learner.gpt, self.hf, self.learner.mesh)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        micro_batches = batch.micro_batches(self.config.forward_micro_batch_size)
+        rows = self.learner.forward_only(micro_batches, lambda *args: self._logprobs_entropy(*args)[0])
+        return padded_rows(rows, batch.mask_BT.shape[1]) * batch.mask_BT
+
+    def _loss(self, output_SBV: Tensor, micro: MicroBatch, mini: MiniBatch) -> tuple[Tensor, Metrics]:
+        algo = self.algo
+        logprobs_BT, entropy_BT = self._logprobs_entropy(output_SBV, micro)
+        return policy_loss(
+            logprobs_BT,
+            micro.columns["old_logprobs_BT"],
+            micro.columns["advantages_BT"],
+            entropy_BT,
+            token_weights(
+                micro.loss_mask_BT,
+                algo.loss_aggregation,
+                num_tokens=mini.num_tokens,
+                num_sequences=mini.num_sequences,
+            ),
+            ratio_eps=algo.ratio_eps,
+            entropy_bonus=algo.entropy_bonus,
+        )
+
+    def _logprobs_entropy(self, output_SBV: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        targets_SB = next_tokens(micro.tokens_BS, output_SBV.shape[0])
+        logprobs_SB, entropy_SB = vocab_parallel_logprob_entropy(
+            output_SBV,
+            targets_SB,
+            group=self.learner.mesh.tensor,
+            vocab_size=self.hf["vocab_size"],
+            temperature=self.temperature,
+            fp32=self.algo.logprob_precision == "fp32",
+        )
+        length = micro.tokens_BS.shape[1] - 1
+        return logprobs_SB[:length].T.contiguous(), entropy_SB[:length].T.contiguous()
+
+    def _require_ratio_one(self, deviation: float) -> None:
+        tolerance = self.algo.ratio_tolerance
+        if tolerance is not None and not deviation <= tolerance:
+            raise RuntimeError(
+                f"At a step's first update the policy has not moved, yet |ratio - 1| reached {deviation:.3g} "
+                f"(algo.ratio_tolerance={tolerance:g}): the passes before and during the update disagree. Check the "
+                "precision, or raise the tolerance (null only reports it) where bf16 rounding explains the gap."
+            )
+
+    @torch.no_grad()
+    def _swap_reference(self) -> None:
+        assert self._reference is not None, "no reference is kept when algo.kl_coef is 0"
+        for param, waiting in zip(self.learner.gpt.parameters(), self._reference, strict=True):
+            leaving = param.detach().to("cpu", copy=True)
+            param.copy_(waiting)
+            waiting.copy_(leaving)
+
+
+def next_tokens(tokens_BS: Tensor, length: int) -> Tensor:
+    """int64 [length, B]: the token after each position, 0 where there is none.
+
+    As long as the output itself: cutting the logits instead would cost a second tensor of their size in backward.
+    """
+    targets_SB = tokens_BS.new_zeros(length, tokens_BS.shape[0])
+    targets_SB[: tokens_BS.shape[1] - 1] = tokens_BS[:, 1:].T
+    return targets_SB
+
+
+def _host_copy(gpt: torch.nn.Module) -> list[Tensor]:
+    """The parameters in host memory, page-locked where a GPU reads them."""
+    return [
+        param.detach().cpu().pin_memory() if param.is_cuda else param.detach().clone()
+        for param in gpt.parameters()
+    ]

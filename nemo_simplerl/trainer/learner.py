@@ -6,7 +6,11 @@ Actor, critic and the warm start each hold one.
 from collections.abc import Sequence
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from torch import Tensor
@@ -25,7 +29,13 @@ class Learner:
     """
 
     def __init__(
-        self, gpt: GPTModel, optim: OptimConfig, mesh: Mesh, *, total_updates: int, use_distributed_optimizer: bool
+        self,
+        gpt: GPTModel,
+        optim: OptimConfig,
+        mesh: Mesh,
+        *,
+        total_updates: int,
+        use_distributed_optimizer: bool,
     ):
         self.gpt, self.optim, self.mesh, self.total_updates = gpt, optim, mesh, total_updates
         self.updates = 0
@@ -88,6 +98,32 @@ class Learner:
             warmup_fraction=optim.lr_warmup_fraction,
         )
 
+    def state(self) -> dict:
+        """This rank's weights, optimizer state and update count. The tensors are the live ones, not copies."""
+        return {
+            "updates": self.updates,
+            "model": self.gpt.state_dict_for_save_checkpoint(),
+            "optimizers": [inner.optimizer.state_dict() for inner in self._inner_optimizers()],
+            # What the optimizer steps: the model's own weights in float32, their float32 masters in bfloat16, this data
+            # rank's part of them under the distributed optimizer.
+            "masters": [_stepped(inner) for inner in self._inner_optimizers()],
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict) -> None:
+        """Take over what `state` gave, in the same layout."""
+        self.updates = state["updates"]
+        self.gpt.load_state_dict(state["model"])
+        for inner, optimizer, masters in zip(
+            self._inner_optimizers(), state["optimizers"], state["masters"], strict=True
+        ):
+            inner.optimizer.load_state_dict(optimizer)
+            for param, saved in zip(_stepped(inner), masters, strict=True):
+                param.copy_(saved)
+
+    def _inner_optimizers(self) -> list:
+        return getattr(self.optimizer, "chained_optimizers", [self.optimizer])
+
     def _global_metrics(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Combine over data ranks on the last stage, then hand the result up the pipeline."""
         mesh = self.mesh
@@ -98,3 +134,7 @@ class Learner:
             torch.distributed.broadcast_object_list(carrier, src=source, group=mesh.pipeline)
             combined = carrier[0]
         return combined
+
+
+def _stepped(inner) -> list[Tensor]:
+    return [param.detach() for group in inner.optimizer.param_groups for param in group["params"]]

@@ -46,7 +46,8 @@ def _megatron_logits(folders: list[str], tp: int, pp: int, sequence_parallel: bo
 
 
 @pytest.mark.parametrize(
-    ("tp", "pp", "sequence_parallel"), [(1, 1, False), (2, 1, False), (2, 1, True), (1, 2, False), (2, 2, False)]
+    ("tp", "pp", "sequence_parallel"),
+    [(1, 1, False), (2, 1, False), (2, 1, True), (1, 2, False), (2, 2, False)],
 )
 def test_logits_equal_hugging_face_and_export_is_bit_identical(tmp_path, tp, pp, sequence_parallel):
     folders = [
@@ -83,6 +84,8 @@ def test_a_saved_folder_in_many_shards_loads_in_transformers(tmp_path):
     save_folder(tmp_path / "out", stream, read_hf_config(folder), None, shard_gb=5e-5)
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
     a, b = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, tmp_path / "out"))
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
     with pytest.raises(ValueError, match="not empty"):
         save_folder(tmp_path / "out", iter([]), {}, None)

@@ -1,0 +1,63 @@
+"""The `simplerl` command: imports a subcommand's module only when it is chosen, so help and typos answer at once."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module, metadata
+
+# Name -> (module with `run(argv) -> exit status`, one line of help).
+COMMANDS = {
+    "train": ("nemo_simplerl.cli.train", "PPO, from a base model or a warm start"),
+    "sft": ("nemo_simplerl.cli.sft", "the supervised warm start on its own"),
+    "report": ("nemo_simplerl.cli.report", "curves and the before-and-after table of a run directory"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0 for success, 2 for a command line that makes no sense, 130 when interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        print(f"nemo_simplerl {version()}")
+        return 0
+    name, *rest = args
+    if name not in COMMANDS:
+        print(unknown_command(name), file=sys.stderr)
+        return 2
+    module, _ = COMMANDS[name]
+    try:
+        return import_module(module).run(rest)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: simplerl COMMAND [ARGUMENT...]       (the same as python -m nemo_simplerl COMMAND)",
+            "",
+            *(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()),
+            "",
+            "simplerl COMMAND --help tells more. Settings of conf/ are overridden on the command line:",
+            "  simplerl train experiment=quickstart trainer.max_steps=3",
+            "  torchrun --nproc_per_node 4 -m nemo_simplerl train experiment=quickstart",
+        ]
+    )
+
+
+def unknown_command(name: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
+    return f"simplerl: there is no command {name!r}; {hint}"
+
+
+def version() -> str:
+    try:
+        return metadata.version("nemo_simplerl")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

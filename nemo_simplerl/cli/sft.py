@@ -1,0 +1,21 @@
+"""simplerl sft: the warm start alone."""
+
+from nemo_simplerl.cli.launch import launch
+from nemo_simplerl.config.schema import Config
+
+
+def run(argv: list[str]) -> int:
+    """Exit status of `simplerl sft OVERRIDES`."""
+    return launch("sft", argv, _start)
+
+
+def _start(config: Config) -> None:
+    if config.sft.output is None or config.data.sft_path is None:
+        raise ValueError(
+            "simplerl sft needs data.sft_path (the examples) and sft.output (where the model goes)."
+        )
+    from nemo_simplerl.trainer.start import (
+        start_warm_start,
+    )  # torch loads here, once the configuration is right
+
+    start_warm_start(config)

@@ -1,0 +1,110 @@
+"""Rules that look at this machine: its files, packages and GPU. Kept apart so that `check` stays pure."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from nemo_simplerl.config.check import run_rules
+from nemo_simplerl.config.schema import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    has_gpu: bool
+    has_transformer_engine: bool
+
+
+def this_machine() -> Machine:
+    """What can be told without importing torch: NVIDIA's device files and the installed packages."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    devices = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()  # dxg: the GPU under WSL
+    return Machine(
+        has_gpu=devices and not hidden,
+        has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
+    )
+
+
+def check_machine(config: Config, machine: Machine, reported: frozenset[str] = frozenset()) -> list[str]:
+    """Problems of files, packages and devices. Rules that would read a key in `reported` are skipped."""
+    return run_rules(config, reported, [partial(rule, machine=machine) for rule in _RULES])
+
+
+def _transformer_engine_is_there(config: Config, machine: Machine) -> Iterator[str]:
+    if config.model.transformer_engine and not (machine.has_gpu and machine.has_transformer_engine):
+        yield (
+            f"model.transformer_engine=true needs {_lacking(machine)}. "
+            "Set model.transformer_engine=null to use it only where it is there, or work in the container image, which has it."
+        )
+
+
+def _context_parallel_can_run(config: Config, machine: Machine) -> Iterator[str]:
+    size = config.actor.context_parallel_size
+    if size > 1 and not (machine.has_gpu and machine.has_transformer_engine):
+        yield (
+            f"actor.context_parallel_size={size} needs {_lacking(machine)}: "
+            "attention across the ranks of one sequence exists only in Transformer Engine's GPU kernels. Set actor.context_parallel_size=1."
+        )
+    elif size > 1 and config.model.transformer_engine is False:
+        yield (
+            f"actor.context_parallel_size={size} needs Transformer Engine's attention, but "
+            "model.transformer_engine=false. Set it to null, or actor.context_parallel_size=1."
+        )
+
+
+def _train_file_exists(config: Config, machine: Machine) -> Iterator[str]:
+    yield from _file("data.train_path", config.data.train_path, config)
+
+
+def _eval_file_exists(config: Config, machine: Machine) -> Iterator[str]:
+    if config.data.eval_path is not None:
+        yield from _file("data.eval_path", config.data.eval_path, config)
+
+
+def _sft_file_exists(config: Config, machine: Machine) -> Iterator[str]:
+    if config.sft.output is not None and config.data.sft_path is not None:
+        yield from _file("data.sft_path", config.data.sft_path, config)
+
+
+def _critic_exists(config: Config, machine: Machine) -> Iterator[str]:
+    if config.critic.path is not None and not (Path(config.critic.path) / "config.json").is_file():
+        yield (
+            f"critic.path={config.critic.path!r} holds no config.json. Give the folder of a saved critic, or "
+            "critic.path=null to start from model.path with a fresh value head."
+        )
+
+
+def _tokenizer_exists(config: Config, machine: Machine) -> Iterator[str]:
+    if config.model.tokenizer is not None and not Path(config.model.tokenizer).is_dir():
+        yield (
+            f"model.tokenizer={config.model.tokenizer!r} is not a folder. "
+            "Give a folder with tokenizer.json, or model.tokenizer=null to use the one in model.path."
+        )
+
+
+def _file(key: str, path: str, config: Config) -> Iterator[str]:
+    if not Path(path).is_file() and config.data.generate is None:
+        yield (
+            f"{key}={path!r} is not a file (looked for {Path(path).absolute()}). Give {key}=FILE, or "
+            "data.generate=arithmetic to have arithmetic problems written there."
+        )
+
+
+def _lacking(machine: Machine) -> str:
+    lacking = [] if machine.has_gpu else ["a GPU, and none is visible"]
+    if not machine.has_transformer_engine:
+        lacking.append("the package transformer_engine, which is not installed")
+    return " and ".join(lacking)
+
+
+_RULES = (
+    _transformer_engine_is_there,
+    _context_parallel_can_run,
+    _train_file_exists,
+    _eval_file_exists,
+    _sft_file_exists,
+    _critic_exists,
+    _tokenizer_exists,
+)

@@ -1,0 +1,106 @@
+"""The numbers of a model that parallel layouts and length limits depend on, read without loading it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_simplerl.config.schema import CreateConfig, ModelConfig
+
+SUPPORTED = ("llama", "qwen2")
+_HF_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "ffn_hidden_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    ffn_hidden_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    tied: bool  # input and output embeddings are one matrix
+    model_type: str
+
+
+def read_shape(model: ModelConfig) -> ModelShape:
+    """Shape of the folder `model.path`, or of `model.create` where there is no such folder yet.
+
+    Raises ValueError when there is neither, when the two contradict each other, and for an unsupported model.
+    """
+    file = Path(model.path) / "config.json"
+    if file.is_file():
+        shape = _shape_of_file(file)
+        if model.create is not None:
+            _refuse_contradiction(file, shape, model.create)
+        return shape
+    if model.create is None:
+        raise ValueError(
+            f"model.path={model.path!r} holds no config.json. Give a Hugging Face model folder on disk "
+            "(`hf download Qwen/Qwen2.5-Math-7B --local-dir FOLDER` writes one), or fill model.create to start "
+            "from random weights (experiment=quickstart does)."
+        )
+    return _shape_of_create(model.create)
+
+
+def _shape_of_create(create: CreateConfig) -> ModelShape:
+    return ModelShape(
+        num_layers=create.num_layers,
+        hidden_size=create.hidden_size,
+        num_attention_heads=create.num_attention_heads,
+        num_query_groups=create.num_query_groups,
+        ffn_hidden_size=create.ffn_hidden_size,
+        vocab_size=create.vocab_size,
+        max_position_embeddings=create.max_position_embeddings,
+        tied=create.share_embeddings_and_output_weights,
+        model_type="qwen2",
+    )
+
+
+def _shape_of_file(file: Path) -> ModelShape:
+    try:
+        hf = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.path: {file} is not readable JSON ({error}); fetch the model again."
+        ) from error
+    if not isinstance(hf, dict) or hf.get("model_type") not in SUPPORTED:
+        found = hf.get("model_type") if isinstance(hf, dict) else hf
+        raise ValueError(f"model.path: {file} has model_type {found!r}; supported: {', '.join(SUPPORTED)}.")
+    if hf.get("rope_scaling"):
+        raise ValueError(
+            f"model.path: {file} asks for rope_scaling {hf['rope_scaling']}; only models without it are supported."
+        )
+    bad = [key for key in _HF_KEYS.values() if type(hf.get(key)) is not int or hf[key] < 1]
+    if bad:
+        raise ValueError(f"model.path: {file} needs a positive {' and '.join(bad)}; fetch the model again.")
+    return ModelShape(
+        **{ours: hf[theirs] for ours, theirs in _HF_KEYS.items()},
+        num_query_groups=hf.get("num_key_value_heads") or hf["num_attention_heads"],
+        tied=bool(hf.get("tie_word_embeddings", False)),
+        model_type=hf["model_type"],
+    )
+
+
+def _refuse_contradiction(file: Path, found: ModelShape, create: CreateConfig) -> None:
+    """An existing folder wins over model.create, but a run that asks for other sizes must not start from it.
+
+    The vocabulary is left out: the tokenizer learnt from little text may come out smaller than asked.
+    """
+    asked = _shape_of_create(create)
+    names = (*(name for name in _HF_KEYS if name != "vocab_size"), "num_query_groups")
+    differ = [name for name in names if getattr(asked, name) != getattr(found, name)]
+    if differ:
+        asks = ", ".join(f"model.create.{name}={getattr(asked, name)}" for name in differ)
+        has = ", ".join(f"{getattr(found, name)}" for name in differ)
+        raise ValueError(
+            f"{asks} asked, but {file} was made with {has}. Remove that folder, "
+            "choose another trainer.run_dir, or ask for the sizes it has."
+        )

@@ -1,0 +1,46 @@
+"""Which prompts a step takes: a function of the step number alone, so a resumed run continues exactly."""
+
+import hashlib
+import random
+
+
+class StepSampler:
+    """Batches of prompt indices, in a new seeded order each episode (one pass over the prompts).
+
+    An episode ends when no full batch is left, as in the SimpleRL recipe: the prompts that remain sit it out.
+    Raises ValueError where not even one batch can be filled.
+    """
+
+    def __init__(self, num_prompts: int, batch_size: int, *, seed: int, shuffle: bool):
+        if not 1 <= batch_size <= num_prompts:
+            raise ValueError(
+                f"a step takes {batch_size} prompts and there are {num_prompts}; "
+                f"set data.rollout_batch_size between 1 and {num_prompts}, or bring more problems"
+            )
+        self.num_prompts, self.batch_size, self.seed, self.shuffle = num_prompts, batch_size, seed, shuffle
+
+    @property
+    def steps_per_episode(self) -> int:
+        return self.num_prompts // self.batch_size
+
+    def episode(self, step: int) -> int:
+        """The pass that the step (counted from 0) belongs to, from 0."""
+        return step // self.steps_per_episode
+
+    def indices(self, step: int) -> list[int]:
+        """The `batch_size` distinct prompts of a step, the same on every rank and in every run."""
+        start = step % self.steps_per_episode * self.batch_size
+        return self._order(self.episode(step))[start : start + self.batch_size]
+
+    def _order(self, episode: int) -> list[int]:
+        order = list(range(self.num_prompts))
+        if self.shuffle:
+            # Text is hashed with SHA-512: neighbouring seeds and episodes give unrelated orders everywhere.
+            random.Random(f"{self.seed}/{episode}").shuffle(order)
+        return order
+
+
+def sample_seed(run_seed: int, step: int, problem_index: int, sample_index: int) -> int:
+    """A 63-bit seed for one response, unrelated to its neighbours' and the same wherever it is computed."""
+    name = f"{run_seed}/{step}/{problem_index}/{sample_index}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1

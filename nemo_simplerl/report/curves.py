@@ -1,0 +1,114 @@
+"""report.png: reward, accuracy and response length against the step."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from nemo_simplerl.report.read import Run, load_run
+
+
+@dataclass(frozen=True)
+class Line:
+    key: str
+    label: str
+    color: str
+    every_step: bool  # a training metric, drawn faint and smoothed; else an evaluation, drawn as points
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    unit: str
+    lines: tuple[Line, ...]
+    is_share: bool = False
+
+
+# Blue and orange are told apart by every kind of sight; evaluations also have markers.
+_TRAIN, _GREEDY, _SAMPLED = "#1f6fb4", "#d95f02", "#7a7a7a"
+PANELS = (
+    Panel("Reward", "mean of a step's samples", (Line("reward/mean", "training", _TRAIN, True),)),
+    Panel(
+        "Accuracy",
+        "share of answers that are correct",
+        (
+            Line("reward/correct_share", "training, sampled", _TRAIN, True),
+            Line("eval/accuracy", "evaluation, greedy", _GREEDY, False),
+            Line("eval/sampled_accuracy", "evaluation, sampled", _SAMPLED, False),
+        ),
+        is_share=True,
+    ),
+    Panel(
+        "Response length",
+        "tokens, mean",
+        (
+            Line("rollout/length_mean", "training", _TRAIN, True),
+            Line("eval/length_mean", "evaluation, greedy", _GREEDY, False),
+        ),
+    ),
+)
+
+
+def write_png(run_dir: Path | str) -> Path:
+    """Draw report.png into the run directory. Raises as `load_run`; ValueError: nothing was measured yet."""
+    run = load_run(run_dir)
+    if not any(run.series(line.key)[0] for panel in PANELS for line in panel.lines):
+        raise ValueError(f"{run.path} has no step and no evaluation yet: there is nothing to draw")
+    figure = Figure(figsize=(12, 3.8), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(run.path.resolve().name)
+    for panel, axes in zip(PANELS, figure.subplots(1, len(PANELS)), strict=True):
+        _draw(panel, run, axes)
+    path = run.path / "report.png"
+    temporary = (
+        run.path / f".report.{os.getpid()}.png"
+    )  # a viewer that watches the file never sees half of it
+    try:
+        figure.savefig(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def smooth(values: list[float], weight: float) -> list[float]:
+    """Exponential moving average, `weight` on the past, divided by the weights so far: it starts at values[0]
+    (the bias correction of Adam, arXiv:1412.6980, section 3)."""
+    smoothed, average, total = [], 0.0, 0.0
+    for value in values:
+        average = weight * average + (1 - weight) * value
+        total = weight * total + (1 - weight)
+        smoothed.append(average / total)
+    return smoothed
+
+
+def _draw(panel: Panel, run: Run, axes: Axes) -> None:
+    for line in panel.lines:
+        steps, values = run.series(line.key)
+        if not steps:
+            continue
+        style = {"color": line.color, "label": line.label}
+        if line.every_step:
+            axes.plot(steps, values, color=line.color, alpha=0.25, linewidth=1)
+            # Short runs are smoothed less: about a tenth of the run.
+            weight = 1 - 1 / max(1.0, len(values) / 10)
+            axes.plot(steps, smooth(values, weight), linewidth=2, **style)
+        else:
+            axes.plot(
+                steps, values, color=line.color, linewidth=1, marker="o", markersize=4, label=line.label
+            )
+    axes.set_title(panel.title)
+    axes.set_xlabel("step")
+    axes.set_ylabel(panel.unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if panel.is_share:
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize="small")

@@ -1,0 +1,69 @@
+"""A run directory as values: what the trainer's log wrote, also of a run that is going on or was killed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# In summary.json each stands with `_before` and `_after`; in metrics.jsonl under the key on the right.
+BEFORE_AFTER = {
+    "accuracy": "eval/accuracy",
+    "sampled_accuracy": "eval/sampled_accuracy",
+    "format_rate": "eval/format_rate",
+    "length": "eval/length_mean",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """`rows` is metrics.jsonl, by step; `summary` is None until the run is over."""
+
+    path: Path
+    rows: tuple[dict[str, Any], ...]
+    summary: dict[str, Any] | None
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """The steps at which `key` was measured as a finite number, and its values."""
+        points = [(row["step"], row[key]) for row in self.rows if row.get(key) is not None]
+        return [step for step, _ in points], [value for _, value in points]
+
+    @property
+    def last_step(self) -> int:
+        return self.rows[-1]["step"] if self.rows else 0
+
+
+def load_run(run_dir: Path | str) -> Run:
+    """FileNotFoundError: not a run directory. ValueError: a file of it is damaged."""
+    path = Path(run_dir)
+    metrics = path / "metrics.jsonl"
+    if not metrics.is_file():
+        raise FileNotFoundError(
+            f"{path} is not a run directory: it has no metrics.jsonl; give the run's trainer.run_dir"
+        )
+    # The last line may be cut short, while the run writes it or by a crash.
+    *lines, _torn = metrics.read_bytes().split(b"\n")
+    rows = tuple(_parse(metrics, number, line) for number, line in enumerate(lines, 1))
+    summary = path / "summary.json"
+    return Run(path, rows, json.loads(summary.read_bytes()) if summary.is_file() else None)
+
+
+def summary_so_far(run: Run) -> dict[str, Any]:
+    """summary.json where it exists; until then, before and after are the first and the latest evaluation."""
+    if run.summary is not None:
+        return run.summary
+    summary: dict[str, Any] = {"steps": run.last_step}
+    for name, key in BEFORE_AFTER.items():
+        _, values = run.series(key)
+        if values:
+            summary |= {f"{name}_before": values[0], f"{name}_after": values[-1]}
+    return summary
+
+
+def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError(f"{path}, line {number} has no step")
+    return row

@@ -1,0 +1,86 @@
+"""What the trainer asks of a rollout engine, and the values that cross that edge."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How every prompt of one `generate` call is sampled. Raises ValueError on a value outside its range."""
+
+    n: int  # completions a prompt
+    max_tokens: int  # bound on the new tokens of one completion
+    temperature: float  # 0.0 is greedy: the first id of the highest logit
+    top_p: float  # smallest set of tokens whose probability reaches this; 1.0 keeps all
+    top_k: int  # this many most probable tokens; 0 keeps all
+    stop: tuple[
+        str, ...
+    ]  # a completion ends with the token that completes one of these; the text stays in it
+    stop_token_ids: tuple[int, ...]  # a completion ends with one of these; the token stays in it
+
+    def __post_init__(self) -> None:
+        for is_valid, rule in (
+            (self.n >= 1, f"n must be at least 1, got {self.n}"),
+            (self.max_tokens >= 1, f"max_tokens must be at least 1, got {self.max_tokens}"),
+            (self.temperature >= 0, f"temperature must be 0 (greedy) or more, got {self.temperature}"),
+            (0 < self.top_p <= 1, f"top_p must lie in (0, 1] where 1 keeps every token, got {self.top_p}"),
+            (self.top_k >= 0, f"top_k must be 0 (keeps every token) or more, got {self.top_k}"),
+            (all(self.stop), f"stop strings must not be empty, got {self.stop}"),
+        ):
+            if not is_valid:
+                raise ValueError(f"SamplingParams: {rule}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled response."""
+
+    token_ids: tuple[int, ...]  # the stop token, or the tokens of the stop string, are kept
+    logprobs: tuple[
+        float, ...
+    ]  # nats, one a token: float32 log-softmax(logits / temperature) over the FULL vocabulary,
+    # whatever top_k and top_p left out of the draw; of the raw logits at temperature 0
+    text: str  # decoded, special tokens left out
+    finish_reason: Literal["stop", "length"]  # "stop" also where the stop is the last allowed token
+    weight_version: int  # `version` of the refit whose weights sampled it
+    seed: int
+
+
+class RolloutEngine(Protocol):
+    """A sampler of completions whose weights are replaced every step.
+
+    The order of calls is refit, generate (any number of times), and again; between them `sleep` may hand the
+    accelerator's memory to the trainer until `wake`. A new or woken engine may hold no usable weights: `generate` then
+    raises RuntimeError until a `refit` has succeeded. One engine serves one rank, or one group of ranks that call it
+    with the same arguments.
+    """
+
+    def refit(self, stream: "Iterable[tuple[str, Tensor]]", version: int) -> None:
+        """Replace every weight by the tensor of its Hugging Face name. The whole stream is consumed, also on an error.
+
+        Raises ValueError naming unknown, missing or misshapen tensors, RuntimeError while asleep. After an error the
+        engine refuses to generate.
+        """
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """`params.n` completions of each prompt, prompt-major: all of prompt 0, then all of prompt 1.
+
+        `seeds` holds one integer a completion in the same order. An engine that draws from per-sample streams (`hf`)
+        gives a completion that depends on its prompt, params, seed and weights alone, not on its neighbours.
+        Raises ValueError on an empty prompt, a prompt that leaves no room for max_tokens, or a wrong number of seeds.
+        """
+
+    def sleep(self) -> None:
+        """Release accelerator memory. Harmless when already asleep."""
+
+    def wake(self) -> None:
+        """Undo `sleep`. Harmless when awake."""
+
+    def close(self) -> None:
+        """Release everything for good. Harmless when closed."""

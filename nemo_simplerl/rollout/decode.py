@@ -1,0 +1,139 @@
+"""Prefill and decoding of one batch of responses with a transformers model.
+
+Shapes: P distinct prompts, R responses, B of them still running, L prompt columns, T new tokens, V vocabulary ids.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.kv_cache import PaddedKvCache, padding_mask
+from nemo_simplerl.rollout.sampling import sample
+from nemo_simplerl.rollout.stopping import StopRule
+
+_PREFILL_SCORES = 1 << 26  # bound on rows * columns**2 of one prefill, the size of its mask
+
+
+@dataclass(frozen=True)
+class Decoded:
+    tokens_RT: np.ndarray  # int64, valid up to lengths_R
+    logprobs_RT: np.ndarray  # float32, likewise
+    lengths_R: np.ndarray
+    is_stopped_R: np.ndarray  # False: ended by length
+
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    prompt_of_R: np.ndarray,
+    uniforms_RT: np.ndarray,
+    params: SamplingParams,
+    stop_rule: StopRule,
+    vocab_limit: int | None,
+) -> Decoded:
+    """Sample one response a row. `prompt_of_R` are ascending indices into `prompts`; each prompt is computed once."""
+    num_rows, device = len(prompt_of_R), model.device
+    tokens_RT = np.zeros((num_rows, params.max_tokens), dtype=np.int64)
+    logprobs_RT = np.zeros((num_rows, params.max_tokens), dtype=np.float32)
+    lengths_R = np.full(num_rows, params.max_tokens)
+    is_stopped_R = np.zeros(num_rows, dtype=bool)
+    prompt_lengths_R = np.array([len(prompt) for prompt in prompts])[prompt_of_R]
+    rows_B = np.arange(num_rows)
+    cache, logits_BV = prefill(model, prompts, prompt_of_R, params.max_tokens)
+    for step in range(params.max_tokens):
+        tokens_B, logprobs_B = sample(
+            logits_BV,
+            torch.from_numpy(uniforms_RT[rows_B, step]).to(device),
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            vocab_limit=vocab_limit,
+        )
+        tokens_RT[rows_B, step] = tokens_B.cpu().numpy()
+        logprobs_RT[rows_B, step] = logprobs_B.cpu().numpy()
+        stopped_B = stop_rule.stopped(tokens_RT, rows_B, step)
+        lengths_R[rows_B[stopped_B]] = step + 1
+        is_stopped_R[rows_B[stopped_B]] = True
+        if step + 1 == params.max_tokens or stopped_B.all():
+            break
+        if stopped_B.any():
+            slots_B = _drop(cache, stopped_B, device)
+            rows_B, tokens_B = rows_B[slots_B], tokens_B[torch.from_numpy(slots_B).to(device)]
+        positions_B = torch.from_numpy(prompt_lengths_R[rows_B] + step).to(device)
+        logits_BV = _forward_one(model, tokens_B, positions_B, cache)
+    return Decoded(tokens_RT, logprobs_RT, lengths_R, is_stopped_R)
+
+
+def prefill(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_of_R: np.ndarray, max_tokens: int
+) -> tuple[PaddedKvCache, Tensor]:
+    """A cache that holds each row's prompt, and the logits [R, V] of its first new token."""
+    device, dtype = model.device, model.dtype
+    columns = max(len(prompt) for prompt in prompts)
+    ids_PL = torch.zeros(len(prompts), columns, dtype=torch.int64)
+    for index, prompt in enumerate(prompts):
+        ids_PL[index, columns - len(prompt) :] = torch.tensor(prompt)
+    ids_PL = ids_PL.to(device)
+    pad_P = torch.tensor([columns - len(prompt) for prompt in prompts], device=device)
+    prompt_of_R = torch.from_numpy(prompt_of_R).to(device)
+    num_layers = model.config.num_hidden_layers
+    cache = PaddedKvCache(pad_P[prompt_of_R], num_layers, columns, columns + max_tokens, dtype)
+    logits = []
+    chunk = max(1, _PREFILL_SCORES // columns**2)
+    for first in range(0, len(prompts), chunk):
+        prompts_here = slice(first, first + chunk)
+        prefilled = DynamicCache()
+        logits_CV = model(
+            input_ids=ids_PL[prompts_here],
+            attention_mask=_prompt_mask(pad_P[prompts_here], columns, dtype),
+            position_ids=(torch.arange(columns, device=device) - pad_P[prompts_here, None]).clamp_(min=0),
+            past_key_values=prefilled,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        is_here_R = (prompt_of_R >= first) & (prompt_of_R < first + chunk)
+        source_B = prompt_of_R[is_here_R] - first
+        cache.fill(int((prompt_of_R < first).sum()), source_B, prefilled)
+        logits.append(logits_CV[source_B])
+    return cache, torch.cat(logits)
+
+
+def _prompt_mask(pad_B: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, L, L]: causal, without the padding in front."""
+    causal_LL = torch.full(
+        (columns, columns), torch.finfo(dtype).min, dtype=dtype, device=pad_B.device
+    ).triu_(1)
+    return torch.minimum(causal_LL, padding_mask(pad_B, columns, dtype))
+
+
+def _forward_one(
+    model: PreTrainedModel, tokens_B: Tensor, positions_B: Tensor, cache: PaddedKvCache
+) -> Tensor:
+    """Logits [B, V] after one more token a row."""
+    cache.open_column()
+    column = torch.tensor([cache.get_seq_length() - 1], device=tokens_B.device)
+    return model(
+        input_ids=tokens_B[:, None],
+        attention_mask=cache.mask,
+        position_ids=positions_B[:, None],
+        past_key_values=cache,
+        cache_position=column,
+        use_cache=True,
+    ).logits[:, -1]
+
+
+def _drop(cache: PaddedKvCache, stopped_B: np.ndarray, device: torch.device) -> np.ndarray:
+    """Take ended rows out of the cache; the old slot of each row that is left, in its new order."""
+    num_left = int((~stopped_B).sum())
+    holes = np.flatnonzero(stopped_B[:num_left])
+    movers = num_left + np.flatnonzero(~stopped_B[num_left:])
+    cache.keep(torch.from_numpy(movers).to(device), torch.from_numpy(holes).to(device), num_left)
+    slots = np.arange(num_left)
+    slots[holes] = movers
+    return slots

@@ -1,0 +1,191 @@
+"""The embedded engine: a transformers model on one device, sampled by a loop of our own."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_utils import no_init_weights
+
+from nemo_simplerl.rollout.base import Completion, SamplingParams
+from nemo_simplerl.rollout.decode import Decoded, decode
+from nemo_simplerl.rollout.kv_cache import ATTENTION
+from nemo_simplerl.rollout.sampling import uniforms
+from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
+
+
+class HfEngine:
+    """A RolloutEngine of one rank. It reads config.json alone: its weights come from the first refit.
+
+    device, dtype: of the weights and activations; probabilities are float32 at least.
+    tokenizer: decodes stop strings and the text of completions; None leaves `text` empty and refuses stop strings.
+    max_batch_size: sequences decoded at once. It bounds memory and has no say in what is sampled.
+    max_model_len: longest prompt + response, tokens; None takes the model's position limit.
+    vocab_limit: ids from here on (padding rows of the embedding) are never sampled; None samples all.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        tokenizer: TextDecoder | None,
+        max_batch_size: int,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_model_len: int | None = None,
+        vocab_limit: int | None = None,
+    ):
+        if max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}.")
+        self._device = torch.device(device)
+        self._model: PreTrainedModel | None = _build_model(model_path, self._device, dtype)
+        self._tokenizer = tokenizer
+        self._max_batch_size = max_batch_size
+        self._max_model_len = max_model_len or self._model.config.max_position_embeddings
+        self._vocab_limit = vocab_limit
+        self._version: int | None = None
+        self._asleep = False
+
+    def refit(self, stream: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """See RolloutEngine.refit. Tensors are copied into place and cast. A tied head may be left out."""
+        model = self._awake_model()
+        self._version = None
+        problems = _copy_weights(model, stream)
+        if problems:
+            raise ValueError(
+                f"refit to version {version} does not fit the engine's model: {'; '.join(problems)}. "
+                "The trained model and the engine must be built from the same config.json."
+            )
+        self._version = version
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """See RolloutEngine.generate."""
+        model = self._awake_model()
+        if self._version is None:
+            raise RuntimeError(
+                "the engine has no complete weights; call refit(stream, version) before generate."
+            )
+        self._check(prompts, params, seeds)
+        stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, model.config.vocab_size)
+        completions: list[Completion | None] = [None] * len(seeds)
+        # Longest first: rows of like length share a batch, and a batch too large for memory fails at once.
+        by_length = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        samples = [index * params.n + copy for index in by_length for copy in range(params.n)]
+        for first in range(0, len(samples), self._max_batch_size):
+            batch = samples[first : first + self._max_batch_size]
+            batch_prompts = list(dict.fromkeys(sample // params.n for sample in batch))
+            rank_of_prompt = {prompt: rank for rank, prompt in enumerate(batch_prompts)}
+            batch_seeds = [seeds[sample] for sample in batch]
+            decoded = decode(
+                model,
+                [prompts[index] for index in batch_prompts],
+                np.array([rank_of_prompt[sample // params.n] for sample in batch]),
+                uniforms(batch_seeds, params.max_tokens),
+                params,
+                stop_rule,
+                self._vocab_limit,
+            )
+            for sample, completion in zip(batch, self._completions(decoded, batch_seeds), strict=True):
+                completions[sample] = completion
+        return completions
+
+    def sleep(self) -> None:
+        """Move the weights to host memory. Harmless when asleep."""
+        if self._model is not None and not self._asleep:
+            self._model.to("cpu")
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Bring the weights back: they are those of the last refit. Harmless when awake."""
+        if self._model is not None and self._asleep:
+            self._model.to(self._device)
+            self._asleep = False
+
+    def close(self) -> None:
+        self._model = None
+
+    def _awake_model(self) -> PreTrainedModel:
+        if self._model is None:
+            raise RuntimeError("the engine is closed; make a new one.")
+        if self._asleep:
+            raise RuntimeError("the engine is asleep; call wake() first.")
+        return self._model
+
+    def _check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> None:
+        if len(seeds) != len(prompts) * params.n:
+            raise ValueError(
+                f"{len(prompts)} prompts with n={params.n} need {len(prompts) * params.n} seeds, got {len(seeds)}."
+            )
+        vocab_size = self._model.config.vocab_size
+        for index, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise ValueError(f"prompt {index} is empty; a prompt needs at least one token.")
+            if len(prompt) + params.max_tokens > self._max_model_len:
+                raise ValueError(
+                    f"prompt {index} has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together more than "
+                    f"max_model_len={self._max_model_len}. Shorten the prompt or lower max_tokens."
+                )
+            if min(prompt) < 0 or max(prompt) >= vocab_size:
+                raise ValueError(
+                    f"prompt {index} holds ids {min(prompt)} to {max(prompt)}, but the model's vocabulary is "
+                    f"{vocab_size}; the tokenizer belongs to another model."
+                )
+
+    def _completions(self, decoded: Decoded, seeds: Sequence[int]) -> Iterable[Completion]:
+        for row, seed in enumerate(seeds):
+            length = decoded.lengths_R[row]
+            token_ids = decoded.tokens_RT[row, :length].tolist()
+            yield Completion(
+                token_ids=tuple(token_ids),
+                logprobs=tuple(decoded.logprobs_RT[row, :length].tolist()),
+                text=""
+                if self._tokenizer is None
+                else self._tokenizer.decode(token_ids, skip_special_tokens=True),
+                finish_reason="stop" if decoded.is_stopped_R[row] else "length",
+                weight_version=self._version,
+                seed=seed,
+            )
+
+
+def _build_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of uninitialised weights. The caller's random state is left as it was."""
+    config = AutoConfig.from_pretrained(path)
+    if odd := set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        raise ValueError(
+            f"{path} has layers of kind {sorted(odd)}; this engine decodes full attention only. "
+            "For a Qwen2 model set use_sliding_window to false in config.json."
+        )
+    with no_init_weights(), device, torch.random.fork_rng(enabled=device.type == "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _copy_weights(model: PreTrainedModel, stream: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Copy tensors by name; what did not fit, in words. Tied names are one parameter, which any of them fills."""
+    targets = dict(model.named_parameters(remove_duplicate=False))
+    filled: dict[int, str] = {}
+    unknown, misshapen, contradicting = [], [], []
+    # The stream is read to its end whatever it brings: it may be a collective that other ranks are in.
+    for name, tensor in stream:
+        target = targets.get(name)
+        if target is None:
+            unknown.append(name)
+        elif target.shape != tensor.shape:
+            misshapen.append(f"{name} is {tuple(tensor.shape)}, the model's is {tuple(target.shape)}")
+        elif id(target) in filled and not torch.equal(target, tensor.to(target)):
+            contradicting.append(f"{name} differs from {filled[id(target)]}, to which config.json ties it")
+        else:
+            target.copy_(tensor)
+            filled[id(target)] = name
+    missing = [name for name, target in model.named_parameters() if id(target) not in filled]
+    problems = misshapen + contradicting
+    if unknown:
+        problems.append(f"unknown {', '.join(unknown)}")
+    if missing:
+        problems.append(f"missing {', '.join(missing)}")
+    return problems

@@ -1,0 +1,138 @@
+"""From a configuration to the roles of a run: mesh, models, engine, grader, prompts."""
+
+import torch
+
+from nemo_simplerl.config.schema import Config, OptimConfig
+from nemo_simplerl.data.problems import Prompt, PromptReport, load_problems, render_prompts
+from nemo_simplerl.data.tokenizer import check_vocab, load_tokenizer, stop_ids
+from nemo_simplerl.model.hf_io import load_weights
+from nemo_simplerl.model.provider import build_gpt_model, read_hf_config, use_transformer_engine
+from nemo_simplerl.parallel.mesh import Mesh, build_mesh
+from nemo_simplerl.reward.pool import RewardPool
+from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.hf import HfEngine
+from nemo_simplerl.trainer.actor import Actor
+from nemo_simplerl.trainer.critic import Critic
+from nemo_simplerl.trainer.learner import Learner
+from nemo_simplerl.trainer.roles import Roles
+from nemo_simplerl.trainer.timing import PhaseTimer
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def mesh_of(config: Config) -> Mesh:
+    """Join the world in the actor's layout. Collective."""
+    actor = config.actor
+    return build_mesh(
+        tensor_model_parallel_size=actor.tensor_model_parallel_size,
+        pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
+        context_parallel_size=actor.context_parallel_size,
+        timeout_s=config.trainer.distributed_timeout_s,
+    )
+
+
+def tokenizer_of(config: Config, model_path: str):
+    """The tokenizer, checked against the vocabulary of the model at `model_path`."""
+    tokenizer = load_tokenizer(config.model.tokenizer or model_path)
+    check_vocab(tokenizer, read_hf_config(model_path)["vocab_size"])
+    return tokenizer
+
+
+def pad_id_of(tokenizer) -> int:
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def build_learner(
+    config: Config, path: str, optim: OptimConfig, mesh: Mesh, *, total_updates: int, is_critic: bool = False
+) -> Learner:
+    """The model of a Hugging Face folder in this rank's shard, with its optimizer. Collective."""
+    hf = read_hf_config(path)
+    gpt = build_gpt_model(
+        hf,
+        config.actor,
+        mesh,
+        dtype=DTYPES[config.model.precision],
+        transformer_engine=use_transformer_engine(config.model.transformer_engine),
+        critic_seed=config.trainer.seed if is_critic else None,
+    )
+    load_weights(gpt, hf, path, mesh)
+    return Learner(
+        gpt,
+        optim,
+        mesh,
+        total_updates=total_updates,
+        use_distributed_optimizer=config.actor.use_distributed_optimizer,
+    )
+
+
+def build_prompts(config: Config, tokenizer, path: str) -> tuple[list[Prompt], PromptReport]:
+    data = config.data
+    return render_prompts(
+        load_problems(path, data.question_field, data.answer_field),
+        tokenizer,
+        data.template,
+        trailing_newline=data.prompt_trailing_newline,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        overlong=data.overlong_prompts,
+    )
+
+
+def build_roles(config: Config, model_path: str, mesh: Mesh, tokenizer, *, total_steps: int) -> Roles:
+    """Actor, critic, reference and engine started from `model_path`, and the grading workers. Collective."""
+    algo, rollout = config.algo, config.rollout
+    samples = config.data.rollout_batch_size * rollout.n_samples_per_prompt
+    actor_updates = (
+        max(total_steps - algo.critic_warmup_steps, 1)
+        * algo.ppo_epochs
+        * samples
+        // config.actor.global_batch_size
+    )
+    critic_updates = total_steps * algo.ppo_epochs * samples // config.critic.global_batch_size
+    actor_learner = build_learner(config, model_path, config.actor.optim, mesh, total_updates=actor_updates)
+    critic_learner = build_learner(
+        config,
+        config.critic.path or model_path,
+        config.critic.optim,
+        mesh,
+        total_updates=critic_updates,
+        is_critic=True,
+    )
+    timer = PhaseTimer()
+    return Roles(
+        config=config,
+        mesh=mesh,
+        actor=Actor(
+            actor_learner,
+            read_hf_config(model_path),
+            config.actor,
+            algo,
+            temperature=rollout.temperature,
+            timer=timer,
+        ),
+        critic=Critic(critic_learner, config.critic, algo, timer=timer),
+        engine=HfEngine(
+            model_path,
+            tokenizer,
+            device=mesh.device,
+            dtype=DTYPES[config.model.precision],
+            max_batch_size=rollout.max_batch_size,
+            max_model_len=rollout.max_prompt_tokens + rollout.max_response_tokens,
+        ),
+        grader=RewardPool(
+            config.reward.num_workers,
+            timeout_s=config.reward.timeout_s,
+            memory_limit_mb=config.reward.memory_limit_mb,
+        ),
+        sampling=SamplingParams(
+            n=rollout.n_samples_per_prompt,
+            max_tokens=rollout.max_response_tokens,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            stop=tuple(rollout.stop),
+            stop_token_ids=stop_ids(tokenizer, rollout.stop, rollout.stop_token_ids),
+        ),
+        pad_id=pad_id_of(tokenizer),
+        eos_id=tokenizer.eos_token_id,
+        timer=timer,
+    )

@@ -1,0 +1,61 @@
+"""The critic: values of states and their updates.
+
+Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens.
+"""
+
+from torch import Tensor
+
+from nemo_simplerl.algo.loss import Metrics, token_weights, value_loss
+from nemo_simplerl.config.schema import AlgoConfig, CriticConfig
+from nemo_simplerl.data.batch import Batch, MicroBatch, padded_rows
+from nemo_simplerl.trainer.learner import Learner
+from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
+from nemo_simplerl.trainer.timing import PhaseTimer, timed
+
+
+class Critic:
+    """Every method is collective over the world."""
+
+    def __init__(self, learner: Learner, config: CriticConfig, algo: AlgoConfig, *, timer: PhaseTimer):
+        self.learner, self.config, self.algo, self.timer = learner, config, algo, timer
+
+    @timed("values")
+    def values(self, batch: Batch) -> Tensor:
+        """float32 [B, T]: the value of the state before each token is emitted, 0 outside the response."""
+        micro_batches = batch.micro_batches(self.config.forward_micro_batch_size)
+        rows = self.learner.forward_only(micro_batches, _state_values)
+        return padded_rows(rows, batch.mask_BT.shape[1]) * batch.mask_BT
+
+    @timed("critic_update")
+    def update(self, batch: Batch, old_values_BT: Tensor, returns_BT: Tensor) -> list[dict[str, float]]:
+        """Updates over the rollout, mini-batch by mini-batch. Returns the metrics of each."""
+        return [
+            self.learner.update(mini.micro_batches, lambda *args, mini=mini: self._loss(*args, mini))
+            for mini in mini_batches(
+                batch,
+                global_batch_size=self.config.global_batch_size,
+                micro_batch_size=self.config.micro_batch_size,
+                epochs=self.algo.ppo_epochs,
+                mesh=self.learner.mesh,
+                old_values_BT=old_values_BT,
+                returns_BT=returns_BT,
+            )
+        ]
+
+    def _loss(self, output_SB1: Tensor, micro: MicroBatch, mini: MiniBatch) -> tuple[Tensor, Metrics]:
+        return value_loss(
+            _state_values(output_SB1, micro),
+            micro.columns["old_values_BT"],
+            micro.columns["returns_BT"],
+            token_weights(
+                micro.loss_mask_BT,
+                self.algo.loss_aggregation,
+                num_tokens=mini.num_tokens,
+                num_sequences=mini.num_sequences,
+            ),
+            value_clip=self.algo.value_clip,
+        )
+
+
+def _state_values(output_SB1: Tensor, micro: MicroBatch) -> Tensor:
+    return output_SB1[: micro.tokens_BS.shape[1] - 1, :, 0].T.contiguous()

@@ -1,0 +1,70 @@
+"""The page: one PPO step, and the loop around it.
+
+Legend: B samples of this data rank, T predicted tokens (sequence length - 1). At index t a `_BT` tensor speaks of token
+t + 1; `mask_BT` is 1 where that token is the response's.
+"""
+
+from collections.abc import Sequence
+
+from nemo_simplerl.algo.advantages import whiten
+from nemo_simplerl.algo.gae import gae
+from nemo_simplerl.algo.kl import kl_penalty
+from nemo_simplerl.algo.rewards import token_rewards
+from nemo_simplerl.data.problems import Prompt
+from nemo_simplerl.eval.run import sample_rows
+from nemo_simplerl.trainer.metrics import advantage_metrics, sample_metrics, update_metrics
+from nemo_simplerl.trainer.roles import Roles
+from nemo_simplerl.trainer.run import Run
+
+
+def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[str, float], list[dict]]:
+    """Sample, grade, estimate advantages, update critic then actor. Collective: call on every rank.
+
+    Steps count from 1. Returns the step's metrics and its samples as rows for the run directory.
+    """
+    actor, critic, algo, data_group = roles.actor, roles.critic, roles.config.algo, roles.mesh.data
+    completions = roles.generate(prompts, step)
+    grades, scores = roles.grade(prompts, completions)
+    batch = roles.batch(prompts, completions, scores, step)
+
+    old_logprobs_BT = actor.logprobs(batch)
+    ref_logprobs_BT = actor.reference_logprobs(batch) if algo.kl_coef else old_logprobs_BT
+    values_BT = critic.values(batch)
+
+    kl_BT = kl_penalty(old_logprobs_BT, ref_logprobs_BT, algo.kl_estimator)
+    rewards_BT = token_rewards(batch.scores_B, kl_BT, batch.mask_BT, algo.kl_coef, algo.reward_clip)
+    raw_advantages_BT, returns_BT = gae(
+        rewards_BT, values_BT, batch.mask_BT, gamma=algo.gamma, lam=algo.gae_lambda
+    )
+    advantages_BT = (
+        whiten(raw_advantages_BT, batch.loss_mask_BT, data_group)
+        if algo.normalize_advantages
+        else raw_advantages_BT
+    )
+
+    metrics = sample_metrics(completions, grades, scores)
+    metrics |= advantage_metrics(
+        batch, old_logprobs_BT, ref_logprobs_BT, values_BT, raw_advantages_BT, returns_BT, data_group
+    )
+    metrics |= update_metrics("critic", critic.update(batch, values_BT, returns_BT))
+    if step > algo.critic_warmup_steps:
+        metrics |= update_metrics("policy", actor.update(batch, old_logprobs_BT, advantages_BT))
+        roles.refit(version=step)
+
+    return metrics, sample_rows(prompts, completions, grades, scores)
+
+
+def train(run: Run) -> None:
+    """Resume, refit once, evaluate step 0, then loop: step, evaluate, log, save. Collective."""
+    done = run.resume()
+    run.roles.refit(version=run.weight_version(done))
+    if done == 0:
+        run.log_step(0, run.evaluate(0))
+    for step in range(done + 1, run.last_step + 1):
+        metrics, rows = ppo_step(step, run.prompts_of(step), run.roles)
+        run.log_rollouts(step, rows)
+        if run.evaluates_at(step):
+            metrics |= run.evaluate(step)
+        run.log_step(step, metrics)
+        if run.saves_at(step):
+            run.save(step)

@@ -1,0 +1,53 @@
+"""Mini-batches of a rollout: the samples of one update, and the global counts its losses are divided by."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_simplerl.data.batch import Batch, MicroBatch
+from nemo_simplerl.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """This data rank's share of one update. The counts are over all data ranks."""
+
+    micro_batches: list[MicroBatch]
+    num_tokens: int
+    num_sequences: int
+
+
+def mini_batches(
+    batch: Batch,
+    *,
+    global_batch_size: int,
+    micro_batch_size: int,
+    epochs: int,
+    mesh: Mesh,
+    **columns_BT: Tensor,
+) -> Iterator[MiniBatch]:
+    """Cut the rollout into updates of `global_batch_size` samples, `epochs` times over. Collective over data ranks.
+
+    Data rank r holds rows r, r + DP, ... of the rollout's permutation (see Roles.local_rows), so update k is made of the
+    same samples at every data-parallel size.
+    """
+    size = global_batch_size // mesh.dp_size
+    parts = [batch.select(range(start, start + size)) for start in range(0, len(batch), size)]
+    counts = torch.stack([_counts(part.loss_mask_BT) for part in parts])
+    dist.all_reduce(counts, group=mesh.data)
+    for _ in range(epochs):
+        for index, (num_tokens, num_sequences) in enumerate(counts.tolist()):
+            rows = slice(index * size, (index + 1) * size)
+            part_columns = {name: column_BT[rows] for name, column_BT in columns_BT.items()}
+            yield MiniBatch(
+                parts[index].micro_batches(micro_batch_size, **part_columns), num_tokens, num_sequences
+            )
+
+
+def _counts(loss_mask_BT: Tensor) -> Tensor:
+    """int64 [2]: tokens and sequences that count."""
+    is_counted_BT = loss_mask_BT > 0
+    return torch.stack([is_counted_BT.sum(), is_counted_BT.any(dim=1).sum()])

@@ -1,0 +1,65 @@
+"""What must exist on disk before models are built: the generated task and the created base model."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from nemo_simplerl.config.schema import Config, CreateConfig
+from nemo_simplerl.data import arithmetic
+from nemo_simplerl.data.problems import load_problems
+from nemo_simplerl.data.rows import read_rows
+from nemo_simplerl.data.templates import render
+from nemo_simplerl.data.tokenizer import build_tokenizer, load_tokenizer
+
+
+def prepare(config: Config) -> None:
+    """Write what is missing: the task where data.generate asks for one, then the model of model.create. One rank calls."""
+    data = config.data
+    if data.generate == "arithmetic" and not Path(data.train_path).exists():
+        arithmetic.write_task(data.train_path, data.eval_path, data.sft_path, seed=config.trainer.seed)
+    if config.model.create is not None and not Path(config.model.path).exists():
+        create_model(config.model.path, config.model.create, _texts(config), seed=config.trainer.seed)
+
+
+def create_model(path: str | Path, create: CreateConfig, texts: list[str], *, seed: int) -> None:
+    """Save a Qwen2 model with random weights and a byte-level tokenizer trained on `texts`, in Hugging Face form."""
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    build_tokenizer(texts, create.vocab_size, partial)
+    tokenizer = load_tokenizer(partial)
+    config = Qwen2Config(
+        vocab_size=create.vocab_size,
+        hidden_size=create.hidden_size,
+        intermediate_size=create.ffn_hidden_size,
+        num_hidden_layers=create.num_layers,
+        num_attention_heads=create.num_attention_heads,
+        num_key_value_heads=create.num_query_groups,
+        max_position_embeddings=create.max_position_embeddings,
+        tie_word_embeddings=create.share_embeddings_and_output_weights,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(config).save_pretrained(partial)
+    os.replace(partial, path)
+
+
+def _texts(config: Config) -> list[str]:
+    """What the tokenizer is trained on: rendered prompts, gold answers, and the warm start's responses."""
+    data = config.data
+    problems = load_problems(data.train_path, data.question_field, data.answer_field)
+    texts = [
+        render(data.template, problem.question, trailing_newline=data.prompt_trailing_newline)
+        + problem.answer
+        for problem in problems
+    ]
+    if data.sft_path is not None:
+        texts += [str(row.get("response", "")) for row in read_rows(data.sft_path)]
+    return texts

@@ -1,0 +1,104 @@
+"""The actors of a run and the verbs of its page that need more than one of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from nemo_simplerl.config.schema import Config
+from nemo_simplerl.data.batch import Batch, collate
+from nemo_simplerl.data.problems import Prompt
+from nemo_simplerl.data.sampler import sample_seed
+from nemo_simplerl.eval.run import Evaluation, evaluate, grade_sharded, responses_of
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.reward.grade import reward_of
+from nemo_simplerl.reward.pool import Grade, RewardPool
+from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
+from nemo_simplerl.rollout.distribute import generate_sharded
+from nemo_simplerl.trainer.actor import Actor
+from nemo_simplerl.trainer.critic import Critic
+from nemo_simplerl.trainer.timing import PhaseTimer, timed
+
+_EVALUATION_STREAM = 1  # keeps evaluation's sample seeds apart from training's, which count steps
+
+
+@dataclass
+class Roles:
+    config: Config
+    mesh: Mesh
+    actor: Actor
+    critic: Critic
+    engine: RolloutEngine
+    grader: RewardPool
+    sampling: SamplingParams
+    pad_id: int
+    eos_id: int
+    timer: PhaseTimer
+
+    @timed("rollout")
+    def generate(self, prompts: Sequence[Prompt], step: int) -> list[Completion]:
+        """All completions of the step on every rank, n of each prompt in order. Collective."""
+        seeds = [
+            sample_seed(self.config.trainer.seed, step, position, k)
+            for position in range(len(prompts))
+            for k in range(self.sampling.n)
+        ]
+        return generate_sharded(
+            self.engine,
+            [prompt.token_ids for prompt in prompts],
+            self.sampling,
+            seeds,
+            group=dist.group.WORLD,
+        )
+
+    @timed("reward")
+    def grade(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    ) -> tuple[list[Grade], list[float]]:
+        """Grade and reward of every completion, on every rank. Collective."""
+        responses = responses_of(prompts, completions, self.sampling.n)
+        grades = grade_sharded(self.grader.grade, responses, dist.group.WORLD)
+        return grades, [reward_of(grade.verdict, self.config.reward) for grade in grades]
+
+    def batch(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], scores: Sequence[float], step: int
+    ) -> Batch:
+        """This data rank's samples of the rollout as tensors."""
+        algo = self.config.algo
+        rows = self.local_rows(len(completions), step)
+        return collate(
+            [prompts[i // self.sampling.n].token_ids for i in rows],
+            [completions[i] for i in rows],
+            [scores[i] for i in rows],
+            pad_id=self.pad_id,
+            truncated=algo.truncated,
+            overwrite_truncated_with_eos=self.eos_id if algo.overwrite_truncated_with_eos else None,
+            device=self.mesh.device,
+        )
+
+    def local_rows(self, num_samples: int, step: int) -> list[int]:
+        """Samples of this data rank: every DP-th of a permutation seeded by the step, so that the samples of one prompt
+        spread over updates and update k has the same samples at every data-parallel size."""
+        generator = torch.Generator().manual_seed(sample_seed(self.config.trainer.seed, step, num_samples, 0))
+        permutation = torch.randperm(num_samples, generator=generator).tolist()
+        return permutation[self.mesh.dp_rank :: self.mesh.dp_size]
+
+    @timed("refit")
+    def refit(self, version: int) -> None:
+        """Hand the actor's weights to the engine. Collective."""
+        self.engine.refit(self.actor.hf_weights(), version)
+
+    @timed("eval")
+    def evaluate(self, prompts: Sequence[Prompt]) -> Evaluation:
+        """Evaluation of the engine's weights. Collective."""
+        trainer = self.config.trainer
+        return evaluate(
+            prompts,
+            self.engine,
+            self.grader.grade,
+            self.sampling,
+            num_samples=trainer.eval_samples,
+            seed=sample_seed(trainer.seed, 0, 0, _EVALUATION_STREAM),
+            group=dist.group.WORLD,
+        )

@@ -1,0 +1,124 @@
+"""The supervised warm start: cross-entropy on response tokens, through the same models and schedules as PPO.
+
+Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_simplerl.algo.loss import Metrics, token_weights
+from nemo_simplerl.config.schema import Config
+from nemo_simplerl.data.batch import MicroBatch
+from nemo_simplerl.data.sampler import sample_seed
+from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
+from nemo_simplerl.model.export import hf_stream
+from nemo_simplerl.model.hf_io import save_folder
+from nemo_simplerl.model.provider import read_hf_config
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
+from nemo_simplerl.trainer.actor import next_tokens
+from nemo_simplerl.trainer.build import build_learner, pad_id_of, tokenizer_of
+from nemo_simplerl.trainer.learner import Learner
+from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
+
+
+def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
+    """Train model.path on data.sft_path and save the result at sft.output; returns that folder. Collective.
+
+    A folder that is already complete is used as it is. Raises ValueError for rows that cannot be used.
+    """
+    output, sft = config.sft.output, config.sft
+    assert output is not None, "config.check lets no warm start through without sft.output"
+    if (Path(output) / "config.json").is_file():
+        say(f"warm start: {output} is there already")
+        return output
+    tokenizer = tokenizer_of(config, config.model.path)
+    examples, report = load_sft(
+        config.data.sft_path,
+        tokenizer,
+        template=config.data.template,
+        trailing_newline=config.data.prompt_trailing_newline,
+        max_tokens=sft.max_tokens,
+        overlong=sft.overlong,
+    )
+    say(f"warm start: {report}")
+    updates_per_epoch = len(examples) // sft.global_batch_size
+    if updates_per_epoch == 0:
+        raise ValueError(
+            f"{config.data.sft_path} leaves {len(examples)} examples, fewer than sft.global_batch_size="
+            f"{sft.global_batch_size}; lower it or bring more examples."
+        )
+    total = sft.epochs * updates_per_epoch
+    learner = build_learner(config, config.model.path, sft.optim, mesh, total_updates=total)
+    hf = read_hf_config(config.model.path)
+    started = time.monotonic()
+    for update in range(total):
+        chosen = _examples_of(update, examples, updates_per_epoch, config, mesh)
+        metrics = _update(learner, chosen, hf["vocab_size"], config, pad_id_of(tokenizer))
+        if update % max(total // 10, 1) == 0 or update + 1 == total:
+            say(
+                f"warm start: update {update + 1}/{total}  loss {metrics['loss']:.4f}  "
+                f"lr {metrics['lr']:.2e}  {time.monotonic() - started:.0f} s"
+            )
+    _save(learner, hf, output, config, mesh)
+    return output
+
+
+def _examples_of(
+    update: int, examples: list[SftExample], updates_per_epoch: int, config: Config, mesh: Mesh
+) -> list[SftExample]:
+    """This data rank's share of an update: every DP-th example of its part of the epoch's permutation."""
+    epoch, position = divmod(update, updates_per_epoch)
+    generator = torch.Generator().manual_seed(sample_seed(config.trainer.seed, epoch, 0, 0))
+    size = config.sft.global_batch_size
+    order = torch.randperm(len(examples), generator=generator)[
+        position * size : (position + 1) * size
+    ].tolist()
+    return [examples[i] for i in order[mesh.dp_rank :: mesh.dp_size]]
+
+
+def _update(
+    learner: Learner, examples: list[SftExample], vocab_size: int, config: Config, pad_id: int
+) -> dict:
+    mesh = learner.mesh
+    (mini,) = mini_batches(
+        collate_sft(examples, pad_id, mesh.device),
+        global_batch_size=config.sft.global_batch_size,
+        micro_batch_size=config.sft.micro_batch_size,
+        epochs=1,
+        mesh=mesh,
+    )
+    return learner.update(mini.micro_batches, lambda *args: _loss(*args, mini, vocab_size, mesh))
+
+
+def _loss(
+    output_SBV: Tensor, micro: MicroBatch, mini: MiniBatch, vocab_size: int, mesh: Mesh
+) -> tuple[Tensor, Metrics]:
+    """Mean negative log-probability of the response tokens of the whole update."""
+    logprobs_SB, _ = vocab_parallel_logprob_entropy(
+        output_SBV,
+        next_tokens(micro.tokens_BS, output_SBV.shape[0]),
+        group=mesh.tensor,
+        vocab_size=vocab_size,
+    )
+    logprobs_BT = logprobs_SB[: micro.tokens_BS.shape[1] - 1].T
+    weights_BT = token_weights(
+        micro.loss_mask_BT, "token_mean", num_tokens=mini.num_tokens, num_sequences=mini.num_sequences
+    )
+    loss = -(weights_BT * logprobs_BT).sum()
+    return loss, {"loss": loss.detach()}
+
+
+def _save(learner: Learner, hf: dict, output: str, config: Config, mesh: Mesh) -> None:
+    stream = hf_stream(learner.gpt, hf, mesh)
+    if mesh.rank == 0:
+        save_folder(output, stream, hf, config.model.tokenizer or config.model.path)
+    else:
+        for _ in stream:  # the gathers behind it need every rank
+            pass
+    dist.barrier()

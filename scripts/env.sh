@@ -1,0 +1,224 @@
+# Sourced by the other scripts, never run. Defines:
+#   prepare_env [EXTRAS]   a virtual environment with the project installed in it; sets PY to its python
+#   use_threads COUNT      OMP_NUM_THREADS for COUNT processes on this machine, unless it is set already
+#   launch NPROC ARGS...   replaces this shell by `python -m nemo_simplerl ARGS`, under torchrun when NPROC > 1
+#   num_gpus, num_cores, check_count, usage, fail
+#
+# Environment:
+#   VENV     folder of the virtual environment (default: .venv beside setup.py); VENV=system installs nothing and uses
+#            the python3 on PATH as it is, for a container image that has everything
+#   PYTHON   interpreter to make it with (default: the first of python3.11 python3.12 python3.10 python3 that works)
+#   PIP_*    are pip's own and are left alone
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${VENV:-$ROOT/.venv}
+case $VENV in
+  system | /*) ;;
+  *) VENV=$PWD/$VENV ;;
+esac
+
+say() { printf '%s\n' "$*" >&2; }
+
+fail() {
+  say "error: $*"
+  exit 1
+}
+
+usage() { # FILE: the comment at its top
+  sed -n '2,/^[^#]*$/s/^# \{0,1\}//p' "$1"
+}
+
+is_supported() { # PYTHON: it runs (a version manager's shim may not) and is a version we support
+  "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+}
+
+pick_python() {
+  local candidate
+  if [ -n "${PYTHON:-}" ]; then
+    is_supported "$PYTHON" || fail "PYTHON=$PYTHON does not run or is not Python 3.10, 3.11 or 3.12"
+    printf '%s\n' "$PYTHON"
+    return
+  fi
+  for candidate in python3.11 python3.12 python3.10 python3; do
+    if is_supported "$candidate"; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  fail "no Python 3.10, 3.11 or 3.12 on PATH (python3 is: $(python3 --version 2>&1 || true));" \
+    "install one, or name it with PYTHON=/path/to/python3.11"
+}
+
+num_cores() {
+  # nproc knows the cores this shell may use; it would answer OMP_NUM_THREADS where that is set.
+  env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1
+}
+
+num_gpus() {
+  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    printf '%s' "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -c . || true
+  elif command -v nvidia-smi >/dev/null 2>&1; then
+    nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true
+  else
+    echo 0
+  fi
+}
+
+use_threads() { # COUNT
+  local threads=$(($(num_cores) / $1))
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+}
+
+launch() { # NPROC ARGS...
+  local nproc=$1
+  shift
+  use_threads "$nproc"
+  if [ "$nproc" -gt 1 ]; then
+    exec "$PY" -m torch.distributed.run --standalone --nproc_per_node "$nproc" -m nemo_simplerl "$@"
+  fi
+  exec "$PY" -m nemo_simplerl "$@"
+}
+
+check_count() { # NAME VALUE
+  case $2 in
+    '' | *[!0-9]* | 0*) fail "$1=$2 is not a number of processes; use 1 or more" ;;
+  esac
+}
+
+# --- installation ---------------------------------------------------------------------------------------------------
+
+wanted_stamp() { # the checkout's place counts because the installation points at it
+  { printf '%s\n' "$ROOT" && cat "$ROOT/setup.py" "$ROOT/constraints.txt"; } | cksum
+}
+
+stamped_extras() { # the extras that were installed last, comma-separated
+  if [ -f "$VENV/.installed" ]; then sed -n 2p "$VENV/.installed"; fi
+}
+
+has_extras() { # EXTRAS: each of them was installed last
+  local extra installed
+  installed=,$(stamped_extras),
+  for extra in ${1//,/ }; do
+    [[ $installed == *,$extra,* ]] || return 1
+  done
+}
+
+is_installed() { # EXTRAS
+  [ -f "$VENV/.installed" ] && [ "$(sed -n 1p "$VENV/.installed")" = "$(wanted_stamp)" ] && has_extras "$1" &&
+    is_supported "$VENV/bin/python"
+}
+
+with_clock() { # MESSAGE COMMAND...: one line; on a terminal it counts the seconds
+  local message=$1 start=$SECONDS ticker="" status=0
+  shift
+  if [ -t 2 ]; then
+    (while kill -0 $$ 2>/dev/null; do
+      printf '\r%s %d s ' "$message" $((SECONDS - start)) >&2
+      sleep 1
+    done) 9>&- &
+    ticker=$!
+  else
+    say "$message"
+  fi
+  "$@" || status=$?
+  if [ -n "$ticker" ]; then
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    printf '\r\033[K' >&2
+  fi
+  if [ "$status" -eq 0 ]; then say "$message done in $((SECONDS - start)) s"; fi
+  return "$status"
+}
+
+make_venv() { # PYTHON
+  if "$1" -c 'import ensurepip, venv' 2>/dev/null; then
+    "$1" -m venv "$VENV"
+  elif "$1" -m virtualenv --version >/dev/null 2>&1; then
+    "$1" -m virtualenv --quiet "$VENV"
+  elif "$1" -c 'import venv' 2>/dev/null && "$1" -m pip --version >/dev/null 2>&1; then
+    "$1" -m venv --without-pip "$VENV" &&
+      PIP_USER=0 "$1" -m pip --python "$VENV/bin/python" install --quiet --disable-pip-version-check pip
+  else
+    return 1
+  fi
+}
+
+ensure_venv() {
+  local python
+  if [ -f "$VENV/pyvenv.cfg" ]; then
+    if is_supported "$VENV/bin/python" && "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then return; fi
+    say "$VENV does not work (its Python is gone or not supported, or it was left half made): making it anew"
+    # The lock in the folder stays: another shell may be waiting on it.
+    rm -rf -- "${VENV:?}"/{bin,include,lib,lib64,pyvenv.cfg,.installed}
+  fi
+  python=$(pick_python)
+  make_venv "$python" >"$VENV/install.log" 2>&1 || {
+    tail -n 5 "$VENV/install.log" >&2
+    fail "$python cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv," \
+      "elsewhere install the virtualenv package, or name another interpreter with PYTHON=..."
+  }
+}
+
+pip_install() { # EXTRAS
+  local target=$ROOT${1:+[$1]}
+  # PIP_USER would be refused inside a virtual environment.
+  PIP_USER=0 "$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+    -c "$ROOT/constraints.txt" -e "$target" >"$VENV/install.log" 2>&1
+}
+
+lock_venv() {
+  if [ -d "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] &&
+    [ -n "$(find "$VENV" -mindepth 1 -maxdepth 1 ! -name .lock ! -name install.log)" ]; then
+    fail "VENV=$VENV is a folder with other things in it; name a new folder"
+  fi
+  mkdir -p "$VENV"
+  exec 9>"$VENV/.lock"
+  # Without flock (macOS) two shells that install at once are not kept apart.
+  if command -v flock >/dev/null 2>&1 && ! flock -n 9; then
+    say "waiting for another shell that installs into $VENV"
+    flock 9
+  fi
+}
+
+install_project() { # EXTRAS
+  local extras=$1
+  # What an earlier call asked for stays installed.
+  if has_extras "$extras"; then
+    extras=$(stamped_extras)
+  else
+    extras=$(stamped_extras),$extras
+    extras=${extras#,}
+  fi
+  rm -f "$VENV/.installed"
+  if [ "$(num_gpus)" = 0 ] && [ "$(uname -s)" = Linux ] &&
+    [ -z "${PIP_INDEX_URL:-}${PIP_EXTRA_INDEX_URL:-}${PIP_FIND_LINKS:-}" ]; then
+    say "no GPU here: pip may fetch a CUDA build of torch (several GB); the README says how to get the CPU build"
+  fi
+  with_clock "installing nemo_simplerl${extras:+ [$extras]} into $VENV, some minutes the first time ..." \
+    pip_install "$extras" || {
+    tail -n 20 "$VENV/install.log" >&2
+    fail "pip could not install the project; the whole log is $VENV/install.log"
+  }
+  printf '%s\n%s\n' "$(wanted_stamp)" "$extras" >"$VENV/.installed"
+}
+
+prepare_env() { # [EXTRAS]
+  local extras=${1:-}
+  if [ "$VENV" = system ]; then
+    PY=${PYTHON:-python3}
+    is_supported "$PY" || fail "VENV=system: $PY does not run or is not Python 3.10, 3.11 or 3.12"
+    "$PY" -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("megatron")))' ||
+      fail "VENV=system: $PY has no torch or no megatron-core; leave VENV unset to have them installed"
+    export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+    return
+  fi
+  PY=$VENV/bin/python
+  if is_installed "$extras"; then return; fi
+  lock_venv
+  if ! is_installed "$extras"; then
+    ensure_venv
+    install_project "$extras"
+  fi
+  exec 9>&-
+}

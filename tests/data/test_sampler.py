@@ -1,0 +1,69 @@
+import pytest
+
+from nemo_simplerl.data.sampler import StepSampler, sample_seed
+
+
+def test_an_episode_takes_each_prompt_at_most_once_and_drops_the_rest():
+    sampler = StepSampler(11, 3, seed=1, shuffle=True)
+    assert sampler.steps_per_episode == 3
+    for episode in range(4):
+        taken = [index for step in range(3) for index in sampler.indices(3 * episode + step)]
+        assert len(taken) == len(set(taken)) == 9
+        assert set(taken) <= set(range(11))
+    assert [sampler.episode(step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+
+
+def test_the_dropped_prompts_change_from_episode_to_episode():
+    sampler = StepSampler(11, 3, seed=1, shuffle=True)
+    seen = {index for step in range(30) for index in sampler.indices(step)}
+    assert seen == set(range(11))
+
+
+def test_each_episode_and_each_seed_has_its_own_order():
+    order = [StepSampler(50, 50, seed=seed, shuffle=True).indices(step) for seed in (1, 2) for step in (0, 1)]
+    assert len({tuple(indices) for indices in order}) == 4
+
+
+def test_a_resumed_run_needs_the_step_number_alone():
+    sampler = StepSampler(20, 4, seed=3, shuffle=True)
+    ahead = [sampler.indices(step) for step in range(12)]
+    assert [StepSampler(20, 4, seed=3, shuffle=True).indices(step) for step in reversed(range(12))] == ahead[
+        ::-1
+    ]
+
+
+def test_the_order_is_the_same_on_every_machine():
+    assert StepSampler(10, 5, seed=42, shuffle=True).indices(0) == [9, 5, 2, 7, 0]
+
+
+def test_without_shuffle_the_file_order_is_kept():
+    sampler = StepSampler(5, 2, seed=1, shuffle=False)
+    assert [sampler.indices(step) for step in range(3)] == [[0, 1], [2, 3], [0, 1]]
+
+
+def test_a_recipe_episode_has_eight_steps():
+    assert StepSampler(8523, 1024, seed=42, shuffle=True).steps_per_episode == 8
+
+
+@pytest.mark.parametrize("batch_size", [0, 6])
+def test_a_batch_that_cannot_be_filled_is_refused(batch_size):
+    with pytest.raises(ValueError, match="data.rollout_batch_size between 1 and 5"):
+        StepSampler(5, batch_size, seed=1, shuffle=True)
+
+
+def test_sample_seeds_are_stable_distinct_and_positive():
+    assert sample_seed(42, 3, 17, 5) == 4451462441251662663
+    seeds = {
+        sample_seed(run, step, problem, sample)
+        for run in (0, 1)
+        for step in range(11)
+        for problem in range(40)
+        for sample in range(8)
+    }
+    assert len(seeds) == 2 * 11 * 40 * 8
+    assert min(seeds) >= 0
+    assert max(seeds) < 2**63
+
+
+def test_sample_seeds_do_not_run_fields_together():
+    assert sample_seed(1, 11, 1, 1) != sample_seed(1, 1, 11, 1) != sample_seed(11, 1, 1, 1)

@@ -1,0 +1,103 @@
+r"""Extraction is pinned apart from equivalence: which text counts as the answer."""
+
+import time
+
+import pytest
+
+from nemo_simplerl.reward.extract import last_boxed
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"so $\boxed{5}$.", "5"),
+        (r"\boxed{41}, no: \boxed{42}", "42"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\sqrt{\frac{3}{4}}} and a stray } after", r"\sqrt{\frac{3}{4}}"),
+        (r"{\bf \boxed{7}", "7"),
+        (r"\fbox{8}", "8"),
+        (r"\boxed{\fbox{12}}", "12"),
+        (r"\boxed{\text{The answer is } \boxed{5}}", "5"),
+        ("\\boxed\n {\n17\n}", "17"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{\left\{x \right.}", r"\left\{x \right."),
+        (r"\boxed{5\\}", r"5\\"),
+        (r"x\\\boxed{6}", "6"),
+        (r"quoted: \\boxed{9}", "9"),
+    ],
+)
+def test_the_content_of_the_last_box_is_the_answer(response, answer):
+    assert last_boxed(response) == answer
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "",
+        "The answer is 5.",
+        "#### 5",
+        r"\boxed",
+        r"\boxed 5",
+        r"\boxed(5)",
+        r"boxed{5}",
+        r"\framebox{5}",
+        r"\boxed5}",
+    ],
+)
+def test_a_response_without_a_box_has_no_answer_even_where_it_ends_in_a_number(response):
+    assert last_boxed(response) is None
+
+
+@pytest.mark.parametrize(
+    "response", [r"\boxed{", r"\boxed{5", r"\boxed{\frac{1}{2}", r"\boxed{5\}", r"\boxed{5)"]
+)
+def test_a_box_that_never_closes_is_no_answer(response):
+    assert last_boxed(response) is None
+
+
+@pytest.mark.parametrize("response", [r"\boxed{}", "\\boxed{ \n\t}", r"\fbox{ }"])
+def test_a_blank_box_is_no_answer(response):
+    assert last_boxed(response) is None
+
+
+def test_an_incomplete_or_blank_box_does_not_hide_the_complete_one_before_it():
+    assert last_boxed(r"\boxed{5}. Checking: \boxed{5") == "5"
+    assert last_boxed(r"\boxed{5}. I put it in \boxed{} as asked.") == "5"
+
+
+def test_a_complete_box_inside_one_that_never_closes_counts():
+    assert last_boxed(r"\boxed{12 is what I had, but \boxed{13}") == "13"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "\\boxed{",
+        "\\boxed ",
+        "\\boxed{1",
+        "{",
+        "}",
+        "{}",
+        "\\",
+        "\\{",
+        "\\boxed{}",
+        "\\boxed{ ",
+        "a",
+        "\ud800",
+        "\x00",
+    ],
+)
+def test_a_megabyte_of_any_fragment_is_scanned_in_linear_time(unit):
+    text = unit * (1_000_000 // len(unit))
+    start = time.perf_counter()
+    last_boxed(text)
+    assert time.perf_counter() - start < 3.0
+    assert last_boxed(text + r"\boxed{6}") == "6"
+
+
+def test_a_box_full_of_spaces_and_nested_boxes_full_of_spaces_are_read_in_linear_time():
+    start = time.perf_counter()
+    assert last_boxed(r"\boxed{" + " " * 1_000_000 + "}") is None
+    depth = 20_000
+    assert last_boxed(r"\boxed{" * depth + " " * 400_000 + "}" * depth) == r"\boxed{" + " " * 400_000 + "}"
+    assert time.perf_counter() - start < 3.0

@@ -1,0 +1,58 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from nemo_simplerl.config.schema import RewardConfig
+from nemo_simplerl.reward.grade import SIMPLERL_REWARDS, Verdict, grade_text, reward_of
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "verdict"),
+    [
+        ("5", r"So the answer is $\boxed{5}$.", "correct"),
+        ("5", r"So the answer is $\boxed{6}$.", "incorrect"),
+        ("5", "So the answer is 5.", "no_answer"),
+        ("5", r"The answer is \boxed{5", "no_answer"),
+        ("5", r"First \boxed{5}, then \boxed{6}.", "incorrect"),
+        (r"\frac{1}{2}", r"\[ \boxed{\dfrac{1}{2}} \]", "correct"),
+        ("0.5", r"\boxed{\frac{2}{4}}", "correct"),
+        ("", r"\boxed{5}", "incorrect"),
+        ("5", "\\boxed{\ud800}", "incorrect"),
+        ("5", "\\boxed{\x00}", "incorrect"),
+    ],
+)
+def test_a_response_gets_its_verdict(gold, response, verdict):
+    assert grade_text(gold, response) == verdict
+
+
+def test_the_rewards_are_those_of_the_recipe_unless_a_configuration_says_otherwise():
+    assert [reward_of(verdict) for verdict in ("correct", "incorrect", "no_answer")] == [1.0, -0.5, -1.0]
+    config = RewardConfig(
+        correct=2.0, incorrect=0.25, no_answer=-3.0, num_workers=1, timeout_s=1.0, memory_limit_mb=512
+    )
+    assert [reward_of(verdict, config) for verdict in ("correct", "incorrect", "no_answer")] == [
+        2.0,
+        0.25,
+        -3.0,
+    ]
+
+
+def test_every_verdict_has_a_reward():
+    assert set(SIMPLERL_REWARDS) == set(get_args(Verdict))
+
+
+def test_the_room_loads_no_torch_and_no_sympy():
+    modules = ("equivalence", "extract", "grade", "normalize", "pool", "worker", "worker_process")
+    lines = [f"import nemo_simplerl.reward.{name}" for name in modules]
+    lines += [
+        "import sys",
+        "print([n for n in ('torch', 'sympy', 'numpy', 'megatron', 'hydra') if n in sys.modules])",
+    ]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=root, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,0 +1,213 @@
+"""Who may import whom, read from the source and seen in a fresh process; how long files and the page may be.
+
+A room is a folder of the package. Modules are found by walking it, so a file added later is covered. Import
+statements inside functions count: a late import crosses a wall as much as an early one.
+"""
+
+import ast
+import json
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import nemo_simplerl
+
+PACKAGE = "nemo_simplerl"
+FOLDER = Path(nemo_simplerl.__file__).parent
+
+# What a room may import of the package beside itself: rooms, or single modules of one. A room not named here
+# may import any but those in ONLY_FOR.
+MAY_IMPORT = {
+    "config": set(),
+    "reward": {"config"},
+    "algo": set(),
+    "data": {"config"},
+    "parallel": set(),
+    "model": {"config", "parallel"},
+    "rollout": {"config", "parallel.reductions"},
+}
+# Rooms and libraries that only these rooms or modules may import.
+ONLY_FOR = {
+    "nemo_simplerl.cli": {"cli", "__main__"},
+    "nemo_simplerl.trainer": {"trainer", "cli"},
+    "megatron.core.parallel_state": {"parallel.mesh", "parallel.cpu"},
+    "megatron.core.mpu": {"parallel.mesh", "parallel.cpu"},
+    "nemo": {"model.nemo_ckpt"},
+    "tensorrt_llm": {"rollout.trtllm"},
+    "ray": {"rollout.trtllm"},
+}
+# Libraries that a room does without, however indirectly.
+NEVER_LOADED = {
+    "config": {"torch", "transformers", "megatron"},
+    "reward": {"torch", "transformers", "megatron"},
+    "algo": {"transformers", "megatron"},
+    "data": {"megatron"},
+    "rollout": {"megatron"},
+}
+# These wrap a framework that need not be installed.
+ADAPTERS = {"nemo_simplerl.model.nemo_ckpt", "nemo_simplerl.rollout.trtllm"}
+
+
+def modules(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
+    """Dotted name and file of `folder`, a package called `name`, and of everything below it."""
+    yield name, folder / "__init__.py"
+    for module in pkgutil.iter_modules([str(folder)]):
+        if module.ispkg:
+            yield from modules(folder / module.name, f"{name}.{module.name}")
+        else:
+            yield f"{name}.{module.name}", folder / f"{module.name}.py"
+
+
+def imported_names(module: str, file: Path) -> set[str]:
+    """Dotted names in import statements anywhere in the file; `from a import b` speaks of a and a.b."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {source} | {f"{source}.{alias.name}" for alias in node.names}
+    return names
+
+
+def within(name: str, owner: str) -> bool:
+    return name == owner or name.startswith(f"{owner}.")
+
+
+def is_forbidden(importer: str, name: str) -> bool:
+    """Whether `importer`, a module inside the package, may not import `name`."""
+    for owned, owners in ONLY_FOR.items():
+        if within(name, owned) and not any(within(importer, owner) for owner in owners):
+            return True
+    room = importer.partition(".")[0]
+    if room not in MAY_IMPORT or not within(name, PACKAGE):
+        return False
+    target = name.removeprefix(PACKAGE).removeprefix(".")
+    # `from nemo_simplerl.parallel import reductions` speaks of its parents too, which hold a docstring.
+    return target != "" and not any(
+        within(target, other) or within(other, target) for other in {room} | MAY_IMPORT[room]
+    )
+
+
+def violations(folder: Path) -> list[str]:
+    """Each import of the package in `folder` that a rule forbids, as `module imports name`."""
+    return [
+        f"{module} imports {name}"
+        for module, file in modules(folder, PACKAGE)
+        for name in sorted(imported_names(module, file))
+        if is_forbidden(module.removeprefix(PACKAGE).removeprefix("."), name)
+    ]
+
+
+def test_no_module_imports_across_a_wall():
+    assert violations(FOLDER) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "expected"),
+    [
+        ("algo/gae.py", "def f():\n    import nemo_simplerl.model.provider", "nemo_simplerl.model.provider"),
+        ("algo/gae.py", "if True:\n    from ..model import provider", "nemo_simplerl.model.provider"),
+        ("parallel/vocab.py", "from nemo_simplerl import config", "nemo_simplerl.config"),
+        ("rollout/hf.py", "from nemo_simplerl.parallel import mesh", "nemo_simplerl.parallel.mesh"),
+        ("trainer/loop.py", "from nemo_simplerl.cli.main import main", "nemo_simplerl.cli.main"),
+        ("eval/run.py", "from nemo_simplerl.trainer import loop", "nemo_simplerl.trainer.loop"),
+        ("model/io.py", "from megatron.core import parallel_state as mpu", "megatron.core.parallel_state"),
+        (
+            "trainer/loop.py",
+            "class A:\n    def f(self):\n        import nemo.collections",
+            "nemo.collections",
+        ),
+        ("rollout/hf.py", "import ray", "ray"),
+    ],
+)
+def test_a_planted_import_is_found(tmp_path, file, source, expected):
+    path = tmp_path / file
+    path.parent.mkdir()
+    for folder in (tmp_path, path.parent):
+        (folder / "__init__.py").touch()
+    path.write_text(source)
+    module = f"{PACKAGE}.{file.removesuffix('.py').replace('/', '.')}"
+    assert f"{module} imports {expected}" in violations(tmp_path)
+
+
+def test_imports_within_the_walls_are_left_alone(tmp_path):
+    for file, source in {
+        "rollout/hf.py": "from nemo_simplerl.parallel import reductions\nfrom . import base\nimport raylib",
+        "parallel/mesh.py": "from megatron.core import parallel_state\nfrom nemo_simplerl.parallel import cpu",
+        "cli/train.py": "from nemo_simplerl.trainer.loop import train",
+        "algo/loss.py": "import torch\nfrom nemo_simplerl.algo import gae",
+    }.items():
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).parent.joinpath("__init__.py").touch()
+        (tmp_path / file).write_text(source)
+    (tmp_path / "__init__.py").touch()
+    assert violations(tmp_path) == []
+
+
+LOAD = """
+import importlib, json, sys
+names, adapters = json.loads(sys.argv[1])
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if name not in adapters or error.name.startswith("nemo_simplerl"):
+            raise
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def load_fresh(room: str) -> tuple[list[str], set[str]]:
+    """The room's modules, and every module that a new process holds after importing them."""
+    names = [name for name, _ in modules(FOLDER / room, f"{PACKAGE}.{room}")]
+    command = [sys.executable, "-c", LOAD, json.dumps([names, sorted(ADAPTERS)])]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent)
+    assert process.returncode == 0, process.stderr
+    return names, set(json.loads(process.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def fresh_processes():
+    """One process a room, two at a time: most of their seconds go into importing torch and Megatron."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {room: pool.submit(load_fresh, room) for room in MAY_IMPORT if (FOLDER / room).is_dir()}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_loads_in_a_fresh_process_without_what_it_may_not_import(room, fresh_processes):
+    if room not in fresh_processes:
+        return
+    names, loaded = fresh_processes[room].result()
+    assert set(names) - ADAPTERS <= loaded
+    rooms = {name.split(".")[1] for name in loaded if name.startswith(f"{PACKAGE}.")}
+    assert rooms <= {room} | {other.partition(".")[0] for other in MAY_IMPORT[room]}
+    assert not NEVER_LOADED.get(room, set()) & {name.partition(".")[0] for name in loaded}
+
+
+def test_no_file_is_over_400_lines():
+    lengths = {
+        str(file.relative_to(FOLDER)): len(file.read_text().splitlines())
+        for _, file in modules(FOLDER, PACKAGE)
+    }
+    assert {file: length for file, length in lengths.items() if length > 400} == {}
+
+
+def test_every_function_of_the_page_fits_a_screen():
+    page = FOLDER / "trainer" / "loop.py"
+    if not page.exists():
+        return
+    lengths = {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in ast.walk(ast.parse(page.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    assert "ppo_step" in lengths
+    assert {name: length for name, length in lengths.items() if length > 50} == {}

@@ -1,0 +1,78 @@
+"""One PPO step from the same weights and completions: the same numbers in every parallel layout and micro-batch size."""
+
+import random
+
+import pytest
+from nemo_simplerl.data.problems import Problem, Prompt
+from nemo_simplerl.trainer.loop import ppo_step
+from ranks import run_ranks
+from tiny import save_hf_model, scripted_roles
+
+LAYOUTS = {
+    "TP2": (2, {"tensor_model_parallel_size": 2}),
+    "TP2 with sequence parallel": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "PP2": (2, {"pipeline_model_parallel_size": 2}),
+    "DP2": (2, {}),
+    "DP2 with the distributed optimizer": (2, {"use_distributed_optimizer": True}),
+    "TP2 x PP2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
+}
+
+
+def _prompts() -> list[Prompt]:
+    rng = random.Random(3)
+    return [
+        Prompt(
+            Problem(str(i), f"question {i}", str(i), None, None), "", tuple(rng.choices(range(131), k=5 + i))
+        )
+        for i in range(4)
+    ]
+
+
+def _two_steps(folder: str, actor: dict, algo: dict) -> list[dict[str, float]]:
+    with scripted_roles(folder, actor, algo) as roles:
+        roles.refit(0)
+        return [ppo_step(step, _prompts(), roles)[0] for step in (1, 2)]
+
+
+def _assert_same(found: list[dict], expected: list[dict], layout: str) -> None:
+    for step, (got, wanted) in enumerate(zip(found, expected, strict=True), 1):
+        assert got.keys() == wanted.keys()
+        for key in wanted:
+            if key.endswith(("ratio_deviation", "first_ratio_deviation")):
+                assert got[key] < 1e-5, (layout, step, key)
+            else:
+                assert got[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6), (layout, step, key)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(save_hf_model(tmp_path_factory.mktemp("base") / "model", tied=True))
+
+
+@pytest.fixture(scope="module")
+def one_rank(model):
+    return run_ranks(_two_steps, 1, model, {}, {})[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_agree_with_one_rank(model, one_rank, layout):
+    world_size, actor = LAYOUTS[layout]
+    for found in run_ranks(_two_steps, world_size, model, actor, {}):
+        _assert_same(found, one_rank, layout)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_micro_batch_sizes_agree(model, one_rank, size):
+    sizes = {"micro_batch_size": size, "forward_micro_batch_size": size}
+    (found,) = run_ranks(_two_steps, 1, model, sizes, {})
+    _assert_same(found, one_rank, f"micro-batches of {size}")
+
+
+@pytest.mark.parametrize(
+    "algo", [{"loss_aggregation": "seq_mean", "truncated": "mask", "entropy_bonus": 0.01, "ppo_epochs": 2}]
+)
+def test_layouts_agree_in_the_other_variants_too(model, algo):
+    (expected,) = run_ranks(_two_steps, 1, model, {}, algo)
+    actor = {"tensor_model_parallel_size": 2, "micro_batch_size": 1}
+    for found in run_ranks(_two_steps, 4, model, actor, algo):
+        _assert_same(found, expected, "TP2 x DP2")
