@@ -195,7 +195,7 @@ install_project() { # EXTRAS
     [ -z "${PIP_INDEX_URL:-}${PIP_EXTRA_INDEX_URL:-}${PIP_FIND_LINKS:-}" ]; then
     say "no GPU here: pip may fetch a CUDA build of torch (several GB); the README says how to get the CPU build"
   fi
-  with_clock "installing nemo_simplerl${extras:+ [$extras]} into $VENV, some minutes the first time ..." \
+  with_clock "installing nemo_simplerl${extras:+ [$extras]} into ${VENV##*/} ..." \
     pip_install "$extras" || {
     tail -n 20 "$VENV/install.log" >&2
     fail "pip could not install the project; the whole log is $VENV/install.log"

@@ -141,7 +141,7 @@ def test_a_planted_import_is_found(tmp_path, file, source, expected):
 def test_imports_within_the_walls_are_left_alone(tmp_path):
     for file, source in {
         "rollout/hf.py": "from nemo_simplerl.parallel import reductions\nfrom . import base\nimport raylib",
-        "parallel/mesh.py": "from megatron.core import parallel_state\nfrom nemo_simplerl.parallel import cpu",
+        "parallel/mesh.py": "from megatron.core import parallel_state\nfrom . import cpu",
         "cli/train.py": "from nemo_simplerl.trainer.loop import train",
         "algo/loss.py": "import torch\nfrom nemo_simplerl.algo import gae",
     }.items():

@@ -2,28 +2,40 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
-from nemo_simplerl.config.load import ConfigErrors, load
+from nemo_simplerl.config.errors import ConfigErrors
+from nemo_simplerl.config.load import load
 from nemo_simplerl.config.schema import Config
 
 
-def launch(command: str, argv: Sequence[str], start: Callable[[Config], None]) -> int:
-    """Exit status: 0 done, 2 a wrong configuration or input, told on the first rank alone."""
-    speaks = os.environ.get("RANK", "0") == "0"
+def launch(command: str, argv: Sequence[str], start: Callable[[Config], int]) -> int:
+    """Exit status: that of `start`, or 2 for a wrong configuration or input, told on the first rank alone.
+
+    SIMPLERL_DEBUG=1 shows the traceback of a wrong input instead.
+    """
     if {"-h", "--help"} & set(argv):
         print(f"usage: simplerl {command} [experiment=NAME] [section.key=value ...]")
         return 0
+    # Megatron tells at import, on every rank, which optional packages are absent.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
     try:
-        start(load(argv, world_size=int(os.environ.get("WORLD_SIZE", "1"))))
+        return start(load(argv, world_size=int(os.environ.get("WORLD_SIZE", "1"))))
     except ConfigErrors as errors:
-        if speaks:
-            print("\n".join(f"config: {problem}" for problem in errors.problems), file=sys.stderr)
+        _tell("\n".join(f"config: {problem}" for problem in errors.problems))
         return 2
     except ValueError as error:
         if os.environ.get("SIMPLERL_DEBUG"):
             raise
-        if speaks:
-            print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return 2
-    return 0
+
+
+def is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tell(text: str) -> None:
+    if is_first_rank():
+        print(text, file=sys.stderr)

@@ -12,7 +12,7 @@ from nemo_simplerl.report.table import plain_text, rich_table, rows_of
 def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="simplerl report",
-        description="Draw report.png (reward, accuracy, length) into a run directory; print its before and after.",
+        description="Draw a run's reward, accuracy and length as report.png; print its before and after.",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", help="trainer.run_dir of a run, finished or not")
     args = parser.parse_args(argv)

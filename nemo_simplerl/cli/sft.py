@@ -1,6 +1,7 @@
 """simplerl sft: the warm start alone."""
 
 from nemo_simplerl.cli.launch import launch
+from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.schema import Config
 
 
@@ -9,13 +10,10 @@ def run(argv: list[str]) -> int:
     return launch("sft", argv, _start)
 
 
-def _start(config: Config) -> None:
+def _start(config: Config) -> int:
     if config.sft.output is None or config.data.sft_path is None:
-        raise ValueError(
-            "simplerl sft needs data.sft_path (the examples) and sft.output (where the model goes)."
-        )
-    from nemo_simplerl.trainer.start import (
-        start_warm_start,
-    )  # torch loads here, once the configuration is right
+        raise ConfigErrors(["simplerl sft needs data.sft_path (the examples) and sft.output (the folder for the model)."])
+    from nemo_simplerl.trainer.start import start_warm_start  # torch loads here, once the configuration is right
 
     start_warm_start(config)
+    return 0

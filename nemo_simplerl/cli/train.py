@@ -1,6 +1,8 @@
-"""simplerl train: PPO, after the warm start where one is configured."""
+"""simplerl train: PPO, after the warm start where one is configured, and the report at the end."""
 
-from nemo_simplerl.cli.launch import launch
+from nemo_simplerl.cli import report
+from nemo_simplerl.cli.launch import is_first_rank, launch
+from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.config.schema import Config
 
 
@@ -9,9 +11,9 @@ def run(argv: list[str]) -> int:
     return launch("train", argv, _start)
 
 
-def _start(config: Config) -> None:
-    from nemo_simplerl.trainer.start import (
-        start_training,
-    )  # torch loads here, once the configuration is right
+def _start(config: Config) -> int:
+    check_run_dir(config)
+    from nemo_simplerl.trainer.start import start_training  # torch loads here, once the configuration is right
 
     start_training(config)
+    return report.run([config.trainer.run_dir]) if is_first_rank() else 0

@@ -1,4 +1,4 @@
-"""A nested dict turned into the dataclasses of schema.py. An integer where a float is due is the one conversion."""
+"""A nested dict turned into the dataclasses of schema.py. An integer for a float is the one conversion."""
 
 import dataclasses
 import types
@@ -19,8 +19,9 @@ def build(kind: type[T], values: Mapping[Any, Any], findings: Findings, path: st
     hints = get_type_hints(kind)
     for key in values:
         if key not in hints:
-            known = suggest(str(key), hints) or f" Known: {', '.join(hints)}."
-            findings.add(f"{_join(path, key)} is not a key of the configuration.{known}", _join(path, key))
+            wrong, known = _join(path, key), [_join(path, name) for name in hints]
+            closest = suggest(wrong, known) or f" Known: {', '.join(known)}."
+            findings.add(f"{wrong} is not a key of the configuration.{closest}", wrong)
     return kind(
         **{name: _field(hint, name, values, findings, _join(path, name)) for name, hint in hints.items()}
     )
@@ -36,7 +37,7 @@ def keys_of(kind: type, path: str = "") -> Iterator[str]:
 
 
 def _field(hint: Any, name: str, values: Mapping[Any, Any], findings: Findings, path: str) -> Any:
-    if findings.has_reported(path) and not isinstance(values.get(name), Mapping):
+    if path in findings.reported and not isinstance(values.get(name), Mapping):
         return None
     if name not in values:
         findings.add(f"{path} is missing; accepted: {accepted(hint)}.", path)
@@ -68,7 +69,7 @@ def accepted(hint: Any) -> str:
 
 def _accepted_one(option: Any) -> str:
     if get_origin(option) is Literal:
-        return "one of " + ", ".join(get_args(option))
+        return ", ".join(get_args(option))
     if get_origin(option) is list:
         return f"a list in which each item is {_NAMES[get_args(option)[0]]}"
     if dataclasses.is_dataclass(option):
@@ -88,11 +89,7 @@ def _describe(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     """As it is written in YAML, not in Python."""
-    return (
-        {None: "null", True: "true", False: "false"}[value]
-        if value is None or value is True or value is False
-        else repr(value)
-    )
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _join(path: str, name: Any) -> str:

@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any, cast
 
 from nemo_simplerl.config.ranges import RANGES, in_words, inside
-from nemo_simplerl.config.schema import Config, OptimConfig
-from nemo_simplerl.config.shape import ModelShape
+from nemo_simplerl.config.schema import Config
+from nemo_simplerl.config.shape import ModelShape, decides_shape
 
 
 class _NotReadable(Exception):
@@ -47,15 +47,15 @@ def check(
 ) -> list[str]:
     """Every broken rule, each with what was asked, what was found and what would work. Touches no file.
 
-    Rules that need the shape or the world size are skipped where it is None, and so are those that would read a
-    key in `reported`. A number out of its range is reported once and no further rule reads it.
+    Rules that need the shape or the world size are skipped where it is None, and so are those that would read
+    a key in `reported`. A number out of its range is reported once and no further rule reads it.
     """
     out_of_range: dict[str, str] = {}
     for key, interval in RANGES.items():
         for problem in run_rules(config, reported, [partial(_is_in_range, key=key, interval=interval)]):
             out_of_range[key] = problem
     reported |= frozenset(out_of_range)
-    if any(key.startswith("model.") for key in reported):
+    if any(map(decides_shape, reported)):
         shape = None
     rules: list[Callable[[Config], Iterator[str]]] = list(_RULES)
     if shape is not None:
@@ -106,7 +106,7 @@ def _lr_falls(config: Config, section: str) -> Iterator[str]:
     if optim.min_lr > optim.lr:
         yield (
             f"{section}.optim.min_lr={optim.min_lr} is above {section}.optim.lr={optim.lr}. "
-            f"The rate falls from lr to min_lr: set min_lr to {optim.lr} or less (the recipe: {0.1 * optim.lr:g})."
+            f"The rate falls from lr to min_lr: set min_lr to {optim.lr} or less, such as {0.1 * optim.lr:g}."
         )
 
 
@@ -115,7 +115,8 @@ def _rewards_are_ordered(config: Config) -> Iterator[str]:
     if not reward.correct > reward.incorrect >= reward.no_answer:
         yield (
             f"reward.correct={reward.correct}, reward.incorrect={reward.incorrect}, "
-            f"reward.no_answer={reward.no_answer} would teach wrong answers. Needed: correct > incorrect >= no_answer, such as 1.0, -0.5, -1.0."
+            f"reward.no_answer={reward.no_answer} would teach wrong answers. "
+            "Needed: correct > incorrect >= no_answer, such as 1.0, -0.5, -1.0."
         )
 
 
@@ -149,7 +150,8 @@ def _sft_has_data(config: Config) -> Iterator[str]:
     if config.sft.output is not None and config.data.sft_path is None:
         yield (
             f"sft.output={config.sft.output!r} asks for a warm start, but data.sft_path=null. "
-            "Give data.sft_path=FILE (.jsonl of question or prompt, and response), or sft.output=null to start from model.path."
+            "Give data.sft_path=FILE (.jsonl of question or prompt, and response), or "
+            "sft.output=null to start from model.path."
         )
 
 
@@ -161,7 +163,10 @@ def _path_is_given(config: Config, key: str) -> Iterator[str]:
 def _data_file_has_a_known_ending(config: Config, key: str) -> Iterator[str]:
     path = _value(config, key)
     if path and not path.endswith((".json", ".jsonl")):
-        yield f"{key}={path!r} is neither .json (a list of objects) nor .jsonl (an object a line). Give {key}=FILE."
+        yield (
+            f"{key}={path!r} has another ending than .json (a list of objects) or .jsonl (one a line). "
+            f"Bring the data in one of the two, and give {key}=FILE."
+        )
 
 
 def _created_attention_fits(config: Config) -> Iterator[str]:
@@ -218,8 +223,9 @@ def _rollout_fits_the_model(config: Config, shape: ModelShape) -> Iterator[str]:
     if prompt + response > limit:
         fits = f"a response of {limit - prompt} or less" if prompt < limit else "a shorter prompt"
         yield (
-            f"rollout.max_prompt_tokens={prompt} + rollout.max_response_tokens={response} = {prompt + response}, "
-            f"but the model's max_position_embeddings is {limit}. Use {fits}, or a model with more positions."
+            f"rollout.max_prompt_tokens={prompt} + rollout.max_response_tokens={response} "
+            f"= {prompt + response}, but the model's max_position_embeddings is {limit}. "
+            f"Use {fits}, or a model with more positions."
         )
 
 
@@ -247,17 +253,8 @@ def _layout_fits_the_ranks(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
-def _replicas_share_the_prompts(config: Config, world_size: int) -> Iterator[str]:
-    replicas, prompts = _replicas(config, world_size), config.data.rollout_batch_size
-    if replicas and prompts % replicas:
-        yield (
-            f"data.rollout_batch_size={prompts} prompts do not split over {replicas} data-parallel replicas "
-            f"({world_size} ranks / {_model_parallel_size(config)} a replica). "
-            f"Use a multiple of {replicas}, such as {_near_multiples(replicas, prompts)}."
-        )
-
-
 def _batch_splits(config: Config, world_size: int, section: str) -> Iterator[str]:
+    """With _updates_fill_the_rollout it follows that the samples of a step split over the replicas too."""
     if section == "sft" and config.sft.output is None:
         return
     size, micro = getattr(config, section).global_batch_size, getattr(config, section).micro_batch_size
@@ -266,7 +263,8 @@ def _batch_splits(config: Config, world_size: int, section: str) -> Iterator[str
         unit = micro * replicas
         yield (
             f"{section}.global_batch_size={size} is not a multiple of {section}.micro_batch_size={micro} "
-            f"* {replicas} data-parallel replicas = {unit}. Use {_near_multiples(unit, size)}, or a smaller micro-batch."
+            f"* {replicas} data-parallel replicas = {unit}. "
+            f"Use {_near_multiples(unit, size)}, or a smaller micro-batch."
         )
 
 
@@ -295,7 +293,7 @@ def _listed(numbers: Iterable[int]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-_RULES = (
+_RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     *(partial(_path_is_given, key=key) for key in ("model.path", "data.train_path", "trainer.run_dir")),
     *(partial(_data_file_has_a_known_ending, key=key) for key in ("data.train_path", "data.eval_path")),
     *(partial(_updates_fill_the_rollout, section=section) for section in ("actor", "critic")),
@@ -308,14 +306,13 @@ _RULES = (
     _sft_has_data,
     _created_attention_fits,
 )
-_SHAPE_RULES = (
+_SHAPE_RULES: tuple[Callable[..., Iterator[str]], ...] = (
     _tensor_parallel_splits_the_layers,
     _pipeline_stages_are_equal,
     _rollout_fits_the_model,
     _sft_fits_the_model,
 )
-_WORLD_RULES = (
+_WORLD_RULES: tuple[Callable[..., Iterator[str]], ...] = (
     _layout_fits_the_ranks,
-    _replicas_share_the_prompts,
     *(partial(_batch_splits, section=section) for section in ("actor", "critic", "sft")),
 )

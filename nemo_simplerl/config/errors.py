@@ -28,10 +28,6 @@ class Findings:
         self.problems.append(problem)
         self.reported.update(keys)
 
-    def has_reported(self, key: str) -> bool:
-        """Whether the key or a section around it was reported."""
-        return any(key == other or key.startswith(other + ".") for other in self.reported)
-
 
 def suggest(wrong: str, known: Iterable[str]) -> str:
     """' Did you mean a or b?' with the closest known names; empty where none is close.

@@ -17,7 +17,7 @@ from nemo_simplerl.config.errors import ConfigErrors, Findings, suggest
 from nemo_simplerl.config.machine import check_machine, this_machine
 from nemo_simplerl.config.resolve import resolve
 from nemo_simplerl.config.schema import Config
-from nemo_simplerl.config.shape import ModelShape, read_shape
+from nemo_simplerl.config.shape import ModelShape, decides_shape, read_shape
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def load(overrides: Sequence[str], world_size: int | None) -> Config:
-    """The configuration of a run on `world_size` ranks (None: not known yet, and no layout is checked against it).
+    """The configuration of a run on `world_size` ranks (None: unknown, and no layout is checked against it).
 
     Raises ConfigErrors with every problem: syntax, names, types, ranges, rules between keys, files, packages.
     """
@@ -113,7 +113,7 @@ def _sort_overrides(overrides: Sequence[str], findings: Findings) -> tuple[dict[
         except HydraException as error:
             reason = str(error).splitlines()[0]
             findings.add(
-                f"{text!r} does not read as an override ({reason}); write key=value, with no space around '='."
+                f"{text!r} is not an override ({reason}); write key=value, without spaces around '='."
             )
             continue
         if override.is_sweep_override():
@@ -141,15 +141,15 @@ def _choose(override: "Override", groups: dict[str, str], findings: Findings) ->
     if group == "experiment" and name is None and not override.is_delete():
         return True
     findings.add(
-        f"{override.input_line!r}: {group}={name} is not one of the files of conf/{group}; "
-        f"accepted: {', '.join(f'{group}={choice}' for choice in known)}.{suggest(str(name), known)} "
-        f"Single values are set by key, such as {group}.KEY=VALUE."
+        f"{override.input_line!r} does not name one of the files of conf/{group}; "
+        f"accepted: {', '.join(f'{group}={choice}' for choice in known)}.{suggest(str(name), known)}"
+        + ("" if group == "experiment" else f" Single values are set by key: {group}.KEY=VALUE.")
     )
     return False
 
 
 def _distrust(unknown_groups: Sequence[str], values: Sequence["Override"], findings: Findings) -> None:
-    """Mark what an unknown choice might have set: no rule shall judge the defaults that stand in its place."""
+    """Mark what an unknown choice might have set: no rule shall judge the defaults in its place."""
     given = {override.key_or_group for override in values}
     leaves = [key for key in keys_of(Config) if key.count(".") and key not in given]
     for group in unknown_groups:
@@ -183,9 +183,7 @@ def _apply(tree: "DictConfig", override: "Override", findings: Findings) -> None
         closest = suggest(key, (name for name in known if "." in name))
         findings.add(f"{text!r}: {key} is not a key of the configuration.{closest or ' ' + _all_sections()}")
     elif override.is_delete() or override.is_add() and not override.is_force_add():
-        findings.add(
-            f"{text!r}: every key exists and none can be removed; write {key}=VALUE, without + or ~.", key
-        )
+        findings.add(f"{text!r}: no key can be added or removed; write {key}=VALUE, without + or ~.", key)
     else:
         try:
             OmegaConf.update(tree, key, override.value(), merge=True)
@@ -202,7 +200,7 @@ def _all_sections() -> str:
 def _plain(tree: "DictConfig", findings: Findings) -> dict[str, Any]:
     """Plain values of the tree. Keys without a value and failed interpolations go to `findings`."""
     resolved = resolve(tree)
-    missing = [key for key in resolved.missing if not findings.has_reported(key)]
+    missing = [key for key in resolved.missing if key not in findings.reported]
     if missing:
         experiments = ", ".join(f"experiment={name}" for name in choices("experiment"))
         findings.add(
@@ -213,8 +211,8 @@ def _plain(tree: "DictConfig", findings: Findings) -> dict[str, Any]:
     for reason, failures in resolved.failed.items():
         written = ", ".join(f"{key}={text}" for key, text in failures.items())
         findings.add(
-            f"{written} cannot be resolved ({reason}). Give a plain value, set the variable, or write a default "
-            "as in ${oc.env:NAME,default}.",
+            f"{written} cannot be resolved ({reason}). Give a plain value, set the variable, or write "
+            "a default as in ${oc.env:NAME,default}.",
             *failures,
         )
     return resolved.values
@@ -222,7 +220,7 @@ def _plain(tree: "DictConfig", findings: Findings) -> dict[str, Any]:
 
 def _shape(config: Config, findings: Findings) -> ModelShape | None:
     """The model's shape, or None where it cannot be known; the reason is then in `findings`."""
-    if any(key.startswith("model.") for key in findings.reported):
+    if any(map(decides_shape, findings.reported)):
         return None
     try:
         return read_shape(config.model)

@@ -1,7 +1,5 @@
 """The interval each number of the configuration must lie in, in the notation of a mathematics book."""
 
-import math
-
 AT_LEAST_1 = "[1, inf)"
 AT_LEAST_0 = "[0, inf)"
 POSITIVE = "(0, inf)"
@@ -82,11 +80,11 @@ RANGES: dict[str, str] = {
 
 
 def inside(value: float, interval: str) -> bool:
-    """Whether a finite value lies in an interval such as '(0, 1]'. NaN and infinity lie in none."""
+    """Whether a value lies in an interval such as '(0, 1]'. NaN and infinity lie in none."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
     below = value < high if interval[-1] == ")" else value <= high
-    return math.isfinite(value) and above and below
+    return above and below
 
 
 def in_words(interval: str) -> str:

@@ -126,6 +126,7 @@ class DataConfig:
     sft_path: str | None  # .jsonl of {question | prompt, response}: the warm start
     question_field: str
     answer_field: str
+    rows_without_gold: Literal["error", "drop"]
     template: Literal["qwen25-math-cot", "qwen-boxed", "abel", "none"]
     prompt_trailing_newline: bool  # the seed trained without and evaluated with the newline after "assistant"
     overlong_prompts: Literal["drop", "truncate", "error"]  # "truncate" is the seed's quirk

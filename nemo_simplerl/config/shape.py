@@ -44,10 +44,15 @@ def read_shape(model: ModelConfig) -> ModelShape:
     if model.create is None:
         raise ValueError(
             f"model.path={model.path!r} holds no config.json. Give a Hugging Face model folder on disk "
-            "(`hf download Qwen/Qwen2.5-Math-7B --local-dir FOLDER` writes one), or fill model.create to start "
-            "from random weights (experiment=quickstart does)."
+            "(`hf download Qwen/Qwen2.5-Math-7B --local-dir FOLDER` writes one), or fill model.create to "
+            "start from random weights (experiment=quickstart does)."
         )
     return _shape_of_create(model.create)
+
+
+def decides_shape(key: str) -> bool:
+    """Whether the shape depends on the configuration's value at a dotted key."""
+    return key in ("model", "model.path") or key.startswith("model.create")
 
 
 def _shape_of_create(create: CreateConfig) -> ModelShape:
@@ -76,7 +81,8 @@ def _shape_of_file(file: Path) -> ModelShape:
         raise ValueError(f"model.path: {file} has model_type {found!r}; supported: {', '.join(SUPPORTED)}.")
     if hf.get("rope_scaling"):
         raise ValueError(
-            f"model.path: {file} asks for rope_scaling {hf['rope_scaling']}; only models without it are supported."
+            f"model.path: {file} asks for rope_scaling {hf['rope_scaling']}; "
+            "only models without it are supported."
         )
     bad = [key for key in _HF_KEYS.values() if type(hf.get(key)) is not int or hf[key] < 1]
     if bad:

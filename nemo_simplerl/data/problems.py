@@ -49,8 +49,8 @@ def load_problems(
     answer_field: str,
     *,
     without_gold: Literal["error", "drop"] = "error",
-) -> list[Problem]:
-    """The problems of a .json or .jsonl file, in its order.
+) -> tuple[list[Problem], int]:
+    """The problems of a .json or .jsonl file, in its order, and how many rows were left out for want of a gold answer.
 
     `level` ("Level 5" or 5) and `subject` are read where they are; a row without an `id` is called
     row-<index>. No response can be right where the gold answer is missing or empty: such rows are refused, or
@@ -67,11 +67,12 @@ def load_problems(
                 f"The fields of row {missing[0]}: {', '.join(rows[missing[0]])}. Set data.question_field and "
                 "data.answer_field to the fields that hold question and gold answer, or remove the rows"
             )
-    return [
+    problems = [
         _problem(index, row, question_field, answer_field)
         for index, row in enumerate(rows)
         if _text(row.get(answer_field))
     ]
+    return problems, len(rows) - len(problems)
 
 
 def render_prompts(

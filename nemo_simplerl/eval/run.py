@@ -39,10 +39,10 @@ def evaluate(
     """
     metrics: dict[str, float] = {}
     rows: list[dict] = []
-    greedy = replace(sampling, n=1, temperature=0.0, top_p=1.0, top_k=0)
-    for name, params in (("greedy", greedy), ("sampled", replace(sampling, n=num_samples))):
-        if params.n == 0:
-            continue
+    modes = {"greedy": replace(sampling, n=1, temperature=0.0, top_p=1.0, top_k=0)}
+    if num_samples:
+        modes["sampled"] = replace(sampling, n=num_samples)
+    for name, params in modes.items():
         seeds = [sample_seed(seed, 0, i, k) for i in range(len(prompts)) for k in range(params.n)]
         completions = generate_sharded(engine, [p.token_ids for p in prompts], params, seeds, group=group)
         grades = grade_sharded(grade, responses_of(prompts, completions, params.n), group)

@@ -64,9 +64,8 @@ def write_png(run_dir: Path | str) -> Path:
     for panel, axes in zip(PANELS, figure.subplots(1, len(PANELS)), strict=True):
         _draw(panel, run, axes)
     path = run.path / "report.png"
-    temporary = (
-        run.path / f".report.{os.getpid()}.png"
-    )  # a viewer that watches the file never sees half of it
+    # A viewer that watches the file never sees half of it.
+    temporary = run.path / f".report.{os.getpid()}.png"
     try:
         figure.savefig(temporary)
         os.replace(temporary, path)
@@ -98,9 +97,7 @@ def _draw(panel: Panel, run: Run, axes: Axes) -> None:
             weight = 1 - 1 / max(1.0, len(values) / 10)
             axes.plot(steps, smooth(values, weight), linewidth=2, **style)
         else:
-            axes.plot(
-                steps, values, color=line.color, linewidth=1, marker="o", markersize=4, label=line.label
-            )
+            axes.plot(steps, values, linewidth=1, marker="o", markersize=4, **style)
     axes.set_title(panel.title)
     axes.set_xlabel("step")
     axes.set_ylabel(panel.unit)

@@ -48,15 +48,13 @@ def load_run(run_dir: Path | str) -> Run:
 
 
 def summary_so_far(run: Run) -> dict[str, Any]:
-    """summary.json where it exists; until then, before and after are the first and the latest evaluation."""
-    if run.summary is not None:
-        return run.summary
-    summary: dict[str, Any] = {"steps": run.last_step}
+    """summary.json; what it does not have yet is taken from the first and the latest evaluation."""
+    so_far: dict[str, Any] = {"steps": run.last_step}
     for name, key in BEFORE_AFTER.items():
         _, values = run.series(key)
         if values:
-            summary |= {f"{name}_before": values[0], f"{name}_after": values[-1]}
-    return summary
+            so_far |= {f"{name}_before": values[0], f"{name}_after": values[-1]}
+    return so_far | (run.summary or {})
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -13,9 +13,7 @@ from typing import Any
 from nemo_simplerl.reward.worker import HEADER, encode_frame
 
 WORKER_COMMAND = (sys.executable, "-m", "nemo_simplerl.reward.worker")
-_MAX_ANSWER_BYTES = (
-    65536  # a worker's frames take under a hundred; more means that it speaks another language
-)
+_MAX_ANSWER_BYTES = 65536  # a worker's frames take under a hundred
 _IMPORT_ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -47,9 +45,8 @@ class WorkerProcess:
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
-        os.set_blocking(
-            self._requests.fileno(), False
-        )  # a worker that does not read must not block the writer
+        # A worker that does not read must not block the writer.
+        os.set_blocking(self._requests.fileno(), False)
 
     @property
     def pid(self) -> int:

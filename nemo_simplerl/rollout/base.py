@@ -54,16 +54,17 @@ class RolloutEngine(Protocol):
     """A sampler of completions whose weights are replaced every step.
 
     The order of calls is refit, generate (any number of times), and again; between them `sleep` may hand the
-    accelerator's memory to the trainer until `wake`. A new or woken engine may hold no usable weights: `generate` then
-    raises RuntimeError until a `refit` has succeeded. One engine serves one rank, or one group of ranks that call it
-    with the same arguments.
+    accelerator's memory to the trainer until `wake`. A new or woken engine may hold no usable weights:
+    `generate` then raises RuntimeError until a `refit` has succeeded. One engine serves one rank, or one
+    group of ranks that call it with the same arguments.
     """
 
     def refit(self, stream: "Iterable[tuple[str, Tensor]]", version: int) -> None:
-        """Replace every weight by the tensor of its Hugging Face name. The whole stream is consumed, also on an error.
+        """Replace every weight by the tensor of its Hugging Face name. The whole stream is consumed, also on
+        an error.
 
-        Raises ValueError naming unknown, missing or misshapen tensors, RuntimeError while asleep. After an error the
-        engine refuses to generate.
+        Raises ValueError naming unknown, missing or misshapen tensors, RuntimeError while asleep. After an
+        error the engine refuses to generate.
         """
 
     def generate(
@@ -71,9 +72,10 @@ class RolloutEngine(Protocol):
     ) -> list[Completion]:
         """`params.n` completions of each prompt, prompt-major: all of prompt 0, then all of prompt 1.
 
-        `seeds` holds one integer a completion in the same order. An engine that draws from per-sample streams (`hf`)
-        gives a completion that depends on its prompt, params, seed and weights alone, not on its neighbours.
-        Raises ValueError on an empty prompt, a prompt that leaves no room for max_tokens, or a wrong number of seeds.
+        `seeds` holds one integer a completion in the same order. An engine that draws from per-sample streams
+        (`hf`) gives a completion that depends on its prompt, params, seed and weights alone, not on its
+        neighbours. Raises ValueError on an empty prompt, a prompt that leaves no room for max_tokens, or a
+        wrong number of seeds.
         """
 
     def sleep(self) -> None:

@@ -1,6 +1,7 @@
 """Prefill and decoding of one batch of responses with a transformers model.
 
-Shapes: P distinct prompts, R responses, B of them still running, L prompt columns, T new tokens, V vocabulary ids.
+Shapes: P distinct prompts, R responses, B of them still running, L prompt columns, T new tokens, V vocabulary
+ids.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.kv_cache import PaddedKvCache, padding_mask
+from nemo_simplerl.rollout.kv_cache import SharedPromptCache, padding_mask
 from nemo_simplerl.rollout.sampling import sample
 from nemo_simplerl.rollout.stopping import StopRule
 
@@ -72,8 +73,8 @@ def decode(
 
 def prefill(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_of_R: np.ndarray, max_tokens: int
-) -> tuple[PaddedKvCache, Tensor]:
-    """A cache that holds each row's prompt, and the logits [R, V] of its first new token."""
+) -> tuple[SharedPromptCache, Tensor]:
+    """A cache that holds the prompts, and the logits [R, V] of each row's first new token."""
     device, dtype = model.device, model.dtype
     columns = max(len(prompt) for prompt in prompts)
     ids_PL = torch.zeros(len(prompts), columns, dtype=torch.int64)
@@ -81,27 +82,27 @@ def prefill(
         ids_PL[index, columns - len(prompt) :] = torch.tensor(prompt)
     ids_PL = ids_PL.to(device)
     pad_P = torch.tensor([columns - len(prompt) for prompt in prompts], device=device)
-    prompt_of_R = torch.from_numpy(prompt_of_R).to(device)
-    num_layers = model.config.num_hidden_layers
-    cache = PaddedKvCache(pad_P[prompt_of_R], num_layers, columns, columns + max_tokens, dtype)
-    logits = []
+    logits, layers = [], []
     chunk = max(1, _PREFILL_SCORES // columns**2)
     for first in range(0, len(prompts), chunk):
-        prompts_here = slice(first, first + chunk)
+        pad_C = pad_P[first : first + chunk]
         prefilled = DynamicCache()
         logits_CV = model(
-            input_ids=ids_PL[prompts_here],
-            attention_mask=_prompt_mask(pad_P[prompts_here], columns, dtype),
-            position_ids=(torch.arange(columns, device=device) - pad_P[prompts_here, None]).clamp_(min=0),
+            input_ids=ids_PL[first : first + chunk],
+            attention_mask=_prompt_mask(pad_C, columns, dtype),
+            position_ids=(torch.arange(columns, device=device) - pad_C[:, None]).clamp_(min=0),
             past_key_values=prefilled,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        is_here_R = (prompt_of_R >= first) & (prompt_of_R < first + chunk)
-        source_B = prompt_of_R[is_here_R] - first
-        cache.fill(int((prompt_of_R < first).sum()), source_B, prefilled)
-        logits.append(logits_CV[source_B])
-    return cache, torch.cat(logits)
+        logits.append(logits_CV)
+        layers.append([(layer.keys, layer.values) for layer in prefilled.layers])
+    keys_and_values = [
+        tuple(map(torch.cat, zip(*chunks, strict=True))) for chunks in zip(*layers, strict=True)
+    ]
+    prompt_of_R = torch.tensor(prompt_of_R, device=device)
+    cache = SharedPromptCache(keys_and_values, padding_mask(pad_P, columns, dtype), prompt_of_R, max_tokens)
+    return cache, torch.cat(logits)[prompt_of_R]
 
 
 def _prompt_mask(pad_B: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
@@ -113,22 +114,22 @@ def _prompt_mask(pad_B: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
 
 
 def _forward_one(
-    model: PreTrainedModel, tokens_B: Tensor, positions_B: Tensor, cache: PaddedKvCache
+    model: PreTrainedModel, tokens_B: Tensor, positions_B: Tensor, cache: SharedPromptCache
 ) -> Tensor:
     """Logits [B, V] after one more token a row."""
     cache.open_column()
     column = torch.tensor([cache.get_seq_length() - 1], device=tokens_B.device)
     return model(
         input_ids=tokens_B[:, None],
-        attention_mask=cache.mask,
         position_ids=positions_B[:, None],
         past_key_values=cache,
         cache_position=column,
         use_cache=True,
+        rollout_cache=cache,
     ).logits[:, -1]
 
 
-def _drop(cache: PaddedKvCache, stopped_B: np.ndarray, device: torch.device) -> np.ndarray:
+def _drop(cache: SharedPromptCache, stopped_B: np.ndarray, device: torch.device) -> np.ndarray:
     """Take ended rows out of the cache; the old slot of each row that is left, in its new order."""
     num_left = int((~stopped_B).sum())
     holes = np.flatnonzero(stopped_B[:num_left])

@@ -19,10 +19,12 @@ def generate_sharded(
     *,
     group: dist.ProcessGroup | None,
 ) -> list[Completion]:
-    """`engine.generate(prompts, params, seeds)`, each rank of `group` sampling its share; all answers on every rank.
+    """`engine.generate(prompts, params, seeds)`, each rank of `group` sampling its share; all answers on
+    every rank.
 
-    Collective: every rank calls with the same arguments and an engine of the same weights. None is this rank alone.
-    Raises ValueError on a wrong number of seeds, RuntimeError on every rank when a rank's engine failed.
+    Collective: every rank calls with the same arguments and an engine of the same weights. None is this rank
+    alone. Raises ValueError on a wrong number of seeds, RuntimeError on every rank when a rank's engine
+    failed.
     """
     if len(seeds) != len(prompts) * params.n:
         raise ValueError(

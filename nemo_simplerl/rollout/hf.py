@@ -20,7 +20,8 @@ class HfEngine:
     """A RolloutEngine of one rank. It reads config.json alone: its weights come from the first refit.
 
     device, dtype: of the weights and activations; probabilities are float32 at least.
-    tokenizer: decodes stop strings and the text of completions; None leaves `text` empty and refuses stop strings.
+    tokenizer: decodes stop strings and the text of completions; None leaves `text` empty and refuses stop
+    strings.
     max_batch_size: sequences decoded at once. It bounds memory and has no say in what is sampled.
     max_model_len: longest prompt + response, tokens; None takes the model's position limit.
     vocab_limit: ids from here on (padding rows of the embedding) are never sampled; None samples all.
@@ -159,8 +160,9 @@ def _build_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> 
             f"{path} has layers of kind {sorted(odd)}; this engine decodes full attention only. "
             "For a Qwen2 model set use_sliding_window to false in config.json."
         )
-    with no_init_weights(), device, torch.random.fork_rng(enabled=device.type == "cpu"):
+    with no_init_weights(), device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    model.tie_weights()  # left out where weights are not initialised
     return model.eval().requires_grad_(False)
 
 

@@ -1,85 +1,74 @@
-"""A preallocated key-value cache of left-padded rows, and the attention of one new token over it.
+"""Keys and values of one batch while it is decoded: each prompt's once, each response's in a row of its own.
 
-Every row's newest token lies in the same column, so a step writes one column and reads a slice. A row that has ended
-is overwritten by the last running row: the batch stays dense and a step costs what its running rows cost.
-Shapes: B running rows, H key-value heads, L columns, D head size.
+The samples of a prompt attend to one copy of it, as queries of one product: less memory to read, which is
+what decoding waits for. Responses start in column 0, so a step writes one column and reads a slice. A row
+that has ended is overwritten by the last running row: the batch stays dense and a step costs what its running
+rows cost.
+
+Shapes: P prompts, S most samples of a prompt, B running rows, H key-value heads, G query heads a key-value
+head, L prompt columns (prompts are padded on the left), T response columns, D head size.
 """
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-ATTENTION = "nemo_simplerl_grouped"
-_MIN_NEW_COLUMNS = (
-    256  # the store grows by doubling, so that long responses pay for their length and short ones do not
+ATTENTION = "nemo_simplerl_shared_prompt"
+_FIRST_COLUMNS = (
+    128  # the store grows by doubling, so that long responses pay for their length and short ones do not
 )
 
 
-def _grouped_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    """SDPA, with the query heads that share a key-value head treated as its queries when one token is decoded.
-
-    The stock function repeats the whole cache once per query head instead.
-    """
-    if query.shape[2] > 1:
+def _attention(
+    module, query, key, value, attention_mask, dropout=0.0, scaling=None, rollout_cache=None, **kwargs
+):
+    """transformers' attention hook: SDPA for whole prompts, `rollout_cache.attend` where a cache is handed through."""
+    if rollout_cache is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    batch, heads, _, size = query.shape
-    groups = key.shape[1]
-    output = scaled_dot_product_attention(
-        query.reshape(batch, groups, heads // groups, size),
-        key,
-        value,
-        attn_mask=attention_mask,
-        scale=scaling,
-    )
-    return output.reshape(batch, 1, heads, size), None
+    return rollout_cache.attend(module.layer_idx, query, scaling), None
 
 
 # A model chooses its attention by name.
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _grouped_attention)
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
 
 
-def padding_mask(pad_B: Tensor, num_columns: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, 1, L]: the lowest finite number in the first `pad_B` columns of a row, 0 elsewhere.
+def padding_mask(pad_P: Tensor, num_columns: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask [P, 1, 1, L]: the lowest finite number in the first `pad_P` columns of a row, 0
+    elsewhere.
 
-    Finite, because a query that sees nothing must not become NaN: padding rows are computed and thrown away.
+    Finite, because a query that sees nothing must not become NaN: padding is computed and thrown away.
     """
-    is_padding_BL = torch.arange(num_columns, device=pad_B.device) < pad_B[:, None]
-    mask_BL = torch.zeros(is_padding_BL.shape, dtype=dtype, device=pad_B.device)
-    return mask_BL.masked_fill_(is_padding_BL, torch.finfo(dtype).min)[:, None, None]
+    is_padding_PL = torch.arange(num_columns, device=pad_P.device) < pad_P[:, None]
+    mask_PL = torch.zeros(is_padding_PL.shape, dtype=dtype, device=pad_P.device)
+    return mask_PL.masked_fill_(is_padding_PL, torch.finfo(dtype).min)[:, None, None]
 
 
-class PaddedKvCache(Cache):
-    """Keys and values of all layers in one tensor [layers, 2, B, H, L, D], with the rows that still run in front."""
+class SharedPromptCache(Cache):
+    """transformers' Cache of the responses, with the prompts beside it."""
 
     def __init__(
-        self, pad_B: Tensor, num_layers: int, prompt_columns: int, max_columns: int, dtype: torch.dtype
+        self, prompts: list[tuple[Tensor, Tensor]], mask: Tensor, prompt_of_B: Tensor, max_columns: int
     ):
-        """pad_B: columns of padding in front of each row's prompt. At most `max_columns` are ever held."""
+        """prompts: each layer's keys and values [P, H, L, D]; mask: additive, [P, 1, 1, L].
+
+        prompt_of_B: each row's prompt, ascending. At most `max_columns` tokens a response are ever held.
+        """
         super().__init__(layers=[])
-        self._num_layers = num_layers
-        self._num_rows = len(pad_B)
-        self._num_columns = prompt_columns
+        self._prompts = prompts
+        self._mask = mask
+        self._prompt_of_B = prompt_of_B
+        self._slot_of_B = torch.arange(len(prompt_of_B), device=prompt_of_B.device) - torch.searchsorted(
+            prompt_of_B, prompt_of_B
+        )
+        self._num_slots = int(self._slot_of_B.max()) + 1
+        self._num_columns = 0
         self._max_columns = max_columns
-        self._mask = padding_mask(pad_B, max_columns, dtype) if bool((pad_B > 0).any()) else None
-        self._store: Tensor | None = None
-        self._views: list[tuple[Tensor, Tensor]] = []
-
-    @property
-    def mask(self) -> Tensor | None:
-        """Additive mask [B, 1, 1, columns held]; None where no row has padding."""
-        return None if self._mask is None else self._mask[: self._num_rows, ..., : self._num_columns]
-
-    def fill(self, first_row: int, source_B: Tensor, prefilled: Cache) -> None:
-        """Copy prompts computed in `prefilled` into the rows from `first_row` on; row i takes its row source_B[i]."""
-        for index, layer in enumerate(prefilled.layers):
-            if self._store is None:
-                self._allocate(layer.keys)
-            rows = slice(first_row, first_row + len(source_B))
-            for kind, tensor in enumerate((layer.keys, layer.values)):
-                self._store[index, kind, rows, :, : self._num_columns] = tensor[source_B]
+        _, heads, _, size = prompts[0][0].shape
+        first_columns = min(max_columns, _FIRST_COLUMNS)
+        self._store = prompts[0][0].new_empty(len(prompts), 2, len(prompt_of_B), heads, first_columns, size)
+        self._set_views()
 
     def open_column(self) -> None:
         """Make room for the next token of every row: `update` then writes there."""
@@ -88,38 +77,65 @@ class PaddedKvCache(Cache):
             self._grow()
 
     def update(self, key_states, value_states, layer_idx, cache_kwargs=None) -> tuple[Tensor, Tensor]:
-        """transformers' hook: write a layer's new column, answer all its columns."""
+        """transformers' hook: write a layer's new column [B, H, 1, D], answer all its columns."""
         keys, values = self._views[layer_idx]
         columns = self._num_columns
         keys[:, :, columns - 1 : columns] = key_states
         values[:, :, columns - 1 : columns] = value_states
         return keys[:, :, :columns], values[:, :, :columns]
 
+    def attend(self, layer_idx: int, query: Tensor, scaling: float) -> Tensor:
+        """Attention of one query a row, [B, H * G, 1, D], over its prompt and response: [B, 1, H * G, D].
+
+        One softmax in float32 over both parts.
+        """
+        num_rows, num_heads, _, size = query.shape
+        prompt_keys, prompt_values = self._prompts[layer_idx]
+        num_prompts, kv_heads, prompt_columns, _ = prompt_keys.shape
+        groups = num_heads // kv_heads
+        keys, values = (view[:, :, : self._num_columns] for view in self._views[layer_idx])
+
+        query_BHGD = (query * scaling).view(num_rows, kv_heads, groups, size)
+        prompt_scores = self._by_prompt(query_BHGD) @ prompt_keys.transpose(2, 3) + self._mask
+        scores = torch.cat([self._by_row(prompt_scores, groups), query_BHGD @ keys.transpose(2, 3)], dim=-1)
+        probs = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        of_prompt = self._by_row(self._by_prompt(probs[..., :prompt_columns]) @ prompt_values, groups)
+        of_response = probs[..., prompt_columns:] @ values
+        return (of_prompt + of_response).view(num_rows, 1, num_heads, size)
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._num_columns
+        return self._mask.shape[-1] + self._num_columns
 
     def keep(self, movers: Tensor, holes: Tensor, num_rows: int) -> None:
         """Drop all rows but the first `num_rows`, after copying the rows `movers` over the rows `holes`."""
         if len(holes):
             columns = self._num_columns
             self._store[:, :, holes, :, :columns] = self._store[:, :, movers, :, :columns]
-            if self._mask is not None:
-                self._mask[holes] = self._mask[movers]
-        self._num_rows = num_rows
+            self._prompt_of_B[holes] = self._prompt_of_B[movers]
+            self._slot_of_B[holes] = self._slot_of_B[movers]
+        self._prompt_of_B = self._prompt_of_B[:num_rows]
+        self._slot_of_B = self._slot_of_B[:num_rows]
         self._set_views()
 
-    def _allocate(self, like: Tensor) -> None:
-        _, heads, _, size = like.shape
-        columns = min(self._max_columns, self._num_columns + _MIN_NEW_COLUMNS)
-        self._store = like.new_empty(self._num_layers, 2, self._num_rows, heads, columns, size)
-        self._set_views()
+    def _by_prompt(self, rows: Tensor) -> Tensor:
+        """Rows [B, H, G, X] as the queries of their prompts, [P, H, S * G, X]; zeros where no row runs."""
+        _, heads, groups, size = rows.shape
+        grid = rows.new_zeros(len(self._mask), heads, self._num_slots, groups, size)
+        grid[self._prompt_of_B, :, self._slot_of_B] = rows
+        return grid.view(len(self._mask), heads, -1, size)
+
+    def _by_row(self, grid: Tensor, groups: int) -> Tensor:
+        """The inverse of `_by_prompt`."""
+        num_prompts, heads, _, size = grid.shape
+        return grid.view(num_prompts, heads, -1, groups, size)[self._prompt_of_B, :, self._slot_of_B]
 
     def _grow(self) -> None:
-        old = self._store[:, :, : self._num_rows]
+        old = self._store[:, :, : len(self._prompt_of_B)]
         columns = min(self._max_columns, 2 * old.shape[-2])
         self._store = old.new_empty(*old.shape[:-2], columns, old.shape[-1])
         self._store[..., : old.shape[-2], :] = old
         self._set_views()
 
     def _set_views(self) -> None:
-        self._views = [(layer[0, : self._num_rows], layer[1, : self._num_rows]) for layer in self._store]
+        num_rows = len(self._prompt_of_B)
+        self._views = [(layer[0, :num_rows], layer[1, :num_rows]) for layer in self._store]

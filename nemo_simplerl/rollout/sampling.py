@@ -1,4 +1,5 @@
-"""Drawing tokens: each sample has its own counter-based random stream, so no draw depends on how a batch was made up.
+"""Drawing tokens: each sample has its own counter-based random stream, so no draw depends on how a batch was
+made up.
 
 Shapes: B rows, T steps, V vocabulary ids.
 """
@@ -16,8 +17,8 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 def uniforms(seeds: Sequence[int], num_steps: int) -> np.ndarray:
     """Draws u[b, t] = f(seeds[b], t), float64 [B, T] in [0, 1) with 53 random bits.
 
-    SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") started from the hash of
-    the seed, so that neighbouring seeds are far apart in the sequence. Seeds are taken modulo 2**64.
+    SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") started from the
+    hash of the seed, so that neighbouring seeds are far apart in the sequence. Seeds are taken modulo 2**64.
     """
     keys_B1 = _mix(np.array([seed & _MASK64 for seed in seeds], dtype=np.uint64).reshape(-1, 1) + _GAMMA)
     counters_T = np.arange(1, num_steps + 1, dtype=np.uint64) * _GAMMA

@@ -1,4 +1,5 @@
-"""When a response ends: stop tokens, and stop strings found without decoding the response again for every token.
+"""When a response ends: stop tokens, and stop strings found without decoding the response again for every
+token.
 
 Shapes: R responses, B of them still running, T tokens, V vocabulary ids.
 """
@@ -8,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-# Decoding from the middle of a text may spoil its first tokens: part of a character, or a leading space taken off.
+# Decoding from the middle of a text may spoil its first tokens: part of a character, or a leading space taken
+# off.
 _SLACK_TOKENS = 4
 
 
@@ -19,16 +21,17 @@ class TextDecoder(Protocol):
 
 
 def tail_length(stop: Sequence[str]) -> int:
-    """Tokens at the end of a response that hold every stop string the last token can complete: a token is at least
-    one byte of UTF-8."""
+    """Tokens at the end of a response that hold every stop string the last token can complete: a token is at
+    least one byte of UTF-8."""
     return max((len(text.encode()) for text in stop), default=0) + _SLACK_TOKENS
 
 
 def may_complete(token_text: str, stop: Sequence[str]) -> bool:
-    """Whether a token of this text can be the last one of a stop string: it must bring the string's last character.
+    """Whether a token of this text can be the last one of a stop string: it must bring the string's last
+    character.
 
-    True wherever a token alone does not show its text: part of a character decodes to U+FFFD, and some tokenizers take
-    off the space that begins a text.
+    True wherever a token alone does not show its text: part of a character decodes to U+FFFD, and some
+    tokenizers take off the space that begins a text.
     """
     return "\ufffd" in token_text or any(text[-1] in token_text or text[-1].isspace() for text in stop)
 

@@ -3,7 +3,7 @@
 import torch
 
 from nemo_simplerl.config.schema import Config, OptimConfig
-from nemo_simplerl.data.problems import Prompt, PromptReport, load_problems, render_prompts
+from nemo_simplerl.data.problems import Prompt, load_problems, render_prompts
 from nemo_simplerl.data.tokenizer import check_vocab, load_tokenizer, stop_ids
 from nemo_simplerl.model.hf_io import load_weights
 from nemo_simplerl.model.provider import build_gpt_model, read_hf_config, use_transformer_engine
@@ -65,16 +65,30 @@ def build_learner(
     )
 
 
-def build_prompts(config: Config, tokenizer, path: str) -> tuple[list[Prompt], PromptReport]:
-    data = config.data
-    return render_prompts(
-        load_problems(path, data.question_field, data.answer_field),
+def build_prompts(config: Config, tokenizer, path: str | None, limit: int | None = None) -> tuple[list[Prompt], list[str]]:
+    """The first `limit` prompts of a file of problems (no path: none), and what happened to it in words."""
+    if path is None:
+        return [], []
+    data, max_tokens = config.data, config.rollout.max_prompt_tokens
+    problems, num_without_gold = load_problems(
+        path, data.question_field, data.answer_field, without_gold=data.rows_without_gold
+    )
+    prompts, report = render_prompts(
+        problems,
         tokenizer,
         data.template,
         trailing_newline=data.prompt_trailing_newline,
-        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        max_prompt_tokens=max_tokens,
         overlong=data.overlong_prompts,
     )
+    parts = [f"{report.num_kept} prompts, the longest of {report.longest} tokens (limit {max_tokens})"]
+    if num_without_gold:
+        parts.append(f"{num_without_gold} rows left out that have no gold answer")
+    if report.num_dropped:
+        parts.append(f"{report.num_dropped} dropped as too long")
+    if report.num_truncated:
+        parts.append(f"{report.num_truncated} cut to the limit")
+    return prompts[:limit], [f"{path}: " + ", ".join(parts)]
 
 
 def build_roles(config: Config, model_path: str, mesh: Mesh, tokenizer, *, total_steps: int) -> Roles:
@@ -112,7 +126,7 @@ def build_roles(config: Config, model_path: str, mesh: Mesh, tokenizer, *, total
         critic=Critic(critic_learner, config.critic, algo, timer=timer),
         engine=HfEngine(
             model_path,
-            tokenizer,
+            tokenizer=tokenizer,
             device=mesh.device,
             dtype=DTYPES[config.model.precision],
             max_batch_size=rollout.max_batch_size,

@@ -33,7 +33,7 @@ def jsonl_text(rows: list[dict[str, Any]]) -> str:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Add one line and wait until it is on disk. The last line must be whole (`truncate_jsonl` sees to it)."""
+    """Add one line, on disk on return. The file must end in a whole line: `truncate_jsonl` sees to it."""
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:

@@ -61,10 +61,8 @@ def train(run: Run) -> None:
     if done == 0:
         run.log_step(0, run.evaluate(0))
     for step in range(done + 1, run.last_step + 1):
-        metrics, rows = ppo_step(step, run.prompts_of(step), run.roles)
-        run.log_rollouts(step, rows)
-        if run.evaluates_at(step):
-            metrics |= run.evaluate(step)
-        run.log_step(step, metrics)
+        metrics, samples = ppo_step(step, run.prompts_of(step), run.roles)
+        run.log_samples(step, samples)
+        run.log_step(step, metrics | run.evaluate(step))
         if run.saves_at(step):
             run.save(step)

@@ -54,7 +54,9 @@ def create_model(path: str | Path, create: CreateConfig, texts: list[str], *, se
 def _texts(config: Config) -> list[str]:
     """What the tokenizer is trained on: rendered prompts, gold answers, and the warm start's responses."""
     data = config.data
-    problems = load_problems(data.train_path, data.question_field, data.answer_field)
+    problems, _ = load_problems(
+        data.train_path, data.question_field, data.answer_field, without_gold=data.rows_without_gold
+    )
     texts = [
         render(data.template, problem.question, trailing_newline=data.prompt_trailing_newline)
         + problem.answer

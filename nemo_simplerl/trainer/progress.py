@@ -1,6 +1,5 @@
 """What a person sees of a run while it goes on: one moving line on a terminal, one line a step in a log."""
 
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -9,46 +8,53 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-# Shown of a step's metrics: (key, label, format).
-_SHOWN = (
+# (metric, label, format)
+_OF_A_STEP = (
     ("reward/mean", "reward", "{:+.2f}"),
     ("reward/correct_share", "accuracy", "{:.0%}"),
     ("rollout/length_mean", "length", "{:.0f}"),
 )
-_STEPS_IN_ETA = 20  # lengths of responses drift, so old steps say little of the coming ones
+_OF_AN_EVALUATION = (
+    ("eval/accuracy", "accuracy", "{:.1%}"),
+    ("eval/sampled_accuracy", "sampled", "{:.1%}"),
+    ("eval/format_rate", "answered", "{:.1%}"),
+    ("eval/length_mean", "length", "{:.0f}"),
+)
+_STEPS_IN_ETA = 20  # responses grow and shrink, so old steps say little of the coming ones
 
 
 class Progress:
-    """Counts steps up to `total_steps`. A step's clock runs from the end of the one before or `restart_clock`."""
+    """Lines of text from the beginning; counts steps once `start` has said how many there are."""
 
-    def __init__(self, console: Console, *, total_steps: int, first_step: int):
-        self._console, self._total_steps = console, total_steps
+    def __init__(self, console: Console):
+        self._console = console
+        self._bar: Bar | None = None
+        self._total_steps = 0
         self._seconds: deque[float] = deque(maxlen=_STEPS_IN_ETA)
-        self._started = time.monotonic()
-        self._bar = None
-        if console.is_terminal:
-            self._bar = Bar(
-                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(bar_width=12),
-                TextColumn("{task.fields[numbers]}"),
-                console=console,
-            )
-            self._task = self._bar.add_task("steps", total=total_steps, completed=first_step, numbers="")
-            self._bar.start()
 
-    def restart_clock(self) -> None:
-        """What happened since the last step (start-up, an evaluation) is not part of the next one."""
-        self._started = time.monotonic()
+    def start(self, total_steps: int, *, done: int) -> None:
+        self._total_steps = total_steps
+        if not self._console.is_terminal:
+            return
+        self._bar = Bar(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[numbers]}"),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("steps", total=total_steps, completed=done, numbers="")
+        self._bar.start()
 
     def step(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        now = time.monotonic()
-        self._seconds.append(now - self._started)
-        self._started = now
-        numbers = self._numbers(step, metrics)
-        if self._bar is None:
-            self.say(f"step {step}/{self._total_steps}  {numbers}")
-        else:
-            self._bar.update(self._task, completed=step, numbers=numbers)
+        """Step 0 is the evaluation before the first step, and no step of its own."""
+        if step > 0:
+            numbers = "  ".join([*_labelled(_OF_A_STEP, metrics), *self._times(step, metrics)])
+            if self._bar is None:
+                self.say(f"step {step}/{self._total_steps}  {numbers}")
+            else:
+                self._bar.update(self._task, completed=step, numbers=numbers)
+        if evaluated := _labelled(_OF_AN_EVALUATION, metrics):
+            self.say(f"evaluation after step {step}: {', '.join(evaluated)}")
 
     def say(self, text: str) -> None:
         # As Text: paths and model output may hold what rich reads as markup. Unwrapped: a log has no width.
@@ -58,25 +64,17 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def _numbers(self, step: int, metrics: Mapping[str, float | None]) -> str:
-        parts = [
-            f"{label} {form.format(value)}"
-            for key, label, form in _SHOWN
-            if (value := metrics.get(key)) is not None
-        ]
-        parts.append(f"{self._seconds[-1]:.1f} s/step")
+    def _times(self, step: int, metrics: Mapping[str, float | None]) -> list[str]:
+        total = metrics.get("time/total")
+        if total is None:
+            return []
+        # Evaluations belong to the time that is left, not to the pace of a step.
+        self._seconds.append(total)
+        times = [f"{total - (metrics.get('time/eval') or 0.0):.1f} s/step"]
         if step < self._total_steps:
-            parts.append(
-                f"eta {duration((self._total_steps - step) * sum(self._seconds) / len(self._seconds))}"
-            )
-        return "  ".join(parts)
-
-
-def labelled(shown: Sequence[tuple[str, str, str]], metrics: Mapping[str, float | None]) -> list[str]:
-    """`["reward +0.25", ...]` of those (key, label, format) that were measured."""
-    return [
-        f"{label} {form.format(metrics[key])}" for key, label, form in shown if metrics.get(key) is not None
-    ]
+            mean = sum(self._seconds) / len(self._seconds)
+            times.append(f"eta {duration((self._total_steps - step) * mean)}")
+        return times
 
 
 def duration(seconds: float) -> str:
@@ -85,3 +83,10 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _labelled(shown: Sequence[tuple[str, str, str]], metrics: Mapping[str, float | None]) -> list[str]:
+    """`["reward +0.25", ...]` of those that were measured."""
+    return [
+        f"{label} {form.format(metrics[key])}" for key, label, form in shown if metrics.get(key) is not None
+    ]

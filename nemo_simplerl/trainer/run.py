@@ -1,7 +1,7 @@
 """A run: its roles, its prompts, its step count and its books. What loop.train calls between steps."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_simplerl.config.schema import Config
@@ -22,7 +22,7 @@ class Run:
     eval_prompts: list[Prompt]
     sampler: StepSampler
     total_steps: int
-    started: float = field(default_factory=time.monotonic)
+    lap_started: float  # time.monotonic() when the last phase ended
 
     @property
     def last_step(self) -> int:
@@ -47,31 +47,28 @@ class Run:
         self.log.say(f"resumed after step {done} from {latest}")
         return done
 
-    def evaluates_at(self, step: int) -> bool:
-        every = self.config.trainer.eval_every
-        return bool(self.eval_prompts) and (step == self.total_steps or (every > 0 and step % every == 0))
-
     def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics of the held-out set under the engine's weights; the responses go to eval/. Collective."""
-        if not self.eval_prompts:
+        """Metrics of the held-out set under the engine's weights, where this step is one to evaluate at. Collective."""
+        every = self.config.trainer.eval_every
+        is_due = step in (0, self.total_steps) or (every > 0 and step % every == 0)
+        if not (is_due and self.eval_prompts):
             return {}
         evaluation = self.roles.evaluate(self.eval_prompts)
         self.log.eval(step, evaluation.rows)
         return evaluation.metrics
 
-    def log_rollouts(self, step: int, rows: list[dict]) -> None:
+    def log_samples(self, step: int, samples: list[dict]) -> None:
         with self.roles.timer("log"):
-            self.log.rollouts(step, rows)
+            self.log.rollouts(step, samples)
 
     def log_step(self, step: int, metrics: dict[str, float]) -> None:
+        """One line of metrics and timings. That of step 0 has the time of everything before the first step."""
         seconds = self.roles.timer.drain()
-        now = time.monotonic()
-        seconds["time/total"], self.started = now - self.started, now
+        before, self.lap_started = self.lap_started, time.monotonic()
+        seconds["time/total"] = self.lap_started - before
         if "rollout/tokens" in metrics:
-            seconds["time/rollout_tokens_per_second"] = metrics["rollout/tokens"] / max(
-                seconds["time/rollout"], 1e-9
-            )
-            seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / max(seconds["time/total"], 1e-9)
+            seconds["time/rollout_tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/rollout"]
+            seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/total"]
         self.log.metrics(step, metrics | seconds)
 
     def saves_at(self, step: int) -> bool:

@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
 
 from nemo_simplerl.config.load import to_yaml
 from nemo_simplerl.config.schema import Config
-from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import StepSampler
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh
 from nemo_simplerl.trainer import checkpoint
@@ -40,38 +39,30 @@ def start_warm_start(config: Config) -> None:
 @contextmanager
 def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     """A run ready to train, warm-started where the configuration says so; closed at the end. Collective."""
-    run_dir = Path(config.trainer.run_dir)
-    latest = checkpoint.newest(run_dir / "checkpoints")
-    if latest is not None and not config.trainer.resume:
-        raise ValueError(
-            f"{latest} exists, but trainer.resume=false; set it to true or choose another trainer.run_dir."
-        )
+    data, trainer = config.data, config.trainer
+    latest = checkpoint.newest(Path(trainer.run_dir) / "checkpoints")
+    if latest is not None and not trainer.resume:
+        raise ValueError(f"{latest} exists, but trainer.resume=false; set it to true or choose another trainer.run_dir.")
+    tokenizer = tokenizer_of(config, config.model.path)
+    prompts, notes = build_prompts(config, tokenizer, data.train_path)
+    eval_prompts, eval_notes = build_prompts(config, tokenizer, data.eval_path, data.eval_limit)
+    sampler = StepSampler(len(prompts), data.rollout_batch_size, seed=trainer.seed, shuffle=data.shuffle)
+    total_steps = trainer.max_steps or trainer.num_episodes * sampler.steps_per_episode
     log = RunLog(
-        run_dir,
-        tensorboard=config.trainer.tensorboard,
+        trainer.run_dir,
+        tensorboard=trainer.tensorboard,
         resume_step=None if latest is None else checkpoint.step_of(latest),
         is_writer=mesh.rank == 0,
     )
-    log.config(to_yaml(config))
-    model_path = config.model.path if config.sft.output is None else warm_start(config, mesh, log.say)
-    tokenizer = tokenizer_of(config, model_path)
-    data = config.data
-    prompts = _prompts(config, tokenizer, data.train_path, None, log)
-    eval_prompts = (
-        [] if data.eval_path is None else _prompts(config, tokenizer, data.eval_path, data.eval_limit, log)
-    )
-    sampler = StepSampler(
-        len(prompts), data.rollout_batch_size, seed=config.trainer.seed, shuffle=data.shuffle
-    )
-    total_steps = config.trainer.max_steps or config.trainer.num_episodes * sampler.steps_per_episode
     log.total_steps = total_steps
-    roles = build_roles(config, model_path, mesh, tokenizer, total_steps=total_steps)
-    try:
-        yield Run(config, roles, log, prompts, eval_prompts, sampler, total_steps, started)
-    finally:
-        roles.engine.close()
-        roles.grader.close()
-        log.close()
+    with closing(log):
+        log.config(to_yaml(config))
+        for note in notes + eval_notes:
+            log.say(note)
+        model_path = config.model.path if config.sft.output is None else warm_start(config, mesh, log.say)
+        roles = build_roles(config, model_path, mesh, tokenizer, total_steps=total_steps)
+        with closing(roles.engine), closing(roles.grader):
+            yield Run(config, roles, log, prompts, eval_prompts, sampler, total_steps, lap_started=started)
 
 
 @contextmanager
@@ -85,17 +76,6 @@ def _world(config: Config) -> Iterator[Mesh]:
         yield mesh
     finally:
         destroy_mesh()
-
-
-def _prompts(config: Config, tokenizer, path: str, limit: int | None, log: RunLog) -> list[Prompt]:
-    prompts, report = build_prompts(config, tokenizer, path)
-    dropped = f", {report.num_dropped} dropped as too long" if report.num_dropped else ""
-    cut = f", {report.num_truncated} cut" if report.num_truncated else ""
-    log.say(
-        f"{path}: {report.num_kept} prompts{dropped}{cut} "
-        f"(longest {report.longest} tokens, limit {config.rollout.max_prompt_tokens})"
-    )
-    return prompts[:limit]
 
 
 def _silent(text: str) -> None:

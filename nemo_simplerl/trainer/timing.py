@@ -11,7 +11,7 @@ import torch
 class PhaseTimer:
     """Adds up seconds by phase: `with timer("rollout"): ...`.
 
-    On a GPU the device is waited for at both ends of a phase, so that work queued in one is not billed to the next.
+    A GPU is waited for at both ends of a phase, so that work queued in one is not billed to the next.
     A phase inside another counts in both.
     """
 

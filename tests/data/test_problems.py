@@ -44,7 +44,7 @@ def test_both_forms_of_a_file_give_the_same_problems(tmp_path, suffix):
         {"problem": "And now?", "gold": 27.0, "level": 3, "id": 60},
         {"problem": "A half?", "gold": 0.5, "level": "Level ?", "id": "half"},
     ]
-    assert load_problems(write(tmp_path / f"rows{suffix}", rows), "problem", "gold") == [
+    assert load_problems(write(tmp_path / f"rows{suffix}", rows), "problem", "gold")[0] == [
         Problem(id="row-0", question="How many?", answer="12", level=5, subject="Algebra"),
         Problem(id="60", question="And now?", answer="27", level=3, subject=None),
         Problem(id="half", question="A half?", answer="0.5", level=None, subject=None),
@@ -54,7 +54,7 @@ def test_both_forms_of_a_file_give_the_same_problems(tmp_path, suffix):
 def test_a_line_may_hold_a_unicode_line_separator(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"q": "one\u2028two", "a": "1"}\n\n{"q": "three", "a": "2"}\n', encoding="utf-8")
-    assert [item.question for item in load_problems(path, "q", "a")] == ["one\u2028two", "three"]
+    assert [item.question for item in load_problems(path, "q", "a")[0]] == ["one\u2028two", "three"]
 
 
 @pytest.mark.parametrize("gold", ["", "  ", None, [], ["2"], True])
@@ -68,7 +68,8 @@ def test_rows_without_a_usable_gold_are_named_and_counted(tmp_path, gold):
 
 def test_rows_without_a_gold_can_be_left_out_and_keep_the_others_names(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"q": "x", "a": "1"}, {"q": "y", "a": ""}, {"q": "z", "a": 0}])
-    problems = load_problems(path, "q", "a", without_gold="drop")
+    problems, num_without_gold = load_problems(path, "q", "a", without_gold="drop")
+    assert num_without_gold == 1
     assert [(item.id, item.answer) for item in problems] == [("row-0", "1"), ("row-2", "0")]
     with pytest.raises(ValueError, match="3 rows .* without a 'answer'"):
         load_problems(path, "q", "answer", without_gold="drop")

@@ -29,7 +29,7 @@ def test_the_chat_template_equals_every_prompt_of_the_simplerl_training_set():
 def test_two_rows_of_the_simplerl_training_set_have_no_gold():
     with pytest.raises(ValueError, match=r"2 rows \(5054, 5158; counted from 0\) without a 'gt_answer'"):
         load_problems(TRAINING_SET, "question", "gt_answer")
-    problems = load_problems(TRAINING_SET, "question", "gt_answer", without_gold="drop")
+    problems, _ = load_problems(TRAINING_SET, "question", "gt_answer", without_gold="drop")
     assert len(problems) == 8521
     assert Counter(problem.level for problem in problems) == {5: 3361 - 2, 4: 2648, 3: 2514}
     assert problems[5054].id == "row-5055"

@@ -1,0 +1,95 @@
+"""Files appear whole or not at all; a .jsonl file survives a crash in the middle of a line."""
+
+import os
+import stat
+
+import pytest
+
+from nemo_simplerl.trainer.files import append_jsonl, atomic_write, read_jsonl, truncate_jsonl
+
+
+def test_atomic_write_replaces_text_and_bytes_and_leaves_nothing_else_behind(tmp_path):
+    path = tmp_path / "new" / "folder" / "config.yaml"
+    atomic_write(path, "größer")
+    assert path.read_text(encoding="utf-8") == "größer"
+    atomic_write(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert os.listdir(path.parent) == ["config.yaml"]
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_temporary(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    atomic_write(path, "old")
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+def test_a_file_is_on_disk_before_it_takes_the_name_and_the_name_is_on_disk_at_return(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(descriptor):
+        events.append("sync " + ("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"))
+        fsync(descriptor)
+
+    def watched_replace(source, target):
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    atomic_write(tmp_path / "manifest.json", "{}")
+    assert events == ["sync file", "rename", "sync folder"]
+
+
+def test_appended_rows_come_back_in_order_with_floats_to_the_last_bit(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": 1, "a": 0.1 + 0.2}, {"step": 2, "a": 1e-300, "text": "π\n"}]
+    for row in rows:
+        append_jsonl(path, row)
+    assert read_jsonl(path) == rows
+    assert path.read_text(encoding="utf-8").splitlines()[0] == '{"step": 1, "a": 0.30000000000000004}'
+
+
+def test_append_refuses_what_json_does_not_have_and_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        append_jsonl(tmp_path / "metrics.jsonl", {"step": 1, "loss": float("nan")})
+    assert read_jsonl(tmp_path / "metrics.jsonl") == []
+
+
+def test_truncate_keeps_what_it_is_told_to_and_drops_a_line_cut_short(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    assert truncate_jsonl(path, lambda row: row["step"] <= 2) == [{"step": 1}, {"step": 2}]
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    append_jsonl(path, {"step": 3})
+    assert path.read_text().endswith('{"step": 2}\n{"step": 3}\n')
+
+
+def test_truncate_that_keeps_every_line_still_drops_the_torn_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}')
+    assert truncate_jsonl(path, lambda row: True) == [{"step": 1}]
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_truncate_of_a_missing_file_makes_none(tmp_path):
+    assert truncate_jsonl(tmp_path / "metrics.jsonl", lambda row: True) == []
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("line", ["not json", "[1, 2]", ""])
+def test_a_whole_line_that_is_no_object_is_an_error_that_names_it_and_cuts_nothing(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    text = f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'
+    path.write_text(text)
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2 is not"):
+        truncate_jsonl(path, lambda row: False)
+    assert path.read_text() == text

@@ -1,0 +1,148 @@
+"""Whole runs of a tiny model: the same twice, the same when stopped and resumed, and wrong input told in words."""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from nemo_simplerl.config.errors import ConfigErrors
+from nemo_simplerl.config.load import load
+from nemo_simplerl.config.run_dir import check_run_dir
+from nemo_simplerl.data import arithmetic
+from nemo_simplerl.data.tokenizer import build_tokenizer
+from nemo_simplerl.trainer.start import start_training
+from ranks import run_ranks
+
+SMALL = [
+    "experiment=quickstart",
+    "model.create.hidden_size=32",
+    "model.create.num_layers=2",
+    "model.create.ffn_hidden_size=48",
+    "model.create.vocab_size=512",
+    "actor.global_batch_size=8",
+    "actor.micro_batch_size=4",
+    "critic.global_batch_size=8",
+    "critic.micro_batch_size=4",
+    "data.rollout_batch_size=4",
+    "data.eval_limit=6",
+    "rollout.max_prompt_tokens=100",
+    "rollout.max_response_tokens=12",
+    "sft.output=null",
+    "trainer.max_steps=4",
+    "trainer.eval_every=2",
+    "trainer.tensorboard=false",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[str]:
+    """Overrides that point to a few problems."""
+    folder = tmp_path_factory.mktemp("data")
+    paths = {f"data.{name}_path": folder / f"{name}.jsonl" for name in ("train", "eval", "sft")}
+    task = arithmetic.Task(num_train=20, num_eval=8, num_sft=40)
+    arithmetic.write_task(*paths.values(), seed=1, task=task)
+    return [f"{key}={path}" for key, path in paths.items()]
+
+
+def _run(overrides: list[str]) -> None:
+    import os
+
+    start_training(load(overrides, world_size=int(os.environ["WORLD_SIZE"])))
+
+
+def _train(run_dir: Path, overrides: list[str], *more: str, world_size: int = 1) -> None:
+    run_ranks(_run, world_size, [*SMALL, f"trainer.run_dir={run_dir}", *overrides, *more])
+
+
+def _books(run_dir: Path) -> dict[str, object]:
+    """Everything a run wrote that must not differ between reruns: metrics without timings, samples, weights."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+    samples = {path.name: path.read_bytes() for path in sorted(run_dir.glob("rollouts/*"))}
+    evaluations = {path.name: path.read_bytes() for path in sorted(run_dir.glob("eval/*"))}
+    return {"metrics": json.dumps(metrics), "samples": samples, "evaluations": evaluations}
+
+
+def _assert_same_weights(one: Path, other: Path, world_size: int) -> None:
+    for rank in range(world_size):
+        states = [
+            torch.load(path / f"checkpoints/step_000004/rank_{rank:05d}.pt", weights_only=True) for path in (one, other)
+        ]
+        for role in ("actor", "critic"):
+            torch.testing.assert_close(states[0][role], states[1][role], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "layout"),
+    [
+        (1, ["algo.critic_warmup_steps=1"]),
+        (2, ["actor.use_distributed_optimizer=true"]),
+        (2, ["actor.tensor_model_parallel_size=2", "model.precision=bf16", "algo.ratio_tolerance=null"]),
+    ],
+    ids=["one rank", "DP2 with the distributed optimizer", "TP2 in bf16"],
+)
+def test_a_rerun_is_identical_and_a_stopped_run_resumes_to_the_same_end(tmp_path, data, world_size, layout):
+    _train(tmp_path / "whole", data, *layout, world_size=world_size)
+    _train(tmp_path / "again", data, *layout, world_size=world_size)
+    _train(tmp_path / "stopped", data, *layout, "trainer.stop_after_step=2", world_size=world_size)
+    assert not (tmp_path / "stopped/summary.json").exists()
+    _train(tmp_path / "stopped", data, *layout, world_size=world_size)
+    for other in ("again", "stopped"):
+        assert _books(tmp_path / other) == _books(tmp_path / "whole")
+        _assert_same_weights(tmp_path / "whole", tmp_path / other, world_size)
+    summary = json.loads((tmp_path / "stopped/summary.json").read_text())
+    assert summary["steps"] == 4
+    assert {"accuracy_before", "accuracy_after", "format_rate_after", "train_seconds"} <= summary.keys()
+
+
+def test_engine_and_trainer_agree_on_log_probabilities_and_the_first_ratio_is_one(tmp_path, data):
+    _train(tmp_path / "run", data, "actor.tensor_model_parallel_size=2", "algo.ratio_tolerance=1e-5", world_size=2)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    for line in lines[1:]:
+        assert line["policy/first_ratio_deviation"] < 1e-5
+        assert line["rollout/logprob_diff_max"] < 1e-4
+        assert line["rollout/weight_version"] == line["step"] - 1
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path, data):
+    _train(tmp_path / "run", data, "trainer.max_steps=1")
+    before = _books(tmp_path / "run")
+    _train(tmp_path / "run", data, "trainer.max_steps=1")
+    assert _books(tmp_path / "run") == before
+
+
+def test_a_run_directory_of_other_settings_is_refused(tmp_path, data):
+    overrides = [*SMALL, *data, f"trainer.run_dir={tmp_path}", "trainer.max_steps=1"]
+    run_ranks(_run, 1, overrides)
+    check_run_dir(load([*overrides, "trainer.save_every=1"], world_size=1))
+    with pytest.raises(ConfigErrors, match=r"algo.gamma=0.5, but .* was begun with 1.0") as raised:
+        check_run_dir(load([*overrides, "algo.gamma=0.5", "trainer.seed=9"], world_size=1))
+    assert len(raised.value.problems) == 2
+    with pytest.raises(ValueError, match="trainer.resume=false"):
+        start_training(load([*overrides, "trainer.resume=false"], world_size=1))
+
+
+def test_another_layout_cannot_resume_a_checkpoint(tmp_path, data):
+    _train(tmp_path, data, "trainer.stop_after_step=1")
+    with pytest.raises(AssertionError, match="was written with .*data_parallel_size=1; this run has"):
+        _train(tmp_path, data, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["rollout.max_prompt_tokens=5"], "no prompt is left"),
+        (["rollout.max_prompt_tokens=30", "data.overlong_prompts=error"], "have more than 30 tokens"),
+        (["data.rollout_batch_size=32"], "a step takes 32 prompts and there are 20"),
+        (["data.answer_field=gold"], "without a 'gold'"),
+        (["model.create.vocab_size=512", "model.tokenizer=TOKENIZER"], "the model's vocabulary 512"),
+    ],
+)
+def test_input_that_cannot_be_used_is_told_in_words(tmp_path, data, change, message):
+    words = ["".join(letters) for letters in product("abcdefgh", repeat=4)]
+    assert len(build_tokenizer(words, 700, tmp_path / "t")) > 512
+    change = [text.replace("TOKENIZER", str(tmp_path / "t")) for text in change]
+    with pytest.raises(AssertionError, match=message):
+        _train(tmp_path / "run", data, *change)
