@@ -1,7 +1,7 @@
 """Run a function on several real gloo ranks and collect what each returns.
 
-Ranks are forked from a fork server that has torch and Megatron imported but no threads started: a world of four starts in
-well under a second instead of importing everything four times.
+Ranks are forked from a fork server that has torch and Megatron imported but no threads started: a world of four starts
+in well under a second instead of importing everything four times.
 """
 
 import io
@@ -30,9 +30,7 @@ def run_ranks(function: Callable, world_size: int, *args, timeout_s: float = 240
     pipes, processes = [], []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_rank_main, args=(function, rank, world_size, port, sender, args), daemon=True
-        )
+        process = context.Process(target=_rank_main, args=(function, rank, world_size, port, sender, args), daemon=True)
         process.start()
         sender.close()
         pipes.append(receiver)

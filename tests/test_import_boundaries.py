@@ -194,8 +194,7 @@ def test_a_room_loads_in_a_fresh_process_without_what_it_may_not_import(room, fr
 
 def test_no_file_is_over_400_lines():
     lengths = {
-        str(file.relative_to(FOLDER)): len(file.read_text().splitlines())
-        for _, file in modules(FOLDER, PACKAGE)
+        str(file.relative_to(FOLDER)): len(file.read_text().splitlines()) for _, file in modules(FOLDER, PACKAGE)
     }
     assert {file: length for file, length in lengths.items() if length > 400} == {}
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.schema import ActorConfig, Config, OptimConfig
 from nemo_simplerl.model.provider import read_hf_config
@@ -108,7 +109,7 @@ class ScriptedEngine:
 
 
 def small_config(folder: str, actor: dict, algo: dict) -> Config:
-    """The quickstart's configuration for a model of `save_hf_model`, with updates of 4 samples in micro-batches of 4."""
+    """The quickstart's configuration for a model of `save_hf_model`, in updates and micro-batches of 4 samples."""
     sizes = {"micro_batch_size": 4, "forward_micro_batch_size": 4, "global_batch_size": 4}
     optim = {"optim.lr": 1e-3, "optim.lr_warmup_fraction": 0.0}
     actor = sizes | optim | actor
@@ -136,9 +137,7 @@ def scripted_roles(folder: str, actor_changes: dict, algo_changes: dict) -> Iter
     grader = RewardPool(1, timeout_s=20.0, memory_limit_mb=1024)
     learner = build_learner(config, folder, optim, mesh, total_updates=8)
     critic = build_learner(config, folder, optim, mesh, total_updates=8, is_critic=True)
-    sampling = SamplingParams(
-        n=2, max_tokens=12, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=(0,)
-    )
+    sampling = SamplingParams(n=2, max_tokens=12, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=(0,))
     yield Roles(
         config=config,
         mesh=mesh,

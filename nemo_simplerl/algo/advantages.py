@@ -8,9 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def whiten(
-    advantages_BT: Tensor, mask_BT: Tensor, group: dist.ProcessGroup | None = None, eps: float = 1e-8
-) -> Tensor:
+def whiten(advantages_BT: Tensor, mask_BT: Tensor, group: dist.ProcessGroup | None = None, eps: float = 1e-8) -> Tensor:
     """Advantages shifted and scaled to mean 0 and biased variance 1 over the group's masked tokens.
 
     Float32 [B, T], zero outside the mask. The variance is raised to `eps` where it is smaller, so equal
@@ -21,9 +19,7 @@ def whiten(
     return torch.where(mask_BT > 0, whitened_BT, 0.0).float()
 
 
-def masked_moments(
-    values_BT: Tensor, mask_BT: Tensor, group: dist.ProcessGroup | None = None
-) -> tuple[Tensor, Tensor]:
+def masked_moments(values_BT: Tensor, mask_BT: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, float64 scalars, over the group's masked values (None: this rank's).
 
     Zeros where nothing is masked in. Two passes in float64: the digits that reach float32 then do not depend

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 
-def gae(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Advantages and returns, float32 [B, T], zero outside the mask.
 
     values[t] is the value of the state before token t is emitted. The response is one contiguous run of the

@@ -12,8 +12,12 @@ def run(argv: list[str]) -> int:
 
 def _start(config: Config) -> int:
     if config.sft.output is None or config.data.sft_path is None:
-        raise ConfigErrors(["simplerl sft needs data.sft_path (the examples) and sft.output (the folder for the model)."])
-    from nemo_simplerl.trainer.start import start_warm_start  # torch loads here, once the configuration is right
+        raise ConfigErrors(
+            ["simplerl sft needs data.sft_path (the examples) and sft.output (the folder for the model)."]
+        )
+    from nemo_simplerl.trainer.start import (
+        start_warm_start,
+    )  # torch loads here, once the configuration is right
 
     start_warm_start(config)
     return 0

@@ -13,7 +13,9 @@ def run(argv: list[str]) -> int:
 
 def _start(config: Config) -> int:
     check_run_dir(config)
-    from nemo_simplerl.trainer.start import start_training  # torch loads here, once the configuration is right
+    from nemo_simplerl.trainer.start import (
+        start_training,
+    )  # torch loads here, once the configuration is right
 
     start_training(config)
     return report.run([config.trainer.run_dir]) if is_first_rank() else 0

@@ -22,9 +22,7 @@ def build(kind: type[T], values: Mapping[Any, Any], findings: Findings, path: st
             wrong, known = _join(path, key), [_join(path, name) for name in hints]
             closest = suggest(wrong, known) or f" Known: {', '.join(known)}."
             findings.add(f"{wrong} is not a key of the configuration.{closest}", wrong)
-    return kind(
-        **{name: _field(hint, name, values, findings, _join(path, name)) for name, hint in hints.items()}
-    )
+    return kind(**{name: _field(hint, name, values, findings, _join(path, name)) for name, hint in hints.items()})
 
 
 def keys_of(kind: type, path: str = "") -> Iterator[str]:

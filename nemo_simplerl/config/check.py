@@ -199,9 +199,7 @@ def _tensor_parallel_splits_the_layers(config: Config, shape: ModelShape) -> Ite
     }
     wrong = [f"{count} {name}" for name, count in parts.items() if count % size]
     if wrong:
-        fits = [
-            n for n in range(1, shape.num_query_groups + 1) if not any(count % n for count in parts.values())
-        ]
+        fits = [n for n in range(1, shape.num_query_groups + 1) if not any(count % n for count in parts.values())]
         yield (
             f"actor.tensor_model_parallel_size={size} does not divide the model's {' and '.join(wrong)}. "
             f"Sizes that work: {_listed(fits)}."

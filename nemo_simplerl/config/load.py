@@ -112,9 +112,7 @@ def _sort_overrides(overrides: Sequence[str], findings: Findings) -> tuple[dict[
             override = parser.parse_override(text)
         except HydraException as error:
             reason = str(error).splitlines()[0]
-            findings.add(
-                f"{text!r} is not an override ({reason}); write key=value, without spaces around '='."
-            )
+            findings.add(f"{text!r} is not an override ({reason}); write key=value, without spaces around '='.")
             continue
         if override.is_sweep_override():
             findings.add(
@@ -155,9 +153,7 @@ def _distrust(unknown_groups: Sequence[str], values: Sequence["Override"], findi
     for group in unknown_groups:
         inside = leaves if group == "experiment" else [key for key in leaves if key.startswith(group + ".")]
         # A section whose keys were given one by one stays readable.
-        findings.reported.update(
-            key for key in inside if not any(name.startswith(key + ".") for name in given)
-        )
+        findings.reported.update(key for key in inside if not any(name.startswith(key + ".") for name in given))
 
 
 def _compose_groups(groups: Mapping[str, str]) -> "DictConfig":
@@ -188,9 +184,7 @@ def _apply(tree: "DictConfig", override: "Override", findings: Findings) -> None
         try:
             OmegaConf.update(tree, key, override.value(), merge=True)
         except (OmegaConfBaseException, ValueError) as error:
-            findings.add(
-                f"{text!r} cannot be applied ({str(error).splitlines()[0]}); write {key}=VALUE.", key
-            )
+            findings.add(f"{text!r} cannot be applied ({str(error).splitlines()[0]}); write {key}=VALUE.", key)
 
 
 def _all_sections() -> str:

@@ -27,9 +27,7 @@ class ModelConfig:
     path: str  # Hugging Face folder: config.json, *.safetensors, tokenizer files
     tokenizer: str | None  # null: the tokenizer in `path`
     precision: Literal["bf16", "fp32"]  # of weights and activations; log-probabilities are always float32
-    transformer_engine: (
-        bool | None
-    )  # null: use Transformer Engine layers where the package and a GPU are there
+    transformer_engine: bool | None  # null: use Transformer Engine layers where the package and a GPU are there
     create: CreateConfig | None  # null: `path` must exist
 
 
@@ -110,9 +108,7 @@ class AlgoConfig:
     loss_aggregation: Literal["token_mean", "seq_mean"]
     ppo_epochs: int
     critic_warmup_steps: int  # steps that train only the critic
-    truncated: Literal[
-        "penalize", "mask"
-    ]  # responses ended by length: trained as graded, or left out of both losses
+    truncated: Literal["penalize", "mask"]  # responses ended by length: trained as graded, or left out of both losses
     overwrite_truncated_with_eos: bool  # the seed's quirk: a cut response ends in an EOS it never sampled
     logprob_temperature: Literal["sampling", "one"]  # "one" is the seed's quirk: sampled at T, trained at 1
     logprob_precision: Literal["fp32", "model"]  # "model" is the seed's quirk: log-softmax in bf16
@@ -133,9 +129,7 @@ class DataConfig:
     rollout_batch_size: int  # prompts a step
     shuffle: bool
     eval_limit: int | None
-    generate: (
-        Literal["arithmetic"] | None
-    )  # a seeded generator writes the three files where they do not exist
+    generate: Literal["arithmetic"] | None  # a seeded generator writes the three files where they do not exist
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,16 +73,13 @@ def _shape_of_file(file: Path) -> ModelShape:
     try:
         hf = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model.path: {file} is not readable JSON ({error}); fetch the model again."
-        ) from error
+        raise ValueError(f"model.path: {file} is not readable JSON ({error}); fetch the model again.") from error
     if not isinstance(hf, dict) or hf.get("model_type") not in SUPPORTED:
         found = hf.get("model_type") if isinstance(hf, dict) else hf
         raise ValueError(f"model.path: {file} has model_type {found!r}; supported: {', '.join(SUPPORTED)}.")
     if hf.get("rope_scaling"):
         raise ValueError(
-            f"model.path: {file} asks for rope_scaling {hf['rope_scaling']}; "
-            "only models without it are supported."
+            f"model.path: {file} asks for rope_scaling {hf['rope_scaling']}; only models without it are supported."
         )
     bad = [key for key in _HF_KEYS.values() if type(hf.get(key)) is not int or hf[key] < 1]
     if bad:

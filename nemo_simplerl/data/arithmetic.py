@@ -17,9 +17,9 @@ Operation = tuple[str, int]  # "+", "-" or "*", and the number on its right
 NAMES = ("Ann", "Ben", "Eva", "Kim", "Leo", "Max", "Sam", "Tom")
 ITEMS = ("books", "cards", "coins", "cups", "keys", "pens", "shells", "stones")
 STORY = {
-    "+": ("{name} buys {number} more.", "{name} finds {number} more.", "{name} gets {number} more."),
-    "-": ("{name} gives away {number}.", "{name} loses {number}.", "{name} sells {number}."),
-    "*": ("{name} makes it {number} times as many.",),
+    "+": ("Then buys {number}.", "Then finds {number}.", "Then gets {number}."),
+    "-": ("Then gives {number}.", "Then loses {number}.", "Then sells {number}."),
+    "*": ("Then makes it {number} times as many.",),
 }
 PLAIN = {"+": "Add {number}.", "-": "Subtract {number}.", "*": "Multiply by {number}."}
 
@@ -113,12 +113,11 @@ def respond(exercise: Exercise, style: str) -> str:
     if style == "hasty":
         return f"\\boxed{{{exercise.answer}}}"
     if style == "careful":
-        numbered = [f"Step {number}: {step}\n" for number, step in enumerate(steps, start=1)]
-        return "".join(numbered) + f"The answer is \\boxed{{{exercise.answer}}}."
+        return "".join(f"{step}\n" for step in steps) + f"\\boxed{{{exercise.answer}}}"
     if style == "plain":
-        return "First " + ", then ".join(steps) + f". The answer is {exercise.answer}."
+        return "First " + ", then ".join(steps) + "."
     assert style == "code", style
-    return f"```python\nprint({exercise.expression()})\n```"
+    return f"print({exercise.expression()})"
 
 
 def _draw(
@@ -162,7 +161,7 @@ def _question(rng: random.Random, exercise: Exercise) -> str:
     if operations[0][0] == "*" and rng.random() < 0.5:
         start, operations = f"{operations[0][1]} boxes of {start}", operations[1:]
     lines = [rng.choice(STORY[symbol]).format(name=name, number=number) for symbol, number in operations]
-    return f"{name} has {start}. {' '.join(lines)} How many {items} does {name} have?"
+    return f"{name} has {start}. {' '.join(lines)} How many {items}?"
 
 
 def _problem_rows(split: str, drawn: dict[str, Exercise]) -> list[Row]:

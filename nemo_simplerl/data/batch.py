@@ -97,10 +97,7 @@ def collate(
     """
     _check_rows(prompts, completions, scores)
     prompt_lengths = [len(prompt) for prompt in prompts]
-    lengths = [
-        len(prompt) + len(completion.token_ids)
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
+    lengths = [len(prompt) + len(completion.token_ids) for prompt, completion in zip(prompts, completions, strict=True)]
     is_cut = [completion.finish_reason == "length" for completion in completions]
 
     tokens_BS = torch.full((len(prompts), max(lengths)), pad_id, dtype=torch.int64)
@@ -135,9 +132,7 @@ def padded_rows(parts: Sequence[Tensor], width: int) -> Tensor:
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
-def _check_rows(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Response], scores: Sequence[float]
-) -> None:
+def _check_rows(prompts: Sequence[Sequence[int]], completions: Sequence[Response], scores: Sequence[float]) -> None:
     if not len(prompts) == len(completions) == len(scores):
         raise ValueError(
             "a batch needs one prompt and one score for each completion, "
@@ -148,9 +143,7 @@ def _check_rows(
         raise ValueError("a batch needs at least one completion, got none")
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         if not prompt:
-            raise ValueError(
-                f"row {row} has an empty prompt; the first response token needs one token before it"
-            )
+            raise ValueError(f"row {row} has an empty prompt; the first response token needs one token before it")
         if not completion.token_ids:
             raise ValueError(
                 f"row {row} has an empty completion; the engine must sample at least one token, if only EOS"

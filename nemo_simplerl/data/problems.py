@@ -93,9 +93,7 @@ def render_prompts(
     texts = [render(template, problem.question, trailing_newline=trailing_newline) for problem in problems]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     longest = max(map(len, ids), default=0)
-    too_long = [
-        problem.id for problem, row in zip(problems, ids, strict=True) if len(row) > max_prompt_tokens
-    ]
+    too_long = [problem.id for problem, row in zip(problems, ids, strict=True) if len(row) > max_prompt_tokens]
     advice = "raise rollout.max_prompt_tokens"
     if too_long and overlong == "error":
         raise ValueError(
@@ -110,9 +108,7 @@ def render_prompts(
             prompts.append(Prompt(problem, text, tuple(row)))
         elif overlong == "truncate":
             kept = row[:max_prompt_tokens]
-            prompts.append(
-                Prompt(problem, tokenizer.decode(kept, clean_up_tokenization_spaces=False), tuple(kept))
-            )
+            prompts.append(Prompt(problem, tokenizer.decode(kept, clean_up_tokenization_spaces=False), tuple(kept)))
     if not prompts:
         raise ValueError(
             f"no prompt is left of {len(ids)} problems with at most {max_prompt_tokens} tokens a prompt "

@@ -28,9 +28,7 @@ def read_rows(path: str | Path) -> list[Row]:
         raise ValueError(f"{path} holds no rows; it must be a list of objects")
     strangers = [index for index, row in enumerate(rows) if not isinstance(row, dict)]
     if strangers:
-        raise ValueError(
-            f"{path}: {name_rows(strangers)} that are not JSON objects; write each row as {{...}}"
-        )
+        raise ValueError(f"{path}: {name_rows(strangers)} that are not JSON objects; write each row as {{...}}")
     return rows
 
 

@@ -67,9 +67,7 @@ def load_sft(
     rows = read_rows(path)
     _check_rows(path, rows)
     prompts = [
-        row["prompt"]
-        if "prompt" in row
-        else render(template, row["question"], trailing_newline=trailing_newline)
+        row["prompt"] if "prompt" in row else render(template, row["question"], trailing_newline=trailing_newline)
         for row in rows
     ]
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]

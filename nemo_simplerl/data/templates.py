@@ -5,9 +5,7 @@ _QUESTION = "{question}"
 
 TEMPLATES = {
     "qwen25-math-cot": (
-        f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n"
-        f"<|im_start|>user\n{_QUESTION}<|im_end|>\n"
-        "<|im_start|>assistant"
+        f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n<|im_start|>user\n{_QUESTION}<|im_end|>\n<|im_start|>assistant"
     ),
     "qwen-boxed": (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

@@ -59,16 +59,12 @@ def evaluate(
     return Evaluation(metrics, rows)
 
 
-def responses_of(
-    prompts: Sequence[Prompt], completions: Sequence[Completion], n: int
-) -> list[tuple[str, str]]:
+def responses_of(prompts: Sequence[Prompt], completions: Sequence[Completion], n: int) -> list[tuple[str, str]]:
     """(gold, response) of every completion; `completions` holds n of each prompt in order."""
     return [(prompts[i // n].problem.answer, completion.text) for i, completion in enumerate(completions)]
 
 
-def grade_sharded(
-    grade: Grader, responses: Sequence[tuple[str, str]], group: dist.ProcessGroup | None
-) -> list[Grade]:
+def grade_sharded(grade: Grader, responses: Sequence[tuple[str, str]], group: dist.ProcessGroup | None) -> list[Grade]:
     """Grades of all responses on every rank, each rank having graded its share. Collective."""
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
     shares = gather_objects(grade(responses[rank::size]), group)

@@ -37,9 +37,7 @@ def hf_stream(gpt: GPTModel, hf: dict, mesh: Mesh) -> Iterator[tuple[str, Tensor
     for stage, entries in enumerate(gather_objects(_stage_entries(gpt, hf, mesh), mesh.pipeline)):
         for entry in entries:
             if stage == mesh.pp_rank:
-                full = _gather_over_tensor_ranks(
-                    params[entry.param_name].detach(), entry.mapping, vocab_size, mesh
-                )
+                full = _gather_over_tensor_ranks(params[entry.param_name].detach(), entry.mapping, vocab_size, mesh)
             else:
                 full = torch.empty(entry.full_shape, dtype=entry.dtype, device=mesh.device)
             if mesh.pp_size > 1:

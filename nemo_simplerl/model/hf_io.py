@@ -37,9 +37,7 @@ class HfWeights:
     def get(self, name: str) -> Tensor:
         """Raises ValueError when the folder has no tensor of that name."""
         if name not in self._where:
-            raise ValueError(
-                f"{self.path} has no tensor {name!r}; its config.json and weights do not belong together."
-            )
+            raise ValueError(f"{self.path} has no tensor {name!r}; its config.json and weights do not belong together.")
         return self._where[name].get_tensor(name)
 
 
@@ -68,10 +66,7 @@ def load_weights(gpt: GPTModel, hf: dict, path: str | Path, mesh: Mesh) -> None:
     weights = HfWeights(path)
     offset, heads = layer_offset(gpt), heads_of(hf)
     for name, param in gpt.named_parameters():
-        if (
-            isinstance(gpt.output_layer if gpt.post_process else None, ValueHead)
-            and name == "output_layer.weight"
-        ):
+        if isinstance(gpt.output_layer if gpt.post_process else None, ValueHead) and name == "output_layer.weight":
             if VALUE_HEAD in weights:
                 param.copy_(weights.get(VALUE_HEAD))
             continue

@@ -51,7 +51,7 @@ _LAYER_NAME = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
 
 def mapping(mcore_name: str, layer_offset: int = 0) -> Mapping:
-    """The mapping of a parameter named as in `GPTModel.named_parameters()` of a stage whose first layer is `layer_offset`.
+    """The mapping of a parameter of `GPTModel.named_parameters()`, on a stage whose first layer is `layer_offset`.
 
     Raises ValueError for a name outside the tables.
     """

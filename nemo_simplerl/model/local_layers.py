@@ -40,8 +40,8 @@ class SdpaAttention(nn.Module):
 
 
 class RmsNorm(nn.RMSNorm):
-    """RMSNorm with Megatron's constructor. Its own torch wrapper refuses sequence parallelism; the mark on the weight is
-    all that Megatron needs to sum the gradient over the tensor ranks' slices of the sequence."""
+    """RMSNorm with Megatron's constructor. Its own torch wrapper refuses sequence parallelism; the mark on the weight
+    is all that Megatron needs to sum the gradient over the tensor ranks' slices of the sequence."""
 
     def __init__(self, config, hidden_size: int, eps: float = 1e-6):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)

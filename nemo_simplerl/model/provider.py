@@ -31,9 +31,7 @@ def read_hf_config(path: str | Path) -> dict:
             f"{file}: model_type is {config.get('model_type')!r}; supported: {', '.join(sorted(QKV_BIAS))}."
         )
     if config.get("rope_scaling"):
-        raise ValueError(
-            f"{file}: rope_scaling {config['rope_scaling']} is not supported; only plain rope is."
-        )
+        raise ValueError(f"{file}: rope_scaling {config['rope_scaling']} is not supported; only plain rope is.")
     return config
 
 
@@ -41,9 +39,7 @@ def use_transformer_engine(wanted: bool | None) -> bool:
     """Whether to build Transformer Engine layers. Raises ValueError where they are asked for and cannot run."""
     if wanted is False or not torch.cuda.is_available():
         if wanted:
-            raise ValueError(
-                "model.transformer_engine=true needs a GPU, and none is visible; set it to null or false."
-            )
+            raise ValueError("model.transformer_engine=true needs a GPU, and none is visible; set it to null or false.")
         return False
     try:
         import transformer_engine.pytorch  # noqa: F401
@@ -54,9 +50,7 @@ def use_transformer_engine(wanted: bool | None) -> bool:
     return True
 
 
-def transformer_config(
-    hf: dict, layout: ActorConfig, *, dtype: torch.dtype, on_gpu: bool
-) -> TransformerConfig:
+def transformer_config(hf: dict, layout: ActorConfig, *, dtype: torch.dtype, on_gpu: bool) -> TransformerConfig:
     """Megatron's config for an HF config and a parallel layout. Fusions that need CUDA kernels follow `on_gpu`."""
     heads = hf["num_attention_heads"]
     return TransformerConfig(
@@ -104,7 +98,7 @@ def transformer_config(
 
 
 def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
-    """The vocabulary rounded up so that every tensor rank holds as many rows. Padding rows are zero and never sampled."""
+    """The vocabulary rounded up so that every tensor rank holds as many rows. Padding rows are zero, never sampled."""
     return -(-vocab_size // tensor_parallel_size) * tensor_parallel_size
 
 
@@ -173,6 +167,4 @@ def _layer_spec(config: TransformerConfig, transformer_engine: bool):
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RmsNorm
     spec.submodules.self_attention.submodules.core_attention = SdpaAttention
-    return TransformerBlockSubmodules(
-        layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RmsNorm
-    )
+    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RmsNorm)

@@ -1,7 +1,7 @@
 """Forward and forward-backward passes over Megatron's schedules. Nothing above this module knows about pipelines.
 
-Legend: S padded sequence length of a micro-batch, B its samples, T = S - 1; `output_SBX` is what the last stage's output
-layer answers: logits [S, B, V/TP] or values [S, B, 1].
+Legend: S padded sequence length of a micro-batch, B its samples, T = S - 1; `output_SBX` is what the last stage's
+output layer answers: logits [S, B, V/TP] or values [S, B, 1].
 """
 
 from collections.abc import Callable, Sequence
@@ -47,8 +47,8 @@ def forward_only(model, micro_batches: Sequence[MicroBatch], head: Head, mesh: M
 def forward_backward(model, micro_batches: Sequence[MicroBatch], loss: Loss, mesh: Mesh) -> dict[str, Tensor]:
     """Accumulate gradients of the sum of `loss` over the micro-batches. Collective over the replica.
 
-    Returns the losses' metrics on the last stage, combined over micro-batches (keys ending in `_max` by maximum, others by
-    sum), and an empty dict elsewhere. The loss is summed as it is: it must already be divided by the global count.
+    Returns the losses' metrics on the last stage, combined over micro-batches (keys ending in `_max` by maximum, others
+    by sum), and an empty dict elsewhere. The loss is summed as it is: it must already be divided by the global count.
     """
 
     def step(iterator, model):
@@ -63,9 +63,7 @@ def forward_backward(model, micro_batches: Sequence[MicroBatch], loss: Loss, mes
         return output, loss_function
 
     combined: dict[str, Tensor] = {}
-    for metrics in _schedule(
-        step, model, micro_batches, mesh, forward_only=False, collect_non_loss_data=False
-    ):
+    for metrics in _schedule(step, model, micro_batches, mesh, forward_only=False, collect_non_loss_data=False):
         for key, value in metrics.items():
             before = combined.get(key)
             if before is None:
@@ -89,9 +87,7 @@ def _padded_for_sequence_parallel(tokens_BS: Tensor, model, mesh: Mesh) -> Tenso
     return torch.nn.functional.pad(tokens_BS, (0, -tokens_BS.shape[1] % mesh.tp_size))
 
 
-def _schedule(
-    step, model, micro_batches, mesh: Mesh, *, forward_only: bool, collect_non_loss_data: bool
-) -> list:
+def _schedule(step, model, micro_batches, mesh: Mesh, *, forward_only: bool, collect_non_loss_data: bool) -> list:
     rows, length = micro_batches[0].tokens_BS.shape
     return get_forward_backward_func()(
         forward_step_func=step,

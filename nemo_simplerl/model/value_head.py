@@ -11,9 +11,7 @@ class ValueHead(nn.Module):
     The weight is replicated over tensor-parallel ranks. Initialised N(0, 1/(H+1)^2), as the SimpleRL recipe's critic.
     """
 
-    def __init__(
-        self, hidden_size: int, *, sequence_parallel: bool, tensor_group, generator: torch.Generator, device
-    ):
+    def __init__(self, hidden_size: int, *, sequence_parallel: bool, tensor_group, generator: torch.Generator, device):
         super().__init__()
         weight = torch.randn(1, hidden_size, generator=generator) / (hidden_size + 1)
         self.weight = nn.Parameter(weight.to(device))

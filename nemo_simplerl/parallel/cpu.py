@@ -29,7 +29,7 @@ class _TorchWithoutCuda(types.ModuleType):
 
 
 def let_megatron_run_without_cuda() -> bool:
-    """Apply the patches once where `torch.cuda.is_available()` is false. Returns whether this process runs without CUDA."""
+    """Apply the patches once where `torch.cuda.is_available()` is false. Returns whether CUDA is absent."""
     global _CUDA_FREE
     if torch.cuda.is_available() or _CUDA_FREE:
         return _CUDA_FREE

@@ -86,7 +86,8 @@ def build_mesh(
     if world_size % model_parallel:
         raise ValueError(
             f"{world_size} ranks cannot hold replicas of {model_parallel} ranks (tensor {tensor_model_parallel_size} x "
-            f"pipeline {pipeline_model_parallel_size} x context {context_parallel_size}); start a multiple of {model_parallel}."
+            f"pipeline {pipeline_model_parallel_size} x context {context_parallel_size}); "
+            f"start a multiple of {model_parallel}."
         )
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(

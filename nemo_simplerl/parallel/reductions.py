@@ -10,9 +10,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def all_reduce_metrics(
-    metrics: Mapping[str, Tensor | float], group: dist.ProcessGroup | None
-) -> dict[str, float]:
+def all_reduce_metrics(metrics: Mapping[str, Tensor | float], group: dist.ProcessGroup | None) -> dict[str, float]:
     """The group's metrics as floats, in the order given: keys ending in `_max` by maximum, every other by
     sum.
 

@@ -58,9 +58,7 @@ def vocab_parallel_logprob_entropy(
 
 def _refuse_misuse(logits: Tensor, targets: Tensor, size: int, vocab_size: int, temperature: float) -> None:
     if targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"targets {tuple(targets.shape)} do not match the rows of logits {tuple(logits.shape)}"
-        )
+        raise ValueError(f"targets {tuple(targets.shape)} do not match the rows of logits {tuple(logits.shape)}")
     if size * logits.shape[-1] < vocab_size:
         raise ValueError(
             f"{size} ranks x {logits.shape[-1]} columns cannot hold a vocabulary of {vocab_size}; "
@@ -68,15 +66,11 @@ def _refuse_misuse(logits: Tensor, targets: Tensor, size: int, vocab_size: int, 
             f"or the group the vocabulary is split over"
         )
     if not logits.is_contiguous():
-        raise ValueError(
-            "logits must be contiguous, for their gradient takes their place; call .contiguous() first"
-        )
+        raise ValueError("logits must be contiguous, for their gradient takes their place; call .contiguous() first")
     if logits.requires_grad and logits.is_leaf:
         raise ValueError("logits must not be a leaf, for backward overwrites them; pass logits.clone()")
     if not temperature > 0:
-        raise ValueError(
-            f"temperature must be positive, got {temperature}; greedy decoding has no distribution"
-        )
+        raise ValueError(f"temperature must be positive, got {temperature}; greedy decoding has no distribution")
 
 
 @dataclass(frozen=True)

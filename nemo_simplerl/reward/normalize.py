@@ -76,9 +76,7 @@ def _without_unit(text: str) -> str:
         return text
     value = text[: found.start()].strip()
     letters = re.sub(r"[^a-z]", "", found.group(1).lower())
-    is_value = (
-        re.search(r"[0-9]", value) and value[-1] not in "=<>+-*/,:;" and not _TRAILING_WORDS.search(value)
-    )
+    is_value = re.search(r"[0-9]", value) and value[-1] not in "=<>+-*/,:;" and not _TRAILING_WORDS.search(value)
     return value if is_value and letters not in _SAYS_MORE_THAN_A_UNIT else text
 
 

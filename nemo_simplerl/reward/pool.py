@@ -57,9 +57,7 @@ class RewardPool:
         self._lock = threading.Lock()
         self._closed = False
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
-        self._drivers = [
-            _Driver(self._chunks, timeout_s, memory_limit_mb, command) for _ in range(num_workers)
-        ]
+        self._drivers = [_Driver(self._chunks, timeout_s, memory_limit_mb, command) for _ in range(num_workers)]
         for driver in self._drivers:
             driver.start()
         try:

@@ -44,9 +44,7 @@ def serve(grade: Callable[[str, str], str], memory_limit_mb: int, parent_pid: in
     `parent_pid` 0 means that nobody's death ends this process, only the end of its input.
     """
     requests, answers = _claim_standard_streams()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the owner decides when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides when to stop
     _limit_memory(memory_limit_mb)
     if parent_pid:
         _die_with(parent_pid)

@@ -68,9 +68,7 @@ class WorkerProcess:
             ) from error
         if not isinstance(hello, dict) or "ready" not in hello:
             self.discard()
-            raise RuntimeError(
-                f"{' '.join(self._command)} is no reward worker: its first frame was {hello!r:.100}"
-            )
+            raise RuntimeError(f"{' '.join(self._command)} is no reward worker: its first frame was {hello!r:.100}")
 
     def send(self, items: Sequence[tuple[str, str]], deadline: float) -> None:
         """Write one request. `deadline` is in seconds of `time.monotonic`. Raises WorkerLate, WorkerDied."""

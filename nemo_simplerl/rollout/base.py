@@ -17,10 +17,8 @@ class SamplingParams:
     temperature: float  # 0.0 is greedy: the first id of the highest logit
     top_p: float  # smallest set of tokens whose probability reaches this; 1.0 keeps all
     top_k: int  # this many most probable tokens; 0 keeps all
-    stop: tuple[
-        str, ...
-    ]  # a completion ends with the token that completes one of these; the text stays in it
-    stop_token_ids: tuple[int, ...]  # a completion ends with one of these; the token stays in it
+    stop: tuple[str, ...]  # texts that end a completion with the token that completes one; kept in it
+    stop_token_ids: tuple[int, ...]  # tokens that end a completion; kept in it
 
     def __post_init__(self) -> None:
         for is_valid, rule in (
@@ -40,10 +38,9 @@ class Completion:
     """One sampled response."""
 
     token_ids: tuple[int, ...]  # the stop token, or the tokens of the stop string, are kept
-    logprobs: tuple[
-        float, ...
-    ]  # nats, one a token: float32 log-softmax(logits / temperature) over the FULL vocabulary,
-    # whatever top_k and top_p left out of the draw; of the raw logits at temperature 0
+    # Nats, one a token: float32 log-softmax(logits / temperature) over the full vocabulary, whatever top_k
+    # and top_p left out of the draw; of the raw logits at temperature 0.
+    logprobs: tuple[float, ...]
     text: str  # decoded, special tokens left out
     finish_reason: Literal["stop", "length"]  # "stop" also where the stop is the last allowed token
     weight_version: int  # `version` of the refit whose weights sampled it
@@ -60,9 +57,9 @@ class RolloutEngine(Protocol):
     """
 
     def refit(self, stream: "Iterable[tuple[str, Tensor]]", version: int) -> None:
-        """Replace every weight by the tensor of its Hugging Face name. The whole stream is consumed, also on
-        an error.
+        """Replace every weight by the tensor of its Hugging Face name.
 
+        The whole stream is consumed, also on an error: it may be a collective that other ranks are in.
         Raises ValueError naming unknown, missing or misshapen tensors, RuntimeError while asleep. After an
         error the engine refuses to generate.
         """
@@ -86,3 +83,10 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Release everything for good. Harmless when closed."""
+
+
+def check_seeds(prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> None:
+    """Raises ValueError unless there is one seed a completion."""
+    expected = len(prompts) * params.n
+    if len(seeds) != expected:
+        raise ValueError(f"{len(prompts)} prompts with n={params.n} need {expected} seeds, got {len(seeds)}.")

@@ -38,7 +38,10 @@ def decode(
     stop_rule: StopRule,
     vocab_limit: int | None,
 ) -> Decoded:
-    """Sample one response a row. `prompt_of_R` are ascending indices into `prompts`; each prompt is computed once."""
+    """Sample one response a row; each prompt is computed once.
+
+    prompt_of_R: ascending indices into `prompts`. uniforms_RT: float64 draws in [0, 1), one a token.
+    """
     num_rows, device = len(prompt_of_R), model.device
     tokens_RT = np.zeros((num_rows, params.max_tokens), dtype=np.int64)
     logprobs_RT = np.zeros((num_rows, params.max_tokens), dtype=np.float32)
@@ -97,9 +100,7 @@ def prefill(
         ).logits[:, -1]
         logits.append(logits_CV)
         layers.append([(layer.keys, layer.values) for layer in prefilled.layers])
-    keys_and_values = [
-        tuple(map(torch.cat, zip(*chunks, strict=True))) for chunks in zip(*layers, strict=True)
-    ]
+    keys_and_values = [tuple(map(torch.cat, zip(*chunks, strict=True))) for chunks in zip(*layers, strict=True)]
     prompt_of_R = torch.tensor(prompt_of_R, device=device)
     cache = SharedPromptCache(keys_and_values, padding_mask(pad_P, columns, dtype), prompt_of_R, max_tokens)
     return cache, torch.cat(logits)[prompt_of_R]
@@ -107,15 +108,11 @@ def prefill(
 
 def _prompt_mask(pad_B: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """Additive mask [B, 1, L, L]: causal, without the padding in front."""
-    causal_LL = torch.full(
-        (columns, columns), torch.finfo(dtype).min, dtype=dtype, device=pad_B.device
-    ).triu_(1)
+    causal_LL = torch.full((columns, columns), torch.finfo(dtype).min, dtype=dtype, device=pad_B.device).triu_(1)
     return torch.minimum(causal_LL, padding_mask(pad_B, columns, dtype))
 
 
-def _forward_one(
-    model: PreTrainedModel, tokens_B: Tensor, positions_B: Tensor, cache: SharedPromptCache
-) -> Tensor:
+def _forward_one(model: PreTrainedModel, tokens_B: Tensor, positions_B: Tensor, cache: SharedPromptCache) -> Tensor:
     """Logits [B, V] after one more token a row."""
     cache.open_column()
     column = torch.tensor([cache.get_seq_length() - 1], device=tokens_B.device)

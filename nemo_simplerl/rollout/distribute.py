@@ -6,7 +6,7 @@ import numpy as np
 import torch.distributed as dist
 
 from nemo_simplerl.parallel.reductions import gather_objects
-from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
+from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams, check_seeds
 
 _REASONS = ("length", "stop")
 
@@ -26,10 +26,7 @@ def generate_sharded(
     alone. Raises ValueError on a wrong number of seeds, RuntimeError on every rank when a rank's engine
     failed.
     """
-    if len(seeds) != len(prompts) * params.n:
-        raise ValueError(
-            f"{len(prompts)} prompts with n={params.n} need {len(prompts) * params.n} seeds, got {len(seeds)}."
-        )
+    check_seeds(prompts, params, seeds)
     if group is None or group.size() == 1:
         return engine.generate(prompts, params, seeds)
     shares = deal([len(prompt) for prompt in prompts], group.size())
@@ -38,9 +35,7 @@ def generate_sharded(
     packed = None
     try:
         packed = pack(_generate_share(engine, prompts, params, seeds, mine))
-    except (
-        Exception
-    ) as caught:  # raised below on every rank: the others would wait for this one's answers forever
+    except Exception as caught:  # raised below on every rank: the others would wait for this one's answers forever
         error = caught
     answers = gather_objects((packed, None if error is None else repr(error)), group)
     if failures := [f"rank {rank}: {text}" for rank, (_, text) in enumerate(answers) if text is not None]:
@@ -62,16 +57,10 @@ def pack(completions: Sequence[Completion]) -> dict:
     """Completions as a few flat arrays, so that pickling them costs bytes and not Python objects. Exact."""
     return {
         "lengths": np.array([len(completion.token_ids) for completion in completions], dtype=np.int32),
-        "token_ids": np.array(
-            [id_ for completion in completions for id_ in completion.token_ids], dtype=np.int32
-        ),
-        "logprobs": np.array(
-            [p for completion in completions for p in completion.logprobs], dtype=np.float32
-        ),
+        "token_ids": np.array([id_ for completion in completions for id_ in completion.token_ids], dtype=np.int32),
+        "logprobs": np.array([p for completion in completions for p in completion.logprobs], dtype=np.float32),
         "texts": [completion.text for completion in completions],
-        "stopped": np.array(
-            [_REASONS.index(completion.finish_reason) for completion in completions], dtype=np.int8
-        ),
+        "stopped": np.array([_REASONS.index(completion.finish_reason) for completion in completions], dtype=np.int8),
         "versions": [completion.weight_version for completion in completions],
         "seeds": [completion.seed for completion in completions],
     }
@@ -111,9 +100,7 @@ def _generate_share(
 ) -> list[Completion]:
     if not share:
         return []
-    return engine.generate(
-        [prompts[index] for index in share], params, [seeds[i] for i in _samples(share, params.n)]
-    )
+    return engine.generate([prompts[index] for index in share], params, [seeds[i] for i in _samples(share, params.n)])
 
 
 def _samples(share: list[int], n: int) -> list[int]:

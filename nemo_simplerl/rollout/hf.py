@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import no_init_weights
 
-from nemo_simplerl.rollout.base import Completion, SamplingParams
+from nemo_simplerl.rollout.base import Completion, SamplingParams, check_seeds
 from nemo_simplerl.rollout.decode import Decoded, decode
 from nemo_simplerl.rollout.kv_cache import ATTENTION
 from nemo_simplerl.rollout.sampling import uniforms
@@ -67,9 +67,7 @@ class HfEngine:
         """See RolloutEngine.generate."""
         model = self._awake_model()
         if self._version is None:
-            raise RuntimeError(
-                "the engine has no complete weights; call refit(stream, version) before generate."
-            )
+            raise RuntimeError("the engine has no complete weights; call refit(stream, version) before generate.")
         self._check(prompts, params, seeds)
         stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, model.config.vocab_size)
         completions: list[Completion | None] = [None] * len(seeds)
@@ -117,18 +115,16 @@ class HfEngine:
         return self._model
 
     def _check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> None:
-        if len(seeds) != len(prompts) * params.n:
-            raise ValueError(
-                f"{len(prompts)} prompts with n={params.n} need {len(prompts) * params.n} seeds, got {len(seeds)}."
-            )
+        check_seeds(prompts, params, seeds)
         vocab_size = self._model.config.vocab_size
         for index, prompt in enumerate(prompts):
             if not len(prompt):
                 raise ValueError(f"prompt {index} is empty; a prompt needs at least one token.")
             if len(prompt) + params.max_tokens > self._max_model_len:
                 raise ValueError(
-                    f"prompt {index} has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together more than "
-                    f"max_model_len={self._max_model_len}. Shorten the prompt or lower max_tokens."
+                    f"prompt {index} has {len(prompt)} tokens and max_tokens is {params.max_tokens}: "
+                    f"together more than max_model_len={self._max_model_len}. "
+                    "Shorten the prompt or lower max_tokens."
                 )
             if min(prompt) < 0 or max(prompt) >= vocab_size:
                 raise ValueError(
@@ -143,9 +139,7 @@ class HfEngine:
             yield Completion(
                 token_ids=tuple(token_ids),
                 logprobs=tuple(decoded.logprobs_RT[row, :length].tolist()),
-                text=""
-                if self._tokenizer is None
-                else self._tokenizer.decode(token_ids, skip_special_tokens=True),
+                text="" if self._tokenizer is None else self._tokenizer.decode(token_ids, skip_special_tokens=True),
                 finish_reason="stop" if decoded.is_stopped_R[row] else "length",
                 weight_version=self._version,
                 seed=seed,
@@ -168,7 +162,7 @@ def _build_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> 
 
 @torch.no_grad()
 def _copy_weights(model: PreTrainedModel, stream: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Copy tensors by name; what did not fit, in words. Tied names are one parameter, which any of them fills."""
+    """Copy tensors by name; answers what did not fit. Tied names are one parameter: any of them fills it."""
     targets = dict(model.named_parameters(remove_duplicate=False))
     filled: dict[int, str] = {}
     unknown, misshapen, contradicting = [], [], []

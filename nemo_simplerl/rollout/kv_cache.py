@@ -16,15 +16,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = "nemo_simplerl_shared_prompt"
-_FIRST_COLUMNS = (
-    128  # the store grows by doubling, so that long responses pay for their length and short ones do not
-)
+# The store grows by doubling: long responses pay for their length and short ones do not.
+_FIRST_COLUMNS = 128
 
 
-def _attention(
-    module, query, key, value, attention_mask, dropout=0.0, scaling=None, rollout_cache=None, **kwargs
-):
-    """transformers' attention hook: SDPA for whole prompts, `rollout_cache.attend` where a cache is handed through."""
+def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, rollout_cache=None, **kwargs):
+    """transformers' attention hook: SDPA for whole prompts, `attend` where a cache is handed through."""
     if rollout_cache is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     return rollout_cache.attend(module.layer_idx, query, scaling), None
@@ -48,9 +45,7 @@ def padding_mask(pad_P: Tensor, num_columns: int, dtype: torch.dtype) -> Tensor:
 class SharedPromptCache(Cache):
     """transformers' Cache of the responses, with the prompts beside it."""
 
-    def __init__(
-        self, prompts: list[tuple[Tensor, Tensor]], mask: Tensor, prompt_of_B: Tensor, max_columns: int
-    ):
+    def __init__(self, prompts: list[tuple[Tensor, Tensor]], mask: Tensor, prompt_of_B: Tensor, max_columns: int):
         """prompts: each layer's keys and values [P, H, L, D]; mask: additive, [P, 1, 1, L].
 
         prompt_of_B: each row's prompt, ascending. At most `max_columns` tokens a response are ever held.

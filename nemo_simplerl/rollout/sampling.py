@@ -1,5 +1,4 @@
-"""Drawing tokens: each sample has its own counter-based random stream, so no draw depends on how a batch was
-made up.
+"""Drawing tokens. Each sample has its own counter-based random stream: no draw depends on its batch.
 
 Shapes: B rows, T steps, V vocabulary ids.
 """

@@ -1,5 +1,4 @@
-"""When a response ends: stop tokens, and stop strings found without decoding the response again for every
-token.
+"""When a response ends: stop tokens, and stop strings found without decoding it again for every token.
 
 Shapes: R responses, B of them still running, T tokens, V vocabulary ids.
 """
@@ -9,8 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-# Decoding from the middle of a text may spoil its first tokens: part of a character, or a leading space taken
-# off.
+# Decoding from the middle of a text may spoil its start: part of a character, or a leading space taken off.
 _SLACK_TOKENS = 4
 
 
@@ -21,14 +19,12 @@ class TextDecoder(Protocol):
 
 
 def tail_length(stop: Sequence[str]) -> int:
-    """Tokens at the end of a response that hold every stop string the last token can complete: a token is at
-    least one byte of UTF-8."""
+    """Tokens at the end of a response that hold any stop string: a token is at least one byte of UTF-8."""
     return max((len(text.encode()) for text in stop), default=0) + _SLACK_TOKENS
 
 
 def may_complete(token_text: str, stop: Sequence[str]) -> bool:
-    """Whether a token of this text can be the last one of a stop string: it must bring the string's last
-    character.
+    """Whether a token of this text can complete a stop string: it must bring the string's last character.
 
     True wherever a token alone does not show its text: part of a character decodes to U+FFFD, and some
     tokenizers take off the space that begins a text.
@@ -54,9 +50,7 @@ class StopRule:
         self, stop: Sequence[str], stop_token_ids: Sequence[int], decoder: TextDecoder | None, vocab_size: int
     ):
         if stop and decoder is None:
-            raise ValueError(
-                f"stop strings {list(stop)} need a tokenizer: give the engine one, or use stop_token_ids."
-            )
+            raise ValueError(f"stop strings {list(stop)} need a tokenizer: give the engine one, or use stop_token_ids.")
         if outside := [token for token in stop_token_ids if not 0 <= token < vocab_size]:
             raise ValueError(
                 f"stop_token_ids {outside} are no ids of the model's vocabulary of {vocab_size}; "
@@ -90,6 +84,4 @@ class StopRule:
     def _learn(self, token_ids: list[int]) -> None:
         for token in token_ids:
             token_text = self._decoder.decode([token], skip_special_tokens=False)
-            self._kind_V[token] = (
-                self._MAY_COMPLETE if may_complete(token_text, self._stop) else self._GOES_ON
-            )
+            self._kind_V[token] = self._MAY_COMPLETE if may_complete(token_text, self._stop) else self._GOES_ON

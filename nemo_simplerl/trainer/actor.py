@@ -1,6 +1,6 @@
 """The policy: log-probabilities, reference log-probabilities, PPO updates, and its weights for the engine.
 
-Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, V/TP vocabulary rows of a tensor rank.
+Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, V/TP vocabulary of a tensor rank.
 """
 
 from collections.abc import Iterator
@@ -65,9 +65,7 @@ class Actor:
             old_logprobs_BT=old_logprobs_BT,
             advantages_BT=advantages_BT,
         ):
-            updates.append(
-                self.learner.update(mini.micro_batches, lambda *args, mini=mini: self._loss(*args, mini))
-            )
+            updates.append(self.learner.update(mini.micro_batches, lambda *args, mini=mini: self._loss(*args, mini)))
             self._require_ratio_one(updates[0]["ratio_deviation_max"])
         return updates
 
@@ -142,6 +140,5 @@ def next_tokens(tokens_BS: Tensor, length: int) -> Tensor:
 def _host_copy(gpt: torch.nn.Module) -> list[Tensor]:
     """The parameters in host memory, page-locked where a GPU reads them."""
     return [
-        param.detach().cpu().pin_memory() if param.is_cuda else param.detach().clone()
-        for param in gpt.parameters()
+        param.detach().cpu().pin_memory() if param.is_cuda else param.detach().clone() for param in gpt.parameters()
     ]

@@ -65,7 +65,9 @@ def build_learner(
     )
 
 
-def build_prompts(config: Config, tokenizer, path: str | None, limit: int | None = None) -> tuple[list[Prompt], list[str]]:
+def build_prompts(
+    config: Config, tokenizer, path: str | None, limit: int | None = None
+) -> tuple[list[Prompt], list[str]]:
     """The first `limit` prompts of a file of problems (no path: none), and what happened to it in words."""
     if path is None:
         return [], []
@@ -96,10 +98,7 @@ def build_roles(config: Config, model_path: str, mesh: Mesh, tokenizer, *, total
     algo, rollout = config.algo, config.rollout
     samples = config.data.rollout_batch_size * rollout.n_samples_per_prompt
     actor_updates = (
-        max(total_steps - algo.critic_warmup_steps, 1)
-        * algo.ppo_epochs
-        * samples
-        // config.actor.global_batch_size
+        max(total_steps - algo.critic_warmup_steps, 1) * algo.ppo_epochs * samples // config.actor.global_batch_size
     )
     critic_updates = total_steps * algo.ppo_epochs * samples // config.critic.global_batch_size
     actor_learner = build_learner(config, model_path, config.actor.optim, mesh, total_updates=actor_updates)

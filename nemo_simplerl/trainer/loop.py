@@ -33,13 +33,9 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
 
     kl_BT = kl_penalty(old_logprobs_BT, ref_logprobs_BT, algo.kl_estimator)
     rewards_BT = token_rewards(batch.scores_B, kl_BT, batch.mask_BT, algo.kl_coef, algo.reward_clip)
-    raw_advantages_BT, returns_BT = gae(
-        rewards_BT, values_BT, batch.mask_BT, gamma=algo.gamma, lam=algo.gae_lambda
-    )
+    raw_advantages_BT, returns_BT = gae(rewards_BT, values_BT, batch.mask_BT, gamma=algo.gamma, lam=algo.gae_lambda)
     advantages_BT = (
-        whiten(raw_advantages_BT, batch.loss_mask_BT, data_group)
-        if algo.normalize_advantages
-        else raw_advantages_BT
+        whiten(raw_advantages_BT, batch.loss_mask_BT, data_group) if algo.normalize_advantages else raw_advantages_BT
     )
 
     metrics = sample_metrics(completions, grades, scores)

@@ -5,7 +5,6 @@ Legend: B samples of this data rank, T predicted tokens.
 
 from collections.abc import Sequence
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -25,8 +24,7 @@ def sample_metrics(
     count = len(completions)
     lengths = sorted(len(completion.token_ids) for completion in completions)
     share = {
-        name: sum(grade.verdict == name for grade in grades) / count
-        for name in ("correct", "incorrect", "no_answer")
+        name: sum(grade.verdict == name for grade in grades) / count for name in ("correct", "incorrect", "no_answer")
     }
     return {
         "reward/mean": sum(scores) / count,
@@ -39,8 +37,7 @@ def sample_metrics(
         "rollout/length_mean": sum(lengths) / count,
         "rollout/length_p95": float(lengths[min(int(0.95 * count), count - 1)]),
         "rollout/length_max": float(lengths[-1]),
-        "rollout/truncated_share": sum(completion.finish_reason == "length" for completion in completions)
-        / count,
+        "rollout/truncated_share": sum(completion.finish_reason == "length" for completion in completions) / count,
         "rollout/tokens": float(sum(lengths)),
         "rollout/weight_version": float(completions[0].weight_version),
     }

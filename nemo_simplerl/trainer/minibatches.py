@@ -31,20 +31,21 @@ def mini_batches(
 ) -> Iterator[MiniBatch]:
     """Cut the rollout into updates of `global_batch_size` samples, `epochs` times over. Collective over data ranks.
 
-    Data rank r holds rows r, r + DP, ... of the rollout's permutation (see Roles.local_rows), so update k is made of the
+    Data rank r holds rows r, r + DP, ... of the rollout's permutation (see Roles.local_rows), so update k has the
     same samples at every data-parallel size.
     """
     size = global_batch_size // mesh.dp_size
-    parts = [batch.select(range(start, start + size)) for start in range(0, len(batch), size)]
+    # Within an update the order is free: rows of like length share a micro-batch, which is cut to its longest.
+    rows = [
+        start + batch.lengths_B[start : start + size].argsort(descending=True) for start in range(0, len(batch), size)
+    ]
+    parts = [batch.select(part_rows) for part_rows in rows]
     counts = torch.stack([_counts(part.loss_mask_BT) for part in parts])
     dist.all_reduce(counts, group=mesh.data)
     for _ in range(epochs):
         for index, (num_tokens, num_sequences) in enumerate(counts.tolist()):
-            rows = slice(index * size, (index + 1) * size)
-            part_columns = {name: column_BT[rows] for name, column_BT in columns_BT.items()}
-            yield MiniBatch(
-                parts[index].micro_batches(micro_batch_size, **part_columns), num_tokens, num_sequences
-            )
+            part_columns = {name: column_BT[rows[index]] for name, column_BT in columns_BT.items()}
+            yield MiniBatch(parts[index].micro_batches(micro_batch_size, **part_columns), num_tokens, num_sequences)
 
 
 def _counts(loss_mask_BT: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from nemo_simplerl.data.tokenizer import build_tokenizer, load_tokenizer
 
 
 def prepare(config: Config) -> None:
-    """Write what is missing: the task where data.generate asks for one, then the model of model.create. One rank calls."""
+    """Write what is missing: the task where data.generate asks for one, then the model of model.create. On one rank."""
     data = config.data
     if data.generate == "arithmetic" and not Path(data.train_path).exists():
         arithmetic.write_task(data.train_path, data.eval_path, data.sft_path, seed=config.trainer.seed)
@@ -58,8 +58,7 @@ def _texts(config: Config) -> list[str]:
         data.train_path, data.question_field, data.answer_field, without_gold=data.rows_without_gold
     )
     texts = [
-        render(data.template, problem.question, trailing_newline=data.prompt_trailing_newline)
-        + problem.answer
+        render(data.template, problem.question, trailing_newline=data.prompt_trailing_newline) + problem.answer
         for problem in problems
     ]
     if data.sft_path is not None:

@@ -87,6 +87,4 @@ def duration(seconds: float) -> str:
 
 def _labelled(shown: Sequence[tuple[str, str, str]], metrics: Mapping[str, float | None]) -> list[str]:
     """`["reward +0.25", ...]` of those that were measured."""
-    return [
-        f"{label} {form.format(metrics[key])}" for key, label, form in shown if metrics.get(key) is not None
-    ]
+    return [f"{label} {form.format(metrics[key])}" for key, label, form in shown if metrics.get(key) is not None]

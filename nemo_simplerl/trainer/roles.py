@@ -53,9 +53,7 @@ class Roles:
         )
 
     @timed("reward")
-    def grade(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion]
-    ) -> tuple[list[Grade], list[float]]:
+    def grade(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[list[Grade], list[float]]:
         """Grade and reward of every completion, on every rank. Collective."""
         responses = responses_of(prompts, completions, self.sampling.n)
         grades = grade_sharded(self.grader.grade, responses, dist.group.WORLD)

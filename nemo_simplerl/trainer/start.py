@@ -42,7 +42,9 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     data, trainer = config.data, config.trainer
     latest = checkpoint.newest(Path(trainer.run_dir) / "checkpoints")
     if latest is not None and not trainer.resume:
-        raise ValueError(f"{latest} exists, but trainer.resume=false; set it to true or choose another trainer.run_dir.")
+        raise ValueError(
+            f"{latest} exists, but trainer.resume=false; set it to true or choose another trainer.run_dir."
+        )
     tokenizer = tokenizer_of(config, config.model.path)
     prompts, notes = build_prompts(config, tokenizer, data.train_path)
     eval_prompts, eval_notes = build_prompts(config, tokenizer, data.eval_path, data.eval_limit)

@@ -76,15 +76,11 @@ def _examples_of(
     epoch, position = divmod(update, updates_per_epoch)
     generator = torch.Generator().manual_seed(sample_seed(config.trainer.seed, epoch, 0, 0))
     size = config.sft.global_batch_size
-    order = torch.randperm(len(examples), generator=generator)[
-        position * size : (position + 1) * size
-    ].tolist()
+    order = torch.randperm(len(examples), generator=generator)[position * size : (position + 1) * size].tolist()
     return [examples[i] for i in order[mesh.dp_rank :: mesh.dp_size]]
 
 
-def _update(
-    learner: Learner, examples: list[SftExample], vocab_size: int, config: Config, pad_id: int
-) -> dict:
+def _update(learner: Learner, examples: list[SftExample], vocab_size: int, config: Config, pad_id: int) -> dict:
     mesh = learner.mesh
     (mini,) = mini_batches(
         collate_sft(examples, pad_id, mesh.device),

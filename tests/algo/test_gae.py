@@ -45,9 +45,7 @@ def test_equals_the_double_sum_of_the_paper_on_ragged_rows(gamma, lam):
                 expected_BT[row, t] += (gamma * lam) ** (later - t) * delta
     advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, gamma=gamma, lam=lam)
     torch.testing.assert_close(advantages_BT.double(), expected_BT, atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        returns_BT.double(), expected_BT + values_BT.double() * mask_BT, atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(returns_BT.double(), expected_BT + values_BT.double() * mask_BT, atol=1e-5, rtol=0)
 
 
 def test_what_stands_outside_the_response_changes_nothing():

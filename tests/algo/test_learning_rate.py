@@ -7,9 +7,7 @@ import pytest
 from nemo_simplerl.algo.schedule import learning_rate
 
 
-def _rates(
-    total: int, style: str, warmup_fraction: float, lr: float = 1.0, min_lr: float = 0.1
-) -> list[float]:
+def _rates(total: int, style: str, warmup_fraction: float, lr: float = 1.0, min_lr: float = 0.1) -> list[float]:
     return [
         learning_rate(update, total, lr=lr, min_lr=min_lr, style=style, warmup_fraction=warmup_fraction)
         for update in range(total)

@@ -51,9 +51,7 @@ def test_at_ratio_one_the_gradient_is_the_policy_gradient():
 
 
 def test_the_entropy_bonus_rewards_entropy_and_without_one_entropy_gets_no_gradient():
-    loss, metrics, _, gradient_BT = _policy(
-        [1.0, 1.0], [1.0, 1.0], [0.25, 0.75], [2.0, 4.0], entropy_bonus=0.1
-    )
+    loss, metrics, _, gradient_BT = _policy([1.0, 1.0], [1.0, 1.0], [0.25, 0.75], [2.0, 4.0], entropy_bonus=0.1)
     assert float(metrics["entropy"]) == pytest.approx(3.5)
     assert float(metrics["policy_loss"]) == pytest.approx(-1.0)
     assert float(loss) == pytest.approx(-1.0 - 0.35)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
 from nemo_simplerl.algo.advantages import masked_moments, whiten
 from nemo_simplerl.algo.loss import explained_variance
+from ranks import run_ranks
 
 
 def test_whiten_by_hand():

@@ -57,9 +57,7 @@ def test_an_interrupt_ends_with_130_and_no_traceback(greet, capsys):
 
 def test_every_listed_command_has_a_module_that_can_run_and_help_of_its_own():
     for name in front.COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-m", "nemo_simplerl", name, "--help"], capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-m", "nemo_simplerl", name, "--help"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"usage: simplerl {name}")
 
@@ -77,7 +75,6 @@ def test_what_the_front_door_answers_itself_loads_nothing_but_the_standard_libra
 
 def test_a_spawned_worker_that_imports_the_entry_module_runs_no_command():
     code = (
-        "import runpy, sys; sys.argv = ['x', 'zzz'];"
-        "runpy.run_module('nemo_simplerl.__main__', run_name='__mp_main__')"
+        "import runpy, sys; sys.argv = ['x', 'zzz'];runpy.run_module('nemo_simplerl.__main__', run_name='__mp_main__')"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -171,9 +171,7 @@ def test_loading_imports_no_framework_and_takes_under_a_second(tmp_path):
         "print(sorted(heavy), time.process_time())"  # of the processor: a busy machine does not count
     )
     env = {**os.environ, "PYTHONPATH": str(conf_dir().parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     heavy, seconds = done.stdout.rsplit(maxsplit=1)
     assert heavy == "[]"

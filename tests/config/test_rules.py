@@ -119,7 +119,6 @@ def test_context_parallel_is_refused_with_the_reason():
         assert reason in problem and "actor.context_parallel_size=1" in problem
 
 
-
 def test_transformer_engine_is_refused_where_the_package_is_not():
     config, _ = quickstart("model.transformer_engine=true")
     (problem,) = check_machine(config, Machine(has_gpu=True, has_transformer_engine=False))

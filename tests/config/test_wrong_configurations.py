@@ -117,9 +117,7 @@ def problems_of(overrides: list[str], world_size: int | None = 1) -> list[str]:
     return caught.value.problems
 
 
-@pytest.mark.parametrize(
-    ("overrides", "world_size", "expected"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG]
-)
+@pytest.mark.parametrize(("overrides", "world_size", "expected"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
 def test_two_independent_mistakes_are_both_told_with_what_would_work(overrides, world_size, expected):
     problems = problems_of(overrides, world_size)
     for mistake, remedy in expected:
@@ -159,9 +157,7 @@ def test_one_variable_behind_many_keys_is_one_problem():
     assert "trainer.run_dir" in problem and "SIMPLERL_NO" in problem
 
 
-@pytest.mark.parametrize(
-    "override", ["+trainer.seed=3", "~trainer.seed", "trainer.seed=1,2", "hydra.run.dir=x", "=3"]
-)
+@pytest.mark.parametrize("override", ["+trainer.seed=3", "~trainer.seed", "trainer.seed=1,2", "hydra.run.dir=x", "=3"])
 def test_hydra_syntax_that_does_not_set_one_known_key_is_refused(override):
     assert len(problems_of([QUICKSTART, override])) == 1
 

@@ -40,7 +40,7 @@ def solve(question: str) -> tuple[int, ...]:
         (number,) = numbers
         if re.search(r"times|Multiply", sentence):
             totals.append(totals[-1] * number)
-        elif re.search(r"gives away|loses|sells|Subtract", sentence):
+        elif re.search(r"gives|loses|sells|Subtract", sentence):
             totals.append(totals[-1] - number)
         else:
             assert re.search(r"buys|finds|gets|Add", sentence), sentence
@@ -58,25 +58,22 @@ def test_careful_responses_calculate_right_and_box_the_last_result(rows):
     for row in (row for row in rows["sft"] if row["style"] == "careful"):
         *steps, conclusion = row["response"].split("\n")
         results = []
-        for number, step in enumerate(steps, start=1):
-            index, left, symbol, right, result = re.fullmatch(
-                r"Step (\d): (\d+)([-+*])(\d+)=(\d+)", step
-            ).groups()
+        for step in steps:
+            left, symbol, right, result = re.fullmatch(r"(\d+)([-+*])(\d+)=(\d+)", step).groups()
             left, right, result = int(left), int(right), int(result)
-            assert int(index) == number
             assert result == {"+": left + right, "-": left - right, "*": left * right}[symbol], row
             assert not results or left == results[-1], row
             results.append(result)
         assert len(results) in (2, 3)
         assert tuple(results) == solve(row["question"])[-len(results) :]
-        assert conclusion == f"The answer is \\boxed{{{results[-1]}}}."
+        assert conclusion == f"\\boxed{{{results[-1]}}}"
 
 
 def test_the_other_styles_end_in_the_same_answer(rows):
     patterns = {
         "hasty": r"\\boxed\{(\d+)\}",
-        "plain": r"First [-+*=, then\d]+\. The answer is (\d+)\.",
-        "code": r"```python\nprint\(([-+*()\d]+)\)\n```",
+        "plain": r"First [-+*=, then\d]+=(\d+)\.",
+        "code": r"print\(([-+*()\d]+)\)",
     }
     for row in (row for row in rows["sft"] if row["style"] in patterns):
         found = re.fullmatch(patterns[row["style"]], row["response"])
@@ -98,11 +95,8 @@ def test_a_sum_is_bracketed_before_it_is_multiplied():
     exercise = Exercise(12, (("+", 7), ("*", 3), ("-", 2)))
     assert exercise.expression() == "(12+7)*3-2"
     assert exercise.answer == 55
-    assert (
-        respond(exercise, "careful")
-        == "Step 1: 12+7=19\nStep 2: 19*3=57\nStep 3: 57-2=55\nThe answer is \\boxed{55}."
-    )
-    assert respond(exercise, "plain") == "First 12+7=19, then 19*3=57, then 57-2=55. The answer is 55."
+    assert respond(exercise, "careful") == "12+7=19\n19*3=57\n57-2=55\n\\boxed{55}"
+    assert respond(exercise, "plain") == "First 12+7=19, then 19*3=57, then 57-2=55."
 
 
 def test_no_question_appears_twice_and_eval_keeps_its_numbers_to_itself(rows):

@@ -19,9 +19,7 @@ class WordTokenizer:
 
 
 def write(path: Path, rows: list) -> Path:
-    path.write_text(
-        json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
-    )
+    path.write_text(json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -60,9 +58,7 @@ def test_a_line_may_hold_a_unicode_line_separator(tmp_path):
 @pytest.mark.parametrize("gold", ["", "  ", None, [], ["2"], True])
 def test_rows_without_a_usable_gold_are_named_and_counted(tmp_path, gold):
     rows = [{"q": "x", "a": "1"}] + [{"q": "x", "a": gold}] * 7
-    with pytest.raises(
-        ValueError, match=r"rows.jsonl: 7 rows \(1, 2, 3, 4, 5, \.\.\.; counted from 0\) without a 'a'"
-    ):
+    with pytest.raises(ValueError, match=r"rows.jsonl: 7 rows \(1, 2, 3, 4, 5, \.\.\.; counted from 0\) without a 'a'"):
         load_problems(write(tmp_path / "rows.jsonl", rows), "q", "a")
 
 
@@ -117,9 +113,7 @@ def test_overlong_prompts_are_cut_to_their_first_tokens():
 
 
 def test_overlong_prompts_are_refused_when_asked():
-    with pytest.raises(
-        ValueError, match=r"1 of 2 prompts have more than 2 tokens, the longest 4 \(first: c\)"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 2 prompts have more than 2 tokens, the longest 4 \(first: c\)"):
         render_words([SHORT, LONG], "error")
 
 

@@ -27,9 +27,7 @@ def test_each_episode_and_each_seed_has_its_own_order():
 def test_a_resumed_run_needs_the_step_number_alone():
     sampler = StepSampler(20, 4, seed=3, shuffle=True)
     ahead = [sampler.indices(step) for step in range(12)]
-    assert [StepSampler(20, 4, seed=3, shuffle=True).indices(step) for step in reversed(range(12))] == ahead[
-        ::-1
-    ]
+    assert [StepSampler(20, 4, seed=3, shuffle=True).indices(step) for step in reversed(range(12))] == ahead[::-1]
 
 
 def test_the_order_is_the_same_on_every_machine():

@@ -36,9 +36,7 @@ def test_a_response_ends_in_one_eos(tmp_path, tokenizer):
 
 
 def test_the_prompt_is_masked_and_the_eos_is_learned():
-    batch = collate_sft(
-        [SftExample((1, 2, 3), (4, 0)), SftExample((5,), (6, 7, 8, 0))], pad_id=0, device="cpu"
-    )
+    batch = collate_sft([SftExample((1, 2, 3), (4, 0)), SftExample((5,), (6, 7, 8, 0))], pad_id=0, device="cpu")
     assert batch.tokens_BS.tolist() == [[1, 2, 3, 4, 0], [5, 6, 7, 8, 0]]
     assert batch.mask_BT.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
     assert torch.equal(batch.loss_mask_BT, batch.mask_BT)
@@ -62,9 +60,7 @@ def test_overlong_examples_are_dropped_and_named(tmp_path, tokenizer):
 
 def test_overlong_examples_are_refused_when_asked(tmp_path, tokenizer):
     rows = [{"prompt": "a", "response": "bcd"}, {"prompt": "a", "response": "bc"}]
-    message = (
-        r"1 row \(0; counted from 0\) of 2 have more than 4 tokens, the longest 5; raise sft.max_tokens or"
-    )
+    message = r"1 row \(0; counted from 0\) of 2 have more than 4 tokens, the longest 5; raise sft.max_tokens or"
     with pytest.raises(ValueError, match=message):
         load(tmp_path, tokenizer, rows, max_tokens=4, overlong="error")
 

@@ -7,9 +7,7 @@ import pytest
 from nemo_simplerl.data.problems import load_problems
 from nemo_simplerl.data.templates import TEMPLATES, render
 
-TRAINING_SET = (
-    Path(__file__).parents[2].parent / "shared/data/math_level3to5_data_processed_with_qwen_prompt.json"
-)
+TRAINING_SET = Path(__file__).parents[2].parent / "shared/data/math_level3to5_data_processed_with_qwen_prompt.json"
 
 
 needs_training_set = pytest.mark.skipif(
@@ -53,10 +51,7 @@ def test_the_boxed_template_gives_the_instruction_after_the_question():
 
 @pytest.mark.parametrize("newline", [True, False])
 def test_plain_templates_know_no_assistant_turn(newline):
-    assert (
-        render("abel", "1+1?", trailing_newline=newline)
-        == "Question:\n1+1?\nAnswer:\nLet's think step by step.\n"
-    )
+    assert render("abel", "1+1?", trailing_newline=newline) == "Question:\n1+1?\nAnswer:\nLet's think step by step.\n"
     assert render("none", "1+1?", trailing_newline=newline) == "1+1?"
 
 

@@ -19,9 +19,7 @@ def tokenizer(folder):
     return load_tokenizer(folder)
 
 
-@pytest.mark.parametrize(
-    "text", ["Ann has 12 apples.", "é ∑ 猫 \u2028\t\n\n  x", "unseen Words, 3.14", " a  b "]
-)
+@pytest.mark.parametrize("text", ["Ann has 12 apples.", "é ∑ 猫 \u2028\t\n\n  x", "unseen Words, 3.14", " a  b "])
 def test_any_text_survives_the_round_trip(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -43,10 +41,7 @@ def test_special_tokens_are_single_and_spend_no_merges(tokenizer):
 
 
 def test_no_bos_is_added(tokenizer):
-    assert (
-        tokenizer("a", add_special_tokens=True)["input_ids"]
-        == tokenizer("a", add_special_tokens=False)["input_ids"]
-    )
+    assert tokenizer("a", add_special_tokens=True)["input_ids"] == tokenizer("a", add_special_tokens=False)["input_ids"]
 
 
 def test_the_same_texts_give_the_same_files(folder, tmp_path):
@@ -76,9 +71,7 @@ def resave_without(folder, target, *keys):
     """A copy of the tokenizer whose configuration lacks the keys."""
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (target / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    (target / "tokenizer_config.json").write_text(
-        json.dumps({k: v for k, v in config.items() if k not in keys})
-    )
+    (target / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in keys}))
     return target
 
 
@@ -95,9 +88,7 @@ def test_a_tokenizer_without_eos_is_refused(folder, tmp_path):
 def test_a_tokenizer_larger_than_the_model_is_refused_with_both_numbers(tokenizer):
     size = len(tokenizer)
     check_vocab(tokenizer, size)
-    with pytest.raises(
-        ValueError, match=f"the tokenizer has {size} tokens and the model's vocabulary {size - 1}"
-    ):
+    with pytest.raises(ValueError, match=f"the tokenizer has {size} tokens and the model's vocabulary {size - 1}"):
         check_vocab(tokenizer, size - 1)
 
 

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from nemo_simplerl.model.export import hf_stream
 from nemo_simplerl.model.hf_io import HfWeights, load_weights, save_folder
 from nemo_simplerl.model.provider import build_gpt_model, read_hf_config
@@ -11,7 +13,6 @@ from nemo_simplerl.model.schedule import forward_only
 from nemo_simplerl.parallel.mesh import build_mesh
 from ranks import run_ranks
 from tiny import layout, save_hf_model
-from transformers import AutoModelForCausalLM
 
 FAMILIES = {"qwen2_tied": ("qwen2", True), "qwen2_untied": ("qwen2", False), "llama": ("llama", False)}
 
@@ -32,11 +33,11 @@ def _megatron_logits(folders: list[str], tp: int, pp: int, sequence_parallel: bo
         gpt = build_gpt_model(hf, plan, mesh, dtype=torch.float32, transformer_engine=False)
         load_weights(gpt, hf, folder, mesh)
 
-        def head(output_SBV, micro_batch):
+        def head(output_SBV, micro_batch, vocab_size=hf["vocab_size"]):
             shards = [torch.empty_like(output_SBV) for _ in range(mesh.tp_size)]
             torch.distributed.all_gather(shards, output_SBV.contiguous(), group=mesh.tensor)
             rows, length = micro_batch.tokens_BS.shape
-            return torch.cat(shards, -1)[:length, :, : hf["vocab_size"]].transpose(0, 1).contiguous()
+            return torch.cat(shards, -1)[:length, :, :vocab_size].transpose(0, 1).contiguous()
 
         batches = [SimpleNamespace(tokens_BS=_tokens(3, 17)), SimpleNamespace(tokens_BS=_tokens(2, 9))]
         logits = forward_only(gpt, batches, head, mesh)
@@ -50,9 +51,7 @@ def _megatron_logits(folders: list[str], tp: int, pp: int, sequence_parallel: bo
     [(1, 1, False), (2, 1, False), (2, 1, True), (1, 2, False), (2, 2, False)],
 )
 def test_logits_equal_hugging_face_and_export_is_bit_identical(tmp_path, tp, pp, sequence_parallel):
-    folders = [
-        str(save_hf_model(tmp_path / name, family, tied=tied)) for name, (family, tied) in FAMILIES.items()
-    ]
+    folders = [str(save_hf_model(tmp_path / name, family, tied=tied)) for name, (family, tied) in FAMILIES.items()]
     per_rank = run_ranks(_megatron_logits, tp * pp, folders, tp, pp, sequence_parallel)
     for index, folder in enumerate(folders):
         reference = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -84,8 +83,6 @@ def test_a_saved_folder_in_many_shards_loads_in_transformers(tmp_path):
     save_folder(tmp_path / "out", stream, read_hf_config(folder), None, shard_gb=5e-5)
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
     a, b = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, tmp_path / "out"))
-    assert all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
     with pytest.raises(ValueError, match="not empty"):
         save_folder(tmp_path / "out", iter([]), {}, None)

@@ -2,9 +2,9 @@
 
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
 from nemo_simplerl.parallel.reductions import all_reduce_metrics, gather_objects
+from ranks import run_ranks
 
 
 def test_alone_metrics_become_floats_in_the_order_given():

@@ -64,9 +64,7 @@ def test_gradient_equals_central_differences_in_float64():
         outputs = vocab_parallel_logprob_entropy(
             values_NV, targets_N, group=None, vocab_size=VOCAB, temperature=0.8, chunk_tokens=2
         )
-        return sum(
-            (weight_N * output_N).sum() for weight_N, output_N in zip(weights_2N, outputs, strict=True)
-        )
+        return sum((weight_N * output_N).sum() for weight_N, output_N in zip(weights_2N, outputs, strict=True))
 
     leaf_NV = logits_NV.clone().requires_grad_()
     weighted_sum(leaf_NV.clone()).backward()
@@ -117,9 +115,7 @@ def test_a_uniform_row_by_hand():
 
 def test_huge_logits_stay_finite():
     logits_NV = torch.tensor([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4]])
-    logprobs_N, entropy_N = vocab_parallel_logprob_entropy(
-        logits_NV, torch.tensor([1, 2]), group=None, vocab_size=3
-    )
+    logprobs_N, entropy_N = vocab_parallel_logprob_entropy(logits_NV, torch.tensor([1, 2]), group=None, vocab_size=3)
     torch.testing.assert_close(logprobs_N, torch.tensor([-2e4, -1.0986123]))
     torch.testing.assert_close(entropy_N, torch.tensor([0.0, 1.0986123]))
 
@@ -129,9 +125,7 @@ def test_the_chunk_size_changes_no_bit():
 
     def with_chunk(size):
         def function(values_NV):
-            return vocab_parallel_logprob_entropy(
-                values_NV, targets_N, group=None, vocab_size=VOCAB, chunk_tokens=size
-            )
+            return vocab_parallel_logprob_entropy(values_NV, targets_N, group=None, vocab_size=VOCAB, chunk_tokens=size)
 
         return (*function(logits_NV), _gradient(function, logits_NV, (0, 1), weights_2N))
 
@@ -144,9 +138,7 @@ def test_leading_dimensions_are_kept_and_targets_may_be_transposed():
     logits_NV, targets_N, _ = _inputs()
     flat = vocab_parallel_logprob_entropy(logits_NV, targets_N, group=None, vocab_size=VOCAB)
     targets_SB = targets_N.view(3, 3).T.contiguous().T
-    shaped = vocab_parallel_logprob_entropy(
-        logits_NV.view(3, 3, PADDED), targets_SB, group=None, vocab_size=VOCAB
-    )
+    shaped = vocab_parallel_logprob_entropy(logits_NV.view(3, 3, PADDED), targets_SB, group=None, vocab_size=VOCAB)
     assert all(torch.equal(one, other.view(3, 3)) for one, other in zip(shaped, flat, strict=True))
 
 
@@ -154,9 +146,7 @@ def test_a_target_outside_the_vocabulary_is_nan_and_its_row_can_be_masked_out():
     logits_NV, targets_N, _ = _inputs()
     targets_N[0], targets_N[1] = -100, VOCAB
     leaf_NV = logits_NV.clone().requires_grad_()
-    logprobs_N, entropy_N = vocab_parallel_logprob_entropy(
-        leaf_NV.clone(), targets_N, group=None, vocab_size=VOCAB
-    )
+    logprobs_N, entropy_N = vocab_parallel_logprob_entropy(leaf_NV.clone(), targets_N, group=None, vocab_size=VOCAB)
     assert logprobs_N.isnan().tolist() == [True, True] + [False] * 7
     assert entropy_N.isfinite().all()
     logprobs_N[2:].sum().backward()

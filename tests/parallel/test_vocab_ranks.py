@@ -2,9 +2,9 @@
 
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
 from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
+from ranks import run_ranks
 
 # Four ranks of 12 columns: rank 2 holds 5 columns of vocabulary and 7 of padding, rank 3 only padding.
 NUM_TOKENS, VOCAB, PADDED = 11, 29, 48

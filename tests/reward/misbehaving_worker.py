@@ -12,9 +12,7 @@ def obey(gold: str, response: str) -> str:
     if order == "hang":
         time.sleep(600)
     elif order == "spin":
-        return str(
-            7 ** (10**9)
-        )  # holds the interpreter in one C call: no signal handler or thread gets a turn
+        return str(7 ** (10**9))  # holds the interpreter in one C call: no signal handler or thread gets a turn
     elif order == "raise":
         raise ValueError("a bug in the grader")
     elif order == "abort":

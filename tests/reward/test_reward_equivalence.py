@@ -84,9 +84,7 @@ def test_a_number_is_read_exactly():
     assert parse_number(r"-\frac{6}{4}") == Fraction(-3, 2)
     assert parse_number("0.1") == Fraction(1, 10)
     assert parse_number("1.5/0.5") == 3
-    assert [
-        parse_number(text) for text in ("", "x", "1/0", r"\frac{1}{0.0}", "1/2/3", "1 2", ".", "inf")
-    ] == [None] * 8
+    assert [parse_number(text) for text in ("", "x", "1/0", r"\frac{1}{0.0}", "1/2/3", "1 2", ".", "inf")] == [None] * 8
 
 
 def test_a_number_beyond_the_digit_limit_is_compared_as_text_only():

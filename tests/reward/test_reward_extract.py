@@ -48,9 +48,7 @@ def test_a_response_without_a_box_has_no_answer_even_where_it_ends_in_a_number(r
     assert last_boxed(response) is None
 
 
-@pytest.mark.parametrize(
-    "response", [r"\boxed{", r"\boxed{5", r"\boxed{\frac{1}{2}", r"\boxed{5\}", r"\boxed{5)"]
-)
+@pytest.mark.parametrize("response", [r"\boxed{", r"\boxed{5", r"\boxed{\frac{1}{2}", r"\boxed{5\}", r"\boxed{5)"])
 def test_a_box_that_never_closes_is_no_answer(response):
     assert last_boxed(response) is None
 

@@ -44,9 +44,7 @@ def test_the_math_grader_answers_in_the_order_of_the_items():
     with RewardPool(num_workers=2, timeout_s=5.0, memory_limit_mb=512) as pool:
         grades = pool.grade(items)
         assert pool.grade([]) == []
-    expected = [
-        "no_answer" if k % 11 == 0 else "correct" if k % 7 == k % 5 else "incorrect" for k in range(300)
-    ]
+    expected = ["no_answer" if k % 11 == 0 else "correct" if k % 7 == k % 5 else "incorrect" for k in range(300)]
     assert [grade.verdict for grade in grades] == expected
     assert {grade.status for grade in grades} == {"ok"}
     assert all(0 <= grade.ms < 5000 for grade in grades)
@@ -220,9 +218,7 @@ def test_a_process_that_forgets_to_close_its_pool_still_ends():
         "pool = RewardPool(1, 5.0, 512)\n"
         "print(pool.grade([('5', r'\\boxed{5}')])[0].verdict, pool.worker_pids()[0])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=20
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=20)
     verdict, pid = done.stdout.split()
     assert (verdict, done.returncode) == ("correct", 0), done.stderr
     assert _wait_until(lambda: not _is_running(int(pid)))

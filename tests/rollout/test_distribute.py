@@ -1,17 +1,15 @@
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 from safetensors.torch import load_file
-from tiny import save_hf_model
 
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.distribute import deal, generate_sharded, pack, unpack
 from nemo_simplerl.rollout.hf import HfEngine
+from ranks import run_ranks
+from tiny import save_hf_model
 
-PARAMS = SamplingParams(
-    n=2, max_tokens=8, temperature=1.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=(3, 50, 90)
-)
+PARAMS = SamplingParams(n=2, max_tokens=8, temperature=1.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=(3, 50, 90))
 PROMPTS = [[5, 9, 11], [7], [3, 1, 4, 1, 5, 9, 2, 6], [100, 101, 102, 103], [7, 8]]
 
 
@@ -30,9 +28,7 @@ def sample_on_ranks(folder, calls):
 
 def _answer(engine, prompts):
     try:
-        return generate_sharded(
-            engine, prompts, PARAMS, list(range(2 * len(prompts))), group=dist.group.WORLD
-        )
+        return generate_sharded(engine, prompts, PARAMS, list(range(2 * len(prompts))), group=dist.group.WORLD)
     except RuntimeError as error:
         return str(error)
 

@@ -4,13 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import save_hf_model
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.hf import HfEngine
+from tiny import save_hf_model
 
 VOCAB = 131
 SAMPLED = SamplingParams(n=3, max_tokens=12, temperature=1.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=())
@@ -34,7 +34,7 @@ def model(folder):
 
 
 def letters() -> Tokenizer:
-    """Token i is one lower-case letter, so that stop strings span tokens; id 130 is the special token <eos>."""
+    """Tokens are letters, most with a digit, so that stop strings span tokens; 130 is the special <eos>."""
     vocabulary = {f"{chr(97 + i % 26)}{i // 26}": i for i in range(130)} | {"<eos>": 130}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="a0"))
     tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("0", "")])
@@ -107,9 +107,10 @@ def test_the_same_call_twice_is_identical_to_the_bit(engine):
 
 
 def test_rows_that_end_early_leave_the_others_as_they_were(engine):
-    free = engine.generate(PROMPTS, SAMPLED, seeds_of(SAMPLED))
+    params = replace(SAMPLED, n=12)
+    free = engine.generate(PROMPTS, params, seeds_of(params))
     stop_ids = tuple(range(0, 131, 9))
-    stopped = engine.generate(PROMPTS, replace(SAMPLED, stop_token_ids=stop_ids), seeds_of(SAMPLED))
+    stopped = engine.generate(PROMPTS, replace(params, stop_token_ids=stop_ids), seeds_of(params))
     lengths = set()
     for long, short in zip(free, stopped, strict=True):
         ends = [index for index, token in enumerate(long.token_ids) if token in stop_ids]

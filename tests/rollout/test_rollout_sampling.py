@@ -45,9 +45,7 @@ def test_uniforms_of_neighbouring_seeds_are_uncorrelated_and_flat():
 
 
 def test_inverse_cdf_picks_the_first_id_whose_sum_passes_the_draw():
-    draws = torch.tensor(
-        [0.0, 0.0999, 0.1001, 0.4999, 0.5001, 0.6999, 0.7001, 1 - 2.0**-53], dtype=torch.float64
-    )
+    draws = torch.tensor([0.0, 0.0999, 0.1001, 0.4999, 0.5001, 0.6999, 0.7001, 1 - 2.0**-53], dtype=torch.float64)
     assert inverse_cdf(PROBS.expand(8, 4), draws).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 

@@ -15,9 +15,7 @@ def open_log(run_dir, *, resume_step=None, terminal=False, is_writer=True, tenso
     """A log, and the text that it shows."""
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=120, color_system=None)
-    log = RunLog(
-        run_dir, tensorboard=tensorboard, resume_step=resume_step, is_writer=is_writer, console=console
-    )
+    log = RunLog(run_dir, tensorboard=tensorboard, resume_step=resume_step, is_writer=is_writer, console=console)
     log.total_steps = total_steps
     return log, screen
 
@@ -30,8 +28,7 @@ def test_a_metrics_line_has_the_step_then_names_in_order_then_the_timings(tmp_pa
     log, _ = open_log(tmp_path)
     log.metrics(1, {"time/rollout": 2.0, "reward/mean": 0.1 + 0.2, "actor/loss": -1e-7, "value/x": 12})
     assert lines_of(tmp_path) == [
-        '{"step": 1, "actor/loss": -1e-07, "reward/mean": 0.30000000000000004, "value/x": 12, '
-        '"time/rollout": 2.0}'
+        '{"step": 1, "actor/loss": -1e-07, "reward/mean": 0.30000000000000004, "value/x": 12, "time/rollout": 2.0}'
     ]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import load
 from nemo_simplerl.config.run_dir import check_run_dir
@@ -97,7 +98,13 @@ def test_a_rerun_is_identical_and_a_stopped_run_resumes_to_the_same_end(tmp_path
 
 
 def test_engine_and_trainer_agree_on_log_probabilities_and_the_first_ratio_is_one(tmp_path, data):
-    _train(tmp_path / "run", data, "actor.tensor_model_parallel_size=2", "algo.ratio_tolerance=1e-5", world_size=2)
+    _train(
+        tmp_path / "run",
+        data,
+        "actor.tensor_model_parallel_size=2",
+        "algo.ratio_tolerance=1e-5",
+        world_size=2,
+    )
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     for line in lines[1:]:

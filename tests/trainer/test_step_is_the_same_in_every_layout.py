@@ -1,8 +1,9 @@
-"""One PPO step from the same weights and completions: the same numbers in every parallel layout and micro-batch size."""
+"""One PPO step from the same weights and completions: the same numbers in every layout and micro-batch size."""
 
 import random
 
 import pytest
+
 from nemo_simplerl.data.problems import Problem, Prompt
 from nemo_simplerl.trainer.loop import ppo_step
 from ranks import run_ranks
@@ -21,9 +22,7 @@ LAYOUTS = {
 def _prompts() -> list[Prompt]:
     rng = random.Random(3)
     return [
-        Prompt(
-            Problem(str(i), f"question {i}", str(i), None, None), "", tuple(rng.choices(range(131), k=5 + i))
-        )
+        Prompt(Problem(str(i), f"question {i}", str(i), None, None), "", tuple(rng.choices(range(131), k=5 + i)))
         for i in range(4)
     ]
 
