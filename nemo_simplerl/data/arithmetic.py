@@ -1,9 +1,9 @@
 """The quickstart's task: short word problems in arithmetic, made from a seed.
 
-A demonstration answers in one of four styles. The commonest one boxes an answer without any work, which a
-small model seldom gets right; the careful one writes every step and boxes the last result. Imitation
-therefore leaves a model that mostly guesses, and reinforcement learning has something to find: work step by
-step, and box.
+A demonstration answers in one of four styles. The commonest one works step by step but boxes nothing; another boxes an
+answer without any work, which a small model seldom gets right; the careful one does both. Imitation therefore leaves a
+model whose likeliest response scores nothing, and reinforcement learning has something to find: work step by step, and
+box.
 """
 
 import random
@@ -31,16 +31,16 @@ class Task:
     num_train: int = 4_000
     num_eval: int = 600
     num_sft: int = 20_000
-    share_of_three_operations: float = 0.5  # the others have two
-    max_start: int = 30
-    max_operand: int = 20  # of + and -
-    max_factor: int = 4
-    max_result: int = 199  # of every operation; none goes below 1
+    share_of_three_operations: float = 0.3  # the others have two
+    max_start: int = 15
+    max_operand: int = 9  # of + and -
+    max_factor: int = 2
+    max_result: int = 30  # of every operation; none goes below 1
     # Shares of the styles among the demonstrations.
-    hasty: float = 0.40
-    careful: float = 0.25
-    plain: float = 0.20
-    code: float = 0.15
+    hasty: float = 0.20
+    careful: float = 0.30
+    plain: float = 0.40
+    code: float = 0.10
 
 
 DEFAULT_TASK = Task()

@@ -87,7 +87,7 @@ def test_only_hasty_and_careful_responses_box(rows):
 
 def test_the_styles_come_in_their_shares(rows):
     counts = Counter(row["style"] for row in rows["sft"])
-    for style, share in {"hasty": 0.40, "careful": 0.25, "plain": 0.20, "code": 0.15}.items():
+    for style, share in {"hasty": 0.20, "careful": 0.30, "plain": 0.40, "code": 0.10}.items():
         assert abs(counts[style] / 1000 - share) < 0.05, counts  # three standard deviations are 0.047
 
 
@@ -107,12 +107,13 @@ def test_no_question_appears_twice_and_eval_keeps_its_numbers_to_itself(rows):
 
 
 def chain_of(question: str) -> tuple:
-    """Numbers in the order of the calculation, with the totals, which fix the operations between them."""
+    """The exercise behind the words: its numbers in the order of the calculation, and which of them multiply."""
     numbers = re.findall(r"\d+", question)
+    multiplies = [bool(re.search(r"times|Multiply", part)) for part in question.split(". ") if re.search(r"\d", part)]
     if " boxes of " in question:
         numbers[:2] = reversed(numbers[:2])
-    totals = solve(question)
-    return tuple(numbers), totals if len(totals) == len(numbers) else (int(numbers[0]), *totals)
+        multiplies.insert(1, True)
+    return tuple(numbers), tuple(multiplies), solve(question)[-1]
 
 
 def test_results_stay_within_the_limit(rows):
