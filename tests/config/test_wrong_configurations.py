@@ -90,11 +90,11 @@ WRONG = [
     ),
     (
         "a warm start without data and a critic warm-up without end",
-        [QUICKSTART, "data.sft_path=null", "algo.critic_warmup_steps=60"],
+        [QUICKSTART, "data.sft_path=null", "algo.critic_warmup_steps=40"],
         1,
         [
             ("data.sft_path=null", "sft.output=null"),
-            ("algo.critic_warmup_steps=60", "algo.critic_warmup_steps=59"),
+            ("algo.critic_warmup_steps=40", "algo.critic_warmup_steps=39"),
         ],
     ),
     (
