@@ -46,7 +46,10 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
         max_tokens=sft.max_tokens,
         overlong=sft.overlong,
     )
-    say(f"warm start: {report}")
+    say(
+        f"warm start: {report.num_kept} examples, the longest of {report.longest} tokens (limit {sft.max_tokens}), "
+        f"{report.num_dropped} dropped as too long"
+    )
     updates_per_epoch = len(examples) // sft.global_batch_size
     if updates_per_epoch == 0:
         raise ValueError(
