@@ -10,7 +10,7 @@ from test_runs import SMALL, _run
 
 @pytest.mark.slow
 def test_ppo_learns_to_box_what_imitation_boxes_half_the_time(tmp_path):
-    numbers = range(100, 200)
+    numbers = range(10, 60)
     questions = [{"question": f"Say {n}.", "answer": str(n)} for n in numbers]
     for name in ("train", "eval"):
         write_rows(tmp_path / f"{name}.jsonl", questions)
@@ -24,7 +24,11 @@ def test_ppo_learns_to_box_what_imitation_boxes_half_the_time(tmp_path):
         *(f"data.{name}_path={tmp_path}/{name}.jsonl" for name in ("train", "eval", "sft")),
         f"trainer.run_dir={tmp_path}/run",
         f"sft.output={tmp_path}/sft",
-        "sft.optim.lr=5e-3",
+        "model.create.hidden_size=64",
+        "model.create.ffn_hidden_size=128",
+        "sft.optim.lr=3e-3",
+        "sft.epochs=10",
+        "sft.micro_batch_size=32",
         "data.rollout_batch_size=16",
         "actor.global_batch_size=32",
         "actor.micro_batch_size=32",
