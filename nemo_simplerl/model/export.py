@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -9,7 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from nemo_simplerl.model import hf_map
-from nemo_simplerl.model.hf_io import VALUE_HEAD, heads_of, layer_offset
+from nemo_simplerl.model.hf_io import VALUE_HEAD, heads_of, layer_offset, save_folder
 from nemo_simplerl.model.value_head import ValueHead
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
@@ -44,6 +45,20 @@ def hf_stream(gpt: GPTModel, hf: dict, mesh: Mesh) -> Iterator[tuple[str, Tensor
                 full = full.contiguous()
                 dist.broadcast(full, mesh.stage_rank(stage), group=mesh.pipeline)
             yield from zip(entry.mapping.hf_names, hf_map.split(entry.mapping.kind, full, heads), strict=True)
+
+
+def export_folder(path: str | Path, gpt: GPTModel, hf: dict, tokenizer_path: str | Path, mesh: Mesh) -> None:
+    """Write the model as a Hugging Face folder; a critic's value head is one more tensor in it. Collective.
+
+    Raises ValueError when `path` exists and is not empty.
+    """
+    stream = hf_stream(gpt, hf, mesh)
+    if mesh.rank == 0:
+        save_folder(path, stream, hf, tokenizer_path)
+    else:
+        for _ in stream:  # the gathers behind it need every rank
+            pass
+    dist.barrier()
 
 
 def _stage_entries(gpt: GPTModel, hf: dict, mesh: Mesh) -> list[_Entry]:

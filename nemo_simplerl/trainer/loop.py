@@ -51,7 +51,7 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
 
 
 def train(run: Run) -> None:
-    """Resume, refit once, evaluate step 0, then loop: step, evaluate, log, save. Collective."""
+    """Resume, refit once, evaluate step 0, then loop: step, evaluate, log, save; finish. Collective."""
     done = run.resume()
     run.roles.refit(version=run.weight_version(done))
     if done == 0:
@@ -62,3 +62,4 @@ def train(run: Run) -> None:
         run.log_step(step, metrics | run.evaluate(step))
         if run.saves_at(step):
             run.save(step)
+    run.finish()

@@ -7,10 +7,12 @@ from pathlib import Path
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import StepSampler
+from nemo_simplerl.model.export import export_folder
 from nemo_simplerl.trainer import checkpoint
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.log import RunLog
 from nemo_simplerl.trainer.roles import Roles
+from nemo_simplerl.trainer.summary import summary_of
 
 
 @dataclass
@@ -85,6 +87,23 @@ class Run:
                 self.roles.mesh,
                 keep_last=self.config.trainer.keep_last,
             )
+
+    def finish(self) -> None:
+        """After the last step of the whole run: actor and critic in Hugging Face form, and the summary. Collective."""
+        if self.last_step < self.total_steps:
+            return
+        run_dir, model = Path(self.config.trainer.run_dir), self.config.model
+        for name, learner in self._learners.items():
+            if not (run_dir / "hf" / name).exists():
+                export_folder(
+                    run_dir / "hf" / name,
+                    learner.gpt,
+                    self.roles.actor.hf,
+                    model.tokenizer or model.path,
+                    self.roles.mesh,
+                )
+        if self.roles.mesh.rank == 0:
+            self.log.summary(summary_of(run_dir, self.config, self.roles.mesh.world_size))
 
     @property
     def _checkpoints(self) -> Path:

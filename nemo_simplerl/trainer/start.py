@@ -17,7 +17,6 @@ from nemo_simplerl.trainer.log import RunLog
 from nemo_simplerl.trainer.loop import train
 from nemo_simplerl.trainer.prepare import prepare
 from nemo_simplerl.trainer.run import Run
-from nemo_simplerl.trainer.summary import summary_of
 from nemo_simplerl.trainer.warm_start import warm_start
 
 
@@ -26,8 +25,6 @@ def start_training(config: Config) -> None:
     started = time.monotonic()
     with _world(config) as mesh, open_run(config, mesh, started) as run:
         train(run)
-        if run.last_step == run.total_steps and mesh.rank == 0:
-            run.log.summary(summary_of(Path(config.trainer.run_dir), config, mesh.world_size))
 
 
 def start_warm_start(config: Config) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from nemo_simplerl.algo.loss import Metrics, token_weights
@@ -16,8 +15,7 @@ from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import MicroBatch
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
-from nemo_simplerl.model.export import hf_stream
-from nemo_simplerl.model.hf_io import save_folder
+from nemo_simplerl.model.export import export_folder
 from nemo_simplerl.model.provider import read_hf_config
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
@@ -68,7 +66,7 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
                 f"warm start: update {update + 1}/{total}  loss {metrics['loss']:.4f}  "
                 f"lr {metrics['lr']:.2e}  {time.monotonic() - started:.0f} s"
             )
-    _save(learner, hf, output, config, mesh)
+    export_folder(output, learner.gpt, hf, config.model.tokenizer or config.model.path, mesh)
     return output
 
 
@@ -111,13 +109,3 @@ def _loss(
     )
     loss = -(weights_BT * logprobs_BT).sum()
     return loss, {"loss": loss.detach()}
-
-
-def _save(learner: Learner, hf: dict, output: str, config: Config, mesh: Mesh) -> None:
-    stream = hf_stream(learner.gpt, hf, mesh)
-    if mesh.rank == 0:
-        save_folder(output, stream, hf, config.model.tokenizer or config.model.path)
-    else:
-        for _ in stream:  # the gathers behind it need every rank
-            pass
-    dist.barrier()

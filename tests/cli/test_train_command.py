@@ -28,7 +28,9 @@ def simplerl(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("command", ["train", "sft"])
 def test_every_problem_is_told_with_status_2_before_torch_loads(command):
-    done = simplerl(command, "experiment=quickstart", "actor.tensor_model_parallel_size=3", "algo.gama=1", "algo.gae_lambda=2")
+    done = simplerl(
+        command, "experiment=quickstart", "actor.tensor_model_parallel_size=3", "algo.gama=1", "algo.gae_lambda=2"
+    )
     assert done.returncode == 2, done.stderr
     for told in ("algo.gama is not a key", "algo.gamma", "algo.gae_lambda=2", "3 ranks"):
         assert told in done.stderr

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from test_runs import SMALL, _run
+
 from nemo_simplerl.data.rows import write_rows
 from ranks import run_ranks
-from test_runs import SMALL, _run
 
 
 @pytest.mark.slow

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import load
 from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.data import arithmetic
 from nemo_simplerl.data.tokenizer import build_tokenizer
+from nemo_simplerl.model.hf_io import HfWeights
 from nemo_simplerl.trainer.start import start_training
 from ranks import run_ranks
 
@@ -111,6 +113,24 @@ def test_engine_and_trainer_agree_on_log_probabilities_and_the_first_ratio_is_on
         assert line["policy/first_ratio_deviation"] < 1e-5
         assert line["rollout/logprob_diff_max"] < 1e-4
         assert line["rollout/weight_version"] == line["step"] - 1
+
+
+def test_actor_and_critic_come_out_in_hugging_face_form_and_the_critic_goes_in_again(tmp_path, data):
+    _train(tmp_path / "run", data, "trainer.max_steps=1", "actor.tensor_model_parallel_size=2", world_size=2)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run/hf/actor")
+    assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, do_sample=False).shape[1] > 3
+    assert AutoTokenizer.from_pretrained(tmp_path / "run/hf/actor").eos_token == "<|endoftext|>"
+    critic = tmp_path / "run/hf/critic"
+    trained = HfWeights(critic).get("value_head.weight")
+    _train(
+        tmp_path / "next",
+        data,
+        "trainer.max_steps=1",
+        "critic.optim.lr=0",
+        "critic.optim.min_lr=0",
+        f"critic.path={critic}",
+    )
+    assert torch.equal(HfWeights(tmp_path / "next/hf/critic").get("value_head.weight"), trained)
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path, data):
