@@ -28,6 +28,8 @@ setup(
         "tensorboard>=2.16",
         "matplotlib>=3.8",
         "rich>=13.7",
+        "fastapi>=0.115",
+        "uvicorn>=0.30",
     ],
     extras_require={
         # Apex, which Megatron can also use, is not on PyPI under that name ("apex" there is another project): take it

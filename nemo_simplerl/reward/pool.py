@@ -4,6 +4,7 @@ Each worker has a thread that starts it, talks to it and replaces it. A future w
 gives up waiting while the worker hangs on, and such a pool answers nothing after a few hostile responses.
 """
 
+import asyncio
 import queue
 import threading
 import time
@@ -13,21 +14,30 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, cast
 
+from nemo_simplerl.reward.cache import GradeCache, answer_key
 from nemo_simplerl.reward.grade import SIMPLERL_REWARDS, Verdict
 from nemo_simplerl.reward.worker_process import WORKER_COMMAND, WorkerDied, WorkerLate, WorkerProcess
 
 Item = tuple[str, str]  # gold answer, response
-Status = Literal["ok", "timeout", "crash"]
+# What became of the grading; "parse_failed": the answer is no mathematics the grader reads, so that only its spelling
+# was compared.
+Status = Literal["ok", "parse_failed", "timeout", "crash"]
 
 STARTUP_TIMEOUT_S = 60.0
 _MAX_CHUNK_ITEMS = 32
 _MAX_CHUNK_CHARS = 1_000_000
 _CHUNKS_A_WORKER = 4  # so that one slow chunk leaves the others work to share
+_CACHE_ENTRIES = 100_000  # some 30 MB
+_CLOSED_EARLY = "the reward pool was closed before the grading ended"
+_REPEATABLE: tuple[Status, ...] = ("ok", "parse_failed")  # the others may be the machine's doing
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """`ms` is the time the grading took. An item that timed out or crashed its worker is incorrect."""
+    """`ms` is the time the grading took, when it was done: an answer seen before is not graded again.
+
+    An item that timed out or crashed its worker is incorrect.
+    """
 
     verdict: Verdict
     status: Status
@@ -35,7 +45,7 @@ class Grade:
 
 
 class RewardPool:
-    """`num_workers` processes that grade. Usable from several threads, and as a context manager."""
+    """`num_workers` processes that grade. Usable from several threads, from asyncio and as a context manager."""
 
     def __init__(
         self,
@@ -43,6 +53,7 @@ class RewardPool:
         timeout_s: float,
         memory_limit_mb: int,
         command: Sequence[str] = WORKER_COMMAND,
+        cache_entries: int = _CACHE_ENTRIES,
     ) -> None:
         """Start the workers and wait until each is ready. RuntimeError where one does not start.
 
@@ -56,6 +67,7 @@ class RewardPool:
             )
         self._lock = threading.Lock()
         self._closed = False
+        self._cache: GradeCache[Grade] = GradeCache(cache_entries)
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._drivers = [_Driver(self._chunks, timeout_s, memory_limit_mb, command) for _ in range(num_workers)]
         for driver in self._drivers:
@@ -68,14 +80,36 @@ class RewardPool:
             raise
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
-        """One grade an item, in order. RuntimeError where the pool is closed or a worker cannot restart."""
-        chunks = [_Chunk(part, Future()) for part in _split(items, len(self._drivers))]
+        """One grade an item, in order. RuntimeError where the pool is closed or a worker cannot restart.
+
+        Items of one call with the same gold answer and the same boxed content are graded once.
+        """
+        work = self._submit(items)
+        return self._collect(work, [chunk.grades.result() for chunk in work.chunks])
+
+    async def grade_async(self, items: Sequence[Item]) -> list[Grade]:
+        """As `grade`, in an event loop. Cancelled, it withdraws what no worker has begun."""
+        work = await asyncio.to_thread(self._submit, items)
+        graded = await asyncio.gather(*(asyncio.wrap_future(chunk.grades) for chunk in work.chunks))
+        return self._collect(work, graded)
+
+    def _submit(self, items: Sequence[Item]) -> "_Work":
+        keys = [answer_key(gold, response) for gold, response in items]
+        known = self._cache.find(keys)
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+        chunks = [_Chunk(part, Future()) for part in _split(list(new.values()), len(self._drivers))]
         with self._lock:
             if self._closed:
                 raise RuntimeError("the reward pool is closed")
             for chunk in chunks:
                 self._chunks.put(chunk)
-        return [grade for chunk in chunks for grade in chunk.grades.result()]
+        return _Work(keys, known, list(new), chunks)
+
+    def _collect(self, work: "_Work", graded: Sequence[list[Grade]]) -> list[Grade]:
+        new = dict(zip(work.new_keys, (grade for grades in graded for grade in grades), strict=True))
+        self._cache.keep((key, grade) for key, grade in new.items() if grade.status in _REPEATABLE)
+        grades = work.known | new
+        return [grades[key] for key in work.keys]
 
     def worker_pids(self) -> list[int]:
         """Process ids of the live workers, for monitoring."""
@@ -107,6 +141,16 @@ class RewardPool:
 class _Chunk:
     items: Sequence[Item]
     grades: "Future[list[Grade]]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One call: a key an item, the grades known by key, and the chunks that hold the items of `new_keys`."""
+
+    keys: list[bytes]
+    known: dict[bytes, Grade]
+    new_keys: list[bytes]
+    chunks: list[_Chunk]
 
 
 def _split(items: Sequence[Item], num_workers: int) -> Iterator[Sequence[Item]]:
@@ -150,6 +194,8 @@ class _Driver(threading.Thread):
         except Exception as error:  # handed to whoever made the pool
             self.started.set_exception(error)
         while (chunk := self._chunks.get()) is not None:
+            if not chunk.grades.set_running_or_notify_cancel():
+                continue
             try:
                 chunk.grades.set_result(self._grade(chunk.items))
             except Exception as error:  # handed to whoever asked for the grades
@@ -165,7 +211,7 @@ class _Driver(threading.Thread):
 
     def worker_pid(self) -> int | None:
         worker = self._worker
-        return worker.pid if worker is not None else None
+        return worker.pid if worker is not None and worker.is_alive() else None
 
     def _grade(self, items: Sequence[Item]) -> list[Grade]:
         grades: list[Grade] = []
@@ -178,6 +224,8 @@ class _Driver(threading.Thread):
                     grades.append(_read_grade(worker.receive(start + self._timeout_s)))
                     start = time.monotonic()
             except (WorkerLate, WorkerDied) as error:
+                if self._stopped:
+                    raise RuntimeError(_CLOSED_EARLY) from error
                 status: Status = "timeout" if isinstance(error, WorkerLate) else "crash"
                 grades.append(Grade("incorrect", status, 1000.0 * (time.monotonic() - start)))
                 self._discard_worker()
@@ -190,7 +238,7 @@ class _Driver(threading.Thread):
         self._discard_worker()
         with self._lock:
             if self._stopped:
-                raise RuntimeError("the reward pool was closed before the grading ended")
+                raise RuntimeError(_CLOSED_EARLY)
             worker = self._worker = WorkerProcess(self._command, self._memory_limit_mb)
         try:
             worker.wait_ready(STARTUP_TIMEOUT_S)
@@ -210,4 +258,5 @@ def _read_grade(answer: object) -> Grade:
     """The grade in a worker's answer. WorkerDied where it is not one."""
     if not isinstance(answer, dict) or answer.get("verdict") not in SIMPLERL_REWARDS:
         raise WorkerDied(f"it answered {answer!r:.100}")
-    return Grade(cast(Verdict, answer["verdict"]), "ok", float(answer.get("ms", 0.0)))
+    status: Status = "ok" if answer.get("parsed", True) else "parse_failed"
+    return Grade(cast(Verdict, answer["verdict"]), status, float(answer.get("ms", 0.0)))

@@ -3,7 +3,7 @@
     python -m nemo_simplerl.reward.worker MEMORY_LIMIT_MB [PARENT_PID]
 
 A frame is a 4-byte big-endian length and that many bytes of JSON. The worker first sends `{"ready": pid}`. A
-request is a list of `[gold, response]`; every item is answered by a frame of its own, `{"verdict", "ms"}`.
+request is a list of `[gold, response]`; every item is answered by a frame of its own, `{"verdict", "parsed", "ms"}`.
 An exception of the grader ends the process: its owner sees the output end and starts another worker.
 """
 
@@ -16,10 +16,15 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 HEADER = struct.Struct(">I")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class _Judgement(NamedTuple):
+    verdict: str
+    parsed: bool
 
 
 def encode_frame(message: Any) -> bytes:
@@ -38,8 +43,8 @@ def read_frame(stream: BinaryIO) -> Any | None:
     return json.loads(body) if len(body) == size else None
 
 
-def serve(grade: Callable[[str, str], str], memory_limit_mb: int, parent_pid: int = 0) -> None:
-    """Answer requests with `grade(gold, response)` until standard input ends. Takes the process over.
+def serve(judge: Callable[[str, str], Any], memory_limit_mb: int, parent_pid: int = 0) -> None:
+    """Answer requests with `judge(gold, response)` until standard input ends. Takes the process over.
 
     `parent_pid` 0 means that nobody's death ends this process, only the end of its input.
     """
@@ -52,8 +57,9 @@ def serve(grade: Callable[[str, str], str], memory_limit_mb: int, parent_pid: in
     while (items := read_frame(requests)) is not None:
         for gold, response in items:
             start = time.perf_counter()
-            verdict = grade(gold, response)
-            _send(answers, {"verdict": verdict, "ms": 1000.0 * (time.perf_counter() - start)})
+            judgement = judge(gold, response)
+            ms = 1000.0 * (time.perf_counter() - start)
+            _send(answers, {"verdict": judgement.verdict, "parsed": judgement.parsed, "ms": ms})
 
 
 def _claim_standard_streams() -> tuple[BinaryIO, BinaryIO]:
@@ -91,11 +97,18 @@ def _send(stream: BinaryIO, message: Any) -> None:
     stream.flush()
 
 
-def main() -> None:
-    from nemo_simplerl.reward.grade import grade_text
+def _judge() -> Callable[[str, str], Any]:
+    from nemo_simplerl.reward import grade
 
+    if hasattr(grade, "judge"):
+        found: Callable[[str, str], Any] = grade.judge
+        return found
+    return lambda gold, response: _Judgement(grade.grade_text(gold, response), True)
+
+
+def main() -> None:
     memory_limit_mb, parent_pid = (*(int(word) for word in sys.argv[1:]), 0)[:2]
-    serve(grade_text, memory_limit_mb, parent_pid)
+    serve(_judge(), memory_limit_mb, parent_pid)
 
 
 if __name__ == "__main__":

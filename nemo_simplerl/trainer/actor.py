@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nemo_simplerl.algo.loss import Metrics, policy_loss, token_weights
+from nemo_simplerl.algo.loss import Metrics, policy_loss
 from nemo_simplerl.config.schema import ActorConfig, AlgoConfig
 from nemo_simplerl.data.batch import Batch, MicroBatch, padded_rows
 from nemo_simplerl.model.export import hf_stream
@@ -86,12 +86,7 @@ class Actor:
             micro.columns["old_logprobs_BT"],
             micro.columns["advantages_BT"],
             entropy_BT,
-            token_weights(
-                micro.loss_mask_BT,
-                algo.loss_aggregation,
-                num_tokens=mini.num_tokens,
-                num_sequences=mini.num_sequences,
-            ),
+            mini.weights(micro, algo.loss_aggregation),
             ratio_eps=algo.ratio_eps,
             entropy_bonus=algo.entropy_bonus,
         )

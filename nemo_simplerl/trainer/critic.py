@@ -5,7 +5,7 @@ Legend: B samples of this data rank, S sequence length, T = S - 1 predicted toke
 
 from torch import Tensor
 
-from nemo_simplerl.algo.loss import Metrics, token_weights, value_loss
+from nemo_simplerl.algo.loss import Metrics, value_loss
 from nemo_simplerl.config.schema import AlgoConfig, CriticConfig
 from nemo_simplerl.data.batch import Batch, MicroBatch, padded_rows
 from nemo_simplerl.trainer.learner import Learner
@@ -47,12 +47,7 @@ class Critic:
             _state_values(output_SB1, micro),
             micro.columns["old_values_BT"],
             micro.columns["returns_BT"],
-            token_weights(
-                micro.loss_mask_BT,
-                self.algo.loss_aggregation,
-                num_tokens=mini.num_tokens,
-                num_sequences=mini.num_sequences,
-            ),
+            mini.weights(micro, self.algo.loss_aggregation),
             value_clip=self.algo.value_clip,
         )
 

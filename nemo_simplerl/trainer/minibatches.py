@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_simplerl.algo.loss import token_weights
 from nemo_simplerl.data.batch import Batch, MicroBatch
 from nemo_simplerl.parallel.mesh import Mesh
 
@@ -18,6 +19,12 @@ class MiniBatch:
     micro_batches: list[MicroBatch]
     num_tokens: int
     num_sequences: int
+
+    def weights(self, micro: MicroBatch, aggregation: str) -> Tensor:
+        """float32 [b, t]: what each token of one of the micro-batches weighs in the update's mean."""
+        return token_weights(
+            micro.loss_mask_BT, aggregation, num_tokens=self.num_tokens, num_sequences=self.num_sequences
+        )
 
 
 def mini_batches(

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nemo_simplerl.algo.loss import Metrics, token_weights
+from nemo_simplerl.algo.loss import Metrics
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import MicroBatch
 from nemo_simplerl.data.sampler import sample_seed
@@ -104,8 +104,6 @@ def _loss(
         vocab_size=vocab_size,
     )
     logprobs_BT = logprobs_SB[: micro.tokens_BS.shape[1] - 1].T
-    weights_BT = token_weights(
-        micro.loss_mask_BT, "token_mean", num_tokens=mini.num_tokens, num_sequences=mini.num_sequences
-    )
+    weights_BT = mini.weights(micro, "token_mean")
     loss = -(weights_BT * logprobs_BT).sum()
     return loss, {"loss": loss.detach()}

@@ -3,8 +3,18 @@
 import os
 import sys
 import time
+from typing import NamedTuple
 
 from nemo_simplerl.reward.worker import serve
+
+
+class Judgement(NamedTuple):
+    verdict: str
+    parsed: bool
+
+
+def judge(gold: str, response: str) -> Judgement:
+    return Judgement(obey(gold, response), not response.startswith("garble "))
 
 
 def obey(gold: str, response: str) -> str:
@@ -31,4 +41,4 @@ def obey(gold: str, response: str) -> str:
     return "correct" if rest.endswith(gold) else "incorrect"
 
 
-serve(obey, int(sys.argv[1]), int(sys.argv[2]))
+serve(judge, int(sys.argv[1]), int(sys.argv[2]))

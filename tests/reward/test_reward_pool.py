@@ -1,14 +1,19 @@
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from nemo_simplerl.reward.cache import GradeCache, answer_key
 from nemo_simplerl.reward.pool import RewardPool
+from ranks import run_ranks
 
 MISBEHAVING = (sys.executable, str(Path(__file__).with_name("misbehaving_worker.py")))
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +64,7 @@ def test_an_item_that_hangs_costs_its_deadline_and_only_its_own_grade(pool, orde
         ("1", "say 1"),
         ("1", order),
         ("2", "say 1"),
-        *[("1", "say 1")] * 60,
+        *[("1", f"say {k} 1") for k in range(60)],
     ]
     start = time.monotonic()
     grades = pool.grade(items)
@@ -94,7 +99,7 @@ def test_memory_below_the_limit_may_be_used(pool):
 def test_the_deadline_is_an_items_not_a_calls():
     with RewardPool(num_workers=1, timeout_s=1.0, memory_limit_mb=512, command=MISBEHAVING) as pool:
         # Eight items for one worker make round trips of two items, so that both slow ones share the first.
-        grades = pool.grade([*[("1", "sleep 0.6")] * 2, *[("1", "say 1")] * 6])
+        grades = pool.grade([("1", "sleep 0.60"), ("1", "sleep 0.61"), *[("1", f"say {k} 1") for k in range(6)]])
     assert {grade.status for grade in grades} == {"ok"}
     assert grades[0].ms + grades[1].ms >= 1200
 
@@ -109,7 +114,7 @@ def test_a_worker_killed_from_outside_while_idle_costs_no_grade(pool):
     for pid in before:
         os.kill(pid, signal.SIGKILL)
     assert _wait_until(lambda: not any(_is_running(pid) for pid in before))
-    assert _outcomes(pool.grade([("1", "say 1")] * 20)) == [("correct", "ok")] * 20
+    assert _outcomes(pool.grade([("1", f"say {k} 1") for k in range(20)])) == [("correct", "ok")] * 20
     assert not set(before) & set(pool.worker_pids())
 
 
@@ -176,7 +181,7 @@ def test_closing_kills_the_workers_and_frees_whoever_waits():
 
     def ask():
         try:
-            pool.grade([("1", "hang")] * 8)
+            pool.grade([("1", f"hang {k}") for k in range(8)])
         except RuntimeError as error:
             errors.append(str(error))
 
@@ -195,10 +200,10 @@ def test_closing_kills_the_workers_and_frees_whoever_waits():
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a hanging child with its parent")
 def test_workers_die_with_a_parent_that_is_killed_even_when_they_hang():
     program = (
-        "import sys, threading, time\n"
+        "import threading, time\n"
         "from nemo_simplerl.reward.pool import RewardPool\n"
         f"pool = RewardPool(2, 600.0, 512, {MISBEHAVING!r})\n"
-        "threading.Thread(target=pool.grade, args=([('1', 'hang')] * 2,), daemon=True).start()\n"
+        "threading.Thread(target=pool.grade, args=([('1', 'hang'), ('1', 'hang 2')],), daemon=True).start()\n"
         "time.sleep(0.2)\n"
         "print(*pool.worker_pids(), flush=True)\n"
         "time.sleep(600)\n"
@@ -241,6 +246,96 @@ def test_a_worker_that_cannot_start_is_an_error_at_once(command, says):
 def test_a_pool_that_could_not_work_is_refused(arguments):
     with pytest.raises(ValueError, match="a reward pool needs num_workers >= 1"):
         RewardPool(*arguments)
+
+
+def test_an_answer_that_the_grader_cannot_read_is_told_apart(pool):
+    grades = pool.grade([("1", "garble 2"), ("1", "garble 1"), ("1", "say 2")])
+    assert _outcomes(grades) == [("incorrect", "parse_failed"), ("correct", "parse_failed"), ("incorrect", "ok")]
+
+
+def test_the_same_answer_to_the_same_problem_is_graded_once(pool):
+    (first, *others) = pool.grade([("1", "sleep 0.1")] * 6 + [("2", "sleep 0.1")])
+    assert {grade.ms for grade in others[:5]} == {first.ms} and others[5].ms != first.ms
+    assert pool.grade([("1", "sleep 0.1")]) == [first]
+
+
+def test_an_item_that_timed_out_is_tried_again_when_it_returns(pool):
+    (first,) = pool.grade([("1", "raise")])
+    (second,) = pool.grade([("1", "raise")])
+    assert (first.status, second.status) == ("crash", "crash") and first.ms != second.ms
+
+
+def test_the_boxed_content_and_the_gold_decide_what_counts_as_the_same():
+    assert answer_key("1", r"so \boxed{2}") == answer_key("1", r"thus \boxed{3}, no: \boxed{2}.")
+    different = [("1", r"\boxed{2}"), ("2", r"\boxed{2}"), ("1", "2"), ("12", "3"), ("1", "23"), ("1", "\ud800")]
+    assert len({answer_key(*item) for item in different}) == len(different)
+
+
+def test_a_full_cache_forgets_what_was_not_asked_for_longest():
+    cache: GradeCache[int] = GradeCache(max_entries=2)
+    cache.keep([(b"a", 1), (b"b", 2)])
+    assert cache.find([b"a"]) == {b"a": 1}
+    cache.keep([(b"c", 3)])
+    assert cache.find([b"a", b"b", b"c"]) == {b"a": 1, b"c": 3}
+
+
+def test_memory_of_the_cache_does_not_grow_with_the_responses():
+    tracemalloc.start()
+    cache: GradeCache[int] = GradeCache(max_entries=1000)
+    cache.keep((answer_key("1", f"{k}" + "x" * 10_000), k) for k in range(3000))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(cache) == 1000 and held < 500_000
+
+
+def test_grading_in_an_event_loop_leaves_the_loop_free_and_withdraws_what_is_cancelled():
+    async def ask(pool):
+        started = time.monotonic()
+        slow = asyncio.create_task(pool.grade_async([("1", f"sleep 0.3{k}") for k in range(8)]))
+        await asyncio.sleep(0.1)
+        assert time.monotonic() - started < 0.3
+        slow.cancel()
+        assert await asyncio.gather(slow, return_exceptions=True) != []
+        grades = await pool.grade_async([("1", "say 1"), ("2", "say 1")])
+        assert time.monotonic() - started < 1.0  # one item was being graded, seven would take two seconds
+        return grades
+
+    with RewardPool(num_workers=1, timeout_s=5.0, memory_limit_mb=512, command=MISBEHAVING) as pool:
+        assert _outcomes(asyncio.run(ask(pool))) == [("correct", "ok"), ("incorrect", "ok")]
+
+
+def _flood(how):
+    """Outcomes of 5,000 items of which 200 hang, live workers afterwards, and seconds."""
+    items = [(str(k % 3), f"hang {k}" if k % 25 == 7 else f"say {k} {k % 4}") for k in range(5000)]
+    with RewardPool(num_workers=8, timeout_s=0.5, memory_limit_mb=512, command=MISBEHAVING) as pool:
+        start = time.monotonic()
+        if how == "asyncio":
+            grades = asyncio.run(pool.grade_async(items))
+        else:
+            with ThreadPoolExecutor(1) as thread:
+                grades = thread.submit(pool.grade, items).result()
+        seconds = time.monotonic() - start
+        return _outcomes(grades), len(pool.worker_pids()), seconds
+
+
+def _assert_only_the_hanging_are_late(outcomes, num_workers, seconds):
+    for k, outcome in enumerate(outcomes):
+        expected = ("correct" if k % 3 == k % 4 else "incorrect", "ok")
+        assert outcome == (("incorrect", "timeout") if k % 25 == 7 else expected), k
+    assert num_workers >= 7  # the last worker killed is replaced when there is work again
+    assert seconds < 60  # 200 deadlines of half a second over 8 workers take 12.5 seconds, and new workers theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["thread", "asyncio"])
+def test_200_hanging_answers_among_5000_cost_no_other_its_grade(how):
+    _assert_only_the_hanging_are_late(*_flood(how))
+
+
+@pytest.mark.slow
+def test_200_hanging_answers_cost_no_other_its_grade_on_two_ranks():
+    for answer in run_ranks(_flood, 2, "thread"):
+        _assert_only_the_hanging_are_late(*answer)
 
 
 def test_a_worker_is_ready_within_a_fraction_of_a_second_of_processor_time():

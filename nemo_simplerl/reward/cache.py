@@ -1,0 +1,55 @@
+"""Grades of answers seen before: the samples of one problem, and its next epochs, mostly repeat a few answers."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+from nemo_simplerl.reward.extract import last_boxed
+
+V = TypeVar("V")
+_KEY_BYTES = 16  # the chance that two of 2^32 answers share a key is below 1e-19
+
+
+def answer_key(gold: str, response: str) -> bytes:
+    """What decides a verdict, as 16 bytes: the gold answer and the boxed content, or the response without a box."""
+    answer = last_boxed(response)
+    digest = hashlib.blake2b(digest_size=_KEY_BYTES)
+    # The length keeps ("1", "23") apart from ("12", "3").
+    digest.update(b"%d %d " % (len(gold), answer is None))
+    digest.update((gold + (response if answer is None else answer)).encode("utf-8", "surrogatepass"))
+    return digest.digest()
+
+
+class GradeCache(Generic[V]):
+    """The `max_entries` least recently forgotten values by key; 0 keeps none. Threads may share it.
+
+    Keys have one size, so that the bound on entries is one on memory: an entry takes about 300 bytes.
+    """
+
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
+        self._values: OrderedDict[bytes, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, keys: Iterable[bytes]) -> dict[bytes, V]:
+        """The keys that are here with their values."""
+        found: dict[bytes, V] = {}
+        with self._lock:
+            for key in keys:
+                if key in self._values:
+                    found[key] = self._values[key]
+                    self._values.move_to_end(key)
+        return found
+
+    def keep(self, values: Iterable[tuple[bytes, V]]) -> None:
+        with self._lock:
+            for key, value in values:
+                self._values[key] = value
+                self._values.move_to_end(key)
+                if len(self._values) > self._max_entries:
+                    self._values.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._values)

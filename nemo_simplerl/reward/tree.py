@@ -1,0 +1,290 @@
+r"""The typed tree of an answer. Nodes are immutable values: equal trees are equal, and hash alike."""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Union as AnyOf
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """An exact rational. `places` counts the decimals of a number that was written with a decimal point."""
+
+    value: Fraction
+    places: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """`pi`, `e`, `i`, `infinity` or `...`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    terms: tuple["Node", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    factors: tuple["Node", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    base: "Node"
+    exponent: "Node"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function, or an operator such as a sum with its bounds, applied to arguments."""
+
+    name: str
+    args: tuple["Node", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlusMinus:
+    r"""`\pm body`, or `\mp body`, whose sign is opposite to that of the `\pm` beside it."""
+
+    body: "Node"
+    opposite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Degrees:
+    body: "Node"
+
+
+@dataclass(frozen=True, slots=True)
+class Percent:
+    body: "Node"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A value with a unit, such as `cm^2`."""
+
+    body: "Node"
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Modular:
+    body: "Node"
+    modulus: "Node"
+
+
+@dataclass(frozen=True, slots=True)
+class Based:
+    """Digits in a written base: 1010_2."""
+
+    digits: str
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A time of day; `half` is `am`, `pm` or empty."""
+
+    parts: tuple[int, ...]
+    half: str
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tuple:
+    items: tuple["Node", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Items without brackets. `joiner` is the weakest separator: `,`, `;`, `and` or `or`."""
+
+    items: tuple["Node", ...]
+    joiner: str = ","
+
+
+@dataclass(frozen=True, slots=True)
+class SetOf:
+    items: tuple["Node", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    low: "Node"
+    high: "Node"
+    low_closed: bool
+    high_closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    r"""Sets combined from left to right by `\cup`, `\cap` or `\setminus`."""
+
+    operator: str
+    parts: tuple["Node", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    r"""`\{ element \mid condition \}`."""
+
+    element: "Node"
+    condition: "Node"
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    parts: tuple["Node", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    rows: tuple[tuple["Node", ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    r"""A chain such as `a < b \le c`: one operator fewer than sides."""
+
+    sides: tuple["Node", ...]
+    operators: tuple[str, ...]
+
+
+Expression = AnyOf[Number, Symbol, Constant, Sum, Product, Power, Call, PlusMinus, Degrees]
+Node = AnyOf[
+    Expression,
+    Percent,
+    Quantity,
+    Modular,
+    Based,
+    Clock,
+    Words,
+    Tuple,
+    Listing,
+    SetOf,
+    Interval,
+    Combination,
+    Builder,
+    Ratio,
+    Matrix,
+    Relation,
+]
+
+ZERO, ONE, MINUS_ONE = Number(Fraction(0)), Number(Fraction(1)), Number(Fraction(-1))
+PI, EULER, IMAGINARY, INFINITY = Constant("pi"), Constant("e"), Constant("i"), Constant("infinity")
+ELLIPSIS = Constant("...")
+
+
+def negative(node: Node) -> Node:
+    if isinstance(node, Number):
+        return Number(-node.value, node.places)
+    return Product((MINUS_ONE, node))
+
+
+def quotient(top: Node, bottom: Node) -> Node:
+    return Product((top, Power(bottom, MINUS_ONE)))
+
+
+def children(node: Node) -> tuple[Node, ...]:
+    """The nodes directly below an expression; none for a leaf."""
+    if isinstance(node, Sum):
+        return node.terms
+    if isinstance(node, Product):
+        return node.factors
+    if isinstance(node, Power):
+        return (node.base, node.exponent)
+    if isinstance(node, Call):
+        return node.args
+    if isinstance(node, (PlusMinus, Degrees, Percent, Quantity)):
+        return (node.body,)
+    if isinstance(node, (Tuple, Listing, SetOf)):
+        return node.items
+    if isinstance(node, (Combination, Ratio)):
+        return node.parts
+    if isinstance(node, Relation):
+        return node.sides
+    if isinstance(node, Interval):
+        return (node.low, node.high)
+    if isinstance(node, Builder):
+        return (node.element, node.condition)
+    if isinstance(node, Modular):
+        return (node.body, node.modulus)
+    if isinstance(node, Matrix):
+        return tuple(entry for row in node.rows for entry in row)
+    return ()
+
+
+def rebuilt(node: Node, parts: tuple[Node, ...]) -> Node:
+    """The node with other children, given in the order of `children`."""
+    if isinstance(node, Sum):
+        return Sum(parts)
+    if isinstance(node, Product):
+        return Product(parts)
+    if isinstance(node, Power):
+        return Power(parts[0], parts[1])
+    if isinstance(node, Call):
+        return Call(node.name, parts)
+    if isinstance(node, PlusMinus):
+        return PlusMinus(parts[0], node.opposite)
+    if isinstance(node, Degrees):
+        return Degrees(parts[0])
+    if isinstance(node, Percent):
+        return Percent(parts[0])
+    if isinstance(node, Quantity):
+        return Quantity(parts[0], node.unit)
+    if isinstance(node, Tuple):
+        return Tuple(parts)
+    if isinstance(node, Listing):
+        return Listing(parts, node.joiner)
+    if isinstance(node, SetOf):
+        return SetOf(parts)
+    if isinstance(node, Combination):
+        return Combination(node.operator, parts)
+    if isinstance(node, Ratio):
+        return Ratio(parts)
+    if isinstance(node, Relation):
+        return Relation(parts, node.operators)
+    if isinstance(node, Interval):
+        return Interval(parts[0], parts[1], node.low_closed, node.high_closed)
+    if isinstance(node, Builder):
+        return Builder(parts[0], parts[1])
+    if isinstance(node, Modular):
+        return Modular(parts[0], parts[1])
+    if isinstance(node, Matrix):
+        width = len(node.rows[0])
+        return Matrix(tuple(parts[at : at + width] for at in range(0, len(parts), width)))
+    return node
+
+
+def symbols_of(node: Node) -> frozenset[str]:
+    """The names of the free symbols below a node."""
+    if isinstance(node, Symbol):
+        return frozenset((node.name,))
+    found: frozenset[str] = frozenset()
+    for child in children(node):
+        found |= symbols_of(child)
+    return found
+
+
+def contains(node: Node, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(node, kind) or any(contains(child, kind) for child in children(node))
+
+
+def substituted(node: Node, name: str, value: Node) -> Node:
+    """The node with every free symbol of that name replaced."""
+    if isinstance(node, Symbol):
+        return value if node.name == name else node
+    parts = children(node)
+    return rebuilt(node, tuple(substituted(part, name, value) for part in parts)) if parts else node
