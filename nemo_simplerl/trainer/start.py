@@ -23,13 +23,13 @@ from nemo_simplerl.trainer.warm_start import warm_start
 def start_training(config: Config) -> None:
     """`simplerl train` on this rank of the world. Raises ValueError for input that cannot be used."""
     started = time.monotonic()
-    with _world(config) as mesh, open_run(config, mesh, started) as run:
+    with join_world(config) as mesh, open_run(config, mesh, started) as run:
         train(run)
 
 
 def start_warm_start(config: Config) -> None:
     """`simplerl sft` on this rank of the world. Raises ValueError for input that cannot be used."""
-    with _world(config) as mesh:
+    with join_world(config) as mesh:
         warm_start(config, mesh, print if mesh.rank == 0 else _silent)
 
 
@@ -65,7 +65,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
 
 
 @contextmanager
-def _world(config: Config) -> Iterator[Mesh]:
+def join_world(config: Config) -> Iterator[Mesh]:
     """Join the world and let one rank write what must exist. Collective."""
     mesh = mesh_of(config)
     try:
