@@ -3,7 +3,7 @@
 usage: python scripts/bench/step.py [OVERRIDE...]     (on one rank; the quickstart's model and batch, not warm-started)
 
 `products_share` is the time the passes' matrix products would take at the speed of large products, measured in the same
-run, divided by the time the passes took: 1 is the limit, what is missing is padding, attention, small shapes and overhead.
+run, divided by the time the passes took: 1 is the limit; padding, attention, small shapes and overhead are missing.
 """
 
 import json
@@ -12,6 +12,7 @@ import tempfile
 import time
 
 import torch
+
 from nemo_simplerl.config.load import load
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.loop import ppo_step
