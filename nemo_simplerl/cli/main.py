@@ -9,6 +9,8 @@ COMMANDS = {
     "train": ("nemo_simplerl.cli.train", "PPO, from a base model or a warm start"),
     "sft": ("nemo_simplerl.cli.sft", "the supervised warm start on its own"),
     "report": ("nemo_simplerl.cli.report", "curves and the before-and-after table of a run directory"),
+    "audit": ("nemo_simplerl.cli.audit", "likely mistakes of the grader and reward hacks in a run's responses"),
+    "reward-server": ("nemo_simplerl.cli.reward_server", "the grader over HTTP, for training on other machines"),
 }
 
 

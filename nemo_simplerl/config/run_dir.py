@@ -18,6 +18,7 @@ FREE_KEYS = frozenset(
         "trainer.tensorboard",
         "trainer.distributed_timeout_s",
         "reward.num_workers",
+        "reward.url",
     }
 )
 

@@ -86,6 +86,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
+    url: str | list[str] | None  # of reward servers; null: workers on this machine, as the three last keys say
     correct: float
     incorrect: float
     no_answer: float

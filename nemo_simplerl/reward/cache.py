@@ -6,19 +6,19 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-from nemo_simplerl.reward.extract import last_boxed
+from nemo_simplerl.reward.extract import final_answers
 
 V = TypeVar("V")
 _KEY_BYTES = 16  # the chance that two of 2^32 answers share a key is below 1e-19
 
 
 def answer_key(gold: str, response: str) -> bytes:
-    """What decides a verdict, as 16 bytes: the gold answer and the boxed content, or the response without a box."""
-    answer = last_boxed(response)
+    """What decides a verdict, as 16 bytes: the gold answer and the final answers, or the response without any."""
+    answers = final_answers(response)
     digest = hashlib.blake2b(digest_size=_KEY_BYTES)
     # The length keeps ("1", "23") apart from ("12", "3").
-    digest.update(b"%d %d " % (len(gold), answer is None))
-    digest.update((gold + (response if answer is None else answer)).encode("utf-8", "surrogatepass"))
+    digest.update(b"%d %d " % (len(gold), bool(answers)))
+    digest.update((gold + (", ".join(answers) if answers else response)).encode("utf-8", "surrogatepass"))
     return digest.digest()
 
 

@@ -2,36 +2,85 @@ r"""Finding the final answer of a response: the content of its last complete `\b
 
 import re
 
+from nemo_simplerl.reward.policy import POLICY
+
 # A box may stand after one backslash or two: a response quoted from JSON or Python keeps the escape.
 # `\\.` comes after it and swallows `\{`, `\}` and `\\`, so that an escaped brace never counts as a brace.
-_TOKEN = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
+# TeX boxes the token after `\boxed` where no brace follows; a number is taken whole.
+_TOKEN = re.compile(
+    r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)|\\boxed +(?P<bare>-?[0-9][0-9.,/]{0,40})(?=[\s$.,]|\Z)"
+    r"|\\.|(?P<open>\{)|(?P<close>\})",
+    re.DOTALL,
+)
+_END_OF_SEQUENCE = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text)\|>|</s>|<｜end▁of▁sentence｜>")
+_VISIBLE = re.compile(
+    r"\\(?:[,;:! ]|quad(?![A-Za-z])|qquad(?![A-Za-z])|text\s*\{\s*\}|boxed\s*\{|fbox\s*\{)|[\s~${}]|(?P<visible>.)", re.DOTALL
+)
+# What may stand between boxes that are one list: signs, a connector, a name with an equals sign, one word.
+_BETWEEN = re.compile(
+    r"[\s$;,.]*(?:\\[()\[\]])?(?:\\quad)?[\s$]*(?:[a-z]{1,12}\s+)?(?P<join>,|;|and|or|\\text\s*\{\s*,?\s*(?:and|or)\s*,?\s*\})"
+    r"[\s$]*(?:\\quad)?[\s$]*(?:\\[()\[\]])?[\s$]*(?:[A-Za-z](?:_\{?[0-9A-Za-z]\}?)?\s*=\s*)?"
+)
+_MAX_BETWEEN_CHARS = 60
+_MAX_JOINED = 20
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The stripped content of the last complete, non-blank `\boxed{...}` or `\fbox{...}`; None without one.
+    r"""The stripped content of the last complete, non-blank box of `text`; None without one.
 
     "Last" is by where the box opens, so the innermost of nested boxes wins. A box that never closes and a box
-    that holds only whitespace are passed over. Nothing else answers: a bare last number is not an answer.
+    that shows nothing are passed over. Nothing else answers: a bare last number is not an answer. Text after
+    an end-of-sequence marker is not part of the response.
+    """
+    boxes = _boxes(text)
+    return text[boxes[-1][1] : boxes[-1][2]].strip() if boxes else None
+
+
+def final_answers(text: str) -> list[str]:
+    """The last box and, in order, those before it that are joined to it by commas, "and" or "or"."""
+    boxes = _boxes(text)
+    if not boxes:
+        return []
+    first = len(boxes) - 1
+    while POLICY.adjacent_boxes_are_a_list and first > 0 and len(boxes) - first < _MAX_JOINED:
+        end, start = boxes[first - 1][2] + 1, boxes[first][0]
+        if not 0 < start - end <= _MAX_BETWEEN_CHARS or not _BETWEEN.fullmatch(text, end, start):
+            break
+        first -= 1
+    return [text[start:end].strip() for _, start, end in boxes[first:]]
+
+
+def _boxes(text: str) -> list[tuple[int, int, int]]:
+    """The complete boxes that show something, not those around another, as (begin, content start, content end).
+
     One pass over the text with a stack, so the time is linear in its length whatever it holds.
     """
-    best_start, best_end = -1, -1
-    openings: list[int] = []  # start of the content of a box, or -1 for a plain brace
-    for token in _TOKEN.finditer(text):
+    marker = _END_OF_SEQUENCE.search(text)
+    limit = marker.start() if marker else len(text)
+    found: list[tuple[int, int, int]] = []
+    blank = (-1, -1)  # a stretch known to show nothing: a box around it need not read it again
+    openings: list[tuple[int, int]] = []  # where a box begins and where its content does; (-1, -1) for a brace
+    for token in _TOKEN.finditer(text, 0, limit):
         kind = token.lastgroup
         if kind == "box":
-            openings.append(token.end())
+            openings.append((token.start(), token.end()))
         elif kind == "open":
-            openings.append(-1)
+            openings.append((-1, -1))
+        elif kind == "bare":
+            found.append((token.start(), token.start("bare"), token.end("bare")))
         elif kind == "close" and openings:
-            start = openings.pop()
-            if start > best_start and not _is_blank(text, start, token.start()):
-                best_start, best_end = start, token.start()
-    return text[best_start:best_end].strip() if best_start >= 0 else None
+            begin, start = openings.pop()
+            surrounds = found and found[-1][0] > begin
+            if start < 0 or surrounds:
+                continue
+            parts = ((start, blank[0]), (blank[1], token.start())) if blank[0] >= start else ((start, token.start()),)
+            if any(_shows_something(text, *part) for part in parts):
+                found.append((begin, start, token.start()))
+            else:
+                blank = (begin, token.end())
+    return found
 
 
-_NOT_SPACE = re.compile(r"\S")
-
-
-def _is_blank(text: str, start: int, end: int) -> bool:
-    """Whether text[start:end] is whitespace. Looks no further than the first other character."""
-    return _NOT_SPACE.search(text, start, end) is None
+def _shows_something(text: str, start: int, end: int) -> bool:
+    """Whether text[start:end] is more than spaces. Looks no further than the first visible character."""
+    return any(found.lastgroup for found in _VISIBLE.finditer(text, start, end))

@@ -1,9 +1,9 @@
 """The verdict on a response, and the reward it earns."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from nemo_simplerl.reward.equivalence import equivalent
-from nemo_simplerl.reward.extract import last_boxed
+from nemo_simplerl.reward.equivalence import compare
+from nemo_simplerl.reward.extract import final_answers
 
 if TYPE_CHECKING:  # a reward worker starts without building the whole configuration
     from nemo_simplerl.config.schema import RewardConfig
@@ -13,15 +13,29 @@ Verdict = Literal["correct", "incorrect", "no_answer"]
 SIMPLERL_REWARDS: dict[Verdict, float] = {"correct": 1.0, "incorrect": -0.5, "no_answer": -1.0}
 
 
-def grade_text(gold: str, response: str) -> Verdict:
+class Judgement(NamedTuple):
+    """`parsed` is False where the final answer has no reading as mathematics: only its text was compared."""
+
+    verdict: Verdict
+    parsed: bool
+
+
+def judge(gold: str, response: str) -> Judgement:
     r"""Judge the last complete `\boxed{...}` of a response against the gold answer.
 
-    Runs untrusted text through string work of bounded size, and never evaluates it.
+    Several boxes joined by commas, "and" or "or" are one list. Runs untrusted text through work of bounded
+    size, and never evaluates it as code.
     """
-    answer = last_boxed(response)
-    if answer is None:
-        return "no_answer"
-    return "correct" if equivalent(gold, answer) else "incorrect"
+    answers = final_answers(response)
+    if not answers:
+        return Judgement("no_answer", parsed=True)
+    comparison = compare(gold, ", ".join(answers))
+    return Judgement("correct" if comparison.equal else "incorrect", comparison.parsed)
+
+
+def grade_text(gold: str, response: str) -> Verdict:
+    """The verdict of `judge` alone."""
+    return judge(gold, response).verdict
 
 
 def reward_of(verdict: Verdict, config: "RewardConfig | None" = None) -> float:

@@ -1,90 +1,124 @@
-r"""One spelling for the many ways of writing the same answer. String work only: nothing is evaluated."""
+r"""One spelling for the many ways of typesetting the same text. String work only, linear, nothing evaluated."""
 
 import re
 
-MAX_ANSWER_CHARS = 4000  # a longer answer is left as it stands: no gold answer of the data sets comes near
+from nemo_simplerl.reward.policy import LIMITS
 
-_INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\u200b-\u200f\u2060\ufeff]")
-_SYMBOLS = str.maketrans({"−": "-", "–": "-", "π": r"\pi ", "×": r"\times ", "·": r"\cdot ", "∞": r"\infty "})
-_SPACING = re.compile(r"\\[,;: ]|~|\\(?:quad|qquad|displaystyle|textstyle)(?![A-Za-z])")
-_DELETED = re.compile(
-    r"\\!|\\?\$|\\?%|°|\^ ?\\circ(?![A-Za-z])|\^ ?\{ ?\\circ ?\}|\\degrees?(?![A-Za-z])"
-    r"|\\(?:left|right)(?![A-Za-z])"
+MAX_ANSWER_CHARS = LIMITS.chars  # a longer answer is left as it stands
+
+_INVISIBLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0e-\x1f\x7f\u200b-\u200f\u2060-\u2064\ufe0f\ufeff]")
+_UNICODE = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
+    "∙": r"\cdot ", "÷": r"\div ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ",
+    "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ", "√": r"\sqrt ",
+    "∅": r"\emptyset ", "°": r"^\circ ", "º": r"^\circ ", "±": r"\pm ", "∓": r"\mp ", "∠": r"\angle ",
+    "△": r"\triangle ", "…": r"\ldots ", "⋯": r"\ldots ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"',
+    "，": ",", "、": ",", "；": ";", "：": ":", "（": "(", "）": ")", "【": "[", "】": "]", "｛": r"\{", "｝": r"\}",
+    "＝": "=", "＞": ">", "＜": "<", "＋": "+", "－": "-", "．": ".", "。": ".", "％": "%", "｜": "|", "？": "?",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∣": "|", "∖": r"\setminus ",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
+    "∀": r"\forall ", "∃": r"\exists ", "→": r"\to ", "⇒": r"\Rightarrow ", "∑": r"\sum ", "∫": r"\int ",
+    "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
+    "⅛": r"\frac{1}{8}", "€": r"\currency ", "£": r"\currency ", "¥": r"\currency ", "\u00a0": " ",
+}  # fmt: skip
+_GREEK = zip(
+    "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ",
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
+    "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split(),
+    strict=True,
 )
-_FRACTION_NAME = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-_FIRST_DIGIT = re.compile(r"\\frac ?([0-9])")  # \frac12, \frac1{2}
-_SECOND_DIGIT = re.compile(r"(\\frac\{[^{}]*\}) ?([0-9])")  # \frac{1}2
-_FONT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox) ?\{([^{}]*)\}"
-_WHOLLY_FONT = re.compile(_FONT)
-_TRAILING_WORDS = re.compile(_FONT + r"(?: ?\^ ?(?:[0-9]|\{[0-9]\}))?\Z")
-_SAYS_MORE_THAN_A_UNIT = frozenset({"am", "pm"})
-_LIST_BRACKETS = re.compile(r"[()\[\]]|\\\{")
-_COMMA_GROUPS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
-_GROUPED_NUMBER = re.compile(r"[+-]? ?[0-9]{1,3}(?:[, ][0-9]{3})+(?:\.[0-9]*)?")
-_IDLE_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
+_SYMBOLS = str.maketrans(_UNICODE | {letter: f"\\{name} " for letter, name in _GREEK})
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_PLAIN_SCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789-+n0123456789")
+_HTML = re.compile(r"<(sup|sub)>([^<>]{0,200})</\1>")
+
+# A response quoted from JSON or Python doubles its backslashes.
+_DOUBLED = re.compile(
+    r"(?<!\\)\\\\(?=(?:left|right|[dtc]?frac|sqrt|pi|theta|begin|end|text|cdot|times|infty|cup|pm|circ|in)(?![A-Za-z]))"
+)
+_DIGIT_GAP = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\,|\\ |\\;|\\:|~)(?=[0-9]{3}(?![0-9]))")
+_MATH_MARK = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$")
+_SPACING = re.compile(
+    r"(?<!\\)\\[,;: >]|~|\\(?:quad|qquad|thinspace|enspace|hfill|displaystyle|textstyle|scriptstyle|limits|nolimits"
+    r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge|checkmark|blacksquare|square|bf|rm|it|cal|sf|tt)(?![A-Za-z])"
+    r"|\\(?:hspace|vspace|phantom|hphantom|vphantom)\*?\{[^{}]*\}"
+)
+_SIZED = re.compile(r"\\(left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*(\.(?![0-9]))?")
+_SPELLINGS = {
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leqslant": "le",
+    "leq": "le", "geqslant": "ge", "geq": "ge", "leqq": "le", "geqq": "ge", "neq": "ne", "lvert": "vert",
+    "rvert": "vert", "varnothing": "emptyset", "lbrace": "{", "rbrace": "}", "ast": "cdot", "rightarrow": "to",
+    "longrightarrow": "to", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "vdots": "ldots",
+    "cupdot": "cup", "bigcup": "bigcup", "sqcup": "cup", "backslash": "setminus", "smallsetminus": "setminus",
+    "degree": "circdegree", "textdegree": "circdegree", "cent": "centsign", "varepsilon": "epsilon",
+    "varphi": "phi", "vartheta": "theta", "varrho": "rho", "thinsp": "", "tg": "tan", "ctg": "cot", "arctg": "arctan",
+    "iff": "Leftrightarrow", "land": "wedge", "lor": "vee", "colon": ":", "lt": "<", "gt": ">", "lparen": "(",
+    "rparen": ")", "lbrack": "[", "rbrack": "]", "approxeq": "approx", "simeq": "approx", "thickapprox": "approx",
+    "nolinebreak": "", "nobreak": "", "space": " ", "pounds": "currency", "euro": "currency", "textdollar": "$",
+    "imath": "i", "jmath": "j",
+}  # fmt: skip
+_GLUED_QUAD = re.compile(r"\\quad(?=[A-Za-z](?![A-Za-z]))")
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_PLAIN_OPERATORS = (("!=", r"\ne "), ("<=", r"\le "), (">=", r"\ge "), ("=<", r"\le "), ("==", "="), ("**", "^"))
+_EMPHASIS = ("**", "__", "`")
 
 
 def normalize_answer(text: str) -> str:
-    r"""The canonical spelling of an answer; applied twice it gives the same. Treat gold and response alike.
+    r"""The canonical spelling of an answer's typesetting. Treat the gold answer and the response alike.
 
-    Gone: `$`, `\left`, `\right`, spacing commands, percent and degree signs, a trailing full stop, a unit in
-    `\text{...}` after a value, thousands separators, spaces. `\dfrac12` becomes `\frac{1}{2}`.
-    Letters are never deleted by a list of words: that damages answers that are words. A space between two
-    digits stays (`3 1/2` is not `31/2`), and a comma that separates a list is written `, `.
+    Gone: `$`, `\left`, `\right`, sizes, trailing punctuation, emphasis marks, invisible characters. Unicode
+    signs become commands, and commands with several names get one. Words, units and separators stay: what
+    they mean is for the parser to say. A text of more than `MAX_ANSWER_CHARS` is only stripped.
     """
     text = text.strip()
     if len(text) > MAX_ANSWER_CHARS:
         return text
-    # Every pass that changes more than spaces shortens the text or settles a spelling, so this ends.
-    while (shorter := _pass(text)) != text:
-        text = shorter
+    text = _INVISIBLE.sub("", text)
+    if not text.isascii():
+        text = _RAISED.sub(lambda run: "^{" + run.group().translate(_PLAIN_SCRIPT) + "}", text)
+        text = _LOWERED.sub(lambda run: "_{" + run.group().translate(_PLAIN_SCRIPT) + "}", text)
+        text = text.translate(_SYMBOLS)
+    text = _without_emphasis(text)
+    text = _HTML.sub(lambda tag: ("^{" if tag[1] == "sup" else "_{") + tag[2] + "}", text)
+    text = _DOUBLED.sub(r"\\", text)
+    text = _DIGIT_GAP.sub("", text).replace(r"\!", "")
+    text = _MATH_MARK.sub(" ", _SIZED.sub("", text))
+    text = text.replace(r"\$", r"\currency ").replace(r"\%", "%").replace(r"\&", "&").replace("&=", "=")
+    text = _SPACING.sub(" ", _GLUED_QUAD.sub(" ", text)).replace(r"\|", "|").replace(r"\#", "#")
+    text = _COMMAND.sub(_respelled, text)
+    for plain, command in _PLAIN_OPERATORS:
+        text = text.replace(plain, command)
+    text = _without_dangling(" ".join(text.split()))
     return text
 
 
-def _pass(text: str) -> str:
-    text = _INVISIBLE.sub("", text).translate(_SYMBOLS)
-    text = _SPACING.sub(" ", text)
-    text = " ".join(_DELETED.sub("", text).replace("{,}", ",").split())
-    text = _unwrap(text)
-    text = _FRACTION_NAME.sub(r"\\frac", text)
-    text = _SECOND_DIGIT.sub(r"\1{\2}", _FIRST_DIGIT.sub(r"\\frac{\1}", text))
-    text = _without_dangling(_without_unit(text))
-    text = _without_thousands(text)
-    text = _IDLE_SPACE.sub("", text.replace(" ,", ",").replace(", ", ","))
-    return text.replace(",", ", ").strip()
+def _respelled(command: "re.Match[str]") -> str:
+    name = command[1]
+    other = _SPELLINGS.get(name)
+    if other is None:
+        return command[0]
+    if other == "circdegree":
+        return r"^\circ "
+    return "\\" + other if other[:1].isalpha() or other in "{}" and other else other
 
 
-def _unwrap(text: str) -> str:
-    """Without the maths delimiters and the one font command that enclose all of it."""
-    while len(text) >= 4 and (text[:2], text[-2:]) in {(r"\(", r"\)"), (r"\[", r"\]")}:
-        text = text[2:-2].strip()
-    font = _WHOLLY_FONT.fullmatch(text)
-    return font.group(1).strip() if font else text
+def _without_emphasis(text: str) -> str:
+    """Without Markdown marks around all of it."""
+    for mark in _EMPHASIS:
+        while len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
+            text = text[len(mark) : -len(mark)].strip()
+    return text
 
 
 def _without_dangling(text: str) -> str:
-    """Without line breaks, commas and a full stop at the end. Two full stops or more mean that it goes on."""
-    while text.endswith((r"\\", ",")) or (text.endswith(".") and not text.endswith("..")):
-        text = text[: -2 if text.endswith("\\") else -1].rstrip()
-    return text
-
-
-def _without_unit(text: str) -> str:
-    r"""Without the `\text{...}` after a value with a digit, as in `12\text{ cm}^2`. `p.m.` stays."""
-    found = _TRAILING_WORDS.search(text)
-    if found is None:
-        return text
-    value = text[: found.start()].strip()
-    letters = re.sub(r"[^a-z]", "", found.group(1).lower())
-    is_value = re.search(r"[0-9]", value) and value[-1] not in "=<>+-*/,:;" and not _TRAILING_WORDS.search(value)
-    return value if is_value and letters not in _SAYS_MORE_THAN_A_UNIT else text
-
-
-def _without_thousands(text: str) -> str:
-    """1,234 and 1 234 as 1234, where the commas cannot be those of a list or a tuple."""
-    if _GROUPED_NUMBER.fullmatch(text):
-        return re.sub(r"[, ]", "", text)
-    if _LIST_BRACKETS.search(text):
-        return text
-    joined = _COMMA_GROUPS.sub(lambda group: group.group().replace(",", ""), text)
-    return text if "," in joined else joined
+    """Without line breaks, separators and a full stop at the end. Two full stops mean that it goes on."""
+    while True:
+        shorter = text
+        if text.endswith(r"\\"):
+            shorter = text[:-2]
+        elif text.endswith((",", ";", ":", "?", "\\")) or (text.endswith(".") and not text.endswith("..")):
+            shorter = text[:-1]
+        if shorter == text:
+            return text
+        text = shorter.rstrip()

@@ -97,7 +97,8 @@ class RewardPool:
         keys = [answer_key(gold, response) for gold, response in items]
         known = self._cache.find(keys)
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
-        chunks = [_Chunk(part, Future()) for part in _split(list(new.values()), len(self._drivers))]
+        most = min(_MAX_CHUNK_ITEMS, -(-len(new) // (_CHUNKS_A_WORKER * len(self._drivers))))
+        chunks = [_Chunk(part, Future()) for part in chunked(list(new.values()), most)]
         with self._lock:
             if self._closed:
                 raise RuntimeError("the reward pool is closed")
@@ -153,9 +154,8 @@ class _Work:
     chunks: list[_Chunk]
 
 
-def _split(items: Sequence[Item], num_workers: int) -> Iterator[Sequence[Item]]:
-    """Consecutive parts of the items. A part is one round trip, bounded in items and in characters."""
-    most = min(_MAX_CHUNK_ITEMS, -(-len(items) // (_CHUNKS_A_WORKER * num_workers)))
+def chunked(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
+    """Consecutive parts of at most `most` items. A part is one round trip, bounded in characters too."""
     start = chars = 0
     for end, (gold, response) in enumerate(items):
         size = len(gold) + len(response)

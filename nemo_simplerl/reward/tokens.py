@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nemo_simplerl.reward.policy import LIMITS
-from nemo_simplerl.reward.words import CONNECTORS, FUNCTION_ALIASES, FUNCTIONS, PLAIN_UNITS, is_word
+from nemo_simplerl.reward.words import CONNECTORS, FUNCTION_ALIASES, FUNCTIONS, ORDINAL_ENDINGS, PLAIN_UNITS, is_word
 
 Kind = Literal["number", "letter", "word", "connector", "command", "sign"]
 
@@ -30,6 +30,7 @@ _TEXTS = frozenset("text textnormal mbox hbox textbf textit textrm textsf texttt
 _STYLED = frozenset({"mathbb", "mathcal", "mathfrak", "mathscr"})
 _LEXEME = re.compile(
     r"(?P<space>\s+)|(?P<number>[0-9]+(?:\.(?!\.)[0-9]*)?(?:[eE][+-]?[0-9]{1,6}(?![0-9A-Za-z.]))?|\.[0-9]+)"
+    r"|\\(?:begin\s*\{(?P<begin>[A-Za-z]+)\*?\}(?:\s*(?:\[[a-z]\]\s*)?\{[lcr| ]*\})?|end\s*\{(?P<end>[A-Za-z]+)\*?\})"
     r"|\\(?P<command>[A-Za-z]+\*?|.)|(?P<letters>[A-Za-z]+)|(?P<sign>.)",
     re.DOTALL,
 )
@@ -60,6 +61,8 @@ def _scan(text: str, tokens: list[Token], depth: int) -> None:
         if kind == "command" and (value in _TEXTS or value in _FONTS or value in _STYLED):
             content, at = _argument(text, at)
             _scan_font(value, content, tokens, spaced, depth)
+        elif kind in ("begin", "end"):
+            tokens.append(Token("command", f"{kind} {value}", spaced))
         elif kind == "letters":
             _scan_letters(value, tokens, spaced)
         elif kind == "number":
@@ -144,6 +147,8 @@ def _scan_letters(run: str, tokens: list[Token], spaced: bool) -> None:
         tokens.append(Token("command", name, spaced))
     elif run.lower() in _CONSTANT_WORDS and len(run) > 1:
         tokens.append(Token("command", _CONSTANT_WORDS[run.lower()], spaced))
+    elif run in ORDINAL_ENDINGS and before is not None and before.kind == "number" and not spaced:
+        _add_word(run, tokens, spaced)
     elif is_word(run) or (run in PLAIN_UNITS and before is not None and _ends_value(before)):
         _add_word(run, tokens, spaced)
     else:

@@ -9,10 +9,16 @@ EMPTY_PHRASES = frozenset(
     "no solution|no solutions|no real solution|no real solutions|empty set|the empty set|none exist".split("|")
 )
 
-ANSWER_PREFIXES = (
-    "the final answer is", "the correct answer is", "the answer is", "final answer", "answer is", "answer",
-    "the solution is", "solution is", "solution set is", "solution", "approximately", "about",
-)  # fmt: skip
+INFINITE_PHRASES = frozenset({"infinitely many", "infinite", "positive infinity"})
+
+# Before a value these say nothing.
+ANSWER_PREFIXES = frozenset(
+    (
+        "the final answer is|the correct answer is|the answer is|final answer|answer is|answer|the solution is|"
+        "solution is|the solution set is|solution set is|solution set|solution|ans"
+    ).split("|")
+)
+ORDINAL_ENDINGS = frozenset({"st", "nd", "rd", "th"})
 
 CHOICE_WORDS = ("option", "choice", "answer", "statement")
 

@@ -16,15 +16,13 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from nemo_simplerl.reward.grade import Judgement
 
 HEADER = struct.Struct(">I")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-class _Judgement(NamedTuple):
-    verdict: str
-    parsed: bool
 
 
 def encode_frame(message: Any) -> bytes:
@@ -43,7 +41,7 @@ def read_frame(stream: BinaryIO) -> Any | None:
     return json.loads(body) if len(body) == size else None
 
 
-def serve(judge: Callable[[str, str], Any], memory_limit_mb: int, parent_pid: int = 0) -> None:
+def serve(judge: Callable[[str, str], "Judgement"], memory_limit_mb: int, parent_pid: int = 0) -> None:
     """Answer requests with `judge(gold, response)` until standard input ends. Takes the process over.
 
     `parent_pid` 0 means that nobody's death ends this process, only the end of its input.
@@ -97,18 +95,11 @@ def _send(stream: BinaryIO, message: Any) -> None:
     stream.flush()
 
 
-def _judge() -> Callable[[str, str], Any]:
-    from nemo_simplerl.reward import grade
-
-    if hasattr(grade, "judge"):
-        found: Callable[[str, str], Any] = grade.judge
-        return found
-    return lambda gold, response: _Judgement(grade.grade_text(gold, response), True)
-
-
 def main() -> None:
+    from nemo_simplerl.reward.grade import judge
+
     memory_limit_mb, parent_pid = (*(int(word) for word in sys.argv[1:]), 0)[:2]
-    serve(_judge(), memory_limit_mb, parent_pid)
+    serve(judge, memory_limit_mb, parent_pid)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from nemo_simplerl.data.tokenizer import check_vocab, load_tokenizer, stop_ids
 from nemo_simplerl.model.hf_io import load_weights
 from nemo_simplerl.model.provider import build_gpt_model, read_hf_config, use_transformer_engine
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh
-from nemo_simplerl.reward.pool import RewardPool
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.hf import HfEngine
 from nemo_simplerl.trainer.actor import Actor
 from nemo_simplerl.trainer.critic import Critic
+from nemo_simplerl.trainer.grader import Grader
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.timing import PhaseTimer
@@ -93,8 +93,8 @@ def build_prompts(
     return prompts[:limit], [f"{path}: " + ", ".join(parts)]
 
 
-def build_roles(config: Config, model_path: str, mesh: Mesh, tokenizer, *, total_steps: int) -> Roles:
-    """Actor, critic, reference and engine started from `model_path`, and the grading workers. Collective."""
+def build_roles(config: Config, model_path: str, mesh: Mesh, tokenizer, grader: Grader, *, total_steps: int) -> Roles:
+    """Actor, critic, reference and engine started from `model_path`. Collective."""
     algo, rollout = config.algo, config.rollout
     samples = config.data.rollout_batch_size * rollout.n_samples_per_prompt
     actor_updates = (
@@ -131,11 +131,7 @@ def build_roles(config: Config, model_path: str, mesh: Mesh, tokenizer, *, total
             max_batch_size=rollout.max_batch_size,
             max_model_len=rollout.max_prompt_tokens + rollout.max_response_tokens,
         ),
-        grader=RewardPool(
-            config.reward.num_workers,
-            timeout_s=config.reward.timeout_s,
-            memory_limit_mb=config.reward.memory_limit_mb,
-        ),
+        grader=grader,
         sampling=SamplingParams(
             n=rollout.n_samples_per_prompt,
             max_tokens=rollout.max_response_tokens,

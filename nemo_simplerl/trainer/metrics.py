@@ -32,6 +32,7 @@ def sample_metrics(
         "reward/incorrect_share": share["incorrect"],
         "reward/no_answer_share": share["no_answer"],
         "reward/format_rate": 1.0 - share["no_answer"],
+        "reward/parse_failed_share": sum(grade.status == "parse_failed" for grade in grades) / count,
         "reward/timeout_share": sum(grade.status == "timeout" for grade in grades) / count,
         "reward/crash_share": sum(grade.status == "crash" for grade in grades) / count,
         "rollout/length_mean": sum(lengths) / count,

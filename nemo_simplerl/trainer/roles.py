@@ -13,11 +13,12 @@ from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.eval.run import Evaluation, evaluate, grade_sharded, responses_of
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.reward.grade import reward_of
-from nemo_simplerl.reward.pool import Grade, RewardPool
+from nemo_simplerl.reward.pool import Grade
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
 from nemo_simplerl.trainer.actor import Actor
 from nemo_simplerl.trainer.critic import Critic
+from nemo_simplerl.trainer.grader import Grader
 from nemo_simplerl.trainer.timing import PhaseTimer, timed
 
 _EVALUATION_STREAM = 1  # keeps evaluation's sample seeds apart from training's, which count steps
@@ -30,7 +31,7 @@ class Roles:
     actor: Actor
     critic: Critic
     engine: RolloutEngine
-    grader: RewardPool
+    grader: Grader
     sampling: SamplingParams
     pad_id: int
     eos_id: int

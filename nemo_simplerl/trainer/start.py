@@ -13,6 +13,7 @@ from nemo_simplerl.data.sampler import StepSampler
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh
 from nemo_simplerl.trainer import checkpoint
 from nemo_simplerl.trainer.build import build_prompts, build_roles, mesh_of, tokenizer_of
+from nemo_simplerl.trainer.grader import build_grader
 from nemo_simplerl.trainer.log import RunLog
 from nemo_simplerl.trainer.loop import train
 from nemo_simplerl.trainer.prepare import prepare
@@ -58,10 +59,11 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         log.config(to_yaml(config))
         for note in notes + eval_notes:
             log.say(note)
-        model_path = config.model.path if config.sft.output is None else warm_start(config, mesh, log.say)
-        roles = build_roles(config, model_path, mesh, tokenizer, total_steps=total_steps)
-        with closing(roles.engine), closing(roles.grader):
-            yield Run(config, roles, log, prompts, eval_prompts, sampler, total_steps, lap_started=started)
+        with closing(build_grader(config.reward, log.say)) as grader:
+            model_path = config.model.path if config.sft.output is None else warm_start(config, mesh, log.say)
+            roles = build_roles(config, model_path, mesh, tokenizer, grader, total_steps=total_steps)
+            with closing(roles.engine):
+                yield Run(config, roles, log, prompts, eval_prompts, sampler, total_steps, lap_started=started)
 
 
 @contextmanager

@@ -3,14 +3,9 @@
 import os
 import sys
 import time
-from typing import NamedTuple
 
+from nemo_simplerl.reward.grade import Judgement
 from nemo_simplerl.reward.worker import serve
-
-
-class Judgement(NamedTuple):
-    verdict: str
-    parsed: bool
 
 
 def judge(gold: str, response: str) -> Judgement:

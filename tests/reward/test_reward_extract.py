@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from nemo_simplerl.reward.extract import last_boxed
+from nemo_simplerl.reward.extract import final_answers, last_boxed
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,9 @@ from nemo_simplerl.reward.extract import last_boxed
         (r"\boxed{5\\}", r"5\\"),
         (r"x\\\boxed{6}", "6"),
         (r"quoted: \\boxed{9}", "9"),
+        (r"$\boxed 5$", "5"),
+        (r"\boxed{5}<|im_end|> Next: \boxed{6}", "5"),
+        (r"\boxed{5}</s>\boxed{6}", "5"),
     ],
 )
 def test_the_content_of_the_last_box_is_the_answer(response, answer):
@@ -37,7 +40,7 @@ def test_the_content_of_the_last_box_is_the_answer(response, answer):
         "The answer is 5.",
         "#### 5",
         r"\boxed",
-        r"\boxed 5",
+        r"\boxed x",
         r"\boxed(5)",
         r"boxed{5}",
         r"\framebox{5}",
@@ -53,7 +56,9 @@ def test_a_box_that_never_closes_is_no_answer(response):
     assert last_boxed(response) is None
 
 
-@pytest.mark.parametrize("response", [r"\boxed{}", "\\boxed{ \n\t}", r"\fbox{ }"])
+@pytest.mark.parametrize(
+    "response", [r"\boxed{}", "\\boxed{ \n\t}", r"\fbox{ }", r"\boxed{\,}", r"\boxed{\text{ }}", r"\boxed{\boxed{}}"]
+)
 def test_a_blank_box_is_no_answer(response):
     assert last_boxed(response) is None
 
@@ -97,5 +102,29 @@ def test_a_box_full_of_spaces_and_nested_boxes_full_of_spaces_are_read_in_linear
     start = time.perf_counter()
     assert last_boxed(r"\boxed{" + " " * 1_000_000 + "}") is None
     depth = 20_000
-    assert last_boxed(r"\boxed{" * depth + " " * 400_000 + "}" * depth) == r"\boxed{" + " " * 400_000 + "}"
+    assert last_boxed(r"\boxed{" * depth + " " * 400_000 + "}" * depth) is None
+    assert time.perf_counter() - start < 3.0
+
+
+@pytest.mark.parametrize(
+    ("response", "answers"),
+    [
+        (r"\boxed{1}, \boxed{2}", ["1", "2"]),
+        (r"$\boxed{1}$ and $\boxed{2}$.", ["1", "2"]),
+        (r"\(\boxed{1}\) or \(\boxed{2}\)", ["1", "2"]),
+        (r"$x = \boxed{1}$ and $y = \boxed{2}$", ["1", "2"]),
+        (r"\boxed{1} \quad \text{and} \quad \boxed{2}", ["1", "2"]),
+        (r"\boxed{1} \boxed{2}", ["2"]),
+        (r"First \boxed{1}. Then, on reflection and with care, \boxed{2}", ["2"]),
+        (r"\boxed{1}, \boxed{2}. Wrong! It is \boxed{3}", ["3"]),
+        ("no box", []),
+    ],
+)
+def test_boxes_joined_by_a_comma_or_a_connector_are_one_list(response, answers):
+    assert final_answers(response) == answers
+
+
+def test_what_stands_between_many_boxes_is_read_in_linear_time():
+    start = time.perf_counter()
+    assert len(final_answers(r"\boxed{1}, " * 100_000)) == 20
     assert time.perf_counter() - start < 3.0

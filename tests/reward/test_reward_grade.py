@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from nemo_simplerl.config.schema import RewardConfig
-from nemo_simplerl.reward.grade import SIMPLERL_REWARDS, Verdict, grade_text, reward_of
+from nemo_simplerl.reward.grade import SIMPLERL_REWARDS, Verdict, grade_text, judge, reward_of
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,9 @@ from nemo_simplerl.reward.grade import SIMPLERL_REWARDS, Verdict, grade_text, re
         (r"\frac{1}{2}", r"\[ \boxed{\dfrac{1}{2}} \]", "correct"),
         ("0.5", r"\boxed{\frac{2}{4}}", "correct"),
         ("", r"\boxed{5}", "incorrect"),
+        ("1, 2", r"$\boxed{2}$ and $\boxed{1}$", "correct"),
+        ("2", r"$\boxed{2}$ or $\boxed{3}$", "incorrect"),
+        ("5", r"\boxed{5}<|im_end|>\boxed{6}", "correct"),
         ("5", "\\boxed{\ud800}", "incorrect"),
         ("5", "\\boxed{\x00}", "incorrect"),
     ],
@@ -31,7 +34,7 @@ def test_a_response_gets_its_verdict(gold, response, verdict):
 def test_the_rewards_are_those_of_the_recipe_unless_a_configuration_says_otherwise():
     assert [reward_of(verdict) for verdict in ("correct", "incorrect", "no_answer")] == [1.0, -0.5, -1.0]
     config = RewardConfig(
-        correct=2.0, incorrect=0.25, no_answer=-3.0, num_workers=1, timeout_s=1.0, memory_limit_mb=512
+        url=None, correct=2.0, incorrect=0.25, no_answer=-3.0, num_workers=1, timeout_s=1.0, memory_limit_mb=512
     )
     assert [reward_of(verdict, config) for verdict in ("correct", "incorrect", "no_answer")] == [
         2.0,
@@ -40,16 +43,23 @@ def test_the_rewards_are_those_of_the_recipe_unless_a_configuration_says_otherwi
     ]
 
 
+def test_a_judgement_says_whether_the_answer_could_be_read():
+    assert judge("5", r"\boxed{6}") == ("incorrect", True)
+    assert judge("5", r"\boxed{6 +}") == ("incorrect", False)
+    assert judge("5", r"\boxed{" + "1" * 5000 + "}") == ("incorrect", False)
+    assert judge("5", "no box").verdict == "no_answer"
+
+
 def test_every_verdict_has_a_reward():
     assert set(SIMPLERL_REWARDS) == set(get_args(Verdict))
 
 
 def test_the_room_loads_no_torch_and_no_sympy():
-    modules = ("equivalence", "extract", "grade", "normalize", "pool", "worker", "worker_process")
+    modules = ("equivalence", "evaluate", "extract", "grade", "parse", "pool", "worker", "worker_process")
     lines = [f"import nemo_simplerl.reward.{name}" for name in modules]
     lines += [
         "import sys",
-        "print([n for n in ('torch', 'sympy', 'numpy', 'megatron', 'hydra') if n in sys.modules])",
+        "print([n for n in ('torch', 'sympy', 'mpmath', 'numpy', 'megatron', 'hydra') if n in sys.modules])",
     ]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(

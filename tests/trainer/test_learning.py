@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from test_runs import SMALL, _run
 
 from nemo_simplerl.data.rows import write_rows
 from ranks import run_ranks
+from small_run import SMALL, train_here
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_ppo_learns_to_box_what_imitation_boxes_half_the_time(tmp_path):
         "trainer.eval_every=0",
         "data.eval_limit=100",
     ]
-    run_ranks(_run, 1, overrides)
+    run_ranks(train_here, 1, overrides)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     rewards = [line["reward/mean"] for line in lines[1:]]
     assert rewards[0] < 0.3, "the warm start should not have solved it"

@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
-from test_runs import SMALL, _run, data  # noqa: F401  (data is a fixture)
 
 from ranks import run_ranks
+from small_run import SMALL, train_here
 
 pytestmark = pytest.mark.gpu
 HAS_TRANSFORMER_ENGINE = importlib.util.find_spec("transformer_engine") is not None
@@ -15,14 +15,14 @@ HAS_TRANSFORMER_ENGINE = importlib.util.find_spec("transformer_engine") is not N
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("transformer_engine", ["false", "true"])
-def test_a_run_on_one_gpu_agrees_with_its_engine(tmp_path, data, precision, transformer_engine):  # noqa: F811
+def test_a_run_on_one_gpu_agrees_with_its_engine(tmp_path, data, precision, transformer_engine):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if transformer_engine == "true" and not HAS_TRANSFORMER_ENGINE:
         pytest.skip("Transformer Engine is not installed")
     overrides = [f"model.precision={precision}", f"model.transformer_engine={transformer_engine}"]
     overrides += ["algo.ratio_tolerance=null", f"trainer.run_dir={tmp_path}"]
-    run_ranks(_run, 1, [*SMALL, *data, *overrides])
+    run_ranks(train_here, 1, [*SMALL, *data, *overrides])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][1:]
     assert len(lines) == 4
     tolerance = {"fp32": 1e-3, "bf16": 5e-2}[precision]

@@ -1,6 +1,6 @@
 """A run whose grades come from a reward server: the same run as with its own workers, whatever befalls the server."""
 
-import json
+import os
 import socket
 import threading
 import time
@@ -8,13 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from test_runs import SMALL
 
-from nemo_simplerl.config.load import load
-from nemo_simplerl.data import arithmetic
-from nemo_simplerl.trainer.start import start_training
 from ranks import run_ranks
 from servers import reward_server
+from small_run import SMALL, books, few_problems, train_here
 
 TOKEN = "a-token-of-the-tests"
 
@@ -22,25 +19,13 @@ TOKEN = "a-token-of-the-tests"
 @pytest.fixture
 def overrides(tmp_path):
     """A small run of eight steps on a few problems."""
-    paths = {f"data.{name}_path": tmp_path / f"{name}.jsonl" for name in ("train", "eval", "sft")}
-    arithmetic.write_task(*paths.values(), seed=1, task=arithmetic.Task(num_train=20, num_eval=8, num_sft=40))
-    return [*SMALL, *(f"{key}={path}" for key, path in paths.items()), "trainer.max_steps=8"]
+    return [*SMALL, *few_problems(tmp_path), "trainer.max_steps=8"]
 
 
-def _run(overrides: list[str], world_size: int, token: str | None) -> None:
-    import os
-
+def _run(overrides: list[str], token: str | None) -> None:
     if token is not None:
         os.environ["SIMPLERL_REWARD_TOKEN"] = token
-    start_training(load(overrides, world_size=world_size))
-
-
-def _books(run_dir: Path) -> dict[str, object]:
-    """Metrics without timings, samples and evaluations of a run."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
-    rows = {str(path.relative_to(run_dir)): path.read_text() for path in sorted(run_dir.glob("*/step_*.jsonl"))}
-    return {"metrics": metrics, "rows": rows}
+    train_here(overrides)
 
 
 @contextmanager
@@ -71,10 +56,10 @@ def _killed_after_step(step: int, run_dir: Path):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_server_killed_and_restarted_amid_a_run_leaves_the_run_as_it_was(tmp_path, overrides, world_size):
     calm, rough = tmp_path / "calm", tmp_path / "rough"
-    run_ranks(_run, world_size, [*overrides, f"trainer.run_dir={calm}"], world_size, None)
+    run_ranks(_run, world_size, [*overrides, f"trainer.run_dir={calm}"], None)
     with _killed_after_step(1, rough) as (url, events):
-        run_ranks(_run, world_size, [*overrides, f"trainer.run_dir={rough}", f"reward.url={url}"], world_size, TOKEN)
-    assert _books(rough) == _books(calm)
+        run_ranks(_run, world_size, [*overrides, f"trainer.run_dir={rough}", f"reward.url={url}"], TOKEN)
+    assert books(rough) == books(calm)
     (_, lines_before), (_, lines_after) = events
     assert lines_after - lines_before <= 1 and lines_after < 9, "the run did not wait for the server"
 
@@ -85,4 +70,4 @@ def test_a_run_that_finds_no_server_ends_at_once_naming_the_address(tmp_path, ov
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         arguments = [*overrides, f"trainer.run_dir={tmp_path / 'run'}", f"reward.url={url}"]
         with pytest.raises(AssertionError, match=f"ValueError: rank 0: no reward server can be used at {url}"):
-            run_ranks(_run, 2, arguments, 2, None)
+            run_ranks(_run, 2, arguments, None)

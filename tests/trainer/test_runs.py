@@ -11,60 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import load
 from nemo_simplerl.config.run_dir import check_run_dir
-from nemo_simplerl.data import arithmetic
 from nemo_simplerl.data.tokenizer import build_tokenizer
 from nemo_simplerl.model.hf_io import HfWeights
 from nemo_simplerl.trainer.start import start_training
 from ranks import run_ranks
-
-SMALL = [
-    "experiment=quickstart",
-    "model.create.hidden_size=32",
-    "model.create.num_layers=2",
-    "model.create.ffn_hidden_size=48",
-    "model.create.vocab_size=512",
-    "actor.global_batch_size=8",
-    "actor.micro_batch_size=4",
-    "critic.global_batch_size=8",
-    "critic.micro_batch_size=4",
-    "data.rollout_batch_size=4",
-    "data.eval_limit=6",
-    "rollout.max_prompt_tokens=100",
-    "rollout.max_response_tokens=12",
-    "sft.output=null",
-    "trainer.max_steps=4",
-    "trainer.eval_every=2",
-    "trainer.tensorboard=false",
-]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> list[str]:
-    """Overrides that point to a few problems."""
-    folder = tmp_path_factory.mktemp("data")
-    paths = {f"data.{name}_path": folder / f"{name}.jsonl" for name in ("train", "eval", "sft")}
-    task = arithmetic.Task(num_train=20, num_eval=8, num_sft=40)
-    arithmetic.write_task(*paths.values(), seed=1, task=task)
-    return [f"{key}={path}" for key, path in paths.items()]
-
-
-def _run(overrides: list[str]) -> None:
-    import os
-
-    start_training(load(overrides, world_size=int(os.environ["WORLD_SIZE"])))
+from small_run import SMALL, books, train_here
 
 
 def _train(run_dir: Path, overrides: list[str], *more: str, world_size: int = 1) -> None:
-    run_ranks(_run, world_size, [*SMALL, f"trainer.run_dir={run_dir}", *overrides, *more])
-
-
-def _books(run_dir: Path) -> dict[str, object]:
-    """Everything a run wrote that must not differ between reruns: metrics without timings, samples, weights."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
-    samples = {path.name: path.read_bytes() for path in sorted(run_dir.glob("rollouts/*"))}
-    evaluations = {path.name: path.read_bytes() for path in sorted(run_dir.glob("eval/*"))}
-    return {"metrics": json.dumps(metrics), "samples": samples, "evaluations": evaluations}
+    run_ranks(train_here, world_size, [*SMALL, f"trainer.run_dir={run_dir}", *overrides, *more])
 
 
 def _assert_same_weights(one: Path, other: Path, world_size: int) -> None:
@@ -92,7 +47,7 @@ def test_a_rerun_is_identical_and_a_stopped_run_resumes_to_the_same_end(tmp_path
     assert not (tmp_path / "stopped/summary.json").exists()
     _train(tmp_path / "stopped", data, *layout, world_size=world_size)
     for other in ("again", "stopped"):
-        assert _books(tmp_path / other) == _books(tmp_path / "whole")
+        assert books(tmp_path / other) == books(tmp_path / "whole")
         _assert_same_weights(tmp_path / "whole", tmp_path / other, world_size)
     summary = json.loads((tmp_path / "stopped/summary.json").read_text())
     assert summary["steps"] == 4
@@ -135,14 +90,14 @@ def test_actor_and_critic_come_out_in_hugging_face_form_and_the_critic_goes_in_a
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path, data):
     _train(tmp_path / "run", data, "trainer.max_steps=1")
-    before = _books(tmp_path / "run")
+    before = books(tmp_path / "run")
     _train(tmp_path / "run", data, "trainer.max_steps=1")
-    assert _books(tmp_path / "run") == before
+    assert books(tmp_path / "run") == before
 
 
 def test_a_run_directory_of_other_settings_is_refused(tmp_path, data):
     overrides = [*SMALL, *data, f"trainer.run_dir={tmp_path}", "trainer.max_steps=1"]
-    run_ranks(_run, 1, overrides)
+    run_ranks(train_here, 1, overrides)
     check_run_dir(load([*overrides, "trainer.save_every=1"], world_size=1))
     with pytest.raises(ConfigErrors, match=r"algo.gamma=0.5, but .* was begun with 1.0") as raised:
         check_run_dir(load([*overrides, "algo.gamma=0.5", "trainer.seed=9"], world_size=1))

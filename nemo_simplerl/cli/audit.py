@@ -1,0 +1,75 @@
+"""`simplerl audit RUN_DIR|FILE.jsonl`: what to look at in the responses of a run."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from nemo_simplerl.audit import peer
+from nemo_simplerl.audit.findings import ask_again, ask_peer, audit
+from nemo_simplerl.audit.rows import files_of, read_rows
+from nemo_simplerl.audit.table import as_dict, tables
+from nemo_simplerl.reward.pool import RewardPool
+
+_WORKERS = min(os.cpu_count() or 1, 8)
+_PLAIN_WIDTH = 160  # where the output is no terminal
+
+
+def run(argv: list[str]) -> int:
+    """Exit status: 0, or 2 where there is nothing to read."""
+    args = _parser().parse_args(argv)
+    limit = args.limit or None
+    try:
+        files = files_of(args.path)
+        with RewardPool(_WORKERS, timeout_s=10.0, memory_limit_mb=2048) as pool:
+            found = audit(read_rows(files), pool.grade)
+            asked = _second_opinion(found, args.peer_items)
+            ask_again(found, pool.grade, limit)
+        if args.json:
+            report = as_dict(found, limit, asked)
+            Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+    except (OSError, RuntimeError) as error:
+        print(f"simplerl audit: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PLAIN_WIDTH)
+    for table in tables(found, limit):
+        console.print(table)
+    if found.num_unreadable:
+        print(f"{found.num_unreadable} lines were no objects with gold and response.")
+    if asked is None:
+        print("math-verify is not installed: no second opinion (pip install math-verify).")
+    else:
+        print(f"math-verify was asked about {asked} of {len(found.incorrect)} different wrong answers.")
+    return 0
+
+
+def _second_opinion(found, most: int) -> int | None:
+    """How many answers were shown to math-verify; None where it is not installed."""
+    if not peer.is_installed():
+        return None
+    with RewardPool(_WORKERS, timeout_s=10.0, memory_limit_mb=2048, command=peer.COMMAND) as pool:
+        return ask_peer(found, pool.grade, most)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="simplerl audit",
+        description="List likely mistakes of the grader and responses that play it, the most frequent first.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("path", metavar="RUN_DIR|FILE.jsonl", help="a trainer.run_dir, or rows with gold and response")
+    parser.add_argument("--json", metavar="OUT", help="also write the report as JSON")
+    parser.add_argument("--limit", type=_count, default=20, metavar="N", help="findings of each kind; 0 for all")
+    parser.add_argument("--peer-items", type=_count, default=500, metavar="N", help="answers to show to math-verify")
+    return parser
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
