@@ -16,13 +16,16 @@ from nemo_simplerl.reward.policy import POLICY
 from nemo_simplerl.reward.realset import is_set_like, same_set
 from nemo_simplerl.reward.tree import (
     IMAGINARY,
+    PI,
     Based,
     Clock,
+    Degrees,
     Listing,
     Matrix,
     Modular,
     Node,
     Number,
+    Percent,
     PlusMinus,
     Product,
     Quantity,
@@ -30,9 +33,11 @@ from nemo_simplerl.reward.tree import (
     Relation,
     SetOf,
     Sum,
+    Symbol,
     Tuple,
     Words,
     contains,
+    contains_node,
     quotient,
     substituted,
     symbols_of,
@@ -69,7 +74,7 @@ def compare(gold: str, answer: str) -> Comparison:
         return Comparison(letter == chosen, parsed=True)
     answers = readings(answer_text)
     golds = readings(gold_text)
-    if any(same(one, _with_imaginary(two, one)) for one in golds for two in answers):
+    if any(same(one, _in_terms_of(one, two)) for one in golds for two in answers):
         return Comparison(True, parsed=True)
     if POLICY.decimal_comma and _is_decimal_comma(gold_text, answer_text):
         return Comparison(True, parsed=True)
@@ -84,10 +89,16 @@ def _is_decimal_comma(gold: str, answer: str) -> bool:
     return bool(is_number) and gold == f"{whole}.{decimals}"
 
 
-def _with_imaginary(answer: Node, gold: Node) -> Node:
-    """Engineers write j for i."""
-    if contains(gold, type(IMAGINARY)) and "j" in symbols_of(answer) and "j" not in symbols_of(gold):
+_PARAMETERS = frozenset("kmn")
+
+
+def _in_terms_of(gold: Node, answer: Node) -> Node:
+    """The answer in the gold answer's letters: engineers write j for i, and n pi is k pi for any integer."""
+    if "j" not in symbols_of(gold) and "j" in symbols_of(answer) and contains_node(gold, IMAGINARY):
         return substituted(answer, "j", IMAGINARY)
+    ours, theirs = symbols_of(gold) & _PARAMETERS, symbols_of(answer) & _PARAMETERS
+    if len(ours) == len(theirs) == 1 and ours != theirs and contains_node(gold, PI) and contains_node(answer, PI):
+        return substituted(answer, next(iter(theirs)), Symbol(next(iter(ours))))
     return answer
 
 
@@ -118,12 +129,16 @@ def _wrappers(gold: Node, answer: Node) -> bool | None:
 
 def _same_words(gold: Words, answer: Words) -> bool:
     strip = ("a ", "an ", "the ")
-    left, right = (next((text[len(a) :] for a in strip if text.startswith(a)), text) for text in (gold.text, answer.text))
+    left, right = (
+        next((text[len(a) :] for a in strip if text.startswith(a)), text) for text in (gold.text, answer.text)
+    )
     return left == right
 
 
 def _same_quantity(gold: Node, answer: Node) -> bool:
     """Units are dropped; but where both have one of the same dimension, the values are converted."""
+    if isinstance(gold, (Percent, Degrees)) or isinstance(answer, (Percent, Degrees)):
+        return False
     one = gold if isinstance(gold, Quantity) else Quantity(gold, "")
     two = answer if isinstance(answer, Quantity) else Quantity(answer, "")
     left, right = UNITS.get(one.unit), UNITS.get(two.unit)

@@ -98,7 +98,10 @@ class Evaluator:
                 total = total * self.value(factor)
             return total
         if isinstance(node, Power):
-            return self._power(self.value(node.base), self.value(node.exponent))
+            base = self.value(node.base)
+            if self.mp.im(base) == 0 and self.mp.re(base) < 0 and (sign := _sign_of_odd_root(node.exponent)):
+                return sign * self._power(-base, self.value(node.exponent))
+            return self._power(base, self.value(node.exponent))
         if isinstance(node, Degrees):
             return self.value(node.body) * mp.pi / 180
         if isinstance(node, Percent):
@@ -150,6 +153,13 @@ class Evaluator:
         return function(self.mp, args)
 
 
+def _sign_of_odd_root(exponent: Node) -> int:
+    """The sign of a negative number to this power, as school has it: cube roots are real. 0 for other powers."""
+    if not isinstance(exponent, Number) or exponent.value.denominator == 1 or exponent.value.denominator % 2 == 0:
+        return 0
+    return -1 if exponent.value.numerator % 2 else 1
+
+
 def _real(mp: Any, args: list[Any]) -> list[Any]:
     if any(mp.im(arg) != 0 for arg in args):
         raise Unevaluable("a complex argument")
@@ -188,7 +198,7 @@ def _one(name: str) -> Callable[[Any, list[Any]], Any]:
 
 
 _FUNCTIONS: dict[str, Callable[[Any, list[Any]], Any]] = {
-    **{name: _one(name) for name in "sin cos tan cot sec csc sinh cosh tanh coth".split()},
+    **{name: _one(name) for name in ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth"]},
     "arcsin": _one("asin"), "arccos": _one("acos"), "arctan": _one("atan"), "arccot": _one("acot"),
     "arcsec": _one("asec"), "arccsc": _one("acsc"), "ln": _one("log"), "abs": _one("fabs"), "arg": _one("arg"),
     "Re": _one("re"), "Im": _one("im"), "overline": _one("conj"), "sgn": _one("sign"),
@@ -283,7 +293,9 @@ def _agree(left: Node, right: Node, point: dict[str, Fraction], log_base: str) -
         if point:
             raise
         return None
-    complex_ = [value.__class__.__name__ == "mpc" and abs(value.imag) > 2**-120 * (1 + abs(value)) for value in (one, two)]
+    complex_ = [
+        value.__class__.__name__ == "mpc" and abs(value.imag) > 2**-120 * (1 + abs(value)) for value in (one, two)
+    ]
     if point and complex_[0] != complex_[1]:
         return "skip"
     size = max(abs(one), abs(two))
@@ -301,5 +313,3 @@ def _agree(left: Node, right: Node, point: dict[str, Fraction], log_base: str) -
 def _pair(left: Node, right: Node, point: dict[str, Fraction], precision: int, log_base: str) -> tuple[Any, Any]:
     evaluator = Evaluator(point, precision, log_base)
     return evaluator.value(left), evaluator.value(right)
-
-

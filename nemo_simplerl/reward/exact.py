@@ -57,7 +57,7 @@ def bits(value: Fraction) -> int:
 
 
 def power(base: Fraction, exponent: Fraction) -> Fraction | None:
-    """base^exponent where it is rational and fits the bound. Of a negative base, only integer exponents."""
+    """base^exponent where it is rational and fits the bound. An odd root of a negative number is the real one."""
     if base == 0:
         if exponent <= 0:
             raise Undefined("zero to a power that is not positive" if exponent else "zero to the power zero")
@@ -73,8 +73,11 @@ def power(base: Fraction, exponent: Fraction) -> Fraction | None:
 def _root(base: Fraction, index: int) -> Fraction | None:
     if index == 1:
         return base
-    if base < 0 or index > LIMITS.bits:
+    if index > LIMITS.bits or (base < 0 and index % 2 == 0):
         return None
+    if base < 0:
+        root = _root(-base, index)
+        return None if root is None else -root
     top, bottom = _integer_root(base.numerator, index), _integer_root(base.denominator, index)
     return None if top is None or bottom is None else Fraction(top, bottom)
 

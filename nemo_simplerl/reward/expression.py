@@ -2,9 +2,10 @@ r"""The parser of expressions: sums, products, powers, functions. It reads one r
 
 from fractions import Fraction
 
-from nemo_simplerl.reward import functions
+from nemo_simplerl.reward import functions, numerals
 from nemo_simplerl.reward.brackets import Tokens, closing_index, split
-from nemo_simplerl.reward.literals import continued, read_number, repeating
+from nemo_simplerl.reward.cursor import Cursor
+from nemo_simplerl.reward.literals import read_number
 from nemo_simplerl.reward.tokens import NotParsed, Token
 from nemo_simplerl.reward.tree import (
     ELLIPSIS,
@@ -27,19 +28,18 @@ from nemo_simplerl.reward.tree import (
     negative,
     quotient,
 )
-from nemo_simplerl.reward.words import FUNCTION_LETTERS, FUNCTIONS
+from nemo_simplerl.reward.words import FUNCTION_LETTERS, FUNCTIONS, words_of
 
 _LETTER_CONSTANTS = {"e": EULER, "i": IMAGINARY}
 _COMMAND_CONSTANTS = {"pi": PI, "infty": INFINITY, "ldots": ELLIPSIS}
-_GREEK = frozenset(
-    (
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-        "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar emptyset aleph partial nabla"
-    ).split()
+_GREEK = words_of(
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi "
+    "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar emptyset aleph "
+    "partial nabla"
 )
-_ACCENTS = frozenset("overline bar hat vec overrightarrow tilde widehat dot ddot underline overarc".split())
-_GEOMETRY = frozenset("angle triangle measuredangle odot".split())
-_BIG = frozenset("sum prod int iint oint lim bigcup bigcap".split())
+_ACCENTS = frozenset(["overline", "bar", "hat", "vec", "overrightarrow", "tilde", "widehat", "dot", "ddot", "overarc"])
+_GEOMETRY = frozenset(["angle", "triangle", "measuredangle", "odot"])
+_BIG = frozenset(["sum", "prod", "int", "iint", "oint", "lim", "bigcup", "bigcap"])
 _SECOND = Number(Fraction(2))
 
 
@@ -56,28 +56,13 @@ def parse_expression(tokens: Tokens, tight_division: bool = False) -> Node:
     return node
 
 
-class Reader:
+class Reader(Cursor):
     """A place in a run of tokens. Each method reads one construct that begins there and moves behind it."""
 
     def __init__(self, tokens: Tokens, tight_division: bool = False) -> None:
-        self.tokens = tokens
-        self.at = 0
+        super().__init__(tokens)
         self.tight_division = tight_division
         self.open_bars = 0
-
-    def peek(self, ahead: int = 0) -> Token | None:
-        at = self.at + ahead
-        return self.tokens[at] if at < len(self.tokens) else None
-
-    def take(self) -> Token:
-        if self.at >= len(self.tokens):
-            raise NotParsed("the text ends where a value should follow")
-        self.at += 1
-        return self.tokens[self.at - 1]
-
-    def next_is(self, kind: str, *texts: str) -> bool:
-        token = self.peek()
-        return token is not None and token.kind == kind and token.text in texts
 
     def inner(self, tokens: Tokens) -> Node:
         if not tokens:
@@ -206,7 +191,7 @@ class Reader:
     def raised(self, base: Node) -> Node:
         if self.next_is("command", "circ"):
             self.take()
-            return self.degrees(base)
+            return numerals.degrees(self, base)
         if self.next_is("command", "prime"):
             self.take()
             return Call("prime", (base,))
@@ -216,7 +201,7 @@ class Reader:
             if len(content) == 1 and content[0].text in ("circ", "prime", "ast", "*", "th", "nd", "rd", "st"):
                 self.at = end + 1
                 if content[0].text == "circ":
-                    return self.degrees(base)
+                    return numerals.degrees(self, base)
                 return base if content[0].kind == "word" else Call(content[0].text, (base,))
         if self.next_is("sign", "-", "+"):
             sign = self.take().text
@@ -227,17 +212,6 @@ class Reader:
             self.take()
             exponent = self.raised(exponent)
         return Power(base, exponent)
-
-    def degrees(self, base: Node) -> Node:
-        """A value in degrees; minutes and seconds may follow."""
-        parts = [base]
-        for size, mark in ((60, "'"), (3600, '"')):
-            number, prime = self.peek(), self.peek(1)
-            if number is None or prime is None or number.kind != "number" or prime.text != mark:
-                break
-            self.at += 2
-            parts.append(Product((read_number(number.text), Number(Fraction(1, size)))))
-        return Degrees(parts[0] if len(parts) == 1 else Sum(tuple(parts)))
 
     def argument(self, single_digit: bool) -> Node:
         r"""A braced argument or one token. TeX takes one digit: \frac12 is 1/2, but x^10 is meant as x^{10}."""
@@ -259,7 +233,7 @@ class Reader:
     def primary(self) -> Node:
         token = self.take()
         if token.kind == "number":
-            return self.number(token)
+            return numerals.number(self, token)
         if token.kind == "letter":
             return self.letter(token)
         if token.kind == "word" and len(token.text) == 1:
@@ -269,37 +243,6 @@ class Reader:
         if token.kind == "command":
             return self.command(token)
         raise NotParsed(f"no value begins with {token.text!r}")
-
-    def number(self, token: Token) -> Node:
-        following = self.peek()
-        if following is not None and not following.spaced and "." in token.text:
-            if following.text in ("overline", "bar", "dot"):
-                self.take()
-                return repeating(token.text, self.digits())
-            if following.text == "ldots" or self.dots_follow():
-                found = continued(token.text)
-                if found is None:
-                    raise NotParsed("the digits show no period")
-                self.at += 1 if following.text == "ldots" else 3
-                return found
-            if following.text == "(" and (end := closing_index(self.tokens, self.at)) == self.at + 2:
-                period = self.tokens[self.at + 1].text
-                if period.isdigit():
-                    self.at = end + 1
-                    return repeating(token.text, period)
-        return read_number(token.text)
-
-    def dots_follow(self) -> bool:
-        return all((token := self.peek(ahead)) is not None and token.text == "." for ahead in range(3))
-
-    def digits(self) -> str:
-        token = self.take()
-        if token.text == "{":
-            token = self.take()
-            if not self.next_is("sign", "}"):
-                raise NotParsed("an overline over more than digits")
-            self.take()
-        return token.text
 
     def letter(self, token: Token) -> Node:
         name = self.subscripted(token.text)
@@ -375,7 +318,7 @@ class Reader:
         if name in _ACCENTS:
             return Call(name, (self.argument(single_digit=True),))
         if name in _GEOMETRY:
-            return self.figure(name)
+            return numerals.figure(self, name)
         if name in _BIG:
             return self.big_operator(name)
         if name.startswith("begin "):
@@ -428,15 +371,6 @@ class Reader:
     def function_begins(self) -> bool:
         token = self.peek()
         return token is not None and token.kind == "command" and token.text in FUNCTIONS and token.text != "sqrt"
-
-    def figure(self, name: str) -> Node:
-        r"""\angle ABC as one symbol."""
-        letters = ""
-        while (token := self.peek()) is not None and token.kind in ("letter", "number"):
-            letters += self.take().text
-        if not letters:
-            raise NotParsed("a figure without points")
-        return Symbol(f"{name} {letters}")
 
     def big_operator(self, name: str) -> Node:
         r"""\sum_{k=1}^{n} body, never evaluated: the bounds are kept as text, the body to the end of the term."""

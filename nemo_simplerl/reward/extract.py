@@ -14,7 +14,8 @@ _TOKEN = re.compile(
 )
 _END_OF_SEQUENCE = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text)\|>|</s>|<｜end▁of▁sentence｜>")
 _VISIBLE = re.compile(
-    r"\\(?:[,;:! ]|quad(?![A-Za-z])|qquad(?![A-Za-z])|text\s*\{\s*\}|boxed\s*\{|fbox\s*\{)|[\s~${}]|(?P<visible>.)", re.DOTALL
+    r"\\(?:[,;:! ]|quad(?![A-Za-z])|qquad(?![A-Za-z])|text\s*\{\s*\}|boxed\s*\{|fbox\s*\{)|[\s~${}]|(?P<visible>.)",
+    re.DOTALL,
 )
 # What may stand between boxes that are one list: signs, a connector, a name with an equals sign, one word.
 _BETWEEN = re.compile(

@@ -6,16 +6,14 @@ from fractions import Fraction
 from nemo_simplerl.reward.brackets import Tokens, split
 from nemo_simplerl.reward.tokens import NotParsed
 from nemo_simplerl.reward.tree import EULER, Call, Node, Number, Power
-from nemo_simplerl.reward.words import INVERSES
+from nemo_simplerl.reward.words import INVERSES, words_of
 
 MATRICES = frozenset({"pmatrix", "bmatrix", "matrix", "array", "vmatrix", "Bmatrix", "smallmatrix"})
 
-_NOT_FACTORS = frozenset(
-    (
-        "cdot times div pm mp le ge ne approx equiv in notin cup cap setminus mid to pmod bmod mod currency { } \\ "
-        "rfloor rceil rangle subset subseteq Rightarrow Leftrightarrow wedge vee forall exists circ prime sim vert "
-        "choose over iff implies propto perp parallel cong centsign"
-    ).split()
+_NOT_FACTORS = words_of(
+    "cdot times div pm mp le ge ne approx equiv in notin cup cap setminus mid to pmod bmod mod currency { "
+    r"} \ rfloor rceil rangle subset subseteq Rightarrow Leftrightarrow wedge vee forall exists circ prime "
+    "sim vert choose over iff implies propto perp parallel cong centsign"
 )
 
 

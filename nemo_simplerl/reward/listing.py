@@ -30,6 +30,7 @@ def is_collection(node: Node) -> bool:
 
 def same_collection(gold: Node, answer: Node, same: Same) -> bool:
     """Whether two collections agree; a single value is the collection of itself. Order counts in tuples only."""
+    gold, answer = _named_tuple(gold, same), _named_tuple(answer, same)
     if isinstance(gold, Tuple) and isinstance(answer, Tuple):
         return same_in_order(gold.items, answer.items, same)
     if isinstance(gold, Tuple) or isinstance(answer, Tuple):
@@ -49,6 +50,12 @@ def same_collection(gold: Node, answer: Node, same: Same) -> bool:
     return _match(left, right, same)
 
 
+def _named_tuple(node: Node, same: Same) -> Node:
+    """(x, y) = (1, 2) as its value."""
+    statement = named(node, same) if isinstance(node, Relation) else None
+    return statement.value if statement is not None and isinstance(statement.value, Tuple) else node
+
+
 def same_in_order(left: "tuple[Node, ...] | list[Node]", right: "tuple[Node, ...] | list[Node]", same: Same) -> bool:
     return len(left) == len(right) and all(map(same, left, right))
 
@@ -61,7 +68,10 @@ def _tuple_and_list(gold: Node, answer: Node, same: Same) -> bool:
     parts = statements(other, same)
     if parts is None or len(parts) != len(pair.items):
         return False
-    if not all(part.name for part in parts) and len(parts) == 2 and _rises(pair):
+    names = [part.name for part in parts if part.name]
+    if len(set(names)) < len(names):  # x = 1, x = 2 are two solutions
+        return False
+    if len(names) < len(parts) == 2 and _rises(pair):
         return False
     values = [part.value for part in parts]
     if pair is gold:

@@ -13,7 +13,9 @@ def read_number(text: str) -> Node:
         raise NotParsed("too many digits")
     mantissa, mark, exponent = text.replace("E", "e").partition("e")
     whole, point, decimals = mantissa.partition(".")
-    number = Number(_scaled(int((whole + decimals) or "0"), len(decimals)), len(decimals) if point and decimals else None)
+    number = Number(
+        _scaled(int((whole + decimals) or "0"), len(decimals)), len(decimals) if point and decimals else None
+    )
     if not mark:
         return number
     power = int(exponent)

@@ -21,12 +21,12 @@ _UNICODE = {
     "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
     "⅛": r"\frac{1}{8}", "€": r"\currency ", "£": r"\currency ", "¥": r"\currency ", "\u00a0": " ",
 }  # fmt: skip
-_GREEK = zip(
-    "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ",
+_GREEK_LETTERS = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"
+_GREEK_NAMES = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
-    "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split(),
-    strict=True,
+    "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
 )
+_GREEK = zip(_GREEK_LETTERS, _GREEK_NAMES.split(), strict=True)
 _SYMBOLS = str.maketrans(_UNICODE | {letter: f"\\{name} " for letter, name in _GREEK})
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
@@ -42,7 +42,7 @@ _MATH_MARK = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$")
 _SPACING = re.compile(
     r"(?<!\\)\\[,;: >]|~|\\(?:quad|qquad|thinspace|enspace|hfill|displaystyle|textstyle|scriptstyle|limits|nolimits"
     r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge|checkmark|blacksquare|square|bf|rm|it|cal|sf|tt)(?![A-Za-z])"
-    r"|\\(?:hspace|vspace|phantom|hphantom|vphantom)\*?\{[^{}]*\}"
+    r"|\\(?:hspace|vspace|phantom|hphantom|vphantom)\*?(?:\{[^{}]*\}|\s+[^{}\\\s](?=\s*[0-9]))"
 )
 _SIZED = re.compile(r"\\(left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*(\.(?![0-9]))?")
 _SPELLINGS = {
@@ -59,6 +59,8 @@ _SPELLINGS = {
     "imath": "i", "jmath": "j",
 }  # fmt: skip
 _GLUED_QUAD = re.compile(r"\\quad(?=[A-Za-z](?![A-Za-z]))")
+_HALF_DAY = re.compile(r"(?<![A-Za-z])([aApP])\.\s?[mM]\b\.?")
+_COLOR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _PLAIN_OPERATORS = (("!=", r"\ne "), ("<=", r"\le "), (">=", r"\ge "), ("=<", r"\le "), ("==", "="), ("**", "^"))
 _EMPHASIS = ("**", "__", "`")
@@ -86,6 +88,7 @@ def normalize_answer(text: str) -> str:
     text = _MATH_MARK.sub(" ", _SIZED.sub("", text))
     text = text.replace(r"\$", r"\currency ").replace(r"\%", "%").replace(r"\&", "&").replace("&=", "=")
     text = _SPACING.sub(" ", _GLUED_QUAD.sub(" ", text)).replace(r"\|", "|").replace(r"\#", "#")
+    text = _HALF_DAY.sub(r"\1m", _COLOR.sub("", text))
     text = _COMMAND.sub(_respelled, text)
     for plain, command in _PLAIN_OPERATORS:
         text = text.replace(plain, command)

@@ -36,6 +36,7 @@ _RELATIONS = {
 }  # fmt: skip
 _SET_OPERATORS = {"cup": "cup", "cap": "cap", "setminus": "minus"}
 _EMPTY = SetOf(())
+_INTEGERS = Symbol(r"\mathbb{Z}")
 
 
 class AnswerParser:
@@ -101,11 +102,11 @@ class AnswerParser:
             if opening and closing_index(tokens, opening) == len(tokens) - 1:
                 head = "".join(token.text for token in tokens[:opening] if token.text not in "{}")
                 simple = all(token.kind == "letter" or token.text == "," for token in inside)
-                if simple and (opening == 1 or tokens[1].text == "_"):
+                if simple and (opening == 1 or tokens[1].text in ("_", "'") or head.endswith("^-1")):
                     names = (Symbol(token.text) for token in inside if token.kind == "letter")
                     return Call(head, tuple(names))
                 if opening == 1 and tokens[0].text in "PEV":
-                    return Symbol(" ".join(token.text for token in tokens))
+                    return Symbol(" ".join(token.text for token in tokens if token.text not in "{}"))
         return None
 
     def operand(self, tokens: Tokens) -> Node:
@@ -129,7 +130,7 @@ class AnswerParser:
         if len(tokens) < 4 or tokens[-1] != Token("command", "}", tokens[-1].spaced):
             return None
         parts, signs = split(tokens, lambda token: token.kind == "sign" and token.text == "-")
-        if len(signs) == 1 and parts[0] and _opens_set(parts[1]) and not parts[0][-1].text == "^":
+        if len(signs) == 1 and parts[0] and _opens_set(parts[1]) and parts[0][-1].text != "^":
             return Combination("minus", (self.value(parts[0]), self.value(parts[1])))
         return None
 
@@ -216,17 +217,26 @@ def _inward(tokens: Tokens) -> Tokens:
     for token in tokens:
         if token.kind == "sign" and token.text in "[]":
             inside = not inside
-            turned.append(Token("sign", {"]": "(", "[": "["}[token.text] if inside else {"[": ")", "]": "]"}[token.text]))
+            turned.append(
+                Token("sign", {"]": "(", "[": "["}[token.text] if inside else {"[": ")", "]": "]"}[token.text])
+            )
         else:
             turned.append(token)
     return tuple(turned)
 
 
 def _flattened(items: list[Node], joiner: str) -> tuple[Node, ...]:
-    """The items of "1, 2 or 3" as one list; conditions keep their grouping, and so do groups between `;`."""
+    """The items of "1, 2 or 3" as one list; conditions keep their grouping, and so do groups between `;`.
+
+    That a parameter is an integer goes without saying: "k pi, k in Z" is "k pi".
+    """
+    said = [item for item in items if not (isinstance(item, Relation) and item.sides[1:] == (_INTEGERS,))]
+    items = said or items
     flat: list[Node] = []
     for item in items:
-        grouped = joiner == ";" or not isinstance(item, Listing) or any(isinstance(part, Relation) for part in item.items)
+        grouped = (
+            joiner == ";" or not isinstance(item, Listing) or any(isinstance(part, Relation) for part in item.items)
+        )
         flat.extend([item] if grouped or not isinstance(item, Listing) else item.items)
     return tuple(flat)
 
@@ -271,7 +281,9 @@ def _opens_set(tokens: Tokens) -> bool:
 
 def _phrase(tokens: Tokens) -> Node | None:
     """Words alone: a number word, the empty set, infinity, or text."""
-    if any(token.kind not in ("word", "sign") or (token.kind == "sign" and token.text not in ".,'-") for token in tokens):
+    if any(
+        token.kind not in ("word", "sign") or (token.kind == "sign" and token.text not in ".,'-") for token in tokens
+    ):
         return None
     if tokens[0].kind != "word" or (len(tokens) == 1 and len(tokens[0].text) == 1):
         return None
@@ -305,18 +317,21 @@ def _clock(tokens: Tokens) -> Node | None:
 
 def _based(tokens: Tokens) -> Node | None:
     """1010_2, 52_{eight}."""
-    if len(tokens) < 3 or tokens[0].kind not in ("number", "letter") or "." in tokens[0].text:
-        return None
+    if len(tokens) > 3 and tokens[0].text == "-":
+        found = _based(tokens[1:])
+        return Based("-" + found.digits, found.base) if isinstance(found, Based) else None
     mark = next((at for at, token in enumerate(tokens) if token.text == "_"), 0)
-    if mark < 1 or any(token.kind not in ("number", "letter") for token in tokens[:mark]):
+    if not 0 < mark < len(tokens) - 1 or any(not token.text.isalnum() for token in tokens[:mark]):
         return None
     rest = tokens[mark + 1 :]
     if rest[0].text == "{" and len(rest) == 3:
         rest = rest[1:2]
-    if len(rest) != 1 or tokens[0].kind != "number":
+    if len(rest) != 1 or not any(token.kind == "number" for token in tokens[:mark]):
         return None
     base = int(rest[0].text) if re.fullmatch("[0-9]{1,2}", rest[0].text) else NUMBER_WORDS.get(rest[0].text.lower())
     digits = "".join(token.text for token in tokens[:mark]).lower()
+    if tokens[0].kind != "number" and (base or 0) <= 10:  # x_1, but A5_{11}
+        return None
     if base is None or not 2 <= base <= 36 or len(digits) > LIMITS.digits:
         return None
     try:
@@ -368,10 +383,10 @@ def _grouped(text: str) -> str:
         depth -= letter in ")]}"
         depths.append(depth)
     return _GROUPED.sub(
-        lambda number: number.group().replace(",", "") if depths[number.start()] == 0 or spaced else number.group(), text
+        lambda number: number.group().replace(",", "") if depths[number.start()] == 0 or spaced else number.group(),
+        text,
     )
 
 
 def _has_open_division(tokens: Tokens) -> bool:
     return any(token.kind == "sign" and token.text == "/" for token in tokens)
-

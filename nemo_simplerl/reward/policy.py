@@ -14,7 +14,7 @@ class Policy:
     """
 
     gold_decimal_accepts_exact: bool = True
-    rounded_gold_digits: int = 2
+    rounded_gold_digits: int = 3
     rounded_gold_digits_transcendental: int = 4
     percent_either_reading: bool = True  # 50% is right for 50 and for 0.5; 50 is not right for 0.5
     degrees_as_radians: bool = True  # 60 degrees is right for pi/3

@@ -174,7 +174,9 @@ class _Reader:
 
     def listing(self, node: Listing) -> list[Piece]:
         """`or` unites. `and` and a comma intersect, unless nothing would remain: x < 1, x > 2."""
-        found = [self.pieces(item) for item in node.items if not _is_domain(item)]
+        if all(_is_value(item) for item in node.items):
+            return [_point(item) for item in node.items]
+        found = [self.pieces(item) for item in _excluding(node.items) if not _is_domain(item)]
         if not found:
             raise NotReal("no condition")
         if node.joiner != "or":
@@ -188,6 +190,17 @@ class _Reader:
                 if len(found) > 1 and node.joiner != ",":
                     raise
         return [piece for pieces in found for piece in pieces]
+
+
+def _excluding(items: tuple[Node, ...]) -> list[Node]:
+    """x != 0, 1 with the variable repeated: x != 0, x != 1."""
+    found: list[Node] = []
+    for item in items:
+        last = found[-1] if found else None
+        if isinstance(last, Relation) and last.operators == ("!=",) and _is_value(item):
+            item = Relation((last.sides[0], item), ("!=",))
+        found.append(item)
+    return found
 
 
 def _is_domain(node: Node) -> bool:

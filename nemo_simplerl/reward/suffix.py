@@ -6,18 +6,16 @@ from collections.abc import Callable
 from nemo_simplerl.reward.brackets import Tokens, closing_index
 from nemo_simplerl.reward.tokens import NotParsed, Token
 from nemo_simplerl.reward.tree import Degrees, Modular, Node, Percent, Quantity
-from nemo_simplerl.reward.words import DEGREE_WORDS, PERCENT_WORDS
+from nemo_simplerl.reward.words import DEGREE_WORDS, PERCENT_WORDS, words_of
 
 _MAX_UNIT_WORDS = 6
 _UNIT_SIGNS = frozenset({"/", "^", "-", "*", "{", "}", ".", "(", ")"})
 _UNIT_COMMANDS = frozenset({"cdot", "currency", "centsign", "circ"})
 # Words that change or hedge the value before them.
-_NOT_UNITS = frozenset(
-    (
-        "not no if for all is are was were but than can let so we it maybe perhaps either neither when where with such "
-        "some every only except least most less approximately about integer integers real solution solutions undefined "
-        "given because since then otherwise unless until"
-    ).split()
+_NOT_UNITS = words_of(
+    "not no if for all is are was were but than can let so we it maybe perhaps either neither when where "
+    "with such some every only except least most less approximately about undefined given because since "
+    "then otherwise unless until"
 )
 _LETTERS = re.compile(r"[A-Za-z.']+(?: [A-Za-z.']+)*")
 

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nemo_simplerl.reward.policy import LIMITS
-from nemo_simplerl.reward.words import CONNECTORS, FUNCTION_ALIASES, FUNCTIONS, ORDINAL_ENDINGS, PLAIN_UNITS, is_word
+from nemo_simplerl.reward.words import (
+    CONNECTORS,
+    FUNCTION_ALIASES,
+    FUNCTIONS,
+    ORDINAL_ENDINGS,
+    PLAIN_UNITS,
+    is_word,
+    words_of,
+)
 
 Kind = Literal["number", "letter", "word", "connector", "command", "sign"]
 
@@ -23,10 +31,10 @@ class Token:
     spaced: bool = False
 
 
-_FONTS = frozenset(
-    "mathrm mathbf mathit mathsf mathtt mathnormal boldsymbol bm operatorname rm bf textbf textit textrm emph".split()
+_FONTS = words_of(
+    "mathrm mathbf mathit mathsf mathtt mathnormal boldsymbol bm operatorname underline textbf textit textrm emph"
 )
-_TEXTS = frozenset("text textnormal mbox hbox textbf textit textrm textsf texttt emph".split())
+_TEXTS = frozenset(["text", "textnormal", "mbox", "hbox", "textbf", "textit", "textrm", "textsf", "texttt", "emph"])
 _STYLED = frozenset({"mathbb", "mathcal", "mathfrak", "mathscr"})
 _LEXEME = re.compile(
     r"(?P<space>\s+)|(?P<number>[0-9]+(?:\.(?!\.)[0-9]*)?(?:[eE][+-]?[0-9]{1,6}(?![0-9A-Za-z.]))?|\.[0-9]+)"
@@ -100,8 +108,7 @@ def _scan_font(font: str, content: str, tokens: list[Token], spaced: bool, depth
     elif font in _TEXTS and not (len(stripped) == 1 or "\\" in stripped or "^" in stripped or "=" in stripped):
         _scan_text(content, tokens, spaced)
     elif stripped.isalpha() and stripped.isascii() and len(stripped) > 1:
-        name = FUNCTION_ALIASES.get(stripped, stripped)
-        tokens.append(Token("command" if name in FUNCTIONS else "word", name, spaced))
+        tokens.extend(_upright(stripped, tokens[-1] if tokens else None, content != stripped, spaced))
     elif len(stripped) == 1 and stripped.isalpha() and stripped.isascii() and (content != stripped or font in _TEXTS):
         tokens.append(Token("word", stripped, spaced))  # \mathrm{~m}, \text{m}
     else:
@@ -109,6 +116,17 @@ def _scan_font(font: str, content: str, tokens: list[Token], spaced: bool, depth
         _scan(content, tokens, depth + 1)
         if spaced and len(tokens) > first:
             tokens[first] = Token(tokens[first].kind, tokens[first].text, True)
+
+
+def _upright(run: str, before: Token | None, padded: bool, spaced: bool) -> list[Token]:
+    r"""Letters of \mathrm: a function, a word or unit, or two symbols that a scanner set upright."""
+    after_value = padded or (before is not None and (_ends_value(before) or before.text == "/"))
+    name = FUNCTION_ALIASES.get(run, run)
+    if name in FUNCTIONS and not (run in PLAIN_UNITS and after_value):
+        return [Token("command", name, spaced)]
+    if len(run) == 2 and run.islower() and run not in PLAIN_UNITS | ORDINAL_ENDINGS and not after_value:
+        return [Token("letter", run[0], spaced), Token("letter", run[1])]
+    return [Token("word", run, spaced)]
 
 
 def _scan_text(content: str, tokens: list[Token], spaced: bool) -> None:
@@ -147,9 +165,14 @@ def _scan_letters(run: str, tokens: list[Token], spaced: bool) -> None:
         tokens.append(Token("command", name, spaced))
     elif run.lower() in _CONSTANT_WORDS and len(run) > 1:
         tokens.append(Token("command", _CONSTANT_WORDS[run.lower()], spaced))
-    elif run in ORDINAL_ENDINGS and before is not None and before.kind == "number" and not spaced:
-        _add_word(run, tokens, spaced)
-    elif is_word(run) or (run in PLAIN_UNITS and before is not None and _ends_value(before)):
+    elif (
+        run in ORDINAL_ENDINGS
+        and before is not None
+        and before.kind == "number"
+        and not spaced
+        or is_word(run)
+        or (run in PLAIN_UNITS and before is not None and _ends_value(before))
+    ):
         _add_word(run, tokens, spaced)
     else:
         tokens.append(Token("letter", run[0], spaced))

@@ -2,7 +2,6 @@ r"""The typed tree of an answer. Nodes are immutable values: equal trees are equ
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Union as AnyOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,25 +161,25 @@ class Relation:
     operators: tuple[str, ...]
 
 
-Expression = AnyOf[Number, Symbol, Constant, Sum, Product, Power, Call, PlusMinus, Degrees]
-Node = AnyOf[
-    Expression,
-    Percent,
-    Quantity,
-    Modular,
-    Based,
-    Clock,
-    Words,
-    Tuple,
-    Listing,
-    SetOf,
-    Interval,
-    Combination,
-    Builder,
-    Ratio,
-    Matrix,
-    Relation,
-]
+Expression = Number | Symbol | Constant | Sum | Product | Power | Call | PlusMinus | Degrees
+Node = (
+    Expression
+    | Percent
+    | Quantity
+    | Modular
+    | Based
+    | Clock
+    | Words
+    | Tuple
+    | Listing
+    | SetOf
+    | Interval
+    | Combination
+    | Builder
+    | Ratio
+    | Matrix
+    | Relation
+)
 
 ZERO, ONE, MINUS_ONE = Number(Fraction(0)), Number(Fraction(1)), Number(Fraction(-1))
 PI, EULER, IMAGINARY, INFINITY = Constant("pi"), Constant("e"), Constant("i"), Constant("infinity")
@@ -280,6 +279,10 @@ def symbols_of(node: Node) -> frozenset[str]:
 
 def contains(node: Node, kind: type | tuple[type, ...]) -> bool:
     return isinstance(node, kind) or any(contains(child, kind) for child in children(node))
+
+
+def contains_node(node: Node, part: Node) -> bool:
+    return node == part or any(contains_node(child, part) for child in children(node))
 
 
 def substituted(node: Node, name: str, value: Node) -> Node:

@@ -26,6 +26,8 @@ _RADIAN = Product((PI, Number(Fraction(1, 180))))
 
 def same_expression(gold: Node, answer: Node) -> bool:
     """Whether two expressions have the same value, in one of the readings of a percent or degree sign."""
+    if {type(gold), type(answer)} == {Percent, Degrees}:
+        return False
     for left in _value_readings(gold, isinstance(answer, (Percent, Degrees))):
         for right in _value_readings(answer, isinstance(gold, (Percent, Degrees))):
             if _same(left, right):
@@ -37,7 +39,9 @@ def _value_readings(node: Node, other_has_sign: bool) -> list[Node]:
     """A percentage is right as 50 and as 0.5, an angle as 60 and as pi/3; but 50% is not 5000%."""
     if isinstance(node, Percent):
         plain = [node.body]
-        return plain if other_has_sign or not POLICY.percent_either_reading else [*plain, Product((node.body, _HUNDREDTH))]
+        return (
+            plain if other_has_sign or not POLICY.percent_either_reading else [*plain, Product((node.body, _HUNDREDTH))]
+        )
     if isinstance(node, Degrees):
         plain = [node.body]
         return plain if other_has_sign or not POLICY.degrees_as_radians else [*plain, Product((node.body, _RADIAN))]
@@ -73,7 +77,11 @@ def _rounds_to(gold: Node, gold_value: Fraction, answer: Node) -> bool:
     if contains(answer, (Constant, Call)):
         needed = POLICY.rounded_gold_digits_transcendental
     unit = 10 ** (decimal.places or 0)
-    if unit == 1 or decimal.value == 0 or len(str(abs(decimal.value.numerator * unit // decimal.value.denominator))) < needed:
+    if (
+        unit == 1
+        or decimal.value == 0
+        or len(str(abs(decimal.value.numerator * unit // decimal.value.denominator))) < needed
+    ):
         return False
     value = exact(answer)
     if value is None:
@@ -84,7 +92,7 @@ def _rounds_to(gold: Node, gold_value: Fraction, answer: Node) -> bool:
         if value is None:
             return False
     half_a_place = abs(gold_value / decimal.value) / (2 * unit)
-    return abs(value - gold_value) <= half_a_place
+    return abs(value - gold_value) < half_a_place
 
 
 def _decimal(node: Node) -> Number | None:
@@ -102,4 +110,3 @@ def _has_decimal(node: Node) -> bool:
     if isinstance(node, Number):
         return node.places is not None
     return any(_has_decimal(child) for child in children(node))
-

@@ -2,41 +2,48 @@ r"""Words that carry mathematical meaning: units, functions, connectors, number 
 
 from fractions import Fraction
 
+
+def words_of(text: str) -> frozenset[str]:
+    """The words of a text, for tables that would be long as lists."""
+    return frozenset(text.split())
+
+
+def phrases_of(text: str) -> frozenset[str]:
+    """The phrases of a text, separated by bars."""
+    return frozenset(text.split("|"))
+
+
 CONNECTORS = frozenset({"and", "or"})
 
 # Words that mean the empty set, whichever way it is written.
-EMPTY_PHRASES = frozenset(
-    "no solution|no solutions|no real solution|no real solutions|empty set|the empty set|none exist".split("|")
+EMPTY_PHRASES = phrases_of(
+    "no solution|no solutions|no real solution|no real solutions|empty set|the empty set|none exist"
 )
 
 INFINITE_PHRASES = frozenset({"infinitely many", "infinite", "positive infinity"})
 
 # Before a value these say nothing.
-ANSWER_PREFIXES = frozenset(
-    (
-        "the final answer is|the correct answer is|the answer is|final answer|answer is|answer|the solution is|"
-        "solution is|the solution set is|solution set is|solution set|solution|ans"
-    ).split("|")
+ANSWER_PREFIXES = phrases_of(
+    "the final answer is|the correct answer is|the answer is|final answer|answer is|answer|"
+    "the solution is|solution is|the solution set is|solution set is|solution set|solution|ans"
 )
 ORDINAL_ENDINGS = frozenset({"st", "nd", "rd", "th"})
 
 CHOICE_WORDS = ("option", "choice", "answer", "statement")
 
 _SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty"
-).split()
-_TENS = "thirty forty fifty sixty seventy eighty ninety".split()
-NUMBER_WORDS = {word: value for value, word in enumerate(_SMALL)} | {
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+)
+_TENS = ["thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+NUMBER_WORDS = {word: value for value, word in enumerate(_SMALL.split())} | {
     word: 10 * value for value, word in enumerate(_TENS, start=3)
 }
 NUMBER_WORDS["hundred"] = 100
 
-FUNCTIONS = frozenset(
-    (
-        "sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan arccot arcsec arccsc ln log lg exp max min "
-        "gcd lcm det dim deg sqrt abs floor ceil ceiling arg Re Im sgn"
-    ).split()
+FUNCTIONS = words_of(
+    "sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan arccot arcsec arccsc ln log lg exp "
+    "max min gcd lcm det dim deg sqrt abs floor ceil ceiling arg Re Im sgn"
 )
 # Spellings of plain text and of other countries.
 FUNCTION_ALIASES = {
@@ -76,24 +83,20 @@ UNITS: dict[str, tuple[str, Fraction]] = {
 
 # Unit words without a conversion. Written plainly after a value, these and the units above of two letters or
 # more are units; within \text{...} any words are.
-PLAIN_UNITS = frozenset(
-    (
-        "square squared cubic unit units sq cu per percent percentage pct degree degrees radian radians rad deg mph kmh "
-        "kph lb lbs oz pound pounds ounce ounces ton tons tonne tonnes acre acres gallon gallons pint pints quart "
-        "quarts yuan euro euros rupees pounds year years month months people person students points times hz kHz "
-        "Hz kPa Pa kN kJ kW mol amu eV keV MeV GeV mol rpm in"
-    ).split()
+PLAIN_UNITS = words_of(
+    "square squared cubic unit units sq cu per percent percentage pct degree degrees radian radians rad "
+    "deg mph kmh kph lb lbs oz pound pounds ounce ounces ton tons tonne tonnes acre acres gallon gallons "
+    "pint pints quart quarts yuan euro euros rupees pounds year years month months people person students "
+    "points times hz kHz Hz kPa Pa kN kJ kW mol amu eV keV MeV GeV mol rpm in"
 ) | frozenset(word for word in UNITS if len(word) > 1)
 
 PERCENT_WORDS = frozenset({"percent", "percentage", "pct", "per cent"})
 DEGREE_WORDS = frozenset({"degree", "degrees", "deg"})
 
 # Words of two or three letters that are never a product of symbols.
-SHORT_WORDS = frozenset(
-    (
-        "the is are if all any for not odd no yes of in on to at by as be but can has was day way one two six ten "
-        "let so we it an than from am pm via per set"
-    ).split()
+SHORT_WORDS = words_of(
+    "the is are if all any for not odd no yes of in on to at by as be but can has was day way one two six "
+    "ten let so we it an than from am pm via per set"
 )
 _VOWELS = frozenset("aeiouyAEIOUY")
 

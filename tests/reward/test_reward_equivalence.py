@@ -49,9 +49,9 @@ SAME_BOTH_WAYS = {
         ("15", r"15 \text{ cm}^2"),
         ("15", "15 meters per second"),
         (r"\$3.50", "3.5"),
-        ("45", r"45^\circ"),
+        ("35", r"35^\circ"),
         (r"2 \text{ hours}", r"120 \text{ minutes}"),
-        ("12", r"12^{\mathrm{th}}"),
+        ("14", r"14^{\mathrm{th}}"),
         ("7", r"\text{The answer is } 7"),
     ],
     "percent": [(r"30\%", "30"), (r"30\%", "0.3"), (r"30\%", r"\frac{3}{10}"), ("0.125", r"12.5 \text{ percent}")],
@@ -90,7 +90,7 @@ SAME_BOTH_WAYS = {
         ("]0, 1[", "(0, 1)"),
     ],
     "equations": [
-        ("x=5", "5"),
+        ("x=8", "8"),
         ("f(x)=x+1", "x+1"),
         ("f(t)=t^2", "f(x)=x^2"),
         ("y=3x-1", "3x-y-1=0"),
@@ -113,11 +113,11 @@ SAME_BOTH_WAYS = {
 
 DIFFERENT_BOTH_WAYS = {
     "numbers": [
-        ("10000", "10001"),
-        ("2024", "2024.1"),
-        ("123456789", "123456788"),
-        ("12", "1,2"),
-        ("1234", "1,243"),
+        ("70000", "70001"),
+        ("3051", "3051.2"),
+        ("987654321", "987654322"),
+        ("34", "3,4"),
+        ("5678", "5,687"),
         ("5", "-5"),
         ("31/2", "3 1/2"),
         ("2^{100}", "2^{100}+1"),
@@ -127,7 +127,7 @@ DIFFERENT_BOTH_WAYS = {
         ("3^{40000}", "3^{40001}"),
         ("1e-30", "2e-30"),
         (r"1+e^{-2000}", "1"),
-        ("0", "O"),
+        ("10", "1O"),
     ],
     "undefined": [
         ("5", r"\frac{5}{0}"),
@@ -136,25 +136,35 @@ DIFFERENT_BOTH_WAYS = {
         ("0", r"\frac{x-x}{x-x}"),
         ("nan+1", "nan"),
     ],
-    "percent and angles": [("50", "0.5"), ("2", "200"), (r"50\%", r"5\%"), (r"50\%", r"0.5\%"), (r"50\%", "5000"), ("90^\\circ", "900")],
+    "percent and angles": [
+        ("60", "0.6"),
+        ("3", "300.0"),
+        (r"40\%", r"4\%"),
+        (r"50\%", r"0.5\%"),
+        (r"50\%", "5000"),
+        (r"50\%", r"50^\circ"),
+        (r"50\%", r"50 \text{ miles}"),
+        ("80^\\circ", "800"),
+    ],
     "expressions": [
-        ("|x|", "x"),
-        ("x^2", "y^2"),
-        ("3x^2", "(3x)^2"),
-        ("x+y", "X+Y"),
-        (r"\sqrt{x^2+1}", "x+1"),
-        (r"\lfloor x \rfloor", r"\lceil x \rceil"),
+        ("|t|", "t"),
+        ("u^3", "v^3"),
+        ("2t^3", "(2t)^3"),
+        ("a-b", "A-B"),
+        (r"\sqrt{t^2+4}", "t+2"),
+        (r"\lfloor t \rfloor", r"\lceil t \rceil"),
         (r"\sin x", r"\cos x"),
         ("2^k", "2^{k+1}"),
         (r"\log_2 8", r"\log_8 2"),
-        ("f(x)", "f(y)"),
+        ("g(s)", "g(t)"),
         (r"\sum_{k=1}^{5} k", "15"),
         (r"\sum_{k=1}^{5} k", r"\sum_{k=1}^{6} k"),
     ],
     "collections": [
-        ("(1,2)", "(2,1)"),
+        ("(6,7)", "(7,6)"),
+        ("(1,2)", "x=1, x=2"),
         ("(1,2)", "1, 2, 3"),
-        ("2", "2 or 3"),
+        ("8", "8 or 9"),
         ("2", r"\{1,2,3\}"),
         ("1, 2", "1"),
         ("1, 1, 2", "1, 2"),
@@ -165,25 +175,25 @@ DIFFERENT_BOTH_WAYS = {
         (r"\begin{pmatrix} 0 & 0 \end{pmatrix}", "0"),
     ],
     "sets of reals": [
-        ("[0,1)", "[0,1]"),
-        ("[0,1)", "(0,1]"),
-        ("x > 5", "x < 5"),
-        ("x > 5", "5"),
+        ("[3,4)", "[3,4]"),
+        ("[3,4)", "(3,4]"),
+        ("t > 4", "t < 4"),
+        ("t > 4", "4"),
         ("x > 5", "y > 5"),
         (r"x \ge 5", "x > 5"),
         ("(1,2) \\cup (2,3)", "(1,3)"),
         (r"x \ne 1", "1"),
     ],
     "equations": [
-        ("x=5", "x=6"),
+        ("x=8", "x=9"),
         ("x=5", "y=5"),
         ("5", "x=5=6"),
-        ("2", "3 = 2"),
+        ("4", "7 = 4"),
         ("2", "1 = 1"),
-        ("a+3z=0", "0"),
+        ("u+5v=0", "0"),
         ("x+y=0", "0"),
         ("4", "x^2=4"),
-        ("3", "n=3k"),
+        ("5", "m=5k"),
         ("x^2+y^2=9", "x^2+y^2=3"),
         ("x = 1.5", r"x \approx 3"),
     ],
@@ -192,14 +202,14 @@ DIFFERENT_BOTH_WAYS = {
         ("101_2", "5"),
         ("12:00", "1:00"),
         (r"4:30 \text{ a.m.}", r"4:30\text{ p.m.}"),
-        ("2:3", "3:2"),
-        (r"\text{July 4}", r"\text{July 5}"),
-        ("A", r"\text{A and B}"),
-        ("A", "A or B"),
+        ("4:7", "7:4"),
+        (r"\text{May 12}", r"\text{May 13}"),
+        ("D", r"\text{D and E}"),
+        ("D", "D or E"),
         (r"5 \text{ m}", r"5 \text{ cm}"),
         ("5", "__import__('os').getpid()"),
-        ("5", r"\text{not } 5"),
-        ("5", "?"),
+        ("6", r"\text{not } 6"),
+        ("6", "?"),
         ("", ""),
         ("$", "$"),
     ],
@@ -207,7 +217,11 @@ DIFFERENT_BOTH_WAYS = {
 
 
 def _rows(table):
-    return [pytest.param(*pair, id=f"{rule}: {pair[0][:30]} | {pair[1][:30]}") for rule, pairs in table.items() for pair in pairs]
+    return [
+        pytest.param(*pair, id=f"{rule}: {pair[0][:30]} | {pair[1][:30]}")
+        for rule, pairs in table.items()
+        for pair in pairs
+    ]
 
 
 @pytest.mark.parametrize(("gold", "answer"), _rows(SAME_BOTH_WAYS))
@@ -225,17 +239,17 @@ def test_different_answers_are_not_equivalent_either_way(gold, answer):
 @pytest.mark.parametrize(
     ("gold", "answer"),
     [
-        ("6.67", r"\frac{20}{3}"),
+        ("4.29", r"\frac{30}{7}"),
         ("1.73", r"\sqrt3"),
         ("14.29\\%", r"\frac{1}{7}"),
         ("2.7183", "e"),
-        ("2.5", "2,5"),
-        ("3+4i", "3+4j"),
-        ("9", r"9 \pmod{11}"),
+        ("3.5", "3,5"),
+        ("2+7i", "2+7j"),
+        ("4", r"4 \pmod{9}"),
         ("7", "a+b=7"),
         ("C", r"\textbf{(C) } 40"),
         ("0.6666667", r"\frac23"),
-        ("0.36", r"0.\overline{36}"),
+        ("0.364", r"0.\overline{36}"),
     ],
 )
 def test_some_answers_are_right_for_a_gold_but_would_not_do_as_its_gold(gold, answer):
@@ -244,7 +258,16 @@ def test_some_answers_are_right_for_a_gold_but_would_not_do_as_its_gold(gold, an
 
 
 @pytest.mark.parametrize(
-    ("gold", "answer"), [("3.14", r"\pi"), ("9.8", "9.81"), ("2.5", "2.50001"), ("0.3", r"\frac13"), ("7", r"\frac{20}{3}")]
+    ("gold", "answer"),
+    [
+        ("6.28", r"2\pi"),
+        ("7.4", "7.42"),
+        ("3.5", "3.50001"),
+        ("0.3", r"\frac13"),
+        ("0.33", r"\frac13"),
+        ("1.2", r"\frac54"),
+        ("7", r"\frac{20}{3}"),
+    ],
 )
 def test_a_rounded_gold_answer_is_no_licence_to_round(gold, answer):
     assert not equivalent(gold, answer)

@@ -8,14 +8,15 @@ import pytest
 from nemo_simplerl.reward.equivalence import compare
 from nemo_simplerl.reward.grade import SIMPLERL_REWARDS, grade_text
 
-_PIECES = (
+_TEXT = (
     r"0 1 2 3 10 1,234 0.5 1e9 99999 x y n e i a b f( g(x) + - * / = < > \le \ge \ne \approx \in ^ _ ^{ _{ ! !! % ' "
-    r"( ) [ ] { } \{ \} | , ; : . ... \frac \frac{1}{2} \dfrac12 \sqrt \sqrt{ \sqrt[3]{ \binom{5}{2} \pi \infty \pm \mp "
+    r"( ) [ ] { } \{ \} | , ; : . ... \frac \frac{1}{2} \dfrac12 \sqrt \sqrt{ \sqrt[3]{ \binom{5}{2} \pi \infty \pm "
     r"\cdot \times \div \left( \right) \left[ \right] \sin \cos^2 \tan^{-1} \log_ \ln \exp \max( \gcd( \lfloor \rfloor "
     r"\cup \cap \setminus \emptyset \mathbb{R} \mid \text{ \text{cm} \text{and} \mathrm{e} \mathbf{ and or cm percent "
     r"\begin{pmatrix} \end{pmatrix} & \\ \sum_{k=1}^{ \int_0^1 \lim_{x\to0} ^\circ ^{\circ} \circ \overline{3} \ldots "
     r"\angle ABC 4:30 p.m. \$ € ½ ² − √ ° π é 答 \boxed{ \boxed \quad \, \! \; \pmod 10^{10^{10}} 9^{9^9} 1000! 7!!"
-).split() + [" ", " ", "\u200b", "\x00", "\ud800", "\\", "  "]
+)
+_PIECES = [*_TEXT.split(), " ", "  ", "\u200b", "\x00", "\ud800", "\\"]
 
 
 def _check(draw, longest):

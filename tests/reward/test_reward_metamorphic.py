@@ -7,6 +7,7 @@ import pytest
 
 from nemo_simplerl.reward.equivalence import equivalent
 
+
 def _expression(draw, depth):
     """A random expression in LaTeX, without a division by zero that is easy to write by chance."""
     if depth == 0:
@@ -101,6 +102,10 @@ def test_a_fraction_is_right_in_every_spelling_and_wrong_for_its_neighbour():
         value = Fraction(draw.randint(-400, 400), draw.randint(1, 40))
         top, bottom, times = value.numerator, value.denominator, draw.randint(2, 9)
         gold = rf"\frac{{{top}}}{{{bottom}}}"
-        for text in (f"{top}/{bottom}", rf"\dfrac{{{top * times}}}{{{bottom * times}}}", rf"-\frac{{{-top}}}{{{bottom}}}"):
+        for text in (
+            f"{top}/{bottom}",
+            rf"\dfrac{{{top * times}}}{{{bottom * times}}}",
+            rf"-\frac{{{-top}}}{{{bottom}}}",
+        ):
             assert equivalent(gold, text)
         assert not equivalent(gold, rf"\frac{{{top + 1}}}{{{bottom}}}")

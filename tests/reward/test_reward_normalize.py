@@ -48,10 +48,11 @@ def test_words_units_and_separators_are_left_to_the_parser(text):
     assert normalize_answer(text) == text
 
 
-_PIECES = (
-    r"1 2 , . - = ( ) [ ] { } \{ \} {,} \frac \dfrac{1} \text{ \mathrm{a} \pi \boxed{ \left \right $ \$ % \% ^\circ ° \! "
-    r"\, \; ~ \ \\ \quad \( \) x and π − · ² ** ` <sup>"
-).split() + ["\u200b", " "]
+_TEXT = (
+    r"1 2 , . - = ( ) [ ] { } \{ \} {,} \frac \dfrac{1} \text{ \mathrm{a} \pi \boxed{ \left \right $ \$ % \% ^\circ ° "
+    r"\! \, \; ~ \ \\ \quad \( \) x and π − · ² ** ` <sup>"
+)
+_PIECES = [*_TEXT.split(), "\u200b", " "]
 
 
 @pytest.mark.parametrize("piece", [*_PIECES, "\\left\\", "$%", "5.,", "\\\\\\"])

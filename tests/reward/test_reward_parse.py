@@ -91,7 +91,9 @@ def test_a_division_by_zero_is_undefined(text):
         value(text)
 
 
-@pytest.mark.parametrize("text", ["9^{9^{9}}", "10^{10^{10}}", "2^{5000}", "100000!", r"\binom{10^9}{10^8}", r"\sqrt{2}", "x"])
+@pytest.mark.parametrize(
+    "text", ["9^{9^{9}}", "10^{10^{10}}", "2^{5000}", "100000!", r"\binom{10^9}{10^8}", r"\sqrt{2}", "x"]
+)
 def test_a_number_that_is_huge_or_irrational_is_never_built(text):
     assert value(text) is None
 
