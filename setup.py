@@ -22,7 +22,7 @@ setup(
         "safetensors>=0.4.3",
         "hydra-core==1.3.2",
         "omegaconf>=2.3,<2.4",
-        "sympy>=1.13.3",
+        "mpmath>=1.3,<1.5",  # the grader compares formulas at random points in high precision
         "numpy>=1.26",
         "psutil>=5.9",  # Megatron's distributed checkpointing imports it without declaring it
         "tensorboard>=2.16",
