@@ -11,6 +11,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,37 +23,40 @@ _PRELOAD = ["torch", "transformers", "nemo_simplerl.model.provider", "nemo_simpl
 def run_ranks(function: Callable, world_size: int, *args, timeout_s: float = 240) -> list:
     """`function(*args)` in `world_size` processes with torchrun's environment. Returns the results in rank order.
 
-    Raises AssertionError with the traceback of the first rank that failed, or when a rank outlives `timeout_s`.
+    Raises AssertionError with the tracebacks of the ranks that failed, or when a rank outlives `timeout_s`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     port = _free_port()
     pipes, processes = [], []
     for rank in range(world_size):
-        receiver, sender = context.Pipe(duplex=False)
+        receiver, sender = context.Pipe()
         process = context.Process(target=_rank_main, args=(function, rank, world_size, port, sender, args), daemon=True)
         process.start()
         sender.close()
         pipes.append(receiver)
         processes.append(process)
     try:
-        results = [_receive(pipe, rank, timeout_s) for rank, pipe in enumerate(pipes)]
+        answers = [_receive(pipe, timeout_s) for pipe in pipes]
     finally:
+        for pipe in pipes:
+            pipe.close()
         for process in processes:
             process.join(10)
             if process.is_alive():
                 process.kill()
-    return results
+    failures = [f"rank {rank} failed:\n{value}" for rank, (ok, value) in enumerate(answers) if not ok]
+    assert not failures, "\n".join(failures)
+    return [value for _, value in answers]
 
 
-def _receive(pipe, rank: int, timeout_s: float):
-    assert pipe.poll(timeout_s), f"rank {rank} gave no answer in {timeout_s} s"
+def _receive(pipe, timeout_s: float) -> tuple:
+    if not pipe.poll(timeout_s):
+        return False, f"it gave no answer in {timeout_s} s"
     try:
-        ok, value = torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False)
+        return torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False)
     except EOFError:
-        raise AssertionError(f"rank {rank} died without an answer") from None
-    assert ok, f"rank {rank} failed:\n{value}"
-    return value
+        return False, "it died without an answer"
 
 
 def _rank_main(function, rank, world_size, port, sender, args) -> None:
@@ -72,7 +76,10 @@ def _rank_main(function, rank, world_size, port, sender, args) -> None:
     buffer = io.BytesIO()
     torch.save(answer, buffer)
     sender.send_bytes(buffer.getvalue())
-    sender.close()
+    if answer[0]:
+        # A rank that leaves closes sockets its peers may still read from: all stay until each has answered.
+        with suppress(EOFError, OSError):
+            sender.recv_bytes()
     # Leaving without interpreter teardown: peers may still hold sockets of a world that failed.
     os._exit(0)
 

@@ -10,7 +10,7 @@ import torch
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.schema import ActorConfig, Config, OptimConfig
 from nemo_simplerl.model.provider import read_hf_config
-from nemo_simplerl.parallel.mesh import destroy_mesh
+from nemo_simplerl.parallel.mesh import destroy_mesh, leave_together
 from nemo_simplerl.reward.pool import RewardPool
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.trainer.actor import Actor
@@ -151,4 +151,5 @@ def scripted_roles(folder: str, actor_changes: dict, algo_changes: dict) -> Iter
         timer=timer,
     )
     grader.close()
+    leave_together()
     destroy_mesh()

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.parallel.cpu import let_megatron_run_without_cuda
 
@@ -112,8 +113,22 @@ def build_mesh(
     )
 
 
+def leave_together() -> None:
+    """Wait until every rank is past its last collective. Collective; call before `destroy_mesh` when all went well.
+
+    A rank that closes its gloo sockets while another still reads its part of the last barrier breaks that barrier. So
+    the ranks meet in the store, which uses none of those sockets. The first rank may host the store and leaves last.
+    """
+    store, world_size = _get_default_store(), dist.get_world_size()
+    for meeting in ("simplerl/done", "simplerl/leaving"):
+        if store.add(f"{meeting}/count", 1) == world_size:
+            store.set(meeting, "all")
+        if meeting == "simplerl/done" or dist.get_rank() == 0:
+            store.wait([meeting])
+
+
 def destroy_mesh() -> None:
-    """Leave the world. Collective; safe to call when no mesh was built."""
+    """Leave the world. Safe to call when no mesh was built."""
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from nemo_simplerl.config.load import to_yaml
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.sampler import StepSampler
-from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh
+from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.trainer import checkpoint
 from nemo_simplerl.trainer.build import build_prompts, build_roles, mesh_of, tokenizer_of
 from nemo_simplerl.trainer.grader import build_grader
@@ -75,6 +75,7 @@ def join_world(config: Config) -> Iterator[Mesh]:
             prepare(config)
         dist.barrier()
         yield mesh
+        leave_together()
     finally:
         destroy_mesh()
 
