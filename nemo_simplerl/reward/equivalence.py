@@ -205,7 +205,7 @@ def _sets(gold: Node, answer: Node) -> bool | None:
         if isinstance(one, Relation) and one.operators == ("in",) and not isinstance(two, Relation):
             return same(one.sides[1], answer) if one is gold else same(gold, one.sides[1])
     stated, other = named(gold, same), named(answer, same)
-    if (stated is None) != (other is None):  # D = (0, 1)
+    if (stated is None) != (other is None):  # M = (0, 4)
         return same(stated.value if stated else gold, other.value if other else answer)
     if isinstance(gold, Listing) and isinstance(answer, Listing):
         return same_collection(gold, answer, same)

@@ -26,7 +26,7 @@ def read_number(text: str) -> Node:
 
 
 def repeating(text: str, period: str) -> Number:
-    r"""The exact value of 0.1\overline{6}: `text` is 0.1 and `period` is 6."""
+    r"""The exact value of 0.2\overline{7}: `text` is 0.2 and `period` is 7."""
     if len(text) + len(period) > LIMITS.digits or not period.isdigit():
         raise NotParsed("not a repeating decimal")
     whole, _, decimals = text.partition(".")
@@ -35,7 +35,7 @@ def repeating(text: str, period: str) -> Number:
 
 
 def continued(text: str) -> Number | None:
-    r"""The exact value of 0.333\ldots and 0.1666...; None where the digits show no period three times over.
+    r"""The exact value of 0.777\ldots and 0.2777...; None where the digits show no period three times over.
 
     A period of one digit may be written three times, a longer one twice.
     """

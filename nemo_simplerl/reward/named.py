@@ -91,7 +91,7 @@ def _is_quotient_of_names(node: Node) -> bool:
 def is_label(node: Node) -> bool:
     """Whether a left side is a quantity that a question may ask for: a + b, xy, x^2 + y^2, |z|, sin A.
 
-    Not a multiple, for 2x + z = 1 states no value, and not a lone power, for x^2 = 4 is unsolved.
+    Not a multiple, for 5u + v = 2 states no value, and not a lone power, for x^2 = 4 is unsolved.
     """
     if contains(node, (Relation, Tuple)) or not symbols_of(node):
         return False

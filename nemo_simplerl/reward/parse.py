@@ -316,7 +316,7 @@ def _clock(tokens: Tokens) -> Node | None:
 
 
 def _based(tokens: Tokens) -> Node | None:
-    """1010_2, 52_{eight}."""
+    """1101_2, 52_{eight}."""
     if len(tokens) > 3 and tokens[0].text == "-":
         found = _based(tokens[1:])
         return Based("-" + found.digits, found.base) if isinstance(found, Based) else None

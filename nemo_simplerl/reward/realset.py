@@ -219,7 +219,7 @@ def _is_value(node: Node) -> bool:
 
 
 def _linear(left: Node, operator: str, right: Node) -> tuple[Node, Node, str]:
-    """The variable, the bound and the operator of a linear inequality such as -x > -1."""
+    """The variable, the bound and the operator of a linear inequality such as -y > -3."""
     form = rational_function(Sum((left, negative(right))))
     names = form.symbols() if form is not None else frozenset()
     if form is None or not form.pure or len(names) != 1 or list(form.bottom) != [()]:

@@ -82,7 +82,7 @@ class Modular:
 
 @dataclass(frozen=True, slots=True)
 class Based:
-    """Digits in a written base: 1010_2."""
+    """Digits in a written base: 1101_2."""
 
     digits: str
     base: int
