@@ -43,7 +43,6 @@ RANGES: dict[str, str] = {
     "rollout.top_p": "(0, 1]",
     "rollout.top_k": AT_LEAST_0,
     "rollout.max_batch_size": AT_LEAST_1,
-    "rollout.refit_bucket_mb": AT_LEAST_1,
     "reward.correct": "(-inf, inf)",
     "reward.incorrect": "(-inf, inf)",
     "reward.no_answer": "(-inf, inf)",

@@ -81,7 +81,6 @@ class RolloutConfig:
     stop: list[str]  # text that ends a response; kept in it
     stop_token_ids: list[int] | None  # null: the tokenizer's EOS and every stop string that is one token
     max_batch_size: int  # sequences the engine decodes at once
-    refit_bucket_mb: int
 
 
 @dataclass(frozen=True, kw_only=True)

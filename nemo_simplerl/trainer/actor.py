@@ -58,15 +58,15 @@ class Actor:
         updates: list[dict[str, float]] = []
         for mini in mini_batches(
             batch,
-            global_batch_size=self.config.global_batch_size,
-            micro_batch_size=self.config.micro_batch_size,
+            self.config,
             epochs=self.algo.ppo_epochs,
             mesh=self.learner.mesh,
             old_logprobs_BT=old_logprobs_BT,
             advantages_BT=advantages_BT,
         ):
             updates.append(self.learner.update(mini.micro_batches, lambda *args, mini=mini: self._loss(*args, mini)))
-            self._require_ratio_one(updates[0]["ratio_deviation_max"])
+            if len(updates) == 1:
+                self._require_ratio_one(updates[0]["ratio_deviation_max"])
         return updates
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -38,10 +38,6 @@ def tokenizer_of(config: Config, model_path: str):
     return tokenizer
 
 
-def pad_id_of(tokenizer) -> int:
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
 def build_learner(
     config: Config, path: str, optim: OptimConfig, mesh: Mesh, *, total_updates: int, is_critic: bool = False
 ) -> Learner:
@@ -141,7 +137,7 @@ def build_roles(config: Config, model_path: str, mesh: Mesh, tokenizer, grader: 
             stop=tuple(rollout.stop),
             stop_token_ids=stop_ids(tokenizer, rollout.stop, rollout.stop_token_ids),
         ),
-        pad_id=pad_id_of(tokenizer),
+        pad_id=tokenizer.pad_token_id,
         eos_id=tokenizer.eos_token_id,
         timer=timer,
     )

@@ -33,8 +33,7 @@ class Critic:
             self.learner.update(mini.micro_batches, lambda *args, mini=mini: self._loss(*args, mini))
             for mini in mini_batches(
                 batch,
-                global_batch_size=self.config.global_batch_size,
-                micro_batch_size=self.config.micro_batch_size,
+                self.config,
                 epochs=self.algo.ppo_epochs,
                 mesh=self.learner.mesh,
                 old_values_BT=old_values_BT,

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_simplerl.algo.loss import token_weights
+from nemo_simplerl.config.schema import ActorConfig, CriticConfig, SftConfig
 from nemo_simplerl.data.batch import Batch, MicroBatch
 from nemo_simplerl.parallel.mesh import Mesh
 
@@ -29,19 +30,18 @@ class MiniBatch:
 
 def mini_batches(
     batch: Batch,
+    sizes: ActorConfig | CriticConfig | SftConfig,
     *,
-    global_batch_size: int,
-    micro_batch_size: int,
     epochs: int,
     mesh: Mesh,
     **columns_BT: Tensor,
 ) -> Iterator[MiniBatch]:
-    """Cut the rollout into updates of `global_batch_size` samples, `epochs` times over. Collective over data ranks.
+    """Cut the rollout into updates of `sizes.global_batch_size` samples, `epochs` times over. Collective.
 
     Data rank r holds rows r, r + DP, ... of the rollout's permutation (see Roles.local_rows), so update k has the
     same samples at every data-parallel size.
     """
-    size = global_batch_size // mesh.dp_size
+    size = sizes.global_batch_size // mesh.dp_size
     # Within an update the order is free: rows of like length share a micro-batch, which is cut to its longest.
     rows = [
         start + batch.lengths_B[start : start + size].argsort(descending=True) for start in range(0, len(batch), size)
@@ -52,7 +52,9 @@ def mini_batches(
     for _ in range(epochs):
         for index, (num_tokens, num_sequences) in enumerate(counts.tolist()):
             part_columns = {name: column_BT[rows[index]] for name, column_BT in columns_BT.items()}
-            yield MiniBatch(parts[index].micro_batches(micro_batch_size, **part_columns), num_tokens, num_sequences)
+            yield MiniBatch(
+                parts[index].micro_batches(sizes.micro_batch_size, **part_columns), num_tokens, num_sequences
+            )
 
 
 def _counts(loss_mask_BT: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from nemo_simplerl.model.provider import read_hf_config
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
 from nemo_simplerl.trainer.actor import next_tokens
-from nemo_simplerl.trainer.build import build_learner, pad_id_of, tokenizer_of
+from nemo_simplerl.trainer.build import build_learner, tokenizer_of
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
 
@@ -60,7 +60,7 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
     started = time.monotonic()
     for update in range(total):
         chosen = _examples_of(update, examples, updates_per_epoch, config, mesh)
-        metrics = _update(learner, chosen, hf["vocab_size"], config, pad_id_of(tokenizer))
+        metrics = _update(learner, chosen, hf["vocab_size"], config, tokenizer.pad_token_id)
         if update % max(total // 10, 1) == 0 or update + 1 == total:
             say(
                 f"warm start: update {update + 1}/{total}  loss {metrics['loss']:.4f}  "
@@ -85,8 +85,7 @@ def _update(learner: Learner, examples: list[SftExample], vocab_size: int, confi
     mesh = learner.mesh
     (mini,) = mini_batches(
         collate_sft(examples, pad_id, mesh.device),
-        global_batch_size=config.sft.global_batch_size,
-        micro_batch_size=config.sft.micro_batch_size,
+        config.sft,
         epochs=1,
         mesh=mesh,
     )
