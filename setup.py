@@ -24,6 +24,8 @@ setup(
         "omegaconf>=2.3,<2.4",
         "mpmath>=1.3,<1.5",  # the grader compares formulas at random points in high precision
         "numpy>=1.26",
+        "pyyaml>=6",
+        "xxhash>=3.4",  # digests of weights in host memory
         "psutil>=5.9",  # Megatron's distributed checkpointing imports it without declaring it
         "tensorboard>=2.16",
         "matplotlib>=3.8",

@@ -38,8 +38,8 @@ ONLY_FOR = {
     "megatron.core.parallel_state": {"parallel.mesh", "parallel.cpu"},
     "megatron.core.mpu": {"parallel.mesh", "parallel.cpu"},
     "nemo": {"model.nemo_ckpt"},
-    "tensorrt_llm": {"rollout.trtllm"},
-    "ray": {"rollout.trtllm"},
+    "tensorrt_llm": {"rollout.trtllm", "rollout.trtllm_worker"},
+    "ray": {"rollout.ray_cluster"},
 }
 # Libraries that a room does without, however indirectly.
 NEVER_LOADED = {
@@ -50,7 +50,7 @@ NEVER_LOADED = {
     "rollout": {"megatron"},
 }
 # These wrap a framework that need not be installed.
-ADAPTERS = {"nemo_simplerl.model.nemo_ckpt", "nemo_simplerl.rollout.trtllm"}
+ADAPTERS = {"nemo_simplerl.model.nemo_ckpt", "nemo_simplerl.rollout.trtllm_worker"}
 
 
 def modules(folder: Path, name: str) -> Iterator[tuple[str, Path]]:

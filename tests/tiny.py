@@ -13,6 +13,7 @@ from nemo_simplerl.model.provider import read_hf_config
 from nemo_simplerl.parallel.mesh import destroy_mesh, leave_together
 from nemo_simplerl.reward.pool import RewardPool
 from nemo_simplerl.rollout.base import Completion, SamplingParams
+from nemo_simplerl.rollout.refit import digest
 from nemo_simplerl.trainer.actor import Actor
 from nemo_simplerl.trainer.build import build_learner, mesh_of
 from nemo_simplerl.trainer.critic import Critic
@@ -51,11 +52,22 @@ def layout(tp: int = 1, pp: int = 1, **changes) -> ActorConfig:
 def save_hf_model(
     folder: Path, family: str = "qwen2", *, tied: bool = False, vocab_size: int = 131, seed: int = 0
 ) -> Path:
-    """A random fp32 model of 4 layers in Hugging Face form, biases and norms random too."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+    """A random fp32 model of 4 layers in Hugging Face form, biases and norms random too.
 
-    config_class = {"qwen2": Qwen2Config, "llama": LlamaConfig}[family]
-    config = config_class(
+    llama3_rope: llama whose rotary scaling stretches an original context of 32 tokens to the 128 of all models.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    changes = {"qwen3": {"head_dim": 24}, "llama3_rope": {"rope_scaling": llama3}}.get(family, {})
+    config = AutoConfig.for_model(
+        "llama" if family == "llama3_rope" else family,
         vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=96,
@@ -65,6 +77,7 @@ def save_hf_model(
         max_position_embeddings=128,
         tie_word_embeddings=tied,
         rope_theta=10000.0,
+        **changes,
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
@@ -83,12 +96,19 @@ class ScriptedEngine:
     It takes the weights and forgets them, so runs that differ in rounding still see the same samples.
     """
 
-    def __init__(self, vocab_size: int):
-        self.vocab_size, self.version = vocab_size, None
+    unit_size = None
+    generates = True
 
-    def refit(self, stream, version: int) -> None:
-        self.received = {name: tensor.clone() for name, tensor in stream}
-        self.version = version
+    def __init__(self, vocab_size: int):
+        self.vocab_size, self.weight_version = vocab_size, None
+
+    def refit(self, buckets, version: int, *, digests: bool = False) -> dict[str, int]:
+        self.received = {name: tensor.clone() for bucket in buckets for name, tensor in bucket}
+        self.weight_version = version
+        return {name: digest(tensor) for name, tensor in self.received.items()} if digests else {}
+
+    def invalidate(self, reason: str) -> None:
+        self.weight_version = None
 
     def generate(self, prompts, params, seeds):
         return [self._completion(seed, params.max_tokens) for seed in seeds]
@@ -99,7 +119,7 @@ class ScriptedEngine:
         ids = tuple(rng.choices(range(self.vocab_size), k=length))
         text = rng.choice([r"\boxed{1}", r"\boxed{2}", "no box"])
         reason = "length" if length == max_tokens else "stop"
-        return Completion(ids, (-1.0,) * length, text, reason, self.version, seed)
+        return Completion(ids, (-1.0,) * length, text, reason, self.weight_version, seed)
 
     def sleep(self) -> None: ...
 
@@ -149,6 +169,7 @@ def scripted_roles(folder: str, actor_changes: dict, algo_changes: dict) -> Iter
         pad_id=0,
         eos_id=0,
         timer=timer,
+        say=print,
     )
     grader.close()
     leave_together()

@@ -44,6 +44,8 @@ def _field(hint: Any, name: str, values: Mapping[Any, Any], findings: Findings, 
     for option in _options(hint):
         if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
             return build(option, value, findings, path)  # type: ignore[arg-type]
+        if value is False and "off" in get_args(option):
+            return "off"  # YAML 1.1 reads a bare off as false
         if _fits(option, value):
             return float(value) if option is float else value
     findings.add(f"{path}={_shown(value)} is {_describe(value)}; accepted: {accepted(hint)}.", path)
@@ -55,6 +57,8 @@ def _fits(option: Any, value: Any) -> bool:
         return isinstance(value, str) and value in get_args(option)
     if get_origin(option) is list:
         return isinstance(value, list) and all(_fits(get_args(option)[0], item) for item in value)
+    if get_origin(option) is dict:
+        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
     if option is float:
         return type(value) in (int, float)
     return type(value) is option  # bool is an int to isinstance
@@ -70,6 +74,8 @@ def _accepted_one(option: Any) -> str:
         return ", ".join(get_args(option))
     if get_origin(option) is list:
         return f"a list in which each item is {_NAMES[get_args(option)[0]]}"
+    if get_origin(option) is dict:
+        return "a section with any keys"
     if dataclasses.is_dataclass(option):
         return f"a section with the keys {', '.join(get_type_hints(option))}"
     return _NAMES[option]

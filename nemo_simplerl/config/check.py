@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from nemo_simplerl.config import trtllm_rules
 from nemo_simplerl.config.ranges import RANGES, in_words, inside
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape, decides_shape
@@ -80,7 +81,7 @@ def _value(config: Config, key: str) -> Any:
 
 def _is_in_range(config: Config, key: str, interval: str) -> Iterator[str]:
     value = _value(config, key)
-    if value is not None and not inside(value, interval):
+    if isinstance(value, int | float) and not inside(value, interval):
         yield f"{key}={value} is out of range; accepted: {in_words(interval)}."
 
 
@@ -151,6 +152,16 @@ def _masked_responses_get_no_eos(config: Config) -> Iterator[str]:
             "algo.truncated=mask leaves cut responses out of the losses, and "
             "algo.overwrite_truncated_with_eos=true trains them as if they had ended. "
             "Set algo.overwrite_truncated_with_eos=false, or algo.truncated=penalize."
+        )
+
+
+def _gate_compares_like_with_like(config: Config) -> Iterator[str]:
+    policy, temperature = config.rollout.consistency.policy, config.rollout.temperature
+    if policy in ("mask", "correct", "stop") and config.algo.logprob_temperature == "one" and temperature != 1.0:
+        yield (
+            f"rollout.consistency.policy={policy} acts on differences between engine and trainer, but with "
+            f"algo.logprob_temperature=one and rollout.temperature={temperature} every token differs by design. "
+            "Set algo.logprob_temperature=sampling, or rollout.consistency.policy=warn or off."
         )
 
 
@@ -325,18 +336,23 @@ _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _rewards_are_ordered,
     _reward_urls_are_urls,
     _masked_responses_get_no_eos,
+    _gate_compares_like_with_like,
     _critic_warmup_ends,
     _periodic_evaluation_has_data,
     _sft_has_data,
     _created_attention_fits,
+    trtllm_rules.every_token_has_its_logprob,
+    trtllm_rules.prompts_fit_one_pass,
 )
 _SHAPE_RULES: tuple[Callable[..., Iterator[str]], ...] = (
     _tensor_parallel_splits_the_layers,
     _pipeline_stages_are_equal,
     _rollout_fits_the_model,
     _sft_fits_the_model,
+    trtllm_rules.engine_splits_the_heads,
 )
 _WORLD_RULES: tuple[Callable[..., Iterator[str]], ...] = (
     _layout_fits_the_ranks,
     *(partial(_batch_splits, section=section) for section in ("actor", "critic", "sft")),
+    trtllm_rules.engines_fill_the_ranks,
 )

@@ -10,6 +10,9 @@ from pathlib import Path
 from nemo_simplerl.config.check import run_rules
 from nemo_simplerl.config.schema import Config
 
+# One of them tells a Hugging Face folder, an unpacked .nemo or a training checkpoint.
+_MODEL_FILES = ("config.json", "model_config.yaml", "manifest.json")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -70,10 +73,14 @@ def _sft_file_exists(config: Config, machine: Machine) -> Iterator[str]:
 
 
 def _critic_exists(config: Config, machine: Machine) -> Iterator[str]:
-    if config.critic.path is not None and not (Path(config.critic.path) / "config.json").is_file():
+    if config.critic.path is None:
+        return
+    path = Path(config.critic.path)
+    if not path.is_file() and not any((path / name).is_file() for name in _MODEL_FILES):
         yield (
-            f"critic.path={config.critic.path!r} holds no config.json. Give the folder of a saved critic, or "
-            "critic.path=null to start from model.path with a fresh value head."
+            f"critic.path={config.critic.path!r} is no model: no .nemo file, and no folder with one of "
+            f"{', '.join(_MODEL_FILES)}. "
+            "Give a saved critic, or critic.path=null to start from model.path with a fresh value head."
         )
 
 

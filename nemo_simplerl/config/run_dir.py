@@ -15,8 +15,12 @@ FREE_KEYS = frozenset(
         "trainer.resume",
         "trainer.save_every",
         "trainer.keep_last",
+        "trainer.export",
         "trainer.tensorboard",
         "trainer.distributed_timeout_s",
+        "rollout.consistency.max_share",
+        "rollout.verify_refit",
+        "rollout.refit_bucket_mb",
         "reward.num_workers",
         "reward.url",
     }

@@ -5,7 +5,7 @@ Imports nothing but the standard library: a wrong configuration is reported befo
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class CreateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    path: str  # Hugging Face folder: config.json, *.safetensors, tokenizer files
+    path: str  # a Hugging Face folder, a .nemo file or folder, or a training checkpoint (checkpoints/step_N)
     tokenizer: str | None  # null: the tokenizer in `path`
     precision: Literal["bf16", "fp32"]  # of weights and activations; log-probabilities are always float32
     transformer_engine: bool | None  # null: use Transformer Engine layers where the package and a GPU are there
@@ -62,7 +62,7 @@ class ActorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CriticConfig:
-    path: str | None  # null: trunk from model.path and a fresh value head; or a saved critic
+    path: str | None  # null: trunk from model.path and a fresh value head; or a saved critic, in any form
     micro_batch_size: int
     forward_micro_batch_size: int
     global_batch_size: int
@@ -70,8 +70,38 @@ class CriticConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConsistencyConfig:
+    """What to do when the engine's log-probabilities of its samples are not the trainer's. Both are always measured.
+
+    It is tripped by more than `max_share` of the tokens beyond `max_difference`, and by any that is not finite. Every
+    policy but `off` then says so, and `stop` ends the run. Tripped or not, `mask` leaves exactly the tokens beyond the
+    bound out of the policy loss, and `correct` multiplies each token's weight in it by min(p / q, importance_cap), p
+    being the trainer's probability of the token and q the engine's.
+    """
+
+    policy: Literal["off", "warn", "mask", "correct", "stop"]
+    max_difference: float  # nats, of one token
+    max_share: float  # of the tokens; 1 tolerates any difference that is finite
+    importance_cap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrtllmConfig:
+    """TensorRT-LLM as the engine. It shares the GPUs with the trainer, so its memory is what the trainer leaves it."""
+
+    tensor_parallel_size: int  # ranks that one engine spans; the training layout is another
+    free_gpu_memory_fraction: float  # of what is free once the weights are there: the KV cache's share
+    max_batch_size: int  # sequences decoded at once
+    max_num_tokens: int  # tokens of all requests in one forward pass; no prompt may be longer
+    sampler_type: Literal["TRTLLMSampler", "TorchSampler"]  # TorchSampler has one random stream and ignores seeds
+    cuda_graph: bool
+    sleep: bool  # hand the engine's memory to the trainer between rollouts; costs host memory of the weights' size
+    engine_args: dict[str, Any]  # TensorRT-LLM's own arguments, laid over all of the above as they are
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    engine: Literal["hf"]
+    engine: Literal["hf", "trtllm"]
     n_samples_per_prompt: int
     max_prompt_tokens: int
     max_response_tokens: int
@@ -81,6 +111,12 @@ class RolloutConfig:
     stop: list[str]  # text that ends a response; kept in it
     stop_token_ids: list[int] | None  # null: the tokenizer's EOS and every stop string that is one token
     max_batch_size: int  # sequences the engine decodes at once
+    # Compare what the engines hold with what was sent, tensor by tensor; a number: in every such step, and in a process's
+    # first refit. Names, shapes and versions are compared in every refit.
+    verify_refit: Literal["every", "off"] | int
+    refit_bucket_mb: int  # weights travel to the engine in parts of this size; two take memory at a time
+    consistency: ConsistencyConfig
+    trtllm: TrtllmConfig  # read where engine is trtllm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +191,7 @@ class TrainerConfig:
     eval_samples: int  # sampled responses a problem beside the greedy one; 0 for greedy alone
     save_every: int  # steps; 0 saves only at the end
     keep_last: int  # checkpoints kept on disk
+    export: list[Literal["hf", "nemo"]]  # forms that the last weights are written in at the end, below run_dir
     resume: bool  # continue from the newest checkpoint in run_dir
     stop_after_step: (
         int | None

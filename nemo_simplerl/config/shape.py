@@ -1,18 +1,30 @@
 """The numbers of a model that parallel layouts and length limits depend on, read without loading it."""
 
 import json
+import tarfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+import yaml
 
 from nemo_simplerl.config.schema import CreateConfig, ModelConfig
 
-SUPPORTED = ("llama", "qwen2")
+SUPPORTED = ("llama", "qwen2", "qwen3")
 _HF_KEYS = {
     "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
     "num_attention_heads": "num_attention_heads",
     "ffn_hidden_size": "intermediate_size",
     "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+}
+_YAML = "model_config.yaml"
+_NEMO_KEYS = {
+    "num_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "ffn_hidden_size": "ffn_hidden_size",
+    "vocab_size": "override_vocab_size",
     "max_position_embeddings": "max_position_embeddings",
 }
 
@@ -35,7 +47,10 @@ def read_shape(model: ModelConfig) -> ModelShape:
 
     Raises ValueError when there is neither, when the two contradict each other, and for an unsupported model.
     """
-    file = Path(model.path) / "config.json"
+    path = Path(model.path)
+    file = path / "config.json"
+    if path.is_file() or any((folder / _YAML).is_file() for folder in (path, path / "actor")):
+        return _shape_of_nemo(path)
     if file.is_file():
         shape = _shape_of_file(file)
         if model.create is not None:
@@ -44,10 +59,40 @@ def read_shape(model: ModelConfig) -> ModelShape:
     if model.create is None:
         raise ValueError(
             f"model.path={model.path!r} holds no config.json. Give a Hugging Face model folder on disk "
-            "(`hf download Qwen/Qwen2.5-Math-7B --local-dir FOLDER` writes one), or fill model.create to "
-            "start from random weights (experiment=quickstart does)."
+            "(`hf download Qwen/Qwen2.5-Math-7B --local-dir FOLDER` writes one), a .nemo file, a training checkpoint "
+            "(checkpoints/step_N), or fill model.create to start from random weights (experiment=quickstart does)."
         )
     return _shape_of_create(model.create)
+
+
+def _shape_of_nemo(path: Path) -> ModelShape:
+    """Of a `.nemo` file or folder, or of a checkpoint's actor. The model room checks the rest when it opens it."""
+    found = next((file for file in (path / _YAML, path / "actor" / _YAML) if file.is_file()), None)
+    try:
+        config = yaml.safe_load(found.read_bytes() if found else _yaml_in_tar(path))
+        values = {ours: config[theirs] for ours, theirs in _NEMO_KEYS.items()}
+    except (OSError, tarfile.TarError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"model.path: {path} has no readable {_YAML} ({type(error).__name__}: {error}); "
+            "where NeMo wrote it, turn it into a Hugging Face folder: simplerl convert --from nemo --to hf."
+        ) from error
+    family = "qwen3" if config.get("qk_layernorm") else "qwen2" if config.get("qkv_bias") else "llama"
+    return ModelShape(
+        **values,
+        num_query_groups=config.get("num_query_groups") or config["num_attention_heads"],
+        tied=bool(config.get("share_embeddings_and_output_weights", True)),
+        model_type=family,
+    )
+
+
+def _yaml_in_tar(path: Path) -> bytes:
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            if PurePosixPath(member.name) == PurePosixPath(_YAML) and member.isreg() and member.size < 1 << 20:
+                file = tar.extractfile(member)
+                assert file is not None
+                return file.read()
+    raise KeyError(_YAML)
 
 
 def decides_shape(key: str) -> bool:
@@ -77,10 +122,6 @@ def _shape_of_file(file: Path) -> ModelShape:
     if not isinstance(hf, dict) or hf.get("model_type") not in SUPPORTED:
         found = hf.get("model_type") if isinstance(hf, dict) else hf
         raise ValueError(f"model.path: {file} has model_type {found!r}; supported: {', '.join(SUPPORTED)}.")
-    if hf.get("rope_scaling"):
-        raise ValueError(
-            f"model.path: {file} asks for rope_scaling {hf['rope_scaling']}; only models without it are supported."
-        )
     bad = [key for key in _HF_KEYS.values() if type(hf.get(key)) is not int or hf[key] < 1]
     if bad:
         raise ValueError(f"model.path: {file} needs a positive {' and '.join(bad)}; fetch the model again.")

@@ -33,6 +33,7 @@ class Batch:
     mask_BT: Tensor  # float32, 1 where the predicted token belongs to the response, its EOS included
     loss_mask_BT: Tensor  # float32, mask_BT without the truncated rows that training leaves out
     engine_logprobs_BT: Tensor  # float32, as the rollout engine reported them, 0 outside the mask
+    engine_mask_BT: Tensor  # float32, mask_BT without the tokens that the engine never sampled
     scores_B: Tensor  # float32, the reward of the whole response
     truncated_B: Tensor  # bool, the response ended by length
 
@@ -64,6 +65,7 @@ class Batch:
             mask_BT=self.mask_BT[rows, : length - 1],
             loss_mask_BT=self.loss_mask_BT[rows, : length - 1],
             engine_logprobs_BT=self.engine_logprobs_BT[rows, : length - 1],
+            engine_mask_BT=self.engine_mask_BT[rows, : length - 1],
             scores_B=self.scores_B[rows],
             truncated_B=self.truncated_B[rows],
             columns={name: column_BT[rows, : length - 1] for name, column_BT in columns_BT.items()},
@@ -91,8 +93,8 @@ def collate(
 
     `truncated`: responses ended by length are trained as graded ("penalize") or left out of the losses
     ("mask"). `overwrite_truncated_with_eos`: an EOS id that takes the place of their last token, though the
-    policy never sampled it (a quirk of the SimpleRL recipe); None leaves them alone. The engine's
-    log-probability stays that of the sampled token. Raises ValueError for lists of different lengths, an
+    policy never sampled it (a quirk of the SimpleRL recipe); None leaves them alone. It has no log-probability
+    of the engine's: engine_mask_BT is 0 there. Raises ValueError for lists of different lengths, an
     empty list, prompt or completion, and for a completion whose log-probabilities do not match its tokens.
     """
     _check_rows(prompts, completions, scores)
@@ -102,16 +104,17 @@ def collate(
 
     tokens_BS = torch.full((len(prompts), max(lengths)), pad_id, dtype=torch.int64)
     mask_BT = torch.zeros(len(prompts), max(lengths) - 1)
-    engine_logprobs_BT = torch.zeros_like(mask_BT)
+    engine_logprobs_BT, engine_mask_BT = torch.zeros_like(mask_BT), torch.zeros_like(mask_BT)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         start, end = prompt_lengths[row], lengths[row]
         tokens_BS[row, :start] = torch.tensor(prompt)
         tokens_BS[row, start:end] = torch.tensor(completion.token_ids)
+        # The first response token stands at `start` and is predicted at start - 1, the last at end - 2.
+        mask_BT[row, start - 1 : end - 1] = engine_mask_BT[row, start - 1 : end - 1] = 1.0
+        engine_logprobs_BT[row, start - 1 : end - 1] = torch.tensor(completion.logprobs)
         if is_cut[row] and overwrite_truncated_with_eos is not None:
             tokens_BS[row, end - 1] = overwrite_truncated_with_eos
-        # The first response token stands at `start` and is predicted at start - 1, the last at end - 2.
-        mask_BT[row, start - 1 : end - 1] = 1.0
-        engine_logprobs_BT[row, start - 1 : end - 1] = torch.tensor(completion.logprobs)
+            engine_logprobs_BT[row, end - 2] = engine_mask_BT[row, end - 2] = 0.0
 
     truncated_B = torch.tensor(is_cut)
     loss_mask_BT = mask_BT * ~truncated_B[:, None] if truncated == "mask" else mask_BT
@@ -122,6 +125,7 @@ def collate(
         mask_BT=mask_BT.to(device),
         loss_mask_BT=loss_mask_BT.to(device),
         engine_logprobs_BT=engine_logprobs_BT.to(device),
+        engine_mask_BT=engine_mask_BT.to(device),
         scores_B=torch.tensor([float(score) for score in scores], device=device),
         truncated_B=truncated_B.to(device),
     )

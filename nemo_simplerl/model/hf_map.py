@@ -1,14 +1,18 @@
-"""Names and shapes between Hugging Face (Qwen2, Llama) and Megatron-core: tables, and pure split / merge functions.
+"""Names and shapes between Hugging Face and Megatron-core: tables, and pure split / merge functions.
 
 Legend: H query heads, G key/value groups, D head size, p = H / G heads a group, h hidden size, T tensor-parallel size.
 """
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from nemo_simplerl.model.families import Family, family_of
 
 Kind = Literal["plain", "qkv", "gate_up", "vocab"]
 
@@ -29,25 +33,90 @@ class Heads:
     head_dim: int
 
 
+# Of transformers' ...ForSequenceClassification, which a saved critic loads as.
+VALUE_HEAD = "score.weight"
+_EMBEDDING = "embedding.word_embeddings.weight"
+_FINAL_NORM = "decoder.final_layernorm.weight"
+_OUTPUT = "output_layer.weight"
 _TOP = {
-    "embedding.word_embeddings.weight": Mapping(("model.embed_tokens.weight",), "vocab", 0),
-    "decoder.final_layernorm.weight": Mapping(("model.norm.weight",), "plain", None),
-    "output_layer.weight": Mapping(("lm_head.weight",), "vocab", 0),
+    _EMBEDDING: Mapping(("model.embed_tokens.weight",), "vocab", 0),
+    _FINAL_NORM: Mapping(("model.norm.weight",), "plain", None),
+    _OUTPUT: Mapping(("lm_head.weight",), "vocab", 0),
 }
 _QKV = tuple(f"self_attn.{x}_proj" for x in "qkv")
-# Transformer Engine fuses each norm into the linear after it, the local layers keep it apart: two names, one tensor.
+# In the order of a layer's computation. The names are Transformer Engine's, the canonical ones.
 _LAYER = {
-    "input_layernorm.weight": Mapping(("input_layernorm.weight",), "plain", None),
     "self_attention.linear_qkv.layer_norm_weight": Mapping(("input_layernorm.weight",), "plain", None),
     "self_attention.linear_qkv.weight": Mapping(tuple(f"{x}.weight" for x in _QKV), "qkv", 0),
     "self_attention.linear_qkv.bias": Mapping(tuple(f"{x}.bias" for x in _QKV), "qkv", 0),
+    "self_attention.q_layernorm.weight": Mapping(("self_attn.q_norm.weight",), "plain", None),
+    "self_attention.k_layernorm.weight": Mapping(("self_attn.k_norm.weight",), "plain", None),
     "self_attention.linear_proj.weight": Mapping(("self_attn.o_proj.weight",), "plain", 1),
-    "pre_mlp_layernorm.weight": Mapping(("post_attention_layernorm.weight",), "plain", None),
     "mlp.linear_fc1.layer_norm_weight": Mapping(("post_attention_layernorm.weight",), "plain", None),
     "mlp.linear_fc1.weight": Mapping(("mlp.gate_proj.weight", "mlp.up_proj.weight"), "gate_up", 0),
     "mlp.linear_fc2.weight": Mapping(("mlp.down_proj.weight",), "plain", 1),
 }
+# Transformer Engine fuses each norm into the linear after it, the local layers keep it apart: two names, one tensor.
+_LOCAL_NORMS = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
 _LAYER_NAME = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+
+
+def canonical(mcore_name: str) -> str:
+    """The name that a parameter has under Transformer Engine, for a name of either kind of layer."""
+    match = _LAYER_NAME.fullmatch(mcore_name)
+    if match and match[2] in _LOCAL_NORMS:
+        return f"decoder.layers.{match[1]}.{_LOCAL_NORMS[match[2]]}"
+    return mcore_name
+
+
+def full_name(mcore_name: str, layer_offset: int) -> str:
+    """Canonical name in the whole model of a parameter of a stage whose first layer is `layer_offset`."""
+    match = _LAYER_NAME.fullmatch(canonical(mcore_name))
+    return f"decoder.layers.{int(match[1]) + layer_offset}.{match[2]}" if match else mcore_name
+
+
+def blocks(
+    entry: Mapping, part: Tensor, rank: int, size: int, shape: tuple[int, ...]
+) -> list[tuple[tuple[int, ...], Tensor]]:
+    """Where tensor rank `rank`'s part of a parameter lies in the full one of `shape`: (offsets, block) pairs.
+
+    Padding of the vocabulary lies nowhere. The inverse of `shard`.
+    """
+    origin = (0,) * len(shape)
+    if entry.tp_dim is None or size == 1:
+        return [(origin, part[: shape[0]])]
+    if entry.kind == "gate_up":
+        gate, up = part.chunk(2, dim=0)
+        rows = gate.shape[0]
+        return [((rows * rank, *origin[1:]), gate), ((rows * (size + rank), *origin[1:]), up)]
+    start = part.shape[entry.tp_dim] * rank
+    if entry.kind == "vocab":
+        part = part[: max(0, shape[0] - start)]
+    return [((*origin[: entry.tp_dim], start, *origin[entry.tp_dim + 1 :]), part)] if part.numel() else []
+
+
+def layer_params(family: Family) -> tuple[str, ...]:
+    """Canonical names of one layer's parameters, below `decoder.layers.N.`."""
+    absent = set()
+    if not family.qkv_bias:
+        absent.add("self_attention.linear_qkv.bias")
+    if not family.qk_norm:
+        absent |= {"self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight"}
+    return tuple(name for name in _LAYER if name not in absent)
+
+
+def model_params(hf: dict, *, critic: bool = False) -> list[str]:
+    """Canonical names of the whole model's parameters, in order. A critic's value head is not among them.
+
+    Tied embeddings have one name. Raises ValueError for an unknown family.
+    """
+    inner = layer_params(family_of(hf))
+    layers = [f"decoder.layers.{layer}.{name}" for layer in range(hf["num_hidden_layers"]) for name in inner]
+    has_output = not critic and not hf.get("tie_word_embeddings", False)
+    return [_EMBEDDING, *layers, _FINAL_NORM, *([_OUTPUT] if has_output else [])]
 
 
 def mapping(mcore_name: str, layer_offset: int = 0) -> Mapping:
@@ -57,12 +126,89 @@ def mapping(mcore_name: str, layer_offset: int = 0) -> Mapping:
     """
     if mcore_name in _TOP:
         return _TOP[mcore_name]
-    match = _LAYER_NAME.fullmatch(mcore_name)
+    match = _LAYER_NAME.fullmatch(canonical(mcore_name))
     if match and match[2] in _LAYER:
         inner = _LAYER[match[2]]
         prefix = f"model.layers.{int(match[1]) + layer_offset}."
         return Mapping(tuple(prefix + name for name in inner.hf_names), inner.kind, inner.tp_dim)
     raise ValueError(f"No Hugging Face tensor is known for the Megatron parameter {mcore_name!r}.")
+
+
+def heads_of(hf: dict) -> Heads:
+    """Attention shape of an HF config."""
+    num_heads = hf["num_attention_heads"]
+    return Heads(
+        num_heads,
+        hf.get("num_key_value_heads") or num_heads,
+        hf.get("head_dim") or hf["hidden_size"] // num_heads,
+    )
+
+
+def param_shape(name: str, hf: dict) -> tuple[int, ...]:
+    """Shape of a full Megatron parameter: not sharded, its vocabulary not padded."""
+    heads, hidden, ffn = heads_of(hf), hf["hidden_size"], hf["intermediate_size"]
+    qkv = (heads.num_heads + 2 * heads.num_groups) * heads.head_dim
+    shapes = {
+        "self_attention.linear_qkv.weight": (qkv, hidden),
+        "self_attention.linear_qkv.bias": (qkv,),
+        "self_attention.q_layernorm.weight": (heads.head_dim,),
+        "self_attention.k_layernorm.weight": (heads.head_dim,),
+        "self_attention.linear_proj.weight": (hidden, heads.num_heads * heads.head_dim),
+        "mlp.linear_fc1.weight": (2 * ffn, hidden),
+        "mlp.linear_fc2.weight": (hidden, ffn),
+    }
+    kind = mapping(name).kind  # refuses unknown names
+    if kind == "vocab":
+        return (hf["vocab_size"], hidden)
+    match = _LAYER_NAME.fullmatch(name)
+    return shapes.get(match[2], (hidden,)) if match else (hidden,)
+
+
+def num_parameters(hf: dict, *, critic: bool = False) -> int:
+    """Of the whole model, tied embeddings once, a critic's value head left out."""
+    return sum(math.prod(param_shape(name, hf)) for name in model_params(hf, critic=critic))
+
+
+def expected_names(hf: dict, *, critic: bool = False) -> list[str]:
+    """Every HF tensor that a model is filled from. A critic's value head may be fresh, so it is not among them."""
+    return [hf_name for name in model_params(hf, critic=critic) for hf_name in mapping(name).hf_names]
+
+
+def unknown_names(hf_names: Iterable[str], hf: dict, *, critic: bool = False) -> list[str]:
+    """Those that no parameter is filled from, and that mean nothing harmless.
+
+    Rotary frequencies, which old folders hold, follow from the config. Tied embeddings may be stored twice; the two
+    must be equal, which the names cannot tell. A critic may start from an actor's folder.
+    """
+    known = set(expected_names(hf, critic=critic))
+    if critic:
+        known |= {VALUE_HEAD, "lm_head.weight"}
+    if hf.get("tie_word_embeddings", False):
+        known.add("lm_head.weight")
+    return [name for name in hf_names if name not in known and not name.endswith("rotary_emb.inv_freq")]
+
+
+def check_names(hf_names: Iterable[str], hf: dict, where: object, *, critic: bool = False) -> None:
+    """Raises one ValueError that lists the tensors `where` lacks, and those it has that no parameter is filled from."""
+    found = set(hf_names)
+    missing = [name for name in expected_names(hf, critic=critic) if name not in found]
+    unknown = unknown_names(sorted(found), hf, critic=critic)
+    problems = [f"lacks {', '.join(_by_layer(missing))}"] if missing else []
+    problems += [f"has unknown {', '.join(_by_layer(unknown))}"] if unknown else []
+    if problems:
+        raise ValueError(
+            f"{where} {' and '.join(problems)}; weights and config.json ({hf['model_type']}, "
+            f"{hf['num_hidden_layers']} layers) do not belong together."
+        )
+
+
+def _by_layer(names: list[str]) -> list[str]:
+    """The like tensors of several layers named once: `model.layers.0,1,2.mlp.up_proj.weight`."""
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        match = re.fullmatch(r"(model\.layers\.)(\d+)(\..+)", name)
+        numbers.setdefault((match[1], match[3]) if match else (name, ""), []).extend([match[2]] if match else [])
+    return [head + ",".join(layers) + tail for (head, tail), layers in numbers.items()]
 
 
 def merge(kind: Kind, tensors: list[Tensor], heads: Heads) -> Tensor:

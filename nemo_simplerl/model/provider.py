@@ -12,26 +12,21 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_simplerl.config.schema import ActorConfig
-from nemo_simplerl.model.hf_map import mapping
+from nemo_simplerl.model.families import check_hf_config, family_of
+from nemo_simplerl.model.hf_map import heads_of, mapping
 from nemo_simplerl.model.local_layers import RmsNorm, SdpaAttention
+from nemo_simplerl.model.rope import rope_frequencies
 from nemo_simplerl.model.value_head import ValueHead
 from nemo_simplerl.parallel.mesh import Mesh
 
-QKV_BIAS = {"qwen2": True, "llama": False}
-
 
 def read_hf_config(path: str | Path) -> dict:
-    """config.json of a Hugging Face folder. Raises ValueError for a family or a rope variant that is not supported."""
+    """config.json of a Hugging Face folder. Raises ValueError for one that families.check_hf_config refuses."""
     file = Path(path) / "config.json"
     if not file.is_file():
         raise ValueError(f"{path} holds no config.json; give a Hugging Face model folder.")
     config = json.loads(file.read_text())
-    if config.get("model_type") not in QKV_BIAS:
-        raise ValueError(
-            f"{file}: model_type is {config.get('model_type')!r}; supported: {', '.join(sorted(QKV_BIAS))}."
-        )
-    if config.get("rope_scaling"):
-        raise ValueError(f"{file}: rope_scaling {config['rope_scaling']} is not supported; only plain rope is.")
+    check_hf_config(config, file)
     return config
 
 
@@ -52,18 +47,19 @@ def use_transformer_engine(wanted: bool | None) -> bool:
 
 def transformer_config(hf: dict, layout: ActorConfig, *, dtype: torch.dtype, on_gpu: bool) -> TransformerConfig:
     """Megatron's config for an HF config and a parallel layout. Fusions that need CUDA kernels follow `on_gpu`."""
-    heads = hf["num_attention_heads"]
+    heads, family = heads_of(hf), family_of(hf)
     return TransformerConfig(
         num_layers=hf["num_hidden_layers"],
         hidden_size=hf["hidden_size"],
         ffn_hidden_size=hf["intermediate_size"],
-        num_attention_heads=heads,
-        num_query_groups=hf.get("num_key_value_heads", heads),
-        kv_channels=hf.get("head_dim") or hf["hidden_size"] // heads,
+        num_attention_heads=heads.num_heads,
+        num_query_groups=heads.num_groups,
+        kv_channels=heads.head_dim,
+        qk_layernorm=family.qk_norm,
         layernorm_epsilon=hf["rms_norm_eps"],
         normalization="RMSNorm",
         add_bias_linear=False,
-        add_qkv_bias=hf.get("attention_bias", False) or QKV_BIAS[hf["model_type"]],
+        add_qkv_bias=family.qkv_bias,
         gated_linear_unit=True,
         activation_func=F.silu,
         hidden_dropout=0.0,
@@ -129,9 +125,10 @@ def build_gpt_model(
         parallel_output=True,
         share_embeddings_and_output_weights=hf.get("tie_word_embeddings", False) and not is_critic,
         position_embedding_type="rope",
-        rotary_base=int(hf.get("rope_theta", 10000)),
         pg_collection=mesh.collection,
     )
+    gpt.is_critic = is_critic  # the last stage alone has the layer that tells
+    gpt.rotary_pos_emb.inv_freq = rope_frequencies(hf).to(mesh.device)
     if is_critic and mesh.is_last_stage:
         gpt.output_layer = ValueHead(
             hf["hidden_size"],
@@ -163,8 +160,11 @@ def _layer_spec(config: TransformerConfig, transformer_engine: bool):
     if transformer_engine:
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
-        return get_gpt_layer_with_transformer_engine_spec()
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RmsNorm
-    spec.submodules.self_attention.submodules.core_attention = SdpaAttention
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = SdpaAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RmsNorm
     return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RmsNorm)

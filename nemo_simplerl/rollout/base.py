@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Some weights in flight: Hugging Face names and full tensors, on the trainer's device.
+Bucket: TypeAlias = "list[tuple[str, Tensor]]"
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,28 @@ class RolloutEngine(Protocol):
     group of ranks that call it with the same arguments.
     """
 
-    def refit(self, stream: "Iterable[tuple[str, Tensor]]", version: int) -> None:
+    # Samples that are computed together, and may so round differently than in other company: work is handed out in
+    # units of as many. None: the engine schedules its samples itself, and works best on its whole share in one call.
+    unit_size: int | None
+    # Whether `generate` is called on this rank: of a group that shares one engine, only the first rank calls it.
+    generates: bool
+
+    @property
+    def weight_version(self) -> int | None:
+        """Version of the weights that `generate` would sample from; None where it would refuse."""
+
+    def refit(self, buckets: Iterable[Bucket], version: int, *, digests: bool = False) -> dict[str, int]:
         """Replace every weight by the tensor of its Hugging Face name.
 
-        The whole stream is consumed, also on an error: it may be a collective that other ranks are in.
-        Raises ValueError naming unknown, missing or misshapen tensors, RuntimeError while asleep. After an
-        error the engine refuses to generate.
+        With `digests`, answers `rollout.refit.digest` of what landed in the engine, by name; else nothing.
+        All buckets are taken, also on an error: they may come from a collective that other ranks are in. The sender may
+        reuse a bucket's tensors as soon as the next one is asked for.
+        Raises ValueError naming unknown, missing, duplicate or misshapen tensors, RuntimeError while asleep or while
+        another refit runs. After an error the engine refuses to generate.
         """
+
+    def invalidate(self, reason: str) -> None:
+        """Refuse to generate, giving this reason, until a refit succeeds. Voids a refit that is running."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]

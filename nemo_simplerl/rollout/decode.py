@@ -115,12 +115,10 @@ def _prompt_mask(pad_B: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
 def _forward_one(model: PreTrainedModel, tokens_B: Tensor, positions_B: Tensor, cache: SharedPromptCache) -> Tensor:
     """Logits [B, V] after one more token a row."""
     cache.open_column()
-    column = torch.tensor([cache.get_seq_length() - 1], device=tokens_B.device)
     return model(
         input_ids=tokens_B[:, None],
         position_ids=positions_B[:, None],
         past_key_values=cache,
-        cache_position=column,
         use_cache=True,
         rollout_cache=cache,
     ).logits[:, -1]

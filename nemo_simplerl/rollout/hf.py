@@ -1,19 +1,21 @@
 """The embedded engine: a transformers model on one device, sampled by a loop of our own."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import no_init_weights
 
-from nemo_simplerl.rollout.base import Completion, SamplingParams, check_seeds
+from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_seeds
 from nemo_simplerl.rollout.decode import Decoded, decode
+from nemo_simplerl.rollout.hf_weights import copy_weights
 from nemo_simplerl.rollout.kv_cache import ATTENTION
 from nemo_simplerl.rollout.sampling import uniforms
 from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
+from nemo_simplerl.rollout.units import samples_of, units
+from nemo_simplerl.rollout.validity import Validity
 
 
 class HfEngine:
@@ -22,7 +24,7 @@ class HfEngine:
     device, dtype: of the weights and activations; probabilities are float32 at least.
     tokenizer: decodes stop strings and the text of completions; None leaves `text` empty and refuses stop
     strings.
-    max_batch_size: sequences decoded at once. It bounds memory and has no say in what is sampled.
+    max_batch_size: sequences decoded at once. It bounds memory, and its say in what is sampled is rounding alone.
     max_model_len: longest prompt + response, tokens; None takes the model's position limit.
     vocab_limit: ids from here on (padding rows of the embedding) are never sampled; None samples all.
     """
@@ -43,39 +45,41 @@ class HfEngine:
         self._device = torch.device(device)
         self._model: PreTrainedModel | None = _build_model(model_path, self._device, dtype)
         self._tokenizer = tokenizer
-        self._max_batch_size = max_batch_size
+        self.unit_size = max_batch_size
+        self.generates = True
         self._max_model_len = max_model_len or self._model.config.max_position_embeddings
         self._vocab_limit = vocab_limit
-        self._version: int | None = None
+        self._validity = Validity()
         self._asleep = False
 
-    def refit(self, stream: Iterable[tuple[str, Tensor]], version: int) -> None:
+    @property
+    def weight_version(self) -> int | None:
+        return self._validity.version
+
+    def refit(self, buckets: Iterable[Bucket], version: int, *, digests: bool = False) -> dict[str, int]:
         """See RolloutEngine.refit. Tensors are copied into place and cast. A tied head may be left out."""
-        model = self._awake_model()
-        self._version = None
-        problems = _copy_weights(model, stream)
-        if problems:
-            raise ValueError(
-                f"refit to version {version} does not fit the engine's model: {'; '.join(problems)}. "
-                "The trained model and the engine must be built from the same config.json."
-            )
-        self._version = version
+        buckets = iter(buckets)
+        try:
+            model = self._awake_model()
+            with self._validity.replacing(version):
+                return copy_weights(model, buckets, digests=digests)
+        finally:
+            for _ in buckets:
+                pass
+
+    def invalidate(self, reason: str) -> None:
+        self._validity.invalidate(reason)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         """See RolloutEngine.generate."""
         model = self._awake_model()
-        if self._version is None:
-            raise RuntimeError("the engine has no complete weights; call refit(stream, version) before generate.")
+        version = self._validity.require()
         self._check(prompts, params, seeds)
         stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, model.config.vocab_size)
         completions: list[Completion | None] = [None] * len(seeds)
-        # Longest first: rows of like length share a batch, and a batch too large for memory fails at once.
-        by_length = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-        samples = [index * params.n + copy for index in by_length for copy in range(params.n)]
-        for first in range(0, len(samples), self._max_batch_size):
-            batch = samples[first : first + self._max_batch_size]
+        for batch in self._batches(prompts, params.n):
             batch_prompts = list(dict.fromkeys(sample // params.n for sample in batch))
             rank_of_prompt = {prompt: rank for rank, prompt in enumerate(batch_prompts)}
             batch_seeds = [seeds[sample] for sample in batch]
@@ -88,7 +92,7 @@ class HfEngine:
                 stop_rule,
                 self._vocab_limit,
             )
-            for sample, completion in zip(batch, self._completions(decoded, batch_seeds), strict=True):
+            for sample, completion in zip(batch, self._completions(decoded, batch_seeds, version), strict=True):
                 completions[sample] = completion
         return completions
 
@@ -114,6 +118,13 @@ class HfEngine:
             raise RuntimeError("the engine is asleep; call wake() first.")
         return self._model
 
+    def _batches(self, prompts: Sequence[Sequence[int]], n: int) -> Iterator[list[int]]:
+        """Indices of the samples decoded together."""
+        for unit in units([len(prompt) for prompt in prompts], n, self.unit_size):
+            samples = samples_of(unit, n)
+            for first in range(0, len(samples), self.unit_size):
+                yield samples[first : first + self.unit_size]
+
     def _check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> None:
         check_seeds(prompts, params, seeds)
         vocab_size = self._model.config.vocab_size
@@ -132,7 +143,7 @@ class HfEngine:
                     f"{vocab_size}; the tokenizer belongs to another model."
                 )
 
-    def _completions(self, decoded: Decoded, seeds: Sequence[int]) -> Iterable[Completion]:
+    def _completions(self, decoded: Decoded, seeds: Sequence[int], version: int) -> Iterable[Completion]:
         for row, seed in enumerate(seeds):
             length = decoded.lengths_R[row]
             token_ids = decoded.tokens_RT[row, :length].tolist()
@@ -141,7 +152,7 @@ class HfEngine:
                 logprobs=tuple(decoded.logprobs_RT[row, :length].tolist()),
                 text="" if self._tokenizer is None else self._tokenizer.decode(token_ids, skip_special_tokens=True),
                 finish_reason="stop" if decoded.is_stopped_R[row] else "length",
-                weight_version=self._version,
+                weight_version=version,
                 seed=seed,
             )
 
@@ -158,30 +169,3 @@ def _build_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> 
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
     model.tie_weights()  # left out where weights are not initialised
     return model.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def _copy_weights(model: PreTrainedModel, stream: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Copy tensors by name; answers what did not fit. Tied names are one parameter: any of them fills it."""
-    targets = dict(model.named_parameters(remove_duplicate=False))
-    filled: dict[int, str] = {}
-    unknown, misshapen, contradicting = [], [], []
-    # The stream is read to its end whatever it brings: it may be a collective that other ranks are in.
-    for name, tensor in stream:
-        target = targets.get(name)
-        if target is None:
-            unknown.append(name)
-        elif target.shape != tensor.shape:
-            misshapen.append(f"{name} is {tuple(tensor.shape)}, the model's is {tuple(target.shape)}")
-        elif id(target) in filled and not torch.equal(target, tensor.to(target)):
-            contradicting.append(f"{name} differs from {filled[id(target)]}, to which config.json ties it")
-        else:
-            target.copy_(tensor)
-            filled[id(target)] = name
-    missing = [name for name, target in model.named_parameters() if id(target) not in filled]
-    problems = misshapen + contradicting
-    if unknown:
-        problems.append(f"unknown {', '.join(unknown)}")
-    if missing:
-        problems.append(f"missing {', '.join(missing)}")
-    return problems

@@ -3,10 +3,10 @@
 The samples of a prompt attend to one copy of it, as queries of one product: less memory to read, which is
 what decoding waits for. Responses start in column 0, so a step writes one column and reads a slice. A row
 that has ended is overwritten by the last running row: the batch stays dense and a step costs what its running
-rows cost.
+rows cost. When half of the rows have ended their memory is given back, and that of prompts no row needs.
 
-Shapes: P prompts, S most samples of a prompt, B running rows, H key-value heads, G query heads a key-value
-head, L prompt columns (prompts are padded on the left), T response columns, D head size.
+Shapes: P prompts, S most running samples of a prompt, B running rows, H key-value heads, G query heads a key-value
+head, L prompt columns (prompts are padded on the left), T response columns in use, C allocated, D head size.
 """
 
 import torch
@@ -48,36 +48,35 @@ class SharedPromptCache(Cache):
     def __init__(self, prompts: list[tuple[Tensor, Tensor]], mask: Tensor, prompt_of_B: Tensor, max_columns: int):
         """prompts: each layer's keys and values [P, H, L, D]; mask: additive, [P, 1, 1, L].
 
-        prompt_of_B: each row's prompt, ascending. At most `max_columns` tokens a response are ever held.
+        prompt_of_B: each row's prompt. At most `max_columns` tokens a response are ever held.
         """
         super().__init__(layers=[])
         self._prompts = prompts
         self._mask = mask
-        self._prompt_of_B = prompt_of_B
-        self._slot_of_B = torch.arange(len(prompt_of_B), device=prompt_of_B.device) - torch.searchsorted(
-            prompt_of_B, prompt_of_B
-        )
-        self._num_slots = int(self._slot_of_B.max()) + 1
         self._num_columns = 0
         self._max_columns = max_columns
-        _, heads, _, size = prompts[0][0].shape
-        first_columns = min(max_columns, _FIRST_COLUMNS)
-        self._store = prompts[0][0].new_empty(len(prompts), 2, len(prompt_of_B), heads, first_columns, size)
-        self._set_views()
+        keys = prompts[0][0]
+        shape = (2, len(prompt_of_B), keys.shape[1], min(max_columns, _FIRST_COLUMNS), keys.shape[-1])
+        self._store = [keys.new_empty(shape) for _ in prompts]  # of each layer, keys and values: [2, B, H, C, D]
+        self._seat(prompt_of_B)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all keys and values, in use or not."""
+        tensors = self._store + [tensor for layer in self._prompts for tensor in layer]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def open_column(self) -> None:
         """Make room for the next token of every row: `update` then writes there."""
         self._num_columns += 1
-        if self._num_columns > self._store.shape[-2]:
-            self._grow()
+        if self._num_columns > self._store[0].shape[-2]:
+            self._reallocate(min(self._max_columns, 2 * self._store[0].shape[-2]))
 
     def update(self, key_states, value_states, layer_idx, cache_kwargs=None) -> tuple[Tensor, Tensor]:
-        """transformers' hook: write a layer's new column [B, H, 1, D], answer all its columns."""
-        keys, values = self._views[layer_idx]
-        columns = self._num_columns
-        keys[:, :, columns - 1 : columns] = key_states
-        values[:, :, columns - 1 : columns] = value_states
-        return keys[:, :, :columns], values[:, :, :columns]
+        """transformers' hook: write a layer's new column [B, H, 1, D]. `attend` reads it from the store."""
+        columns = slice(self._num_columns - 1, self._num_columns)
+        keys, values = self._store[layer_idx][:, : len(key_states), :, columns]
+        return keys.copy_(key_states), values.copy_(value_states)
 
     def attend(self, layer_idx: int, query: Tensor, scaling: float) -> Tensor:
         """Attention of one query a row, [B, H * G, 1, D], over its prompt and response: [B, 1, H * G, D].
@@ -85,18 +84,19 @@ class SharedPromptCache(Cache):
         One softmax in float32 over both parts.
         """
         num_rows, num_heads, _, size = query.shape
-        prompt_keys, prompt_values = self._prompts[layer_idx]
-        num_prompts, kv_heads, prompt_columns, _ = prompt_keys.shape
-        groups = num_heads // kv_heads
-        keys, values = (view[:, :, : self._num_columns] for view in self._views[layer_idx])
-
-        query_BHGD = (query * scaling).view(num_rows, kv_heads, groups, size)
-        prompt_scores = self._by_prompt(query_BHGD) @ prompt_keys.transpose(2, 3) + self._mask
-        scores = torch.cat([self._by_row(prompt_scores, groups), query_BHGD @ keys.transpose(2, 3)], dim=-1)
+        prompt_keys, prompt_values = (tensor.flatten(0, 1) for tensor in self._prompts[layer_idx])
+        keys, values = self._store[layer_idx][:, :num_rows].flatten(1, 2)[:, :, : self._num_columns]
+        prompt_columns = prompt_keys.shape[1]
+        # A row's heads are rows of their own from here on: N = B * H.
+        groups = num_heads * num_rows // len(keys)
+        query_NGD = (query * scaling).view(-1, groups, size)
+        of_prompt = torch.baddbmm(self._mask_of_heads, self._by_prompt(query_NGD), prompt_keys.transpose(1, 2))
+        of_response = torch.bmm(query_NGD, keys.transpose(1, 2))
+        scores = torch.cat([self._by_row(of_prompt, groups), of_response], dim=-1)
         probs = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-        of_prompt = self._by_row(self._by_prompt(probs[..., :prompt_columns]) @ prompt_values, groups)
-        of_response = probs[..., prompt_columns:] @ values
-        return (of_prompt + of_response).view(num_rows, 1, num_heads, size)
+        of_prompt = torch.bmm(self._by_prompt(probs[..., :prompt_columns]), prompt_values)
+        mixed = torch.baddbmm(self._by_row(of_prompt, groups), probs[..., prompt_columns:], values)
+        return mixed.view(num_rows, 1, num_heads, size)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._mask.shape[-1] + self._num_columns
@@ -104,33 +104,49 @@ class SharedPromptCache(Cache):
     def keep(self, movers: Tensor, holes: Tensor, num_rows: int) -> None:
         """Drop all rows but the first `num_rows`, after copying the rows `movers` over the rows `holes`."""
         if len(holes):
-            columns = self._num_columns
-            self._store[:, :, holes, :, :columns] = self._store[:, :, movers, :, :columns]
+            for store in self._store:
+                store[:, holes, :, : self._num_columns] = store[:, movers, :, : self._num_columns]
             self._prompt_of_B[holes] = self._prompt_of_B[movers]
-            self._slot_of_B[holes] = self._slot_of_B[movers]
-        self._prompt_of_B = self._prompt_of_B[:num_rows]
-        self._slot_of_B = self._slot_of_B[:num_rows]
-        self._set_views()
+            self._flat_BH[holes] = self._flat_BH[movers]
+        self._prompt_of_B, self._flat_BH = self._prompt_of_B[:num_rows], self._flat_BH[:num_rows]
+        if 2 * num_rows <= self._store[0].shape[1]:
+            self._drop_prompts()
+            self._reallocate(self._store[0].shape[-2])
 
-    def _by_prompt(self, rows: Tensor) -> Tensor:
-        """Rows [B, H, G, X] as the queries of their prompts, [P, H, S * G, X]; zeros where no row runs."""
-        _, heads, groups, size = rows.shape
-        grid = rows.new_zeros(len(self._mask), heads, self._num_slots, groups, size)
-        grid[self._prompt_of_B, :, self._slot_of_B] = rows
-        return grid.view(len(self._mask), heads, -1, size)
+    def _seat(self, prompt_of_B: Tensor) -> None:
+        """Give each row a place among the queries of its prompt."""
+        num_prompts, heads = len(self._mask), self._store[0].shape[2]
+        is_same_BB = prompt_of_B[:, None] == prompt_of_B
+        slot_of_B = is_same_BB.tril(-1).sum(1)
+        self._num_slots = int(slot_of_B.max()) + 1
+        head_H = torch.arange(heads, device=prompt_of_B.device)
+        self._prompt_of_B = prompt_of_B
+        self._flat_BH = (prompt_of_B[:, None] * heads + head_H) * self._num_slots + slot_of_B[:, None]
+        self._mask_of_heads = self._mask.expand(num_prompts, heads, 1, -1).flatten(0, 1)
+
+    def _drop_prompts(self) -> None:
+        """Let go of the prompts that no row needs."""
+        is_needed, prompt_of_B = self._prompt_of_B.unique(return_inverse=True)
+        self._mask = self._mask[is_needed]
+        for layer, (keys, values) in enumerate(self._prompts):
+            self._prompts[layer] = keys[is_needed], values[is_needed]
+        self._seat(prompt_of_B)
+
+    def _reallocate(self, num_columns: int) -> None:
+        """Room for the running rows and this many columns, layer by layer: two copies of one layer at most exist."""
+        for layer, old in enumerate(self._store):
+            used = old[:, : len(self._prompt_of_B), :, : self._num_columns]
+            self._store[layer] = used.new_empty(*used.shape[:3], num_columns, used.shape[-1])
+            self._store[layer][..., : used.shape[-2], :] = used
+
+    def _by_prompt(self, rows_NGX: Tensor) -> Tensor:
+        """Rows as the queries of their prompts, [P * H, S * G, X]; zeros where no row runs."""
+        _, groups, size = rows_NGX.shape
+        num_prompt_heads = len(self._mask_of_heads)
+        grid = rows_NGX.new_zeros(num_prompt_heads * self._num_slots, groups, size)
+        return grid.index_copy_(0, self._flat_BH.view(-1), rows_NGX).view(num_prompt_heads, -1, size)
 
     def _by_row(self, grid: Tensor, groups: int) -> Tensor:
         """The inverse of `_by_prompt`."""
-        num_prompts, heads, _, size = grid.shape
-        return grid.view(num_prompts, heads, -1, groups, size)[self._prompt_of_B, :, self._slot_of_B]
-
-    def _grow(self) -> None:
-        old = self._store[:, :, : len(self._prompt_of_B)]
-        columns = min(self._max_columns, 2 * old.shape[-2])
-        self._store = old.new_empty(*old.shape[:-2], columns, old.shape[-1])
-        self._store[..., : old.shape[-2], :] = old
-        self._set_views()
-
-    def _set_views(self) -> None:
-        num_rows = len(self._prompt_of_B)
-        self._views = [(layer[0, :num_rows], layer[1, :num_rows]) for layer in self._store]
+        rows = grid.view(-1, groups, grid.shape[-1])
+        return rows.index_select(0, self._flat_BH.view(-1))

@@ -11,7 +11,7 @@ from torch import Tensor
 from nemo_simplerl.algo.loss import Metrics, policy_loss
 from nemo_simplerl.config.schema import ActorConfig, AlgoConfig
 from nemo_simplerl.data.batch import Batch, MicroBatch, padded_rows
-from nemo_simplerl.model.export import hf_stream
+from nemo_simplerl.model.export import hf_buckets
 from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
@@ -50,10 +50,14 @@ class Actor:
             self._swap_reference()
 
     @timed("actor_update")
-    def update(self, batch: Batch, old_logprobs_BT: Tensor, advantages_BT: Tensor) -> list[dict[str, float]]:
+    def update(
+        self, batch: Batch, old_logprobs_BT: Tensor, advantages_BT: Tensor, gate_weights_BT: Tensor
+    ) -> list[dict[str, float]]:
         """PPO updates over the rollout, mini-batch by mini-batch. Returns the metrics of each.
 
-        Raises RuntimeError when the ratio at the first update is further from 1 than algo.ratio_tolerance.
+        `gate_weights_BT` multiplies what each token weighs in the loss and in its metrics; the counts that divide both
+        stay those of the whole update. Raises RuntimeError when the ratio at the first update is further from 1 than
+        algo.ratio_tolerance.
         """
         updates: list[dict[str, float]] = []
         for mini in mini_batches(
@@ -63,15 +67,16 @@ class Actor:
             mesh=self.learner.mesh,
             old_logprobs_BT=old_logprobs_BT,
             advantages_BT=advantages_BT,
+            gate_weights_BT=gate_weights_BT,
         ):
             updates.append(self.learner.update(mini.micro_batches, lambda *args, mini=mini: self._loss(*args, mini)))
             if len(updates) == 1:
                 self._require_ratio_one(updates[0]["ratio_deviation_max"])
         return updates
 
-    def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full weights under Hugging Face names; every rank must consume the stream."""
-        return hf_stream(self.learner.gpt, self.hf, self.learner.mesh)
+    def hf_buckets(self, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+        """Full weights under Hugging Face names; every rank must consume all buckets, using each before the next."""
+        return hf_buckets(self.learner.gpt, self.hf, self.learner.mesh, max_bytes)
 
     def _forward(self, batch: Batch) -> Tensor:
         micro_batches = batch.micro_batches(self.config.forward_micro_batch_size)
@@ -86,7 +91,7 @@ class Actor:
             micro.columns["old_logprobs_BT"],
             micro.columns["advantages_BT"],
             entropy_BT,
-            mini.weights(micro, algo.loss_aggregation),
+            mini.weights(micro, algo.loss_aggregation) * micro.columns["gate_weights_BT"],
             ratio_eps=algo.ratio_eps,
             entropy_bonus=algo.entropy_bonus,
         )

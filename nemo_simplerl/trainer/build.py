@@ -1,19 +1,23 @@
 """From a configuration to the roles of a run: mesh, models, engine, grader, prompts."""
 
+from collections.abc import Callable
+
 import torch
 
 from nemo_simplerl.config.schema import Config, OptimConfig
 from nemo_simplerl.data.problems import Prompt, load_problems, render_prompts
 from nemo_simplerl.data.tokenizer import check_vocab, load_tokenizer, stop_ids
-from nemo_simplerl.model.hf_io import load_weights
+from nemo_simplerl.model.load import load_weights
 from nemo_simplerl.model.provider import build_gpt_model, read_hf_config, use_transformer_engine
+from nemo_simplerl.model.source import kind_of, open_source
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh
-from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.hf import HfEngine
 from nemo_simplerl.trainer.actor import Actor
 from nemo_simplerl.trainer.critic import Critic
 from nemo_simplerl.trainer.grader import Grader
 from nemo_simplerl.trainer.learner import Learner
+from nemo_simplerl.trainer.prepare import model_folder
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.timing import PhaseTimer
 
@@ -31,27 +35,35 @@ def mesh_of(config: Config) -> Mesh:
     )
 
 
-def tokenizer_of(config: Config, model_path: str):
-    """The tokenizer, checked against the vocabulary of the model at `model_path`."""
-    tokenizer = load_tokenizer(config.model.tokenizer or model_path)
-    check_vocab(tokenizer, read_hf_config(model_path)["vocab_size"])
+def tokenizer_of(config: Config):
+    """The tokenizer, checked against the model's vocabulary."""
+    tokenizer = load_tokenizer(model_folder(config))
+    check_vocab(tokenizer, hf_config_of_run(config)["vocab_size"])
     return tokenizer
+
+
+def hf_config_of_run(config: Config) -> dict:
+    """config.json of the run's model."""
+    return read_hf_config(model_folder(config))
 
 
 def build_learner(
     config: Config, path: str, optim: OptimConfig, mesh: Mesh, *, total_updates: int, is_critic: bool = False
 ) -> Learner:
-    """The model of a Hugging Face folder in this rank's shard, with its optimizer. Collective."""
-    hf = read_hf_config(path)
+    """The model on disk at `path` in this rank's shard, with its optimizer. Collective.
+
+    A critic may start from an actor, with a fresh value head.
+    """
+    source = open_source(path, critic=is_critic and path == config.critic.path and kind_of(path) == "checkpoint")
     gpt = build_gpt_model(
-        hf,
+        source.hf,
         config.actor,
         mesh,
         dtype=DTYPES[config.model.precision],
         transformer_engine=use_transformer_engine(config.model.transformer_engine),
         critic_seed=config.trainer.seed if is_critic else None,
     )
-    load_weights(gpt, hf, path, mesh)
+    load_weights(gpt, source, mesh)
     return Learner(
         gpt,
         optim,
@@ -89,7 +101,33 @@ def build_prompts(
     return prompts[:limit], [f"{path}: " + ", ".join(parts)]
 
 
-def build_roles(config: Config, model_path: str, mesh: Mesh, tokenizer, grader: Grader, *, total_steps: int) -> Roles:
+def build_engine(config: Config, model_path: str, mesh: Mesh, tokenizer) -> RolloutEngine:
+    """The engine that rollout.engine names, for this rank. Collective."""
+    rollout = config.rollout
+    values = {
+        "tokenizer": tokenizer,
+        "device": mesh.device,
+        "dtype": DTYPES[config.model.precision],
+        "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
+    }
+    if rollout.engine == "trtllm":
+        from nemo_simplerl.rollout.trtllm import TrtllmEngine, engine_group
+
+        group = engine_group(rollout.trtllm.tensor_parallel_size)
+        return TrtllmEngine(model_path, settings=rollout.trtllm, group=group, **values)
+    return HfEngine(model_path, max_batch_size=rollout.max_batch_size, **values)
+
+
+def build_roles(
+    config: Config,
+    model_path: str,
+    mesh: Mesh,
+    tokenizer,
+    grader: Grader,
+    say: Callable[[str], None],
+    *,
+    total_steps: int,
+) -> Roles:
     """Actor, critic, reference and engine started from `model_path`. Collective."""
     algo, rollout = config.algo, config.rollout
     samples = config.data.rollout_batch_size * rollout.n_samples_per_prompt
@@ -112,21 +150,14 @@ def build_roles(config: Config, model_path: str, mesh: Mesh, tokenizer, grader: 
         mesh=mesh,
         actor=Actor(
             actor_learner,
-            read_hf_config(model_path),
+            hf_config_of_run(config),
             config.actor,
             algo,
             temperature=rollout.temperature,
             timer=timer,
         ),
         critic=Critic(critic_learner, config.critic, algo, timer=timer),
-        engine=HfEngine(
-            model_path,
-            tokenizer=tokenizer,
-            device=mesh.device,
-            dtype=DTYPES[config.model.precision],
-            max_batch_size=rollout.max_batch_size,
-            max_model_len=rollout.max_prompt_tokens + rollout.max_response_tokens,
-        ),
+        engine=build_engine(config, str(model_folder(config)), mesh, tokenizer),
         grader=grader,
         sampling=SamplingParams(
             n=rollout.n_samples_per_prompt,
@@ -140,4 +171,5 @@ def build_roles(config: Config, model_path: str, mesh: Mesh, tokenizer, grader: 
         pad_id=tokenizer.pad_token_id,
         eos_id=tokenizer.eos_token_id,
         timer=timer,
+        say=say,
     )

@@ -99,27 +99,30 @@ class Learner:
         )
 
     def state(self) -> dict:
-        """This rank's weights, optimizer state and update count. The tensors are the live ones, not copies."""
+        """This rank's optimizer state and update count. The tensors are the live ones, not copies."""
         return {
             "updates": self.updates,
-            "model": self.gpt.state_dict_for_save_checkpoint(),
             "optimizers": [inner.optimizer.state_dict() for inner in self._inner_optimizers()],
-            # What the optimizer steps: the model's own weights in float32, their float32 masters in bfloat16, this data
-            # rank's part of them under the distributed optimizer.
-            "masters": [_stepped(inner) for inner in self._inner_optimizers()],
+            # What the optimizer steps where it is not the model's own weights: their float32 masters in bfloat16, this
+            # data rank's part of them under the distributed optimizer.
+            "masters": [self._masters(inner) for inner in self._inner_optimizers()],
         }
 
     @torch.no_grad()
     def restore(self, state: dict) -> None:
-        """Take over what `state` gave, in the same layout."""
+        """Take over what `state` gave, in the same layout and with the same weights loaded."""
         self.updates = state["updates"]
-        self.gpt.load_state_dict(state["model"])
         for inner, optimizer, masters in zip(
             self._inner_optimizers(), state["optimizers"], state["masters"], strict=True
         ):
             inner.optimizer.load_state_dict(optimizer)
-            for param, saved in zip(_stepped(inner), masters, strict=True):
+            for param, saved in zip(self._masters(inner), masters, strict=True):
                 param.copy_(saved)
+
+    def _masters(self, inner) -> list[Tensor]:
+        own = {id(param) for param in self.gpt.parameters()}
+        stepped = (param for group in inner.optimizer.param_groups for param in group["params"])
+        return [param.detach() for param in stepped if id(param) not in own]
 
     def _inner_optimizers(self) -> list:
         return getattr(self.optimizer, "chained_optimizers", [self.optimizer])
@@ -136,5 +139,3 @@ class Learner:
         return combined
 
 
-def _stepped(inner) -> list[Tensor]:
-    return [param.detach() for group in inner.optimizer.param_groups for param in group["params"]]

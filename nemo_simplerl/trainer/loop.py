@@ -12,6 +12,7 @@ from nemo_simplerl.algo.kl import kl_penalty
 from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.eval.run import sample_rows
+from nemo_simplerl.trainer.consistency import consistency_gate
 from nemo_simplerl.trainer.metrics import advantage_metrics, sample_metrics, update_metrics
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.run import Run
@@ -28,6 +29,7 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
     batch = roles.batch(prompts, completions, scores, step)
 
     old_logprobs_BT = actor.logprobs(batch)
+    gate = consistency_gate(batch, old_logprobs_BT, roles, step)
     ref_logprobs_BT = actor.reference_logprobs(batch) if algo.kl_coef else old_logprobs_BT
     values_BT = critic.values(batch)
 
@@ -38,14 +40,14 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
         whiten(raw_advantages_BT, batch.loss_mask_BT, data_group) if algo.normalize_advantages else raw_advantages_BT
     )
 
-    metrics = sample_metrics(completions, grades, scores)
+    metrics = sample_metrics(completions, grades, scores) | gate.metrics
     metrics |= advantage_metrics(
         batch, old_logprobs_BT, ref_logprobs_BT, values_BT, raw_advantages_BT, returns_BT, data_group
     )
     metrics |= update_metrics("critic", critic.update(batch, values_BT, returns_BT))
     if step > algo.critic_warmup_steps:
-        metrics |= update_metrics("policy", actor.update(batch, old_logprobs_BT, advantages_BT))
-        roles.refit(version=step)
+        metrics |= update_metrics("policy", actor.update(batch, old_logprobs_BT, advantages_BT, gate.weights_BT))
+        metrics |= roles.refit(version=step)
 
     return metrics, sample_rows(prompts, completions, grades, scores)
 
@@ -53,9 +55,9 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
 def train(run: Run) -> None:
     """Resume, refit once, evaluate step 0, then loop: step, evaluate, log, save; finish. Collective."""
     done = run.resume()
-    run.roles.refit(version=run.weight_version(done))
+    refit_metrics = run.roles.refit(version=run.weight_version(done))
     if done == 0:
-        run.log_step(0, run.evaluate(0))
+        run.log_step(0, refit_metrics | run.evaluate(0))
     for step in range(done + 1, run.last_step + 1):
         metrics, samples = ppo_step(step, run.prompts_of(step), run.roles)
         run.log_samples(step, samples)

@@ -12,7 +12,6 @@ from nemo_simplerl.algo.advantages import masked_moments
 from nemo_simplerl.algo.kl import kl_penalty
 from nemo_simplerl.algo.loss import explained_variance
 from nemo_simplerl.data.batch import Batch
-from nemo_simplerl.parallel.reductions import all_reduce_metrics
 from nemo_simplerl.reward.pool import Grade
 from nemo_simplerl.rollout.base import Completion
 
@@ -55,19 +54,16 @@ def advantage_metrics(
 ) -> dict[str, float]:
     """Over the response tokens of all data ranks; `advantages_BT` before whitening. Collective."""
     mask_BT = batch.mask_BT
-    drift_BT = (old_logprobs_BT - batch.engine_logprobs_BT).abs() * mask_BT
     means = {
         "policy/kl_ref": old_logprobs_BT - ref_logprobs_BT,
         "policy/kl_ref_k3": kl_penalty(old_logprobs_BT, ref_logprobs_BT, "k3"),
-        "rollout/logprob_diff_mean": drift_BT,
     }
     metrics = {name: float(masked_moments(column_BT, mask_BT, group)[0]) for name, column_BT in means.items()}
     for name, column_BT in (("advantage", advantages_BT), ("return", returns_BT), ("value", values_BT)):
         mean, variance = masked_moments(column_BT, mask_BT, group)
         metrics |= {f"critic/{name}_mean": float(mean), f"critic/{name}_std": float(variance.sqrt())}
     metrics["critic/explained_variance"] = float(explained_variance(values_BT, returns_BT, mask_BT, group))
-    largest = all_reduce_metrics({"logprob_diff_max": drift_BT.max()}, group)
-    return metrics | {"rollout/logprob_diff_max": largest["logprob_diff_max"]}
+    return metrics
 
 
 def update_metrics(role: str, updates: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -12,6 +12,10 @@ from nemo_simplerl.data.problems import load_problems
 from nemo_simplerl.data.rows import read_rows
 from nemo_simplerl.data.templates import render
 from nemo_simplerl.data.tokenizer import build_tokenizer, load_tokenizer
+from nemo_simplerl.model.archive import Extent
+from nemo_simplerl.model.convert import small_files_of
+from nemo_simplerl.model.source import open_source
+from nemo_simplerl.trainer.files import atomic_write
 
 
 def prepare(config: Config) -> None:
@@ -21,6 +25,23 @@ def prepare(config: Config) -> None:
         arithmetic.write_task(data.train_path, data.eval_path, data.sft_path, seed=config.trainer.seed)
     if config.model.create is not None and not Path(config.model.path).exists():
         create_model(config.model.path, config.model.create, _texts(config), seed=config.trainer.seed)
+    write_model_files(config)
+
+
+def model_folder(config: Config) -> Path:
+    """config.json and the tokenizer of the run's model as a Hugging Face folder, whatever form its weights come in."""
+    return Path(config.trainer.run_dir) / "model"
+
+
+def write_model_files(config: Config) -> None:
+    """Fill `model_folder`. Raises ValueError for a model that cannot be used, or one without a tokenizer."""
+    source = open_source(config.model.path)
+    tokenizer = None if config.model.tokenizer is None else Path(config.model.tokenizer)
+    files = small_files_of(source, tokenizer=tokenizer, dtype=None)
+    if not any("token" in name for name in files):
+        raise ValueError(f"{source.path} holds no tokenizer; set model.tokenizer to a folder that does.")
+    for name, content in files.items():
+        atomic_write(model_folder(config) / name, content.read() if isinstance(content, Extent) else content)
 
 
 def create_model(path: str | Path, create: CreateConfig, texts: list[str], *, seed: int) -> None:

@@ -1,6 +1,6 @@
 """The actors of a run and the verbs of its page that need more than one of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from nemo_simplerl.reward.grade import reward_of
 from nemo_simplerl.reward.pool import Grade
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
+from nemo_simplerl.rollout.refit import verified_refit
 from nemo_simplerl.trainer.actor import Actor
 from nemo_simplerl.trainer.critic import Critic
 from nemo_simplerl.trainer.grader import Grader
@@ -36,6 +37,7 @@ class Roles:
     pad_id: int
     eos_id: int
     timer: PhaseTimer
+    say: Callable[[str], None]  # a line in the run's log
 
     @timed("rollout")
     def generate(self, prompts: Sequence[Prompt], step: int) -> list[Completion]:
@@ -45,13 +47,17 @@ class Roles:
             for position in range(len(prompts))
             for k in range(self.sampling.n)
         ]
-        return generate_sharded(
-            self.engine,
+        self.engine.wake()
+        completions = generate_sharded(
+            self._sampler,
             [prompt.token_ids for prompt in prompts],
             self.sampling,
             seeds,
             group=dist.group.WORLD,
         )
+        if self.config.rollout.engine == "trtllm":
+            self.engine.sleep()  # the step's updates have its memory, until the refit
+        return completions
 
     @timed("reward")
     def grade(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[list[Grade], list[float]]:
@@ -84,20 +90,35 @@ class Roles:
         return permutation[self.mesh.dp_rank :: self.mesh.dp_size]
 
     @timed("refit")
-    def refit(self, version: int) -> None:
-        """Hand the actor's weights to the engine. Collective."""
-        self.engine.refit(self.actor.hf_weights(), version)
+    def refit(self, version: int) -> dict[str, float]:
+        """Hand the actor's weights to the engines of all ranks. Returns metrics. Collective."""
+        rollout, verify = self.config.rollout, self.config.rollout.verify_refit
+        self.engine.wake()
+        is_nth = isinstance(verify, int) and (version % verify == 0 or self.engine.weight_version is None)
+        return verified_refit(
+            self.engine,
+            self.actor.hf_buckets(rollout.refit_bucket_mb * 2**20),
+            version,
+            verify=verify == "every" or is_nth,
+            group=dist.group.WORLD,
+        )
 
     @timed("eval")
     def evaluate(self, prompts: Sequence[Prompt]) -> Evaluation:
         """Evaluation of the engine's weights. Collective."""
         trainer = self.config.trainer
+        self.engine.wake()
         return evaluate(
             prompts,
-            self.engine,
+            self._sampler,
             self.grader.grade,
             self.sampling,
             num_samples=trainer.eval_samples,
             seed=sample_seed(trainer.seed, 0, 0, _EVALUATION_STREAM),
             group=dist.group.WORLD,
         )
+
+    @property
+    def _sampler(self) -> RolloutEngine | None:
+        """The engine, on the ranks that sample; None where another rank's engine samples for this one too."""
+        return self.engine if self.engine.generates else None

@@ -2,15 +2,18 @@
 
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import StepSampler
-from nemo_simplerl.model.export import export_folder
+from nemo_simplerl.model.convert import Target, convert
+from nemo_simplerl.model.source import open_source
 from nemo_simplerl.trainer import checkpoint
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.log import RunLog
+from nemo_simplerl.trainer.prepare import model_folder
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.summary import summary_of
 
@@ -85,25 +88,24 @@ class Run:
                 step,
                 self._learners,
                 self.roles.mesh,
+                model_folder=model_folder(self.config),
                 keep_last=self.config.trainer.keep_last,
             )
 
     def finish(self) -> None:
-        """After the last step of the whole run: actor and critic in Hugging Face form, and the summary. Collective."""
-        if self.last_step < self.total_steps:
+        """After the last step of the whole run: actor and critic as trainer.export says, and the summary. Collective.
+
+        The last checkpoint has their weights, so one rank writes them.
+        """
+        if self.last_step < self.total_steps or self.roles.mesh.rank != 0:
             return
-        run_dir, model = Path(self.config.trainer.run_dir), self.config.model
-        for name, learner in self._learners.items():
-            if not (run_dir / "hf" / name).exists():
-                export_folder(
-                    run_dir / "hf" / name,
-                    learner.gpt,
-                    self.roles.actor.hf,
-                    model.tokenizer or model.path,
-                    self.roles.mesh,
-                )
-        if self.roles.mesh.rank == 0:
-            self.log.summary(summary_of(run_dir, self.config, self.roles.mesh.world_size))
+        run_dir, last = Path(self.config.trainer.run_dir), checkpoint.newest(self._checkpoints)
+        for kind, name in product(self.config.trainer.export, self._learners):
+            target = Target(kind, run_dir / kind / (f"{name}.nemo" if kind == "nemo" else name))
+            if not target.path.exists():
+                source = open_source(last, "checkpoint", critic=name == "critic")
+                convert(source, target, progress=lambda done, total: None)
+        self.log.summary(summary_of(run_dir, self.config, self.roles.mesh.world_size))
 
     @property
     def _checkpoints(self) -> Path:

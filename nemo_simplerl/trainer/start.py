@@ -43,7 +43,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         raise ValueError(
             f"{latest} exists, but trainer.resume=false; set it to true or choose another trainer.run_dir."
         )
-    tokenizer = tokenizer_of(config, config.model.path)
+    tokenizer = tokenizer_of(config)
     prompts, notes = build_prompts(config, tokenizer, data.train_path)
     eval_prompts, eval_notes = build_prompts(config, tokenizer, data.eval_path, data.eval_limit)
     sampler = StepSampler(len(prompts), data.rollout_batch_size, seed=trainer.seed, shuffle=data.shuffle)
@@ -61,7 +61,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
             log.say(note)
         with closing(build_grader(config.reward, log.say)) as grader:
             model_path = config.model.path if config.sft.output is None else warm_start(config, mesh, log.say)
-            roles = build_roles(config, model_path, mesh, tokenizer, grader, total_steps=total_steps)
+            roles = build_roles(config, model_path, mesh, tokenizer, grader, log.say, total_steps=total_steps)
             with closing(roles.engine):
                 yield Run(config, roles, log, prompts, eval_prompts, sampler, total_steps, lap_started=started)
 

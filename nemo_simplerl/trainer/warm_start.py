@@ -15,14 +15,14 @@ from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import MicroBatch
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
-from nemo_simplerl.model.export import export_folder
-from nemo_simplerl.model.provider import read_hf_config
+from nemo_simplerl.model.shards import export
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
 from nemo_simplerl.trainer.actor import next_tokens
-from nemo_simplerl.trainer.build import build_learner, tokenizer_of
+from nemo_simplerl.trainer.build import build_learner, hf_config_of_run, tokenizer_of
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
+from nemo_simplerl.trainer.prepare import model_folder
 
 
 def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
@@ -35,7 +35,7 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
     if (Path(output) / "config.json").is_file():
         say(f"warm start: {output} is there already")
         return output
-    tokenizer = tokenizer_of(config, config.model.path)
+    tokenizer = tokenizer_of(config)
     examples, report = load_sft(
         config.data.sft_path,
         tokenizer,
@@ -56,7 +56,7 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
         )
     total = sft.epochs * updates_per_epoch
     learner = build_learner(config, config.model.path, sft.optim, mesh, total_updates=total)
-    hf = read_hf_config(config.model.path)
+    hf = hf_config_of_run(config)
     started = time.monotonic()
     for update in range(total):
         chosen = _examples_of(update, examples, updates_per_epoch, config, mesh)
@@ -66,7 +66,7 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
                 f"warm start: update {update + 1}/{total}  loss {metrics['loss']:.4f}  "
                 f"lr {metrics['lr']:.2e}  {time.monotonic() - started:.0f} s"
             )
-    export_folder(output, learner.gpt, hf, config.model.tokenizer or config.model.path, mesh)
+    export(Path(output), learner.gpt, hf, model_folder(config), mesh)
     return output
 
 

@@ -162,6 +162,11 @@ def test_yaml_of_a_run_reads_back_as_the_same_configuration(name):
     assert to_dict(config)["trainer"]["run_dir"] == "1e-3"
 
 
+def test_a_bare_off_in_yaml_is_the_word_and_not_false():
+    text = to_yaml(compose(["experiment=quickstart"])).replace("policy: warn", "policy: off")
+    assert from_yaml(text) == compose(["experiment=quickstart", "rollout.consistency.policy=off"])
+
+
 def test_loading_imports_no_framework_and_takes_under_a_second(tmp_path):
     script = (
         "import sys, time\n"

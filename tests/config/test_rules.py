@@ -15,6 +15,7 @@ from nemo_simplerl.config.shape import ModelShape, read_shape
 
 CPU = Machine(has_gpu=False, has_transformer_engine=False)
 GPU = Machine(has_gpu=True, has_transformer_engine=True)
+ONE_TEMPERATURE = ["algo.logprob_temperature=one", "rollout.temperature=0.6"]  # sampled at 0.6, trained at 1
 
 
 def quickstart(*overrides: str) -> tuple[Config, ModelShape]:
@@ -51,6 +52,12 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
         (["model.path=''"], 1, "model.path is empty"),
         (["model.create.vocab_size=511"], 1, "at least 512"),
         (["rollout.temperature=0"], 1, "a number above 0"),
+        (["rollout.verify_refit=0"], 1, "at least 1"),
+        (["rollout.consistency.max_share=1.1"], 1, "a number in [0, 1]"),
+        (["rollout.consistency.importance_cap=0.5"], 1, "at least 1"),
+        ([*ONE_TEMPERATURE, "rollout.consistency.policy=mask"], 1, "rollout.consistency.policy=mask"),
+        ([*ONE_TEMPERATURE, "rollout.consistency.policy=correct"], 1, "rollout.consistency.policy=correct"),
+        ([*ONE_TEMPERATURE, "rollout.consistency.policy=stop"], 1, "rollout.temperature=0.6 every token differs"),
     ],
 )
 def test_one_broken_rule_is_one_problem(overrides, world_size, told):
@@ -67,6 +74,8 @@ def test_one_broken_rule_is_one_problem(overrides, world_size, told):
         (["algo.critic_warmup_steps=1000", "trainer.max_steps=null"], 1),
         (["algo.kl_coef=0", "algo.value_clip=null", "algo.reward_clip=null", "actor.optim.clip_grad=0"], 1),
         (["reward.incorrect=-1"], 1),
+        ([*ONE_TEMPERATURE, "rollout.consistency.policy=warn"], 1),
+        (["rollout.consistency.policy=stop", "algo.logprob_temperature=one", "rollout.temperature=1"], 1),
         (["actor.tensor_model_parallel_size=2", "data.rollout_batch_size=64"], None),
     ],
 )
@@ -169,8 +178,7 @@ def test_the_shape_comes_from_the_models_own_config(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model_type": "gpt2"}, "supported: llama, qwen2"),
-        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling"),
+        ({"model_type": "gpt2"}, "supported: llama, qwen2, qwen3"),
         ({"num_hidden_layers": None}, "num_hidden_layers"),
     ],
 )

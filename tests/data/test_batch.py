@@ -76,6 +76,13 @@ def test_overwriting_puts_eos_over_the_last_token_of_cut_responses_alone():
     assert torch.equal(batch.mask_BT, three_rows().mask_BT)
 
 
+def test_an_eos_that_was_never_sampled_has_no_log_probability_of_the_engines():
+    batch = three_rows(overwrite=EOS)
+    assert batch.engine_mask_BT.tolist() == [[0, 0, 1, 1], [1, 1, 1, 0], [0, 1, 0, 0]]
+    assert batch.engine_logprobs_BT[1].tolist() == [-1, -2, -3, 0]
+    assert torch.equal(three_rows().engine_mask_BT, batch.mask_BT)
+
+
 def test_micro_batches_keep_the_row_order_and_cut_to_their_longest_row():
     batch = three_rows().select([2, 0, 1])
     advantages_BT = torch.arange(12.0).reshape(3, 4)
@@ -83,6 +90,7 @@ def test_micro_batches_keep_the_row_order_and_cut_to_their_longest_row():
     assert single.tokens_BS.tolist() == [[5, 6, EOS]]
     assert single.mask_BT.tolist() == single.loss_mask_BT.tolist() == [[0, 1]]
     assert single.engine_logprobs_BT.tolist() == [[0, -0.125]]
+    assert single.engine_mask_BT.tolist() == [[0, 1]]
     assert single.columns["advantages_BT"].tolist() == [[0, 1]]
     assert pair.tokens_BS.tolist() == [[4, 21, 22, 23, 24]]
     assert [micro.scores_B.tolist() for micro in batch.micro_batches(2)] == [[-0.5, 1.0], [-1.0]]

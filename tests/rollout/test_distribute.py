@@ -1,11 +1,15 @@
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.distribute import deal, generate_sharded, pack, unpack
 from nemo_simplerl.rollout.hf import HfEngine
+from nemo_simplerl.rollout.units import units
 from ranks import run_ranks
 from tiny import save_hf_model
 
@@ -14,16 +18,17 @@ PROMPTS = [[5, 9, 11], [7], [3, 1, 4, 1, 5, 9, 2, 6], [100, 101, 102, 103], [7, 
 
 
 def engine_of(folder):
-    engine = HfEngine(folder, tokenizer=None, max_batch_size=64)
-    engine.refit(load_file(folder / "model.safetensors").items(), 1)
+    """Decodes two prompts at a time."""
+    engine = HfEngine(folder, tokenizer=None, max_batch_size=5)
+    engine.refit([list(load_file(folder / "model.safetensors").items())], 1)
     return engine
 
 
 def sample_on_ranks(folder, calls):
-    """What each call answers on this rank: completions, or the error."""
+    """What each call answers on this rank: completions, or the error. A call: prompts, and the ranks with an engine."""
     dist.init_process_group("gloo")
     engine = engine_of(folder)
-    return [_answer(engine, prompts) for prompts in calls]
+    return [_answer(engine if dist.get_rank() in workers else None, prompts) for prompts, workers in calls]
 
 
 def _answer(engine, prompts):
@@ -33,25 +38,71 @@ def _answer(engine, prompts):
         return str(error)
 
 
-def test_ranks_together_sample_what_one_rank_samples_alone(tmp_path):
+def test_ranks_together_sample_to_the_bit_what_one_rank_samples_alone(tmp_path):
     folder = save_hf_model(tmp_path / "model")
     too_long = [*PROMPTS[:2], [1] * 125]
-    on_ranks = run_ranks(sample_on_ranks, 2, folder, [PROMPTS, PROMPTS[:1], too_long, []])
+    everyone = {0, 1, 2}
+    calls = [(PROMPTS, everyone), (PROMPTS[:1], everyone), (PROMPTS, {1}), (too_long, everyone), ([], everyone)]
+    on_ranks = run_ranks(sample_on_ranks, 3, folder, calls)
     torch.set_num_threads(1)
-    engine = engine_of(folder)
-    for index, prompts in enumerate((PROMPTS, PROMPTS[:1])):
-        alone = generate_sharded(engine, prompts, PARAMS, list(range(2 * len(prompts))), group=None)
-        for answers in on_ranks:
-            assert [(c.token_ids, c.finish_reason, c.seed, c.weight_version) for c in answers[index]] == [
-                (c.token_ids, c.finish_reason, c.seed, c.weight_version) for c in alone
-            ]
-            for sharded, single in zip(answers[index], alone, strict=True):
-                assert sharded.logprobs == pytest.approx(single.logprobs, abs=1e-5)
-        assert on_ranks[0][index] == on_ranks[1][index]
-    for _, _, failure, nothing in on_ranks:
-        assert "rank 0" in failure, "the longest prompt goes to rank 0, and every rank hears of it"
+    alone = [
+        generate_sharded(engine_of(folder), prompts, PARAMS, list(range(2 * len(prompts))), group=None)
+        for prompts in (PROMPTS, PROMPTS[:1], PROMPTS)
+    ]
+    for *answers, failure, nothing in on_ranks:
+        assert answers == alone
+        assert "generation failed on rank " in failure, "every rank hears of the one that failed"
         assert "max_model_len=128" in failure
         assert nothing == []
+
+
+class EchoEngine:
+    """Answers each prompt with itself. The longest prompt of five is answered when the others have been."""
+
+    def __init__(self, unit_size):
+        self.unit_size, self.num_calls = unit_size, 0
+
+    def generate(self, prompts, params, seeds):
+        self.num_calls += 1
+        store = _get_default_store()
+        if PROMPTS[2] not in prompts:
+            if store.add("answered", len(prompts)) == 4:
+                store.set("all others", "")
+        elif self.unit_size:
+            store.wait(["all others"], timedelta(seconds=60))
+        texts = [tuple(prompts[i // 2]) for i in range(len(seeds))]
+        return [Completion(ids, (0.0,) * len(ids), "", "stop", 0, seed) for ids, seed in zip(texts, seeds, strict=True)]
+
+
+def echo_on_ranks(calls):
+    """Of each call, given as the unit size of each rank's engine: answers or the error, and how often it was asked."""
+    dist.init_process_group("gloo")
+    engines = [EchoEngine(unit_sizes[dist.get_rank()]) for unit_sizes in calls]
+    return [(_answer(engine, PROMPTS), engine.num_calls) for engine in engines]
+
+
+def test_a_rank_that_is_done_early_takes_the_units_a_slow_one_would_have_had():
+    on_ranks = run_ranks(echo_on_ranks, 2, [(2, 2), (None, None), (2, 4)])
+    for in_units, in_shares, mixed in on_ranks:
+        for answers, _ in (in_units, in_shares):
+            assert [list(answer.token_ids) for answer in answers[::2]] == PROMPTS
+            assert [answer.seed for answer in answers] == list(range(10))
+        assert in_shares[1] == 1, "an engine without units is asked once"
+        assert mixed == ("the rollout engines of a group need one unit_size, found [2, 4].", 0)
+    assert sorted(calls for (_, calls), _, _ in on_ranks) == [1, 4]
+
+
+def test_a_group_without_an_engine_is_told_so():
+    with pytest.raises(RuntimeError, match="no rank of the group has a rollout engine"):
+        generate_sharded(None, PROMPTS, PARAMS, list(range(10)), group=None)
+
+
+def test_units_are_cut_from_the_longest_prompts_down_and_differ_by_one_prompt():
+    assert units([3, 9, 1, 7, 5], n=2, max_samples=4) == [[1], [3, 4], [0, 2]]
+    assert units([3, 9, 1, 7, 5], n=2, max_samples=5) == units([3, 9, 1, 7, 5], n=2, max_samples=4)
+    assert units([1, 1, 1], n=4, max_samples=64) == [[0, 1, 2]]
+    assert units([1, 2], n=100, max_samples=64) == [[1], [0]]
+    assert units([], n=4, max_samples=64) == []
 
 
 def test_prompts_are_dealt_from_the_longest_down():

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.hf import HfEngine
+from nemo_simplerl.rollout.kv_cache import SharedPromptCache, padding_mask
 from tiny import save_hf_model
 
 VOCAB = 131
@@ -44,7 +45,7 @@ def letters() -> Tokenizer:
 
 def make_engine(folder, weights, **changes) -> HfEngine:
     engine = HfEngine(folder, **({"tokenizer": letters(), "max_batch_size": 64} | changes))
-    engine.refit(weights.items(), 3)
+    engine.refit([list(weights.items())], 3)
     return engine
 
 
@@ -122,6 +123,43 @@ def test_rows_that_end_early_leave_the_others_as_they_were(engine):
     assert len(lengths) > 4, "the rows were to end at different times"
 
 
+def test_a_prompt_is_computed_once_and_an_ended_response_no_more(engine, monkeypatch):
+    shapes = []
+    forward = engine._model.forward
+    monkeypatch.setattr(
+        engine._model, "forward", lambda **kwargs: shapes.append(kwargs["input_ids"].shape) or forward(**kwargs)
+    )
+    params = replace(SAMPLED, n=12, stop_token_ids=tuple(range(0, 131, 9)))
+    completions = engine.generate(PROMPTS, params, seeds_of(params))
+    assert shapes[0] == (5, 8), "all prompts, padded to the longest"
+    # The first token of a response comes from its prompt's pass.
+    assert sum(rows for rows, columns in shapes[1:]) == sum(len(completion.token_ids) - 1 for completion in completions)
+
+
+def test_the_memory_of_ended_rows_and_of_their_prompts_is_given_back():
+    torch.manual_seed(0)
+    layers = [(torch.randn(4, 2, 3, 4), torch.randn(4, 2, 3, 4)) for _ in range(2)]
+    mask = padding_mask(torch.tensor([0, 1, 0, 2]), 3, torch.float32)
+    cache = SharedPromptCache(layers, mask, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), max_columns=16)
+    floats_of_a_row, floats_of_a_prompt = 2 * 2 * 2 * 16 * 4, 2 * 2 * 2 * 3 * 4  # layers, keys and values, heads
+    cache.open_column()
+    for layer in range(2):
+        cache.update(torch.randn(8, 2, 1, 4), torch.randn(8, 2, 1, 4), layer)
+    query = torch.randn(8, 4, 1, 4)
+    before = cache.attend(1, query, 0.5)
+    assert cache.num_bytes == 4 * (8 * floats_of_a_row + 4 * floats_of_a_prompt)
+
+    slots = torch.tensor([7, 1, 2, 3, 4])
+    cache.keep(torch.tensor([7]), torch.tensor([0]), 5)
+    torch.testing.assert_close(cache.attend(1, query[slots], 0.5), before[slots])
+    assert cache.num_bytes == 4 * (8 * floats_of_a_row + 4 * floats_of_a_prompt)
+
+    slots = torch.tensor([7, 1, 2])
+    cache.keep(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64), 3)
+    torch.testing.assert_close(cache.attend(1, query[slots], 0.5), before[slots])
+    assert cache.num_bytes == 4 * (3 * floats_of_a_row + 3 * floats_of_a_prompt)
+
+
 def test_a_response_longer_than_the_first_cache_is_decoded_right(folder, weights, engine, monkeypatch):
     expected = engine.generate(PROMPTS, SAMPLED, seeds_of(SAMPLED))
     monkeypatch.setattr("nemo_simplerl.rollout.kv_cache._FIRST_COLUMNS", 2)
@@ -178,11 +216,11 @@ def test_a_refit_changes_what_is_sampled_and_the_weight_version(folder, weights,
     engine = make_engine(folder, weights)
     before = engine.generate(PROMPTS, GREEDY, seeds_of(GREEDY))
     changed = {name: tensor * 1.5 for name, tensor in weights.items()}
-    engine.refit(changed.items(), 4)
+    engine.refit([list(changed.items())], 4)
     after = engine.generate(PROMPTS, GREEDY, seeds_of(GREEDY))
     assert tokens_of(after) != tokens_of(before)
     assert {completion.weight_version for completion in after} == {4}
-    engine.refit(weights.items(), 5)
+    engine.refit([list(weights.items())], 5)
     assert tokens_of(engine.generate(PROMPTS, GREEDY, seeds_of(GREEDY))) == tokens_of(before)
 
 
@@ -197,9 +235,9 @@ def test_an_engine_refuses_to_generate_until_a_complete_refit(folder, weights):
         for name, tensor in weights.items():
             if name == "model.norm.weight":
                 continue
-            yield name, tensor.T if name == "lm_head.weight" else tensor
+            yield [(name, tensor.T if name == "lm_head.weight" else tensor)]
             if len(consumed) == 0:
-                yield "model.surprise.weight", tensor
+                yield [("model.surprise.weight", tensor)]
             consumed.append(name)
 
     with pytest.raises(ValueError) as error:
@@ -215,7 +253,7 @@ def test_an_engine_refuses_to_generate_until_a_complete_refit(folder, weights):
     with pytest.raises(RuntimeError, match="call refit"):
         engine.generate([[7]], GREEDY, [0])
 
-    engine.refit(weights.items(), 2)
+    engine.refit([list(weights.items())], 2)
     assert engine.generate([[7]], GREEDY, [0])[0].weight_version == 2
 
 
@@ -254,7 +292,7 @@ def test_a_sleeping_or_closed_engine_says_what_to_do(folder, weights):
     with pytest.raises(RuntimeError, match=r"wake\(\)"):
         engine.generate(PROMPTS, GREEDY, seeds_of(GREEDY))
     with pytest.raises(RuntimeError, match=r"wake\(\)"):
-        engine.refit(weights.items(), 4)
+        engine.refit([list(weights.items())], 4)
     engine.wake()
     assert engine.generate(PROMPTS, GREEDY, seeds_of(GREEDY)) == expected
     engine.close()

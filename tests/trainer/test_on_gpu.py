@@ -28,4 +28,4 @@ def test_a_run_on_one_gpu_agrees_with_its_engine(tmp_path, data, precision, tran
     tolerance = {"fp32": 1e-3, "bf16": 5e-2}[precision]
     for line in lines:
         assert line["policy/first_ratio_deviation"] < tolerance
-        assert line["rollout/logprob_diff_mean"] < tolerance
+        assert line["consistency/logprob_diff_mean"] < tolerance

@@ -39,7 +39,7 @@ def _assert_same(found: list[dict], expected: list[dict], layout: str) -> None:
         for key in wanted:
             if key.endswith(("ratio_deviation", "first_ratio_deviation")):
                 assert got[key] < 1e-5, (layout, step, key)
-            else:
+            elif key != "refit/buckets":  # a bucket holds tensors of one stage
                 assert got[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6), (layout, step, key)
 
 

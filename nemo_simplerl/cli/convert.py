@@ -1,0 +1,111 @@
+"""`simplerl convert`: Hugging Face folders, `.nemo` archives and training checkpoints into one another."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+_KINDS = ("hf", "nemo", "checkpoint")
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def run(argv: list[str]) -> int:
+    """Exit status: 0; 1 where `--verify` found a difference; 2 where nothing could be converted."""
+    args = _parser().parse_args(argv)
+    # Every tensor is read into fresh memory: huge pages halve what that costs. torch reads this when it is imported,
+    # which happens here and not at the top, so that `--help` and a wrong flag answer at once.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from nemo_simplerl.model.convert import convert
+    from nemo_simplerl.model.source import open_source
+
+    try:
+        target = _target(args)
+        source = open_source(args.source, args.from_, critic=args.critic)
+        started = time.monotonic()
+        with _Progress(source.num_bytes) as progress:
+            convert(source, target, progress.update)
+        print(
+            f"{target.path}: {len(source.specs)} parameters, {source.num_bytes / 1e9:.2f} GB, "
+            f"{time.monotonic() - started:.1f} s"
+        )
+        _tell_about_tokenizer(source, target)
+        return _verify(source, target) if args.verify else 0
+    except (ValueError, OSError) as error:
+        print(f"simplerl convert: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="simplerl convert",
+        description="Turn a model on disk into another form of it. Weights are streamed: memory holds a few tensors.",
+    )
+    parser.add_argument("--from", dest="from_", required=True, choices=_KINDS, help="what SRC is")
+    parser.add_argument("--to", required=True, choices=_KINDS, help="what DST becomes")
+    parser.add_argument("source", metavar="SRC", type=Path, help="folder, .nemo file or checkpoints/step_N")
+    parser.add_argument("target", metavar="DST", type=Path, help="must not exist")
+    parser.add_argument("--critic", action="store_true", help="the critic of a checkpoint; SRC must hold a value head")
+    parser.add_argument("--dtype", choices=_DTYPES, help="of every tensor (default: as it is)")
+    parser.add_argument("--shard-gb", type=float, default=4.0, help="size of a *.safetensors file (default: 4)")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer files to take in place of SRC's")
+    parser.add_argument("--verify", action="store_true", help="compare every tensor, then the outputs on a fixed batch")
+    return parser
+
+
+def _target(args: argparse.Namespace):
+    import torch
+
+    from nemo_simplerl.model.convert import Target
+
+    if args.from_ == args.to and args.dtype is None and args.tokenizer is None:
+        raise ValueError(f"--from {args.from_} --to {args.to} would copy the model; say what to change, or use cp -r.")
+    if args.shard_gb <= 0:
+        raise ValueError(f"--shard-gb must be positive, got {args.shard_gb}.")
+    dtype = getattr(torch, _DTYPES[args.dtype]) if args.dtype else None
+    return Target(args.to, args.target, dtype, int(args.shard_gb * 1e9), args.tokenizer)
+
+
+def _tell_about_tokenizer(source, target) -> None:
+    if not target.tokenizer and not any("token" in name for name in source.small_files):
+        named = f" It names {source.tokenizer!r}." if source.tokenizer else ""
+        print(f"no tokenizer: {source.path} holds no tokenizer files.{named} Give one with --tokenizer DIR.")
+
+
+def _verify(source, target) -> int:
+    from nemo_simplerl.model.verify import verify
+
+    problems = verify(source, target, say=print)
+    for problem in problems:
+        print(f"DIFFERENT: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+class _Progress:
+    """A bar on a terminal; a line every tenth of the way in a log."""
+
+    def __init__(self, total: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+        console = Console(stderr=True)
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        self._task = self._bar.add_task("convert", total=total) if self._bar else None
+        self._tenths = 0
+
+    def __enter__(self) -> "_Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=done, total=total)
+        elif total > 1e9 and done * 10 // total > self._tenths:
+            self._tenths = done * 10 // total
+            print(f"{done / 1e9:.1f} of {total / 1e9:.1f} GB", file=sys.stderr)

@@ -1,0 +1,57 @@
+"""Rules of `rollout.engine=trtllm`; silent where another engine samples."""
+
+from collections.abc import Iterator
+
+from nemo_simplerl.config.schema import Config
+from nemo_simplerl.config.shape import ModelShape
+
+
+def every_token_has_its_logprob(config: Config) -> Iterator[str]:
+    """The engine reports log-probabilities of other distributions than the one it draws from; see docs/trtllm.md."""
+    rollout = config.rollout
+    if rollout.engine != "trtllm":
+        return
+    asked = {"top_p": (rollout.top_p, 1.0), "top_k": (rollout.top_k, 0)}
+    if rollout.trtllm.sampler_type == "TorchSampler":
+        asked["temperature"] = (rollout.temperature, 1.0)
+    for name, (found, needed) in asked.items():
+        if found != needed:
+            yield (
+                f"rollout.{name}={found} with rollout.engine=trtllm and "
+                f"rollout.trtllm.sampler_type={rollout.trtllm.sampler_type}: the engine would report log-probabilities "
+                f"of another distribution than it samples from. Set rollout.{name}={needed}, or rollout.engine=hf."
+            )
+
+
+def prompts_fit_one_pass(config: Config) -> Iterator[str]:
+    rollout = config.rollout
+    if rollout.engine == "trtllm" and rollout.max_prompt_tokens > rollout.trtllm.max_num_tokens:
+        yield (
+            f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} is more than "
+            f"rollout.trtllm.max_num_tokens={rollout.trtllm.max_num_tokens}, which the engine reads in one pass. "
+            f"Set rollout.trtllm.max_num_tokens={rollout.max_prompt_tokens} or more."
+        )
+
+
+def engine_splits_the_heads(config: Config, shape: ModelShape) -> Iterator[str]:
+    rollout, heads = config.rollout, shape.num_attention_heads
+    size = rollout.trtllm.tensor_parallel_size
+    if rollout.engine == "trtllm" and heads % size:
+        yield (
+            f"rollout.trtllm.tensor_parallel_size={size} does not divide the model's {heads} attention heads. "
+            f"Sizes that work: {_divisors(heads)}."
+        )
+
+
+def engines_fill_the_ranks(config: Config, world_size: int) -> Iterator[str]:
+    rollout = config.rollout
+    size = rollout.trtllm.tensor_parallel_size
+    if rollout.engine == "trtllm" and world_size % size:
+        yield (
+            f"rollout.trtllm.tensor_parallel_size={size} does not divide {world_size} ranks into engines. "
+            f"Sizes that work: {_divisors(world_size)}."
+        )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(size) for size in range(1, number + 1) if number % size == 0)

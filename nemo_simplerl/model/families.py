@@ -1,0 +1,145 @@
+"""The model families that can be trained, as a table. A new family is an entry and a test."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+# transformers knows the other kinds too; the training model does not.
+_ROPE_PARAMETERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What sets a family apart among decoders with RMSNorm, rotary positions and a SiLU-gated MLP."""
+
+    model_type: str  # of config.json
+    architecture: str  # transformers' class
+    qkv_bias: bool = False
+    qk_norm: bool = False  # an RMSNorm over each head's query and key, before the rotation
+    own_sizes: tuple[str, ...] = ()  # where the key is absent, transformers assumes a size of its own
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family(model_type="llama", architecture="LlamaForCausalLM"),
+        Family(
+            model_type="qwen2",
+            architecture="Qwen2ForCausalLM",
+            qkv_bias=True,
+            own_sizes=("num_key_value_heads",),
+        ),
+        Family(
+            model_type="qwen3",
+            architecture="Qwen3ForCausalLM",
+            qk_norm=True,
+            own_sizes=("num_key_value_heads", "head_dim"),
+        ),
+    )
+}
+
+
+def family_of(hf: dict) -> Family:
+    """The family of an HF config. Raises ValueError for one outside the table."""
+    model_type = hf.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type is {model_type!r}; supported: {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type]
+
+
+def rope_type(hf: dict) -> str | None:
+    """Kind of rotary scaling, None where there is scaling of a kind not named. Older configs say `type`."""
+    scaling = hf.get("rope_scaling")
+    return scaling.get("rope_type", scaling.get("type")) if scaling else "default"
+
+
+def check_hf_config(hf: dict, where: object) -> None:
+    """Raises one ValueError that lists everything in an HF config that the training model would not honour.
+
+    where: the file, for the message.
+    """
+    if not isinstance(hf, dict):
+        raise ValueError(f"{where} holds no JSON object; fetch the model again.")
+    problems = [*_family_problems(hf), *_size_problems(hf), *_rope_problems(hf), *_layer_problems(hf)]
+    if problems:
+        raise ValueError(f"{where}: " + "; ".join(problems) + ".")
+
+
+def _family_problems(hf: dict) -> list[str]:
+    try:
+        family = family_of(hf)
+    except ValueError as error:
+        return [str(error)]
+    problems = [f"{key} is missing" for key in family.own_sizes if key not in hf]
+    # llama and qwen3 read it as a bias on the output projection too; qwen2 does not read it.
+    if hf.get("attention_bias") and not family.qkv_bias:
+        problems.append(f"attention_bias is not supported for {family.model_type}")
+    return problems
+
+
+def _not_positive(values: dict, keys: Iterable[str], kind: type = int) -> list[str]:
+    """What is wrong with the values of `keys`, each of which must be there and positive."""
+    problems = []
+    for key in keys:
+        value = values.get(key)
+        if key not in values:
+            problems.append(f"{key} is missing")
+        elif not isinstance(value, int | kind) or isinstance(value, bool) or value <= 0:
+            problems.append(f"{key} is {value!r}, not a positive {'integer' if kind is int else 'number'}")
+    return problems
+
+
+def _size_problems(hf: dict) -> list[str]:
+    # These may be null or absent: one group a head, and the heads share out hidden_size.
+    given = [key for key in ("num_key_value_heads", "head_dim") if hf.get(key) is not None]
+    problems = _not_positive(hf, [*_SIZES, *given]) + _not_positive(hf, ["rms_norm_eps"], float)
+    if problems:
+        return problems
+    heads, groups = hf["num_attention_heads"], hf.get("num_key_value_heads")
+    if groups and heads % groups:
+        problems.append(f"{heads} num_attention_heads are not divisible by {groups} num_key_value_heads")
+    if not hf.get("head_dim") and hf["hidden_size"] % heads:
+        problems.append(f"hidden_size {hf['hidden_size']} is not divisible by {heads} num_attention_heads")
+    return problems
+
+
+def _rope_problems(hf: dict) -> list[str]:
+    problems = []
+    if "rope_parameters" in hf:
+        # transformers 5 writes it in place of rope_theta and rope_scaling, which would be missed silently.
+        problems.append("rope_parameters is not read; write rope_theta and rope_scaling as transformers 4 does")
+    if hf.get("partial_rotary_factor", 1.0) != 1.0:
+        problems.append(f"partial_rotary_factor {hf['partial_rotary_factor']} is not supported; only 1.0 is")
+    if not isinstance(hf.get("rope_scaling") or {}, dict):
+        return [*problems, f"rope_scaling is {hf['rope_scaling']!r}, not an object"]
+    kind = rope_type(hf)
+    if kind not in _ROPE_PARAMETERS:
+        return [*problems, f"rope_scaling type {kind!r} is not supported; supported: {', '.join(_ROPE_PARAMETERS)}"]
+    found = _not_positive(hf.get("rope_scaling") or {}, _ROPE_PARAMETERS[kind], float)
+    return problems + [f"rope_scaling of type {kind!r}: {problem}" for problem in found]
+
+
+def _layer_problems(hf: dict) -> list[str]:
+    problems = []
+    if hf.get("use_sliding_window"):
+        problems.append("use_sliding_window is true; set it to false to train with full attention")
+    if odd := sorted(set(hf.get("layer_types") or ()) - {"full_attention"}):
+        problems.append(f"layer_types holds {', '.join(odd)}; only full_attention is supported")
+    if hf.get("mlp_bias"):
+        problems.append("mlp_bias is not supported")
+    if hf.get("hidden_act", "silu") != "silu":
+        problems.append(f"hidden_act {hf['hidden_act']!r} is not supported; only silu is")
+    if hf.get("quantization_config"):
+        problems.append("quantization_config: quantized weights are not supported; take the original model")
+    return problems

@@ -1,0 +1,29 @@
+"""NeMo's own eyes on a `.nemo`. The only importer of nemo, which takes ten seconds to import: do it late."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+
+def is_installed() -> bool:
+    return find_spec("nemo") is not None
+
+
+def config_seen_by_nemo(path: str | Path) -> dict[str, Any]:
+    """The config of an archive as nemo-toolkit's SaveRestoreConnector reads it.
+
+    Raises whatever NeMo raises for an archive it cannot open.
+    """
+    from nemo.core.classes import ModelPT
+    from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
+    from omegaconf import OmegaConf
+
+    config = SaveRestoreConnector().load_config_and_state_dict(ModelPT, str(path), return_config=True)
+    return OmegaConf.to_container(config)
+
+
+def unpack(path: str | Path, folder: str | Path) -> Path:
+    """Unpack an archive the way NeMo does before it restores a model."""
+    from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
+
+    return Path(SaveRestoreConnector._unpack_nemo_file(path2file=str(path), out_folder=str(folder)))

@@ -1,0 +1,238 @@
+"""Megatron's `torch_dist` checkpoints: global tensors in `__RANK_0.distcp` files, and `.metadata`, which says where.
+
+Read without unpickling code and one piece at a time; written one tensor at a time by as many ranks as there are. The
+layout is that of torch.distributed.checkpoint (filesystem.py, metadata.py), with Megatron's `common.pt` and
+`metadata.json` beside it.
+"""
+
+import io
+import json
+import math
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from nemo_simplerl.model.archive import Extent
+from nemo_simplerl.model.torch_zip import Inert, StoredTensor, stored_objects
+
+METADATA = ".metadata"
+_MAX_METADATA = 512 << 20
+_DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "int32", "uint8", "bool")
+# Of the classes that `.metadata` names nothing is built but the fields, as they stand; those of Megatron's bookkeeping
+# and of paths are not even read.
+_INERT_MODULES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.", "pathlib")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A block of a global tensor: where it starts in it, its shape, and the torch.save record that holds it."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    record: Extent
+    where: str  # for errors
+
+
+@dataclass(frozen=True)
+class GlobalTensor:
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: tuple[Chunk, ...]
+
+    def read(self, row: int | None = None) -> Tensor:
+        """The whole tensor, or index `row` of its first axis. Raises ValueError where chunks are missing or overlap."""
+        first = () if row is None else (row,)
+        shape = self.shape[len(first) :]
+        target = torch.empty(shape, dtype=self.dtype)
+        covered = 0
+        for chunk in self.chunks:
+            if row is not None and not chunk.offsets[0] <= row < chunk.offsets[0] + chunk.shape[0]:
+                continue
+            covered += self._read_chunk(chunk, row, target)
+        if covered != math.prod(shape):
+            raise ValueError(
+                f"{self.key}: the checkpoint holds {covered} of this tensor's {math.prod(shape)} elements."
+            )
+        return target
+
+    def _read_chunk(self, chunk: Chunk, row: int | None, target: Tensor) -> int:
+        stored = stored_objects(chunk.record, chunk.where)
+        if not isinstance(stored, StoredTensor) or (stored.dtype, stored.shape) != (self.dtype, chunk.shape):
+            raise ValueError(f"{chunk.where}: {self.key} is not as the index says, {self.dtype} of {chunk.shape}.")
+        skipped, offsets, shape = 0, chunk.offsets, chunk.shape
+        if row is not None:
+            skipped = (row - offsets[0]) * math.prod(shape[1:])
+            offsets, shape = offsets[1:], shape[1:]
+        place = target[tuple(slice(start, start + length) for start, length in zip(offsets, shape, strict=True))]
+        if place.shape != shape:
+            raise ValueError(f"{chunk.where}: a part of {self.key} lies outside its shape {self.shape}.")
+        if place.is_contiguous():
+            stored.read_into(place, skipped)
+        else:
+            part = torch.empty(shape, dtype=self.dtype)
+            stored.read_into(part, skipped)
+            place.copy_(part)
+        return place.numel()
+
+
+def read_index(files: Mapping[str, Extent], folder: str = "") -> dict[str, GlobalTensor]:
+    """The global tensors of the checkpoint in `folder` of `files`, by key; objects that are no tensors are left out.
+
+    Raises ValueError where `.metadata` is missing, asks for code, or names a file that is not there.
+    """
+    prefix = f"{folder}/" if folder else ""
+    if prefix + METADATA not in files:
+        raise ValueError(f"there is no {prefix}{METADATA}: the checkpoint is incomplete or of another kind.")
+    where = f"{files[prefix + METADATA].path}:{prefix}{METADATA}"
+    try:
+        index = _MetadataUnpickler(io.BytesIO(_bounded(files[prefix + METADATA], where)), where).load()
+        places = index.storage_data.items()
+        records = {(place.fqn, place.offset and tuple(place.offset)): info for place, info in places}
+        return {
+            key: _global_tensor(key, entry, records, files, prefix)
+            for key, entry in index.state_dict_metadata.items()
+            if isinstance(entry, _Tensor)
+        }
+    except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"{where} is damaged ({type(error).__name__}: {error}).") from error
+
+
+def _global_tensor(key: str, entry: Any, records: Mapping, files: Mapping[str, Extent], prefix: str) -> "GlobalTensor":
+    chunks = []
+    for chunk in entry.chunks:
+        offsets = tuple(chunk.offsets)
+        info = records.get((key, offsets))
+        name = prefix + (info.relative_path if info else "?")
+        if info is None or name not in files:
+            raise ValueError(f"{key}: the file {name} that holds part {offsets} of it is missing.")
+        record = files[name].part(info.offset, info.length)
+        chunks.append(Chunk(offsets, tuple(chunk.sizes), record, f"{files[name].path.name}:{name}"))
+    return GlobalTensor(key, tuple(entry.size), entry.properties.state[0], tuple(chunks))
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a rank put what: the share of `.metadata` that it knows."""
+
+    key: str
+    global_shape: tuple[int, ...] | None  # None: an object
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    file: str
+    start: int
+    length: int
+
+
+class RankFile:
+    """One rank's `.distcp` file, filled tensor by tensor."""
+
+    def __init__(self, stream: BinaryIO, name: str):
+        self._stream, self._name = stream, name
+        self.written: list[Written] = []
+
+    def add(self, key: str, tensor: Tensor, global_shape: Sequence[int], offsets: Sequence[int]) -> None:
+        """Store `tensor` as the block of the global tensor `key` that starts at `offsets`."""
+        start = self._stream.tell()
+        shape = tuple(tensor.shape)
+        tensor = tensor.detach()
+        if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size() or not tensor.is_contiguous():
+            tensor = tensor.clone(memory_format=torch.contiguous_format)  # torch.save stores a view's whole storage
+        torch.save(tensor.cpu(), self._stream)
+        self._note(key, start, tuple(global_shape), tuple(offsets), shape, tensor.dtype)
+
+    def add_object(self, key: str, value: Any) -> None:
+        start = self._stream.tell()
+        torch.save(value, self._stream)
+        self._note(key, start, None, (), (), None)
+
+    def _note(self, key: str, start: int, global_shape, offsets, shape, dtype) -> None:
+        length = self._stream.tell() - start
+        self.written.append(Written(key, global_shape, offsets, shape, dtype, self._name, start, length))
+
+
+def rank_file_name(rank: int) -> str:
+    return f"__{rank}_0.distcp"
+
+
+def write_index(create: Callable[[str], AbstractContextManager[BinaryIO]], written: Iterable[Written]) -> None:
+    """What makes the ranks' files a checkpoint: `common.pt`, `metadata.json`, and `.metadata` last."""
+    with create("common.pt") as stream:
+        torch.save({}, stream)
+    with create("metadata.json") as stream:
+        versions = {"sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+        stream.write(json.dumps({"sharded_backend": "torch_dist"} | versions).encode())
+    with create(METADATA) as stream:
+        stream.write(pickle.dumps(_metadata_of(written), protocol=4))
+
+
+def _metadata_of(written: Iterable[Written]) -> Any:
+    from torch.distributed.checkpoint import metadata as dcp  # late: a second that reading does without
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    entries: dict[str, Any] = {}
+    storage: dict[Any, Any] = {}
+    for item in written:
+        info = _StorageInfo(item.file, item.start, item.length)
+        if item.global_shape is None:
+            entries[item.key] = dcp.BytesStorageMetadata()
+            storage[dcp.MetadataIndex(item.key)] = info
+            continue
+        properties = dcp.TensorProperties(dtype=item.dtype)
+        entry = entries.setdefault(item.key, dcp.TensorStorageMetadata(properties, torch.Size(item.global_shape), []))
+        entry.chunks.append(dcp.ChunkStorageMetadata(torch.Size(item.offsets), torch.Size(item.shape)))
+        storage[dcp.MetadataIndex(item.key, item.offsets)] = info
+    index = dcp.Metadata(entries, storage_data=storage)
+    # Megatron looks here for the shapes of flattened tensors, of which there are none.
+    index.mcore_data = {key: {} for key, entry in entries.items() if isinstance(entry, dcp.TensorStorageMetadata)}
+    return index
+
+
+def _bounded(extent: Extent, where: str) -> bytes:
+    if extent.size > _MAX_METADATA:
+        raise ValueError(f"{where} has {extent.size} bytes, more than any checkpoint's index needs.")
+    return extent.read()
+
+
+class _Fields(Inert):
+    """A dataclass of torch.distributed.checkpoint: its pickled fields as attributes."""
+
+    def __setstate__(self, state):
+        self.state = state
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+class _Index(_Fields):
+    offset = None  # left out of what has none
+
+
+class _Tensor(_Fields):
+    pass
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, where: str):
+        super().__init__(file)
+        self._where = where
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _DTYPES:
+            return getattr(torch, name)
+        known = {
+            ("torch", "Size"): torch.Size,
+            ("torch.serialization", "_get_layout"): lambda name: torch.strided,
+            ("torch.distributed.checkpoint.metadata", "MetadataIndex"): _Index,
+            ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"): _Tensor,
+        }
+        if (module, name) in known:
+            return known[module, name]
+        if module.startswith(_INERT_MODULES):
+            return _Fields
+        raise ValueError(f"{self._where} asks for {module}.{name} when it is loaded, as no index does; it was refused.")

@@ -1,0 +1,61 @@
+"""Which tensors a model needs, known from its config.json, against which a refit is checked tensor by tensor.
+
+For engines whose own loader passes over a name that it does not know and keeps old weights where none arrive.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import no_init_weights
+
+from nemo_simplerl.rollout.base import Bucket
+
+
+class ExpectedWeights:
+    """Hugging Face names and shapes of a model's parameters. Tied names are one parameter."""
+
+    def __init__(self, model_path: str | Path):
+        config = AutoConfig.from_pretrained(model_path)
+        with no_init_weights(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()  # left out where weights are not initialised
+        self.vocab_size: int = config.vocab_size
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.owner: dict[str, str] = {}  # the first name of the parameter that a name stands for
+        first_name: dict[int, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self.shapes[name] = tuple(parameter.shape)
+            self.owner[name] = first_name.setdefault(id(parameter), name)
+
+
+class Arrivals:
+    """What has arrived in one refit, and what is wrong with it."""
+
+    def __init__(self, expected: ExpectedWeights):
+        self._expected = expected
+        self._filled: dict[str, str] = {}  # parameter -> the name it came under
+        self.problems: list[str] = []
+
+    def take(self, bucket: Bucket) -> None:
+        for name, tensor in bucket:
+            shape, owner = self._expected.shapes.get(name), self._expected.owner.get(name)
+            if shape is None or owner is None:
+                self.problems.append(f"unknown {name}")
+                continue
+            if shape != tuple(tensor.shape):
+                self.problems.append(f"{name} is {tuple(tensor.shape)}, the model's is {shape}")
+            if owner in self._filled:
+                before = self._filled[owner]
+                self.problems.append(f"duplicate {name}" + ("" if before == name else f", which is tied to {before}"))
+            self._filled[owner] = name
+
+    def finish(self) -> None:
+        """Raises ValueError naming all that did not fit and all that is missing."""
+        missing = sorted(set(self._expected.owner.values()) - self._filled.keys())
+        problems = self.problems + ([f"missing {', '.join(missing)}"] if missing else [])
+        if problems:
+            raise ValueError(
+                f"the weights do not fit the engine's model: {'; '.join(problems)}. "
+                "The trained model and the engine must be built from the same config.json."
+            )

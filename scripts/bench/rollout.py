@@ -1,0 +1,147 @@
+"""The embedded rollout engine against one padded `generate` call of transformers. Prints one JSON line.
+
+usage: python scripts/bench/rollout.py [MAX_BATCH_SIZE]     (sequences the engine decodes at once; default 256: all)
+
+Both sample the same prompts from the same random models, and responses of the same lengths. The lengths are geometric:
+the models' final norm is 0, so every token is as probable as any other, and one token in 96 is a stop token; the
+engine's draws, and with them its lengths, follow from its seeds. The transformers call is told these lengths, and ends
+when its last response does. Zeros cost a matrix product as much as other numbers.
+
+`wasted_share` is the share of rows in the engine's decoding steps that brought no token of a response.
+"""
+
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, StoppingCriteria, StoppingCriteriaList
+
+from nemo_simplerl.rollout.base import Completion, SamplingParams
+from nemo_simplerl.rollout.hf import HfEngine
+
+NUM_PROMPTS, SAMPLES = 64, 4
+PROMPT_TOKENS = (16, 64)
+MAX_TOKENS = 256
+STOP_EVERY = 96  # the mean length before the cap
+REPEATS = 3
+# hidden_size, num_hidden_layers, intermediate_size, vocab_size
+MODELS = {"quickstart": (128, 4, 384, 5 * STOP_EVERY), "larger": (384, 6, 1024, 50 * STOP_EVERY)}
+
+
+class EndAt(StoppingCriteria):
+    """Ends each row at a length of its own."""
+
+    def __init__(self, prompt_columns: int, lengths_B: torch.Tensor):
+        self.ends_B = prompt_columns + lengths_B
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        return input_ids.shape[1] >= self.ends_B
+
+
+def main(max_batch_size: int) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rng = random.Random(0)
+    results = {}
+    for name, (hidden_size, num_layers, ffn_size, vocab_size) in MODELS.items():
+        prompts = [rng.choices(range(vocab_size), k=rng.randint(*PROMPT_TOKENS)) for _ in range(NUM_PROMPTS)]
+        model = random_model(hidden_size, num_layers, ffn_size, vocab_size).to(device)
+        results[name] = compare(model, prompts, max_batch_size, device)
+    print(
+        json.dumps(
+            {
+                "bench": "rollout",
+                "device": str(device),
+                "threads": torch.get_num_threads(),
+                "samples": NUM_PROMPTS * SAMPLES,
+                "max_batch_size": max_batch_size,
+                **results,
+            }
+        )
+    )
+
+
+def random_model(hidden_size: int, num_layers: int, ffn_size: int, vocab_size: int) -> torch.nn.Module:
+    """A Qwen2 model that gives every token the same probability."""
+    config = Qwen2Config(
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        intermediate_size=ffn_size,
+        vocab_size=vocab_size,
+        num_attention_heads=hidden_size // 32,
+        num_key_value_heads=hidden_size // 64,
+        max_position_embeddings=PROMPT_TOKENS[1] + MAX_TOKENS,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    torch.nn.init.zeros_(model.model.norm.weight)
+    return model
+
+
+def compare(
+    model: torch.nn.Module, prompts: list[list[int]], max_batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Figures of both on one model."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        engine = HfEngine(folder, tokenizer=None, max_batch_size=max_batch_size, device=device)
+    engine.refit([list(model.named_parameters())], 0)
+    rows = []
+    engine._model.register_forward_pre_hook(lambda _, __, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True)
+    stop_ids = tuple(range(model.config.vocab_size // STOP_EVERY))
+    params = SamplingParams(
+        n=SAMPLES, max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=stop_ids
+    )
+    seeds = list(range(len(prompts) * SAMPLES))
+    seconds, completions = fastest(lambda: engine.generate(prompts, params, seeds))
+    decoded_rows = sum(height for height, columns in rows if columns == 1) / REPEATS
+    theirs, _ = fastest(lambda: generate_padded(model, prompts, completions, device))
+    lengths = [len(completion.token_ids) for completion in completions]
+    return {
+        "parameters": sum(param.numel() for param in model.parameters()),
+        "length_mean": round(sum(lengths) / len(lengths), 1),
+        "samples_per_second": round(len(seeds) / seconds, 2),
+        "tokens_per_second": round(sum(lengths) / seconds),
+        # The first token of a response comes from its prompt's pass.
+        "wasted_share": round(1 - sum(length - 1 for length in lengths) / decoded_rows, 4),
+        "transformers_samples_per_second": round(len(seeds) / theirs, 2),
+        "ratio": round(theirs / seconds, 2),
+    }
+
+
+def fastest(call: Callable[[], list[Completion]]) -> tuple[float, list[Completion]]:
+    """Seconds of the fastest of a few calls, and the last answer."""
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        answer = call()
+        times.append(time.perf_counter() - started)
+    return min(times), answer
+
+
+@torch.inference_mode()
+def generate_padded(
+    model: torch.nn.Module, prompts: list[list[int]], completions: list[Completion], device: torch.device
+) -> list[list[int]]:
+    """One call for all samples, prompts padded on the left; answers token ids."""
+    columns = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[0] * (columns - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (columns - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    lengths_B = torch.tensor([len(completion.token_ids) for completion in completions], device=device)
+    return model.generate(
+        ids.repeat_interleave(SAMPLES, 0),
+        attention_mask=mask.repeat_interleave(SAMPLES, 0),
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=MAX_TOKENS,
+        pad_token_id=0,
+        stopping_criteria=StoppingCriteriaList([EndAt(columns, lengths_B)]),
+    ).tolist()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else NUM_PROMPTS * SAMPLES)

@@ -1,0 +1,31 @@
+"""Puts the double of TensorRT-LLM where imports of this process and of its Ray workers find it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FAKES = Path(__file__).parent
+ROOT = FAKES.parent.parent
+
+
+def install_double(sampler: str) -> None:
+    """For the rest of this process. `sampler`: own, or hf_engine for the draws of rollout/hf.py."""
+    sys.path.insert(0, str(FAKES))
+    os.environ["PYTHONPATH"] = f"{FAKES}{os.pathsep}{ROOT}"  # what workers are started with
+    os.environ["TLLM_DOUBLE_SAMPLER"] = sampler
+
+
+@contextmanager
+def double_installed(sampler: str) -> Iterator[None]:
+    before, path = dict(os.environ), list(sys.path)
+    install_double(sampler)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        os.environ.clear()
+        os.environ.update(before)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tensorrt_llm"]:
+            del sys.modules[name]

@@ -1,0 +1,2 @@
+class GenerationExecutorProxy:
+    """The default executor: workers under MPI, which nothing but requests reaches."""

@@ -1,0 +1,2 @@
+class GenerationExecutorRpcProxy:
+    """Workers behind an RPC server, which nothing but requests reaches."""

@@ -1,0 +1,57 @@
+"""The page's refit: which of them are verified, and what a step's metrics say of it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nemo_simplerl.config.load import compose
+from nemo_simplerl.trainer.roles import Roles
+from nemo_simplerl.trainer.timing import PhaseTimer
+from tiny import ScriptedEngine
+
+WEIGHTS = [("a", torch.arange(6.0)), ("b", torch.ones(2**18))]
+
+
+def roles_with(*overrides: str) -> Roles:
+    asked = []
+    actor = SimpleNamespace(hf_buckets=lambda max_bytes: asked.append(max_bytes) or iter([WEIGHTS[:1], WEIGHTS[1:]]))
+    config = compose(["experiment=quickstart", *overrides])
+    others = dict.fromkeys(("mesh", "critic", "grader", "sampling", "pad_id", "eos_id", "say"))
+    roles = Roles(config=config, actor=actor, engine=ScriptedEngine(8), timer=PhaseTimer(), **others)
+    roles.asked = asked
+    return roles
+
+
+@pytest.mark.parametrize(
+    ("setting", "verified"),
+    [
+        ("every", [1, 1, 1, 1, 1, 1]),
+        ("off", [0, 0, 0, 0, 0, 0]),
+        ("3", [1, 0, 1, 0, 0, 1]),  # the first of the process, then steps 6 and 9
+        ("1", [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_the_configuration_says_which_refits_are_verified(setting, verified):
+    roles = roles_with(f"rollout.verify_refit={setting}")
+    assert [roles.refit(version=step)["refit/verified"] for step in range(4, 10)] == verified
+
+
+def test_after_a_failed_refit_the_next_is_verified():
+    roles = roles_with("rollout.verify_refit=100")
+    assert [roles.refit(version=step)["refit/verified"] for step in (1, 2)] == [1, 0]
+    roles.engine.invalidate("a rank failed")
+    assert roles.refit(version=3)["refit/verified"] == 1
+
+
+def test_a_refit_tells_what_it_moved_and_is_billed():
+    roles = roles_with("rollout.refit_bucket_mb=7")
+    num_bytes = 4 * (6 + 2**18)
+    assert roles.refit(version=5) == {
+        "refit/version": 5,
+        "refit/buckets": 2,
+        "refit/bytes": num_bytes,
+        "refit/verified": 1,
+    }
+    assert roles.asked == [7 * 2**20]
+    assert list(roles.timer.drain()) == ["time/refit"]
