@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+NEMO = ["nemo-toolkit[core]==2.7.3"]
+
 setup(
     name="nemo_simplerl",
     version="0.1.0",
@@ -36,12 +38,15 @@ setup(
     extras_require={
         # Apex, which Megatron can also use, is not on PyPI under that name ("apex" there is another project): take it
         # from the container image.
-        "gpu": ["transformer-engine[pytorch]", "nemo-toolkit[core]==2.7.3"],
-        "trtllm": ["tensorrt-llm>=1.2,<1.3", "ray[default]"],
+        "gpu": ["transformer-engine[pytorch]", *NEMO],
+        "nemo": NEMO,  # lets `convert --verify` ask NeMo's own connector
+        "trtllm": ["tensorrt-llm>=1.2,<1.3", "ray>=2.40,<3"],  # tensorrt-llm needs ray for refits and does not bring it
         "dev": [
+            *NEMO,
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "ray>=2.40,<3",  # the double of TensorRT-LLM runs in real Ray workers
             "ruff>=0.15",
             "mypy>=1.15",
             "pre-commit>=3.7",

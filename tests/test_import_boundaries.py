@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "parallel": set(),
     "model": {"config", "parallel"},
     "rollout": {"config", "parallel.reductions"},
+    "plan": {"config"},
 }
 # Rooms and libraries that only these rooms or modules may import.
 ONLY_FOR = {
@@ -48,6 +49,7 @@ NEVER_LOADED = {
     "algo": {"transformers", "megatron"},
     "data": {"megatron"},
     "rollout": {"megatron"},
+    "plan": {"torch", "transformers", "megatron"},
 }
 # These wrap a framework that need not be installed.
 ADAPTERS = {"nemo_simplerl.model.nemo_ckpt", "nemo_simplerl.rollout.trtllm_worker"}

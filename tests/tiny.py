@@ -50,7 +50,13 @@ def layout(tp: int = 1, pp: int = 1, **changes) -> ActorConfig:
 
 
 def save_hf_model(
-    folder: Path, family: str = "qwen2", *, tied: bool = False, vocab_size: int = 131, seed: int = 0
+    folder: Path,
+    family: str = "qwen2",
+    *,
+    tied: bool = False,
+    vocab_size: int = 131,
+    num_groups: int = 2,
+    seed: int = 0,
 ) -> Path:
     """A random fp32 model of 4 layers in Hugging Face form, biases and norms random too.
 
@@ -73,7 +79,7 @@ def save_hf_model(
         intermediate_size=96,
         num_hidden_layers=4,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=num_groups,
         max_position_embeddings=128,
         tie_word_embeddings=tied,
         rope_theta=10000.0,

@@ -1,12 +1,14 @@
 """`simplerl convert`: Hugging Face folders, `.nemo` archives and training checkpoints into one another."""
 
 import argparse
+import math
 import os
 import sys
 import time
 from pathlib import Path
 
 _KINDS = ("hf", "nemo", "checkpoint")
+_LONGEST = 2000  # characters of an error, which may quote a damaged file
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -21,7 +23,9 @@ def run(argv: list[str]) -> int:
 
     try:
         target = _target(args)
-        source = open_source(args.source, args.from_, critic=args.critic)
+        source = open_source(args.source, args.from_, critic=args.critic, tokenizer=args.tokenizer)
+        if source.is_critic and not args.critic:
+            raise ValueError(f"{source.path} is a critic: it holds a value head; add --critic to convert it as one.")
         started = time.monotonic()
         with _Progress(source.num_bytes) as progress:
             convert(source, target, progress.update)
@@ -32,7 +36,7 @@ def run(argv: list[str]) -> int:
         _tell_about_tokenizer(source, target)
         return _verify(source, target) if args.verify else 0
     except (ValueError, OSError) as error:
-        print(f"simplerl convert: {error}", file=sys.stderr)
+        print(f"simplerl convert: {' '.join(str(error).split())[:_LONGEST]}", file=sys.stderr)
         return 2
 
 
@@ -58,9 +62,7 @@ def _target(args: argparse.Namespace):
 
     from nemo_simplerl.model.convert import Target
 
-    if args.from_ == args.to and args.dtype is None and args.tokenizer is None:
-        raise ValueError(f"--from {args.from_} --to {args.to} would copy the model; say what to change, or use cp -r.")
-    if args.shard_gb <= 0:
+    if not 0 < args.shard_gb < math.inf:
         raise ValueError(f"--shard-gb must be positive, got {args.shard_gb}.")
     dtype = getattr(torch, _DTYPES[args.dtype]) if args.dtype else None
     return Target(args.to, args.target, dtype, int(args.shard_gb * 1e9), args.tokenizer)

@@ -8,6 +8,8 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from nemo_simplerl.config import trtllm_rules
+from nemo_simplerl.config.build import keys_of
+from nemo_simplerl.config.errors import suggest
 from nemo_simplerl.config.ranges import RANGES, in_words, inside
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape, decides_shape
@@ -182,6 +184,27 @@ def _periodic_evaluation_has_data(config: Config) -> Iterator[str]:
         )
 
 
+def _best_checkpoint_is_evaluated(config: Config) -> Iterator[str]:
+    trainer = config.trainer
+    if trainer.keep_best is not None and trainer.eval_every == 0:
+        yield (
+            f"trainer.keep_best={trainer.keep_best} compares the checkpoints of steps that are evaluated, and with "
+            "trainer.eval_every=0 only the last is. Give trainer.eval_every=N, or trainer.keep_best=null."
+        )
+    if trainer.keep_best == "eval/sampled_accuracy" and trainer.eval_samples == 0:
+        yield (
+            "trainer.keep_best=eval/sampled_accuracy, but trainer.eval_samples=0 samples nothing. "
+            "Set trainer.eval_samples=1 or more, or trainer.keep_best=eval/accuracy."
+        )
+
+
+def _resume_allows_known_keys(config: Config) -> Iterator[str]:
+    known = list(keys_of(Config))
+    for key in config.trainer.resume_allow:
+        if key not in known:
+            yield f"trainer.resume_allow names {key!r}, which is no key and no section.{suggest(key, known)}"
+
+
 def _sft_has_data(config: Config) -> Iterator[str]:
     if config.sft.output is not None and config.data.sft_path is None:
         yield (
@@ -339,6 +362,8 @@ _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _gate_compares_like_with_like,
     _critic_warmup_ends,
     _periodic_evaluation_has_data,
+    _best_checkpoint_is_evaluated,
+    _resume_allows_known_keys,
     _sft_has_data,
     _created_attention_fits,
     trtllm_rules.every_token_has_its_logprob,

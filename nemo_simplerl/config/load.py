@@ -14,7 +14,7 @@ import nemo_simplerl
 from nemo_simplerl.config.build import build, keys_of
 from nemo_simplerl.config.check import check
 from nemo_simplerl.config.errors import ConfigErrors, Findings, suggest
-from nemo_simplerl.config.machine import check_machine, this_machine
+from nemo_simplerl.config.machine import Machine, check_machine, this_machine
 from nemo_simplerl.config.resolve import resolve
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape, decides_shape, read_shape
@@ -24,19 +24,40 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examined:
+    """A configuration with every problem of it. A field named in `reported` holds no value to go by."""
+
+    config: Config
+    shape: ModelShape | None  # None: not known
+    problems: list[str]
+    reported: frozenset[str]
+
+
 def load(overrides: Sequence[str], world_size: int | None) -> Config:
     """The configuration of a run on `world_size` ranks (None: unknown, and no layout is checked against it).
 
     Raises ConfigErrors with every problem: syntax, names, types, ranges, rules between keys, files, packages.
     """
+    found = examine(overrides, world_size, this_machine())
+    if found.problems:
+        raise ConfigErrors(found.problems)
+    return found.config
+
+
+def examine(
+    overrides: Sequence[str], world_size: int | None, machine: Machine, shape: ModelShape | None = None
+) -> Examined:
+    """The same look at a configuration for a run on `machine`, which need not be this one; it raises for nothing.
+
+    `shape` stands for a model folder that is not there.
+    """
     findings = Findings()
     config = _compose(overrides, findings)
-    shape = _shape(config, findings)
+    shape = shape or _shape(config, findings)
     findings.problems += check(config, shape, world_size, frozenset(findings.reported))
-    findings.problems += check_machine(config, this_machine(), frozenset(findings.reported))
-    if findings.problems:
-        raise ConfigErrors(findings.problems)
-    return config
+    findings.problems += check_machine(config, machine, frozenset(findings.reported))
+    return Examined(config=config, shape=shape, problems=findings.problems, reported=frozenset(findings.reported))
 
 
 def compose(overrides: Sequence[str]) -> Config:

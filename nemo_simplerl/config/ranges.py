@@ -82,6 +82,7 @@ RANGES: dict[str, str] = {
     "trainer.eval_samples": AT_LEAST_0,
     "trainer.save_every": AT_LEAST_0,
     "trainer.keep_last": AT_LEAST_1,
+    "trainer.keep_every": AT_LEAST_0,
     "trainer.stop_after_step": AT_LEAST_1,
     "trainer.distributed_timeout_s": AT_LEAST_1,
 }

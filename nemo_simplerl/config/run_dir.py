@@ -1,6 +1,6 @@
 """A run directory belongs to one configuration: continuing it with another would mix two runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,12 @@ FREE_KEYS = frozenset(
     {
         "trainer.stop_after_step",
         "trainer.resume",
+        "trainer.resume_allow",
         "trainer.save_every",
+        "trainer.async_save",
         "trainer.keep_last",
+        "trainer.keep_every",
+        "trainer.keep_best",
         "trainer.export",
         "trainer.tensorboard",
         "trainer.distributed_timeout_s",
@@ -25,10 +29,26 @@ FREE_KEYS = frozenset(
         "reward.url",
     }
 )
+# Who does the work, and in what portions. Checkpoints are read into any layout, and every loss is a sum divided once by
+# a global count: these change the order of sums and so the rounding, which may tip a sampled token later on.
+LAYOUT_KEYS = frozenset(
+    {
+        "actor.tensor_model_parallel_size",
+        "actor.pipeline_model_parallel_size",
+        "actor.sequence_parallel",
+        "actor.use_distributed_optimizer",
+        "actor.recompute_granularity",
+        *(f"{role}.micro_batch_size" for role in ("actor", "critic", "sft")),
+        *(f"{role}.forward_micro_batch_size" for role in ("actor", "critic")),
+    }
+)
 
 
 def check_run_dir(config: Config) -> None:
-    """Raises ConfigErrors naming every key that differs from the configuration the directory was begun with."""
+    """Raises ConfigErrors naming every key that differs from the configuration the directory was begun with.
+
+    Keys of FREE_KEYS and LAYOUT_KEYS may differ, and those that trainer.resume_allow names or holds the section of.
+    """
     file = Path(config.trainer.run_dir) / "config.yaml"
     if not file.is_file():
         return
@@ -37,11 +57,18 @@ def check_run_dir(config: Config) -> None:
     problems = [
         f"{key}={now.get(key)}, but the run in {file.parent} was begun with {before.get(key)}."
         for key in changed
-        if key not in FREE_KEYS
+        if key not in FREE_KEYS | LAYOUT_KEYS and not _is_allowed(key, config.trainer.resume_allow)
     ]
     if problems:
-        advice = "Choose another trainer.run_dir, or remove that folder to start over."
+        advice = (
+            "Choose another trainer.run_dir, remove that folder to start over, or name in "
+            "trainer.resume_allow=[KEY,...] what is meant to change from here on."
+        )
         raise ConfigErrors([*problems[:-1], f"{problems[-1]} {advice}"])
+
+
+def _is_allowed(key: str, allowed: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in allowed)
 
 
 def _leaves(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -110,9 +110,9 @@ class RolloutConfig:
     top_k: int  # 0 switches it off
     stop: list[str]  # text that ends a response; kept in it
     stop_token_ids: list[int] | None  # null: the tokenizer's EOS and every stop string that is one token
-    max_batch_size: int  # sequences the engine decodes at once
-    # Compare what the engines hold with what was sent, tensor by tensor; a number: in every such step, and in a process's
-    # first refit. Names, shapes and versions are compared in every refit.
+    max_batch_size: int  # sequences the hf engine decodes at once; ranks are handed batches, whatever their number
+    # Compare what the engines hold with what was sent, tensor by tensor: in every refit, or in a process's first and in
+    # steps that a number divides. Names, shapes and versions are always compared.
     verify_refit: Literal["every", "off"] | int
     refit_bucket_mb: int  # weights travel to the engine in parts of this size; two take memory at a time
     consistency: ConsistencyConfig
@@ -190,9 +190,13 @@ class TrainerConfig:
     eval_every: int  # steps; 0 evaluates only at the start and the end
     eval_samples: int  # sampled responses a problem beside the greedy one; 0 for greedy alone
     save_every: int  # steps; 0 saves only at the end
-    keep_last: int  # checkpoints kept on disk
+    async_save: bool  # train on while the checkpoint is written; costs host memory of the size of what a rank writes
+    keep_last: int  # newest checkpoints kept on disk
+    keep_every: int  # and those of every Nth step; 0: none
+    keep_best: Literal["eval/accuracy", "eval/sampled_accuracy", "eval/format_rate"] | None  # and the best by this
     export: list[Literal["hf", "nemo"]]  # forms that the last weights are written in at the end, below run_dir
     resume: bool  # continue from the newest checkpoint in run_dir
+    resume_allow: list[str]  # keys or sections in which this run may differ from the one it continues
     stop_after_step: (
         int | None
     )  # save and end early, as a scheduler's time limit would; schedules keep their full length

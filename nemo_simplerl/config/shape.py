@@ -40,6 +40,7 @@ class ModelShape:
     max_position_embeddings: int
     tied: bool  # input and output embeddings are one matrix
     model_type: str
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
 
 
 def read_shape(model: ModelConfig) -> ModelShape:
@@ -82,6 +83,7 @@ def _shape_of_nemo(path: Path) -> ModelShape:
         num_query_groups=config.get("num_query_groups") or config["num_attention_heads"],
         tied=bool(config.get("share_embeddings_and_output_weights", True)),
         model_type=family,
+        head_dim=config.get("kv_channels"),
     )
 
 
@@ -130,6 +132,7 @@ def _shape_of_file(file: Path) -> ModelShape:
         num_query_groups=hf.get("num_key_value_heads") or hf["num_attention_heads"],
         tied=bool(hf.get("tie_word_embeddings", False)),
         model_type=hf["model_type"],
+        head_dim=hf.get("head_dim"),
     )
 
 

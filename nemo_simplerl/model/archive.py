@@ -7,13 +7,14 @@ anything is read.
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 _BLOCK = tarfile.BLOCKSIZE
+_MAX_NAME = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,14 @@ def list_files(path: str | Path) -> dict[str, Extent]:
     if path.is_dir():
         return dict(_files_of_folder(path))
     if not path.is_file():
-        raise ValueError(f"{path} does not exist.")
+        raise ValueError(f"{path} is neither a file nor a folder.")
     if _starts_with(path, b"\x1f\x8b"):
         raise ValueError(f"{path} is compressed with gzip; unpack it first: gunzip -c {path} > plain.nemo")
     try:
-        return dict(_files_of_tar(path))
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is no complete tar archive ({error}).") from error
+        members = list(_members(Extent(path, 0, path.stat().st_size)))
+    except (tarfile.TarError, ValueError) as error:
+        raise ValueError(f"{path} is no complete tar archive: {error}.") from error
+    return dict(_regular_files(path, members))
 
 
 class TarWriter:
@@ -91,8 +93,10 @@ class TarWriter:
         info = tarfile.TarInfo(name)
         info.size, info.mode = size, 0o644
         # GNU's header holds sizes beyond 8 GiB in its one block, where POSIX's needs blocks in front of it.
+        block = info.tobuf(tarfile.GNU_FORMAT)
+        assert len(block) == _BLOCK, f"{name} is too long a name"
         self._file.seek(header)
-        self._file.write(info.tobuf(tarfile.GNU_FORMAT))
+        self._file.write(block)
         self._file.seek(end)
 
     def finish(self) -> None:
@@ -128,24 +132,70 @@ def _files_of_folder(folder: Path) -> Iterator[tuple[str, Extent]]:
         yield entry.relative_to(folder).as_posix(), Extent(entry, 0, entry.stat().st_size)
 
 
-def _files_of_tar(path: Path) -> Iterator[tuple[str, Extent]]:
-    length = path.stat().st_size
+def _regular_files(path: Path, members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, Extent]]:
     seen = set()
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            name = PurePosixPath(member.name)
-            if name.is_absolute() or ".." in name.parts:
-                raise ValueError(f"{path} holds {member.name!r}, which leads outside the archive; it was not opened.")
-            if member.isdir():
-                continue
-            if not member.isreg():
-                raise ValueError(f"{path} holds {member.name!r}, a link or special file; it was not opened.")
-            if str(name) in seen:
-                raise ValueError(f"{path} holds {member.name!r} twice; it was not opened.")
-            if member.offset_data + member.size > length:
-                raise ValueError(f"{path} is cut off: {member.name!r} ends beyond the archive's {length} bytes.")
-            seen.add(str(name))
-            yield str(name), Extent(path, member.offset_data, member.size)
+    for member in members:
+        name = PurePosixPath(member.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise ValueError(f"{path} holds {member.name!r}, which leads outside the archive; it was not opened.")
+        if member.type == tarfile.DIRTYPE:
+            continue
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise ValueError(f"{path} holds {member.name!r}, a link or special file; it was not opened.")
+        if str(name) in seen:
+            raise ValueError(f"{path} holds {member.name!r} twice; it was not opened.")
+        seen.add(str(name))
+        yield str(name), Extent(path, member.offset_data, member.size)
+
+
+def _members(archive: Extent) -> Iterator[tarfile.TarInfo]:
+    """Headers of an uncompressed tar, each read once and in order.
+
+    tarfile's own walk takes a damaged header for the end, and older ones follow negative sizes in a circle
+    (CVE-2025-8194); its parser of a single header is used.
+    """
+    position = 0
+    names: dict[str, str] = {}  # pax fields, or the long name of GNU's, of the member that follows
+    while True:
+        block = archive.read(position, _BLOCK) if position + _BLOCK <= archive.size else b""
+        if not block:
+            raise tarfile.ReadError("it is cut off before its end")
+        if not any(block):
+            return
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        header.offset_data = position + _BLOCK
+        is_about_next = header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+        if not is_about_next and header.type != tarfile.XGLTYPE:
+            header.name = names.get("path", header.name)
+            header.size = 0 if header.type == tarfile.DIRTYPE else int(names.get("size", header.size))
+        if not 0 <= header.size <= archive.size - header.offset_data:
+            raise tarfile.ReadError(f"{header.name!r} ends beyond the {archive.size} bytes there are")
+        if is_about_next:
+            if header.size > _MAX_NAME:
+                raise tarfile.ReadError(f"a name of {header.size} bytes")
+            names |= _names(header.type, archive.read(header.offset_data, header.size))
+        elif header.type != tarfile.XGLTYPE:
+            names = {}
+            yield header
+        position = header.offset_data + header.size + -header.size % _BLOCK
+
+
+def _names(kind: bytes, content: bytes) -> dict[str, str]:
+    """What a header's extension says of the member after it."""
+    if kind != tarfile.XHDTYPE:
+        is_name = kind == tarfile.GNUTYPE_LONGNAME
+        return {"path": content.rstrip(b"\0").decode(errors="surrogateescape")} if is_name else {}
+    fields = {}
+    while content:  # records of the form "LENGTH KEY=VALUE\n"
+        length = int(content.partition(b" ")[0])
+        key, separator, value = content[:length].partition(b" ")[2].partition(b"=")
+        if length < 5 or not separator:
+            raise tarfile.ReadError("a damaged pax header")
+        fields[key.decode()] = value[:-1].decode(errors="surrogateescape")
+        content = content[length:]
+    if sparse := [key for key in fields if key.startswith("GNU.sparse")]:
+        raise tarfile.ReadError(f"{sparse[0]}: files with holes are not read")
+    return fields
 
 
 def _starts_with(path: Path, prefix: bytes) -> bool:

@@ -45,6 +45,9 @@ def convert(source: Source, target: Target, progress: Callable[[int, int], None]
     specs = {name: _cast(spec, target.dtype) for name, spec in source.specs.items()}
     total = sum(spec.num_bytes for spec in specs.values())
     check_room(target.path, int(total * _OVERHEAD) + _SLACK)
+    root = source.path.parent if source.kind == "checkpoint" else source.path
+    if target.path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{target.path} lies inside {root}, which is read; choose a place outside.")
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         done = 0
@@ -60,10 +63,12 @@ def convert(source: Source, target: Target, progress: Callable[[int, int], None]
 
 
 def check_room(path: Path, num_bytes: int) -> None:
-    """Raises ValueError where `path` exists or its disk has not `num_bytes` left."""
-    if path.exists() or path.is_symlink():
+    """Raises ValueError where `path` exists, or cannot be made, or its disk has not `num_bytes` left."""
+    if os.path.lexists(path):
         raise ValueError(f"{path} exists; choose another name or remove it.")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+        raise ValueError(f"{path} cannot be made: {folder} is not a folder that may be written to.")
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ValueError(f"{path} needs {num_bytes / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free.")
@@ -73,13 +78,13 @@ def check_room(path: Path, num_bytes: int) -> None:
 def appearing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, which is renamed to it when the block ends well and removed when it does not."""
     partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove(partial)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
         yield partial
         for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
             _sync(file)
-        os.replace(partial, path)
+        os.rename(partial, path)
         _sync(path.parent)
     except OSError as error:
         raise ValueError(f"{path} could not be written: {error.strerror or error}.") from error
@@ -95,14 +100,14 @@ def small_files_of(
     tokenizer: a folder whose files replace the source's. Raises ValueError where it does not fit the vocabulary.
     """
     hf = hf_config_of(source.hf, source.is_critic) | {"torch_dtype": str(dtype or source.dtype).removeprefix("torch.")}
-    files: dict[str, bytes | Extent] = {
-        name: file for name, file in source.small_files.items() if name != "config.json"
-    }
+    hf.pop("dtype", None)  # the same under a newer name, which would win
+    files: dict[str, bytes | Extent] = dict(source.small_files)
+    files.pop("config.json", None)
     if tokenizer is not None:
         given, original = tokenizer_files(tokenizer)
         if not given.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}:
             raise ValueError(f"{tokenizer} holds no tokenizer.json, tokenizer.model or vocab file.")
-        files |= given
+        files = {name: file for name, file in files.items() if name == "generation_config.json"} | given
         hf |= {key: original[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in original}
     check_tokenizer(files, hf["vocab_size"])
     return {"config.json": (json.dumps(hf, indent=2) + "\n").encode()} | files
@@ -117,8 +122,8 @@ def check_tokenizer(files: Mapping[str, bytes | Extent], vocab_size: int) -> Non
         tokenizer = json.loads(file.read() if isinstance(file, Extent) else file)
         vocabulary = tokenizer["model"]["vocab"]
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-        largest = max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", []))])
-    except (ValueError, KeyError, TypeError) as error:
+        largest = max(map(int, (*ids, *(token["id"] for token in tokenizer.get("added_tokens", [])))))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"tokenizer.json is no tokenizer of the tokenizers library: {error!r}.") from error
     if largest >= vocab_size:
         raise ValueError(
@@ -128,26 +133,13 @@ def check_tokenizer(files: Mapping[str, bytes | Extent], vocab_size: int) -> Non
 
 
 def _write_hf(source: Source, target: Target, specs: dict[str, Spec], tensors, small) -> None:
-    read = dict_reader(tensors)
     planned = [spec for name in specs for spec in hf_specs(name, source.hf, specs[name].dtype, source.is_critic)]
     with appearing(target.path) as partial:
         partial.mkdir()
         for name, content in small.items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content.read() if isinstance(content, Extent) else content)
-        stream = hf_tensors(specs, read, source.hf, source.is_critic)
+        stream = hf_tensors(tensors, source.hf, source.is_critic)
         safetensors_io.write_folder(partial, planned, stream, target.shard_bytes)
-
-
-def dict_reader(tensors: Iterator[tuple[str, Tensor]]) -> Callable[[str], Tensor]:
-    """A stream as a function of the name, which must be asked for in the stream's order."""
-
-    def read(name: str) -> Tensor:
-        found, tensor = next(tensors)
-        assert found == name
-        return tensor
-
-    return read
 
 
 def _write_nemo(source: Source, target: Target, specs: dict[str, Spec], tensors, small) -> None:

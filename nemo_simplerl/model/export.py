@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -44,20 +45,25 @@ def hf_buckets(gpt: GPTModel, hf: dict, mesh: Mesh, max_bytes: int) -> Iterator[
     """Every weight once, full-sized on every rank, in buckets of at most `max_bytes`; a larger parameter travels alone.
     Collective: each rank must consume all of it.
 
-    Stages follow each other, each in the order of its parameters, and the model is never gathered whole. Tensors may be
-    views of the parameters: use them before the next bucket is asked for. The rest of a bucket is freed when the caller
-    lets go of it; making the next takes twice its size, gathered and under its new names.
+    Stages follow each other, each in the order of its parameters, and the model is never gathered whole. Use a bucket's
+    tensors before the next is asked for: they may be views of the parameters, or of the one buffer that all buckets
+    pass through. Beside it a bucket's own tensors take memory, which they give back as the caller lets go of them.
     """
     params = dict(gpt.named_parameters())
-    for stage, entries in enumerate(gather_objects(_stage_entries(gpt, hf), mesh.pipeline)):
-        for group in _groups(entries, max_bytes, mesh.tp_size):
+    everyones = gather_objects(_stage_entries(gpt, hf), mesh.pipeline)
+    stages = [_groups(entries, max_bytes, mesh.tp_size) for entries in everyones]
+    largest = max(_offsets(group)[-1] for groups in stages for group in groups)
+    is_alone = mesh.tp_size == mesh.pp_size == 1
+    buffer = torch.empty(0 if is_alone else mesh.tp_size * largest, dtype=torch.uint8, device=mesh.device)
+    for stage, groups in enumerate(stages):
+        for group in groups:
             own = [params[entry.param_name].detach() for entry in group] if stage == mesh.pp_rank else None
             # Under no name here, nor in a decorator's frame, which would keep it alive while the next one is made.
-            yield _bucket(group, own, stage, hf, mesh)
+            yield _bucket(group, own, stage, buffer, hf, mesh)
 
 
 def hf_stream(gpt: GPTModel, hf: dict, mesh: Mesh, max_bytes: int = _EXPORT_BYTES) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of `hf_buckets` one by one. Collective."""
+    """The tensors of `hf_buckets` one by one: use each before the next. Collective."""
     for bucket in hf_buckets(gpt, hf, mesh, max_bytes):
         yield from bucket
         del bucket
@@ -78,28 +84,27 @@ def _stage_entries(gpt: GPTModel, hf: dict) -> list[_Entry]:
     return entries
 
 
-def _groups(entries: list[_Entry], max_bytes: int, tp_size: int) -> Iterator[list[_Entry]]:
+def _groups(entries: list[_Entry], max_bytes: int, tp_size: int) -> list[list[_Entry]]:
     """The entries in their order, cut before the full tensors of a group would pass `max_bytes`."""
-    group: list[_Entry] = []
-    size = 0
+    groups: list[list[_Entry]] = []
+    size = max_bytes
     for entry in entries:
         full_bytes = entry.shard_bytes * (tp_size if entry.is_sharded else 1)
-        if group and size + full_bytes > max_bytes:
-            yield group
-            group, size = [], 0
-        group.append(entry)
+        if not groups or size + full_bytes > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(entry)
         size += full_bytes
-    if group:
-        yield group
+    return groups
 
 
 @torch.no_grad()
 def _bucket(
-    group: list[_Entry], own: list[Tensor] | None, stage: int, hf: dict, mesh: Mesh
+    group: list[_Entry], own: list[Tensor] | None, stage: int, buffer: Tensor, hf: dict, mesh: Mesh
 ) -> list[tuple[str, Tensor]]:
     """The Hugging Face tensors of a group of parameters. `own`: this rank's shards, on their stage. Collective."""
     bucket: list[tuple[str, Tensor]] = []
-    for entry, shards in zip(group, _shards(group, own, stage, mesh), strict=True):
+    for entry, shards in zip(group, _shards(group, own, stage, buffer, mesh), strict=True):
         bucket += _hf_tensors(entry.mapping, shards, hf)
     return bucket
 
@@ -112,43 +117,38 @@ def _hf_tensors(mapping: hf_map.Mapping, shards: list[Tensor], hf: dict) -> Iter
     return zip(mapping.hf_names, hf_map.split(mapping.kind, full, heads_of(hf)), strict=True)
 
 
-def _shards(group: list[_Entry], own: list[Tensor] | None, stage: int, mesh: Mesh) -> Iterator[list[Tensor]]:
-    """Every parameter's shards by tensor rank, one for a replicated parameter. Collective: at most one broadcast and
-    one all-gather.
+def _shards(
+    group: list[_Entry], own: list[Tensor] | None, stage: int, buffer: Tensor, mesh: Mesh
+) -> Iterator[list[Tensor]]:
+    """Every parameter's shards by tensor rank, one for a replicated parameter; all but a rank's own ones are views of
+    `buffer`, bytes. Collective: at most one broadcast and one all-gather.
 
     Shards go down the pipeline before they are gathered, so that the stages, which are far apart, exchange a tensor
     rank's part and only the ranks of a tensor group the whole.
     """
-    offsets, gathered_bytes, total_bytes = _packing(group, mesh.tp_size)
-    flat = torch.empty(total_bytes if mesh.pp_size > 1 else gathered_bytes, dtype=torch.uint8, device=mesh.device)
-    for offset, param in zip(offsets, own or (), strict=False):
-        if offset < len(flat):
-            flat[offset : offset + param.nbytes] = param.contiguous().view(-1).view(torch.uint8)
+    if mesh.tp_size == mesh.pp_size == 1:
+        assert own is not None
+        yield from ([param] for param in own)
+        return
+    *offsets, packed_bytes = _offsets(group)
+    rows = buffer[: mesh.tp_size * packed_bytes].view(mesh.tp_size, packed_bytes)
+    mine = rows[mesh.tp_rank]
+    for offset, param in zip(offsets, own or [], strict=own is not None):
+        mine[offset : offset + param.nbytes] = param.contiguous().view(-1).view(torch.uint8)
     if mesh.pp_size > 1:
-        dist.broadcast(flat, mesh.stage_rank(stage), group=mesh.pipeline)
-    gathered = flat.new_empty(mesh.tp_size, gathered_bytes)
-    if gathered_bytes:
-        _all_gather(gathered.view(-1), flat[:gathered_bytes], group=mesh.tensor)
-        flat = flat[gathered_bytes:].clone()  # the large part is free while the gathered one is in use
+        dist.broadcast(mine, mesh.stage_rank(stage), group=mesh.pipeline)
+    if mesh.tp_size > 1:
+        _all_gather(rows.view(-1), mine, group=mesh.tensor)
     for index, (entry, offset) in enumerate(zip(group, offsets, strict=True)):
-        if offset < gathered_bytes:
-            yield [_view(row, offset, entry) for row in gathered]
+        if entry.is_sharded and mesh.tp_size > 1:
+            yield [_view(row, offset, entry) for row in rows]
         else:
-            yield [_view(flat, offset - gathered_bytes, entry) if own is None else own[index]]
+            yield [_view(mine, offset, entry) if own is None else own[index]]
 
 
-def _packing(group: list[_Entry], tp_size: int) -> tuple[list[int], int, int]:
-    """Where each parameter lies in a flat buffer of shards, in bytes; where the gathered ones, which come first, end;
-    where all end."""
-    offsets = [0] * len(group)
-    gathered_bytes = end = 0
-    is_gathered = [tp_size > 1 and entry.is_sharded for entry in group]
-    for index in sorted(range(len(group)), key=lambda index: not is_gathered[index]):
-        offsets[index] = end
-        end += -(-group[index].shard_bytes // _ALIGNMENT) * _ALIGNMENT
-        if is_gathered[index]:
-            gathered_bytes = end
-    return offsets, gathered_bytes, end
+def _offsets(group: list[_Entry]) -> list[int]:
+    """Where each parameter's shard begins when they are packed one after the other, in bytes, and where all end."""
+    return list(accumulate((-(-entry.shard_bytes // _ALIGNMENT) * _ALIGNMENT for entry in group), initial=0))
 
 
 def _view(buffer: Tensor, offset: int, entry: _Entry) -> Tensor:

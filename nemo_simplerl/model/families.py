@@ -1,5 +1,6 @@
 """The model families that can be trained, as a table. A new family is an entry and a test."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ _SIZES = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+# Beyond any model: a damaged config must not have a million names listed.
+_LARGEST = {"num_hidden_layers": 1 << 12}
 # transformers knows the other kinds too; the training model does not.
 _ROPE_PARAMETERS = {
     "default": (),
@@ -71,7 +74,10 @@ def check_hf_config(hf: dict, where: object) -> None:
     """
     if not isinstance(hf, dict):
         raise ValueError(f"{where} holds no JSON object; fetch the model again.")
-    problems = [*_family_problems(hf), *_size_problems(hf), *_rope_problems(hf), *_layer_problems(hf)]
+    try:
+        problems = [*_family_problems(hf), *_size_problems(hf), *_rope_problems(hf), *_layer_problems(hf)]
+    except TypeError as error:  # a list where a word belongs
+        problems = [f"a value is of the wrong kind ({error})"]
     if problems:
         raise ValueError(f"{where}: " + "; ".join(problems) + ".")
 
@@ -95,8 +101,10 @@ def _not_positive(values: dict, keys: Iterable[str], kind: type = int) -> list[s
         value = values.get(key)
         if key not in values:
             problems.append(f"{key} is missing")
-        elif not isinstance(value, int | kind) or isinstance(value, bool) or value <= 0:
+        elif not isinstance(value, int | kind) or isinstance(value, bool) or not 0 < value < math.inf:
             problems.append(f"{key} is {value!r}, not a positive {'integer' if kind is int else 'number'}")
+        elif value > _LARGEST.get(key, math.inf):
+            problems.append(f"{key} is {value}, more than any model has")
     return problems
 
 
@@ -126,6 +134,8 @@ def _rope_problems(hf: dict) -> list[str]:
     kind = rope_type(hf)
     if kind not in _ROPE_PARAMETERS:
         return [*problems, f"rope_scaling type {kind!r} is not supported; supported: {', '.join(_ROPE_PARAMETERS)}"]
+    if hf.get("rope_theta") is not None:
+        problems += _not_positive(hf, ["rope_theta"], float)
     found = _not_positive(hf.get("rope_scaling") or {}, _ROPE_PARAMETERS[kind], float)
     return problems + [f"rope_scaling of type {kind!r}: {problem}" for problem in found]
 

@@ -241,6 +241,15 @@ def split(kind: Kind, full: Tensor, heads: Heads) -> list[Tensor]:
     return [full]
 
 
+def split_shapes(kind: Kind, shape: tuple[int, ...], heads: Heads) -> list[tuple[int, ...]]:
+    """Shapes of what `split` makes of a tensor of `shape`."""
+    if kind == "qkv":
+        return [(n * heads.head_dim, *shape[1:]) for n in (heads.num_heads, heads.num_groups, heads.num_groups)]
+    if kind == "gate_up":
+        return [(shape[0] // 2, *shape[1:])] * 2
+    return [shape]
+
+
 def shard(kind: Kind, full: Tensor, tp_dim: int | None, rank: int, size: int) -> Tensor:
     """Tensor rank `rank`'s part of a full tensor. A gate_up rank holds its part of the gate, then its part of the up
     projection; vocabulary rows are padded with zeros up to a multiple of `size`."""

@@ -15,6 +15,8 @@ def load_weights(gpt: GPTModel, source: Source, mesh: Mesh) -> None:
     A critic's value head is taken from a source that holds one, and keeps its fresh values otherwise.
     Raises ValueError where an actor is to be filled from a critic.
     """
+    if source.is_critic and not gpt.is_critic:
+        raise ValueError(f"{source.path} is a critic, and an actor was to start from it.")
     offset = layer_offset(gpt)
     for name, param in gpt.named_parameters():
         full_name = hf_map.full_name(name, offset)
@@ -24,8 +26,6 @@ def load_weights(gpt: GPTModel, source: Source, mesh: Mesh) -> None:
             continue
         if name == HEAD and source.hf.get("tie_word_embeddings", False):
             full_name = EMBEDDING  # the last stage's copy of tied embeddings
-        if full_name not in source.specs:
-            raise ValueError(f"{source.path} has no {full_name}; it is a critic, and an actor was to start from it.")
         entry = hf_map.mapping(full_name)
         part = hf_map.shard(entry.kind, source.read(full_name), entry.tp_dim, mesh.tp_rank, mesh.tp_size)
         assert part.shape == param.shape, f"{full_name}: {part.shape} for {param.shape}"

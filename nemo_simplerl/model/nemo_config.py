@@ -1,13 +1,15 @@
-"""A Hugging Face config.json as a NeMo `model_config.yaml`, and back. Pure functions of dicts.
+"""A Hugging Face config.json as a NeMo `model_config.yaml`, and back. Pure functions.
 
 Keys are those of NeMo's megatron_gpt_config.yaml and of its own converters.
 """
 
+import re
 from typing import Any
 
 import torch
+import yaml as pyyaml
 
-from nemo_simplerl.model.families import FAMILIES, family_of, rope_type
+from nemo_simplerl.model.families import FAMILIES, check_hf_config, family_of, rope_type
 from nemo_simplerl.model.hf_map import heads_of
 
 _GPT = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
@@ -28,6 +30,7 @@ _UNSUPPORTED = {
     "num_moe_experts": (None, 0, 1),
     "layernorm_zero_centered_gamma": (False,),
     "apply_embedding_scaling": (False,),
+    "window_size": (None,),
 }
 
 
@@ -79,7 +82,7 @@ def nemo_config(hf: dict, *, dtype: torch.dtype, tokenizer: str | None, critic: 
         "normalize_attention_scores": True,
         "position_embedding_type": "rope",
         "rotary_percentage": 1.0,
-        "rotary_base": hf.get("rope_theta", 10000.0),
+        "rotary_base": hf.get("rope_theta") or 10000.0,
         **_rope_keys(hf),
         "attention_type": "multihead",
         "share_embeddings_and_output_weights": critic or bool(hf.get("tie_word_embeddings", False)),
@@ -136,6 +139,31 @@ def nemo_config(hf: dict, *, dtype: torch.dtype, tokenizer: str | None, critic: 
     }
 
 
+class _Loader(pyyaml.SafeLoader):
+    """Reads what OmegaConf writes: 1e-6 is a number, and there are no aliases, of which a few stand for gigabytes."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(pyyaml.AliasEvent):
+            raise pyyaml.YAMLError("it has aliases (*name), which are not read")
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*\.?[\d_]*[eE][-+]?\d+"), list("-+0123456789")
+)
+
+
+def parse_yaml(content: bytes, where: str) -> dict[str, Any]:
+    """The settings of a `model_config.yaml`. Raises ValueError for anything else."""
+    try:
+        config = pyyaml.load(content, _Loader)
+    except (pyyaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{where} is no YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{where} holds no settings.")
+    return config
+
+
 def hf_config(yaml: dict[str, Any], vocab_size: int, where: str) -> dict[str, Any]:
     """The config.json of a NeMo GPT model. `vocab_size` is used where the yaml does not override it.
 
@@ -148,36 +176,40 @@ def hf_config(yaml: dict[str, Any], vocab_size: int, where: str) -> dict[str, An
     ]
     needed = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "layernorm_epsilon")
     problems += [f"{key} is missing" for key in needed if yaml.get(key) is None]
-    if problems:
+    traits = bool(yaml.get("qkv_bias")), bool(yaml.get("qk_layernorm"))
+    family = next((family for family in FAMILIES.values() if (family.qkv_bias, family.qk_norm) == traits), None)
+    if family is None:
+        problems.append("qkv_bias and qk_layernorm are both true, which no supported family has")
+    if problems or family is None:
         raise ValueError(f"{where}: " + "; ".join(problems) + ".")
     heads = yaml["num_attention_heads"]
-    family = next(
-        family
-        for family in FAMILIES.values()
-        if family.qkv_bias == bool(yaml.get("qkv_bias", False)) and family.qk_norm == bool(yaml.get("qk_layernorm"))
-    )
-    return {
+    hf = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "attention_dropout": 0.0,
         "bos_token_id": None,
         "eos_token_id": None,
-        "head_dim": yaml.get("kv_channels") or yaml["hidden_size"] // heads,
+        "head_dim": yaml.get("kv_channels"),
         "hidden_act": "silu",
         "hidden_size": yaml["hidden_size"],
         "initializer_range": yaml.get("init_method_std", 0.02),
         "intermediate_size": yaml["ffn_hidden_size"],
-        "max_position_embeddings": yaml.get("max_position_embeddings") or yaml["encoder_seq_length"],
+        "max_position_embeddings": yaml.get("max_position_embeddings") or yaml.get("encoder_seq_length"),
         "num_attention_heads": heads,
         "num_hidden_layers": yaml["num_layers"],
         "num_key_value_heads": yaml.get("num_query_groups") or heads,
         "rms_norm_eps": yaml["layernorm_epsilon"],
         "rope_scaling": _rope_scaling(yaml),
-        "rope_theta": yaml.get("rotary_base", 10000.0),
+        "rope_theta": _number(yaml.get("rotary_base") or 10000.0),
         "tie_word_embeddings": bool(yaml.get("share_embeddings_and_output_weights", True)),
         "use_cache": True,
         "vocab_size": yaml.get("override_vocab_size") or vocab_size,
     }
+    check_hf_config(hf, where)
+    hf["head_dim"] = heads_of(hf).head_dim
+    if "head_dim" not in family.own_sizes and hf["head_dim"] == hf["hidden_size"] // heads:
+        del hf["head_dim"]  # transformers' Qwen2 has no such key, and its Llama works it out
+    return hf
 
 
 def vocab_divisor(vocab_size: int) -> int:
@@ -186,7 +218,9 @@ def vocab_divisor(vocab_size: int) -> int:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """NeMo's word for the weights' type."""
+    """NeMo's word for the weights' type. Raises ValueError where it has none."""
+    if dtype not in _PRECISIONS:
+        raise ValueError(f"the weights are {str(dtype).removeprefix('torch.')}, which NeMo has no word for; cast them.")
     return _PRECISIONS[dtype]
 
 
@@ -210,11 +244,16 @@ def _rope_scaling(yaml: dict[str, Any]) -> dict[str, Any] | None:
     if yaml.get("scale_positional_embedding"):
         return {
             "rope_type": "llama3",
-            "factor": float(yaml.get("scale_factor", 8)),
-            "low_freq_factor": float(yaml.get("low_freq_factor", 1)),
-            "high_freq_factor": float(yaml.get("high_freq_factor", 4)),
+            "factor": _number(yaml.get("scale_factor", 8)),
+            "low_freq_factor": _number(yaml.get("low_freq_factor", 1)),
+            "high_freq_factor": _number(yaml.get("high_freq_factor", 4)),
             "original_max_position_embeddings": yaml.get("old_context_len", 8192),
         }
     if yaml.get("seq_len_interpolation_factor"):
-        return {"rope_type": "linear", "factor": float(yaml["seq_len_interpolation_factor"])}
+        return {"rope_type": "linear", "factor": _number(yaml["seq_len_interpolation_factor"])}
     return None
+
+
+def _number(value: Any) -> Any:
+    """Whole numbers as the floats that transformers expects; the rest is for check_hf_config to judge."""
+    return float(value) if type(value) is int else value

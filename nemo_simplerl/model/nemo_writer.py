@@ -53,7 +53,7 @@ def stacked_key(name: str) -> tuple[str, int | None]:
 
 
 def add_param(
-    file: torch_dist.RankFile,
+    file: torch_dist.BlockSink,
     name: str,
     part: Tensor,
     shape: tuple[int, ...],
@@ -68,7 +68,7 @@ def add_param(
     file.add(key, part, shape, offsets)
 
 
-def add_extra_states(file: torch_dist.RankFile, num_layers: int) -> None:
+def add_extra_states(file: torch_dist.BlockSink, num_layers: int) -> None:
     for layer in range(num_layers):
         for module in _EXTRA_STATES:
             file.add_object(f"model.{_LAYERS}{module}._extra_state/shard_{layer}_{num_layers}", [None])
@@ -88,7 +88,7 @@ def write_weights(create: Create, tensors: Iterable[tuple[str, Tensor]], num_lay
     torch_dist.write_index(lambda name: create(f"{WEIGHTS}/{name}"), file.written)
 
 
-def add_head(file: torch_dist.RankFile, weight: Tensor) -> None:
+def add_head(file: torch_dist.BlockSink, weight: Tensor) -> None:
     """A value head. NeMo-Aligner's has a bias, ours has none: zero."""
     file.add(f"model.{NEMO_HEAD}", weight, weight.shape, (0, 0))
     file.add(f"model.{NEMO_HEAD_BIAS}", torch.zeros(1, dtype=weight.dtype), (1,), (0,))

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,12 @@ from nemo_simplerl.model.torch_zip import StoredTensor, bytes_of, stored_objects
 
 _RANK_FILE = re.compile(r"(?:.*/)?(?:mp_rank_(\d+)|tp_rank_(\d+)_pp_rank_(\d+))/model_weights\.ckpt")
 _SINGLE_FILE = "model_weights.ckpt"
+# Of NeMo-Aligner's reward models and critics.
+_HEADS = {
+    "rm_head.weight": hf_map.Mapping((hf_map.VALUE_HEAD,), "plain", 1),
+    "rm_head.bias": hf_map.Mapping((), "plain", None),
+}
+_MAX_DESCRIPTION = 1 << 20
 _ZARR_DTYPES = {
     "<f4": torch.float32,
     "<f2": torch.float16,
@@ -40,20 +45,8 @@ def without_prefix(key: str) -> str:
     return key.removeprefix("model.").removeprefix("module.")
 
 
-def tensors_of(files: Mapping[str, Extent], config: dict) -> dict[str, Any] | None:
-    """Full tensors by canonical name, or None where the archive is of neither kind.
-
-    Raises ValueError for ranks that are missing or do not fit together, and for zarr that is compressed.
-    """
-    ranks = _rank_files(files)
-    if ranks:
-        return _from_rank_files(ranks, config)
-    arrays = {name.removesuffix("/.zarray"): file for name, file in files.items() if name.endswith("/.zarray")}
-    return _from_zarr(arrays, files) if arrays else None
-
-
-def _rank_files(files: Mapping[str, Extent]) -> dict[tuple[int, int], Extent]:
-    """Files by (pipeline stage, tensor rank)."""
+def rank_files(files: Mapping[str, Extent]) -> dict[tuple[int, int], Extent]:
+    """The torch.save files by (pipeline stage, tensor rank); empty where the archive is of another kind."""
     ranks = {}
     for name, file in files.items():
         if match := _RANK_FILE.fullmatch(name):
@@ -64,30 +57,38 @@ def _rank_files(files: Mapping[str, Extent]) -> dict[tuple[int, int], Extent]:
     return ranks
 
 
-def _from_rank_files(ranks: dict[tuple[int, int], Extent], config: dict) -> dict[str, Lazy]:
+def from_rank_files(ranks: Mapping[tuple[int, int], Extent], config: dict) -> dict[str, Lazy]:
+    """Full tensors by canonical name. Raises ValueError for ranks that are missing or do not fit together."""
     stages, size = 1 + max(stage for stage, _ in ranks), 1 + max(rank for _, rank in ranks)
-    if missing := [f"stage {s}, tensor rank {r}" for s in range(stages) for r in range(size) if (s, r) not in ranks]:
-        raise ValueError(f"the archive holds no weights of {'; '.join(missing)}.")
+    if stages * size != len(ranks):
+        missing = next((s, r) for s in range(stages) for r in range(size) if (s, r) not in ranks)
+        raise ValueError(
+            f"the archive holds weights of {len(ranks)} ranks, not of {stages} pipeline stages x {size} tensor ranks: "
+            f"those of stage {missing[0]}, tensor rank {missing[1]} are missing."
+        )
     if not config.get("mcore_gpt", False):
         raise ValueError("mcore_gpt is not true: NeMo's own GPT of before Megatron-core is not supported.")
     tensors: dict[str, Lazy] = {}
     first_layer = 0
     for stage in range(stages):
         shards = [_rank_tensors(ranks[stage, rank], f"stage {stage}, tensor rank {rank}") for rank in range(size)]
-        layers = {int(name.split(".")[2]) for name in shards[0] if name.startswith("decoder.layers.")}
         for name in shards[0]:
-            if absent := [rank for rank, shard in enumerate(shards) if name not in shard]:
-                raise ValueError(f"{name} is in the weights of tensor rank 0, but not of {absent}.")
-            entry = hf_map.mapping(name) if name != "rm_head.weight" else hf_map.Mapping(("score.weight",), "plain", 1)
-            tensors[hf_map.full_name(name, first_layer)] = _joined([shard[name] for shard in shards], entry)
-        first_layer += len(layers)
+            parts = [shard[name] for shard in shards if name in shard]
+            if len(parts) < size or len({(part.shape, part.dtype) for part in parts}) > 1:
+                raise ValueError(
+                    f"stage {stage}: {name} is not on all {size} tensor ranks in the same shape and dtype."
+                )
+            full_name = hf_map.full_name(name, first_layer)
+            tensors[full_name] = _joined(parts, _HEADS.get(full_name) or hf_map.mapping(full_name))
+        first_layer += len({name.split(".")[2] for name in shards[0] if name.startswith("decoder.layers.")})
     return tensors
 
 
 def _rank_tensors(file: Extent, where: str) -> dict[str, StoredTensor]:
     state = stored_objects(file, where)
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    tensors = {without_prefix(key): value for key, value in state.items() if isinstance(value, StoredTensor)}
+    items = state.items() if isinstance(state, dict) else ()
+    tensors = {without_prefix(str(key)): value for key, value in items if isinstance(value, StoredTensor)}
     if not tensors:
         raise ValueError(f"the weights of {where} hold no tensors.")
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(("_extra_state", "inv_freq"))}
@@ -95,67 +96,78 @@ def _rank_tensors(file: Extent, where: str) -> dict[str, StoredTensor]:
 
 def _joined(shards: list[StoredTensor], entry: hf_map.Mapping) -> Lazy:
     shape = list(shards[0].shape)
-    if entry.tp_dim is not None:
+    if entry.tp_dim is not None and entry.tp_dim < len(shape):
         shape[entry.tp_dim] *= len(shards)
-    rows = shape[0]
 
     def read() -> Tensor:
         if entry.tp_dim is None:
             return shards[0].read()
-        return hf_map.unshard(entry.kind, [shard.read() for shard in shards], entry.tp_dim, rows)
+        return hf_map.unshard(entry.kind, [shard.read() for shard in shards], entry.tp_dim, shape[0])
 
     return Lazy(tuple(shape), shards[0].dtype, read)
 
 
-def _from_zarr(arrays: Mapping[str, Extent], files: Mapping[str, Extent]) -> dict[str, Lazy]:
-    tensors: dict[str, Lazy] = {}
-    for folder, description in arrays.items():
-        array = _Array(folder, json.loads(description.read()), files)
-        name = without_prefix(folder.rpartition("/")[2])
-        if name.startswith("decoder.layers.") and not name.split(".")[2].isdigit():
-            rest = name.removeprefix("decoder.layers.")
-            for row in range(array.shape[0]):
-                read = lambda row=row, array=array: array.read(row)  # noqa: E731
-                full_name = hf_map.canonical(f"decoder.layers.{row}.{rest}")
-                tensors[full_name] = Lazy(array.shape[1:], array.dtype, read)
-        else:
-            tensors[hf_map.canonical(name)] = Lazy(array.shape, array.dtype, array.read)
-    return tensors
+def zarr_arrays(files: Mapping[str, Extent]) -> dict[str, "Array"]:
+    """The zarr arrays by NeMo's names. Raises ValueError for those that are compressed, damaged or incomplete."""
+    return {
+        name.split("/")[-2]: Array(name.removesuffix("/.zarray"), file, files)
+        for name, file in files.items()
+        if name.endswith("/.zarray")
+    }
 
 
-class _Array:
+class Array:
     """An uncompressed zarr (version 2) array (https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html)."""
 
-    def __init__(self, folder: str, description: dict, files: Mapping[str, Extent]):
-        self._folder, self._files = folder, files
-        dtype = description.get("dtype")
-        if description.get("compressor") is not None or description.get("filters"):
+    def __init__(self, folder: str, description: Extent, files: Mapping[str, Extent]):
+        about = _description(folder, description)
+        dtype, separator = about.get("dtype"), about.get("dimension_separator", ".")
+        if about.get("compressor") is not None or about.get("filters"):
             raise ValueError(f"{folder} is compressed zarr, which is not read; save it again as torch_dist.")
-        if dtype not in _ZARR_DTYPES or description.get("order", "C") != "C":
+        if str(dtype) not in _ZARR_DTYPES or about.get("order", "C") != "C" or separator not in (".", "/"):
             raise ValueError(f"{folder} is zarr of dtype {dtype!r}; supported: {', '.join(_ZARR_DTYPES)}, in C order.")
         self.dtype = _ZARR_DTYPES[dtype]
-        self.shape, self._chunk = tuple(description["shape"]), tuple(description["chunks"])
-        self._separator = description.get("dimension_separator", ".")
+        self.shape, self._part = _sizes(folder, about, "shape"), _sizes(folder, about, "chunks")
+        if len(self.shape) != len(self._part):
+            raise ValueError(f"{folder}: chunks {self._part} do not fit shape {self.shape}.")
+        counts = [math.ceil(length / part) for length, part in zip(self.shape, self._part, strict=True)]
+        if math.prod(counts) > len(files):
+            raise ValueError(f"{folder} lacks some of its {math.prod(counts)} chunks.")
+        size = math.prod(self._part) * self.dtype.itemsize
+        self._chunks: dict[tuple[int, ...], Extent] = {}
+        for index in itertools.product(*map(range, counts)):
+            name = f"{folder}/{separator.join(map(str, index))}"
+            if name not in files or files[name].size != size:
+                raise ValueError(f"{name} is missing, or has not the {size} bytes of a chunk.")
+            self._chunks[index] = files[name]
 
     def read(self, row: int | None = None) -> Tensor:
         """The whole array, or index `row` of its first axis."""
-        counts = [math.ceil(length / part) for length, part in zip(self.shape, self._chunk, strict=True)]
-        first = range(counts[0]) if row is None else range(row // self._chunk[0], row // self._chunk[0] + 1)
-        base = first[0] * self._chunk[0]
-        shape = (min(self.shape[0] - base, len(first) * self._chunk[0]), *self.shape[1:])
-        target = torch.empty(shape, dtype=self.dtype)
-        for index in itertools.product(range(len(first)), *map(range, counts[1:])):
-            chunk = self._read_chunk([index[0] + first[0], *index[1:]])
-            starts = [i * part for i, part in zip(index, self._chunk, strict=True)]
-            sizes = [min(part, length - s) for s, part, length in zip(starts, self._chunk, shape, strict=True)]
-            into = tuple(slice(s, s + size) for s, size in zip(starts, sizes, strict=True))
-            target[into] = chunk[tuple(slice(0, size) for size in sizes)]
+        first = 0 if row is None else row // self._part[0]
+        base = first * self._part[0]  # where what is read begins
+        length = self.shape[0] if row is None else min(self._part[0], self.shape[0] - base)
+        target = torch.empty((length, *self.shape[1:]), dtype=self.dtype)
+        chunk = torch.empty(self._part, dtype=self.dtype)
+        for index, file in self._chunks.items():
+            if row is None or index[0] == first:
+                file.read_into(bytes_of(chunk))
+                starts = [i * part for i, part in zip(index, self._part, strict=True)]
+                starts[0] -= base
+                place = target[tuple(slice(s, s + part) for s, part in zip(starts, self._part, strict=True))]
+                place.copy_(chunk[tuple(slice(length) for length in place.shape)])  # the last chunks stick out
         return target if row is None else target[row - base]
 
-    def _read_chunk(self, index: list[int]) -> Tensor:
-        name = f"{self._folder}/{self._separator.join(map(str, index))}"
-        if name not in self._files:
-            raise ValueError(f"{name} is missing.")
-        chunk = torch.empty(self._chunk, dtype=self.dtype)
-        self._files[name].read_into(bytes_of(chunk))
-        return chunk
+
+def _description(folder: str, file: Extent) -> dict:
+    try:
+        description = json.loads(file.read(0, min(file.size, _MAX_DESCRIPTION)))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder}/.zarray is not JSON: {error}") from error
+    return description if isinstance(description, dict) else {}
+
+
+def _sizes(folder: str, description: dict, key: str) -> tuple[int, ...]:
+    numbers = description.get(key)
+    if not isinstance(numbers, list) or not numbers or not all(type(n) is int and n > 0 for n in numbers):
+        raise ValueError(f"{folder}/.zarray: {key} is {numbers!r}, not a row of sizes.")
+    return tuple(numbers)

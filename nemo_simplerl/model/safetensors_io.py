@@ -20,6 +20,7 @@ from nemo_simplerl.model.archive import Extent
 from nemo_simplerl.model.torch_zip import StoredTensor, bytes_of
 
 INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -52,15 +53,15 @@ def read_folder(files: Mapping[str, Extent], where: Path) -> dict[str, StoredTen
 
     Raises ValueError for a missing file or tensor, a cut-off file, a damaged header, or no *.safetensors at all.
     """
-    if INDEX in files:
-        weight_map = json.loads(files[INDEX].read()).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{where / INDEX} has no weight_map.")
-        names = sorted({str(file) for file in weight_map.values()})
+    weight_map: dict[str, str] = {}
+    if _SINGLE in files:  # transformers, too, takes it where there is an index beside it
+        names = [_SINGLE]
+    elif INDEX in files:
+        weight_map = _weight_map(files[INDEX], where / INDEX)
+        names = sorted(set(weight_map.values()))
         if missing := [name for name in names if name not in files]:
             raise ValueError(f"{where}: files that {INDEX} names are missing: {', '.join(missing)}.")
     else:
-        weight_map = {}
         names = sorted(name for name in files if name.endswith(".safetensors") and "/" not in name)
     if not names:
         raise ValueError(f"{where} holds no *.safetensors file; save the model with save_pretrained().")
@@ -75,6 +76,14 @@ def read_folder(files: Mapping[str, Extent], where: Path) -> dict[str, StoredTen
     return tensors
 
 
+def _weight_map(index: Extent, where: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read())["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{where} is damaged ({type(error).__name__}: {error}).") from error
+
+
 def read_header(file: Extent, where: Path) -> dict[str, StoredTensor]:
     """The tensors of one file. Raises ValueError for a damaged or cut-off file."""
     try:
@@ -83,17 +92,33 @@ def read_header(file: Extent, where: Path) -> dict[str, StoredTensor]:
             raise ValueError(f"its header would have {length} bytes")
         header = json.loads(file.read(8, length))
         header.pop("__metadata__", None)
-        return {name: _stored(entry, file, 8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where} is no complete safetensors file: {error}") from error
+        tensors = {name: _stored(entry, file, 8 + length) for name, entry in header.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{where} is no complete safetensors file ({type(error).__name__}: {error}).") from error
+    _check_contiguous([tensor.data for tensor in tensors.values()], file.offset + 8 + length, file, where)
+    return tensors
 
 
 def _stored(entry: dict, file: Extent, base: int) -> StoredTensor:
     start, end = entry["data_offsets"]
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"tensors of dtype {entry['dtype']} are not supported")
     dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-    if any(length < 0 for length in shape) or end - start != math.prod(shape) * dtype.itemsize:
+    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
+        raise ValueError("a shape or an offset is no size")
+    if end - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"a tensor of shape {shape} and {entry['dtype']} has {end - start} bytes")
     return StoredTensor(file.part(base + start, end - start), dtype, shape)
+
+
+def _check_contiguous(parts: list[Extent], start: int, file: Extent, where: Path) -> None:
+    """The format allows no holes, no overlap and nothing after the last tensor."""
+    for part in sorted(parts, key=lambda part: (part.offset, part.size)):
+        if part.offset != start:
+            raise ValueError(f"{where} is damaged: its tensors overlap or leave a hole at byte {start}.")
+        start += part.size
+    if start != file.offset + file.size:
+        raise ValueError(f"{where} is damaged: {file.offset + file.size - start} bytes follow its last tensor.")
 
 
 def write_folder(folder: Path, specs: Sequence[Spec], tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> None:
@@ -103,7 +128,7 @@ def write_folder(folder: Path, specs: Sequence[Spec], tensors: Iterable[tuple[st
     """
     shards = _shards(specs, shard_bytes)
     if len(shards) == 1:
-        files = ["model.safetensors"]
+        files = [_SINGLE]
     else:
         files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     source = iter(tensors)

@@ -28,13 +28,17 @@ def save_shards(
     hf: the model's HF config. small_files: its config.json and tokenizer files, to be packed beside the weights.
     tokenizer: the folder that NeMo is to load the tokenizer from.
     """
-    written = _write_rank_file(folder / WEIGHTS, gpt, hf, mesh) if mesh.dp_rank == 0 else []
+    create, written = nemo_writer.folder_writer(folder), []
+    if mesh.dp_rank == 0:
+        name = torch_dist.rank_file_name(mesh.rank)
+        with create(f"{WEIGHTS}/{name}") as stream:
+            file = torch_dist.RankFile(stream, name)
+            add_shards(file, gpt, hf, mesh)
+        written = file.written
     everyones = gather_objects(written, dist.group.WORLD)
     if mesh.rank != 0:
         return
-    config = nemo_config(hf, dtype=next(gpt.parameters()).dtype, tokenizer=tokenizer, critic=gpt.is_critic)
-    create = nemo_writer.folder_writer(folder)
-    nemo_writer.write_small_files(create, config, small_files)
+    write_rest(create, gpt, hf, small_files, tokenizer)
     torch_dist.write_index(lambda name: create(f"{WEIGHTS}/{name}"), [item for part in everyones for item in part])
 
 
@@ -60,24 +64,32 @@ def small_files(model_folder: Path, is_critic: bool) -> dict[str, bytes | Extent
     return {"config.json": json.dumps(hf_config_of(hf, is_critic), indent=2).encode()} | files
 
 
-def _write_rank_file(folder: Path, gpt: GPTModel, hf: dict, mesh: Mesh) -> list[torch_dist.Written]:
+def add_shards(file: torch_dist.BlockSink, gpt: GPTModel, hf: dict, mesh: Mesh) -> None:
+    """Hand `file` this rank's part of the weights, its share of what tensor ranks hold alike included.
+
+    To be called on one data rank of each shard.
+    """
     num_layers, offset = hf["num_hidden_layers"], layer_offset(gpt)
-    name_of_file = torch_dist.rank_file_name(mesh.rank)
-    with nemo_writer.folder_writer(folder)(name_of_file) as stream:
-        file = torch_dist.RankFile(stream, name_of_file)
-        for mcore_name, param in gpt.named_parameters():
-            name = hf_map.full_name(mcore_name, offset)
-            if gpt.is_critic and name == HEAD:
-                if mesh.tp_rank == 0:
-                    nemo_writer.add_head(file, param.detach())
-                continue
-            if name == HEAD and hf.get("tie_word_embeddings", False):
-                continue  # the last stage's copy of the embeddings
-            entry, shape = hf_map.mapping(name), full_shape(name, hf, gpt.is_critic)
-            if entry.tp_dim is None and mesh.tp_rank != 0:
-                continue
-            for offsets, block in hf_map.blocks(entry, param.detach(), mesh.tp_rank, mesh.tp_size, shape):
-                nemo_writer.add_param(file, name, block, shape, num_layers, offsets)
-        if mesh.rank == 0:
-            nemo_writer.add_extra_states(file, num_layers)
-    return file.written
+    for mcore_name, param in gpt.named_parameters():
+        name = hf_map.full_name(mcore_name, offset)
+        if gpt.is_critic and name == HEAD:
+            if mesh.tp_rank == 0:
+                nemo_writer.add_head(file, param.detach())
+            continue
+        if name == HEAD and hf.get("tie_word_embeddings", False):
+            continue  # the last stage's copy of the embeddings
+        entry, shape = hf_map.mapping(name), full_shape(name, hf, gpt.is_critic)
+        if entry.tp_dim is None and mesh.tp_rank != 0:
+            continue
+        for offsets, block in hf_map.blocks(entry, param.detach(), mesh.tp_rank, mesh.tp_size, shape):
+            nemo_writer.add_param(file, name, block, shape, num_layers, offsets)
+    if mesh.rank == 0:
+        nemo_writer.add_extra_states(file, num_layers)
+
+
+def write_rest(
+    create: nemo_writer.Create, gpt: GPTModel, hf: dict, small_files: Mapping[str, bytes | Extent], tokenizer: str
+) -> None:
+    """What stands beside the weights, as `save_shards` takes it. On one rank."""
+    config = nemo_config(hf, dtype=next(gpt.parameters()).dtype, tokenizer=tokenizer, critic=gpt.is_critic)
+    nemo_writer.write_small_files(create, config, small_files)

@@ -4,13 +4,12 @@ Every tensor is read from disk when asked for, under its canonical Megatron name
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from torch import Tensor
 
 from nemo_simplerl.model import hf_map, nemo_config, old_layouts, safetensors_io, torch_dist
@@ -26,7 +25,21 @@ EMBEDDING = "embedding.word_embeddings.weight"
 HEAD = "output_layer.weight"  # canonical name of the value head of a critic, as of the output layer of an actor
 NEMO_HEAD = "rm_head.weight"
 NEMO_HEAD_BIAS = "rm_head.bias"
-_TOKENIZER_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+_MAX_SMALL = 256 << 20
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+# Keys of a yaml's tokenizer that may name a file of the archive, and what transformers calls that file.
+_TOKENIZER_KEYS = {"model": "tokenizer.model", "vocab_file": "vocab.json", "merge_file": "merges.txt"}
 
 
 @dataclass(frozen=True)
@@ -67,43 +80,51 @@ def kind_of(path: str | Path) -> Kind:
     )
 
 
-def open_source(path: str | Path, kind: Kind | None = None, *, critic: bool = False) -> Source:
+def open_source(
+    path: str | Path, kind: Kind | None = None, *, critic: bool = False, tokenizer: Path | None = None
+) -> Source:
     """The model at `path`; of a checkpoint, its actor or with `critic` its critic. `kind` None finds out.
 
+    critic: the model must have a value head. tokenizer: a folder whose config.json says how many rows of a `.nemo`'s
+    embeddings are tokens, where the archive itself does not.
     Raises one ValueError that lists every missing, unknown or misshapen tensor.
     """
     path = Path(path)
     kind = kind or kind_of(path)
     if kind == "hf":
-        return _open_hf(path, critic)
-    if kind == "checkpoint":
+        source = _open_hf(path)
+    elif kind == "nemo":
+        source = _open_nemo(path, kind, tokenizer)
+    else:
         inner = path / ("critic" if critic else "actor")
-        if not inner.is_dir():
-            raise ValueError(f"{path} is no training checkpoint of this kind: it holds no {inner.name} folder.")
-        path = inner
-    return _open_nemo(path, kind, critic)
+        if not (path / "manifest.json").is_file() or not inner.is_dir():
+            raise ValueError(
+                f"{path} is no complete training checkpoint: it lacks manifest.json or {inner.name}/; "
+                "give a run's checkpoints/step_NNNNNN."
+            )
+        source = _open_nemo(inner, kind, tokenizer)
+    if critic and not source.is_critic:
+        raise ValueError(f"{source.path} is no critic: it holds no value head ({hf_map.VALUE_HEAD}, {NEMO_HEAD}).")
+    return source
 
 
 def read_config(file: Extent, where: object) -> dict:
     """A supported config.json. Raises ValueError that lists what is not."""
-    try:
-        hf = json.loads(file.read())
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
+    hf = _json(file, where)
     check_hf_config(hf, where)
     return hf
 
 
-def _open_hf(path: Path, critic: bool) -> Source:
+def _open_hf(path: Path) -> Source:
     files = _top_files(path)
     if "config.json" not in files:
         raise ValueError(f"{path} holds no config.json; give a Hugging Face model folder.")
     hf = read_config(files["config.json"], path / "config.json")
     stored = safetensors_io.read_folder(files, path)
-    is_critic = critic or hf_map.VALUE_HEAD in stored
+    is_critic = hf_map.VALUE_HEAD in stored
     hf_map.check_names(stored, hf, path, critic=is_critic)
     heads = hf_map.heads_of(hf)
-    names = hf_map.model_params(hf, critic=is_critic) + [HEAD] * (hf_map.VALUE_HEAD in stored)
+    names = hf_map.model_params(hf, critic=is_critic) + [HEAD] * is_critic
     entries = {name: head_mapping(is_critic, name) for name in names}
     parts = {name: [stored[hf_name] for hf_name in entry.hf_names] for name, entry in entries.items()}
     wrong = []
@@ -112,6 +133,7 @@ def _open_hf(path: Path, critic: bool) -> Source:
         expected = [spec.shape for spec in hf_specs(name, hf, parts[name][0].dtype, is_critic)]
         if shapes != expected or len({part.dtype for part in parts[name]}) > 1:
             wrong.append(f"{', '.join(entry.hf_names)}: {shapes}, by config.json {expected}")
+        wrong += _not_floating(entry.hf_names[0], parts[name][0].dtype)
     _refuse(path, wrong)
     specs = {name: Spec(name, full_shape(name, hf, is_critic), parts[name][0].dtype) for name in names}
 
@@ -128,24 +150,23 @@ def _open_hf(path: Path, critic: bool) -> Source:
     return Source("hf", path, hf, is_critic, specs, _small(files), read, None)
 
 
-def _open_nemo(path: Path, kind: Kind, critic: bool) -> Source:
+def _open_nemo(path: Path, kind: Kind, tokenizer: Path | None) -> Source:
+    if path.is_dir() and not (path / CONFIG_YAML).is_file():
+        raise ValueError(f"{path} is no unpacked .nemo: it holds no {CONFIG_YAML}.")
     files = list_files(path)
     if CONFIG_YAML not in files:
         raise ValueError(f"{path} holds no {CONFIG_YAML}: it is no .nemo archive.")
-    config = _read_yaml(files[CONFIG_YAML], f"{path}:{CONFIG_YAML}")
-    tensors = old_layouts.tensors_of(files, config) or _torch_dist_tensors(files)
+    where = f"{path}:{CONFIG_YAML}"
+    config = nemo_config.parse_yaml(_bounded(files[CONFIG_YAML], where).read(), where)
+    tensors = _tensors_of(files, config)
     is_critic = NEMO_HEAD in tensors
-    if critic and not is_critic:
-        raise ValueError(f"{path} is no critic: it holds no {NEMO_HEAD}.")
-    small = {
-        name.removeprefix(f"{HF_FILES}/"): file for name, file in files.items() if name.startswith(f"{HF_FILES}/")
-    } or {name: file for name, file in files.items() if name.endswith("tokenizer.model") and "/" not in name}
+    small = _small_of_nemo(files, config)
+    rows = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else 0
+    hf = nemo_config.hf_config(config, _vocab_size(tokenizer, rows), where)
     if "config.json" in small:
-        hf = read_config(small["config.json"], f"{path}:{HF_FILES}/config.json")
-    else:
-        embedding = tensors.get(EMBEDDING)
-        hf = nemo_config.hf_config(config, embedding.shape[0] if embedding else 0, f"{path}:{CONFIG_YAML}")
-        check_hf_config(hf, f"{path}:{CONFIG_YAML}")
+        packed = read_config(small["config.json"], f"{path}:{HF_FILES}/config.json")
+        _check_same_model(path, packed, hf, is_critic)
+        hf = packed
     names = hf_map.model_params(hf, critic=is_critic)
     if is_critic:
         tensors[HEAD] = tensors.pop(NEMO_HEAD)
@@ -156,15 +177,14 @@ def _open_nemo(path: Path, kind: Kind, critic: bool) -> Source:
     def read(name: str) -> Tensor:
         return tensors[name].read()[: specs[name].shape[0]]  # without the rows that pad a vocabulary
 
-    tokenizer = config.get("tokenizer") or {}
-    return Source(kind, path, hf, is_critic, specs, small, read, tokenizer.get("type") or tokenizer.get("model"))
+    return Source(kind, path, hf, is_critic, specs, small, read, _tokenizer_name(config))
 
 
 @dataclass(frozen=True)
 class Layer:
     """One layer of a stacked tensor."""
 
-    stack: torch_dist.GlobalTensor
+    stack: torch_dist.GlobalTensor | old_layouts.Array
     row: int
 
     @property
@@ -179,18 +199,54 @@ class Layer:
         return self.stack.read(self.row)
 
 
-def _torch_dist_tensors(files: Mapping[str, Extent]) -> dict:
-    """By canonical name, whether layers are stacked or have keys of their own."""
+def _tensors_of(files: Mapping[str, Extent], config: dict) -> dict:
+    """An archive's tensors by canonical name, whether layers are stacked or have keys of their own."""
+    if ranks := old_layouts.rank_files(files):
+        return old_layouts.from_rank_files(ranks, config)
     tensors: dict = {}
-    for key, tensor in torch_dist.read_index(files, WEIGHTS).items():
+    for key, tensor in (old_layouts.zarr_arrays(files) or torch_dist.read_index(files, WEIGHTS)).items():
         name = old_layouts.without_prefix(key)
-        if name.startswith("decoder.layers.") and not name.split(".")[2].isdigit():
+        if "_extra_state" in name:
+            continue
+        if name.startswith("decoder.layers.") and not name.split(".")[2].isdecimal():
             rest = name.removeprefix("decoder.layers.")
+            if 0 in tensor.shape or not tensor.shape:
+                raise ValueError(f"{key} has shape {tensor.shape}: it holds no layers.")
             for row in range(tensor.shape[0]):
                 tensors[hf_map.canonical(f"decoder.layers.{row}.{rest}")] = Layer(tensor, row)
         else:
             tensors[hf_map.canonical(name)] = tensor
     return tensors
+
+
+def _check_same_model(path: Path, packed: dict, by_yaml: dict, is_critic: bool) -> None:
+    """An archive of ours describes its model twice: NeMo reads the yaml, we the config.json."""
+    absent = {"rope_theta": 10000.0, "tie_word_embeddings": False}
+    keys = [
+        "model_type",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "rms_norm_eps",
+        *absent,
+    ]
+    said = [(key, packed.get(key) or absent.get(key), by_yaml[key]) for key in keys]
+    said.append(("the attention", hf_map.heads_of(packed), hf_map.heads_of(by_yaml)))
+    wrong = [
+        f"{what} is {one!r} or {other!r}"
+        for what, one, other in said
+        if one != other and not (is_critic and what == "tie_word_embeddings")
+    ]
+    if wrong:
+        raise ValueError(f"{path}: {HF_FILES}/config.json and {CONFIG_YAML} differ: {'; '.join(wrong)}.")
+
+
+def _vocab_size(tokenizer: Path | None, rows: int) -> int:
+    """Rows of the embeddings that are tokens. NeMo pads a vocabulary and may not note its size."""
+    _, config = tokenizer_files(tokenizer) if tokenizer else ({}, {})
+    given = config.get("vocab_size")
+    return given if isinstance(given, int) and 0 < given < rows else rows
 
 
 def _check_tensors(path: Path, names: list[str], tensors: dict, hf: dict, is_critic: bool) -> None:
@@ -201,14 +257,22 @@ def _check_tensors(path: Path, names: list[str], tensors: dict, hf: dict, is_cri
         if name not in tensors:
             continue
         shape, expected = tensors[name].shape, full_shape(name, hf, is_critic)
-        is_padded = head_mapping(is_critic, name).kind == "vocab" and shape[0] >= expected[0]
-        if shape[1:] != expected[1:] or (shape[0] != expected[0] and not is_padded):
+        is_padded = head_mapping(is_critic, name).kind == "vocab" and shape[:1] >= expected[:1]
+        if shape[1:] != expected[1:] or (shape[:1] != expected[:1] and not is_padded):
             wrong.append(f"{name} is {shape}, by its config {expected}")
-    if not is_critic and hf.get("tie_word_embeddings", False) and HEAD in tensors:
-        wrong.append(f"{HEAD} is there, but the embeddings are tied")
+        wrong += _not_floating(name, tensors[name].dtype)
+    _refuse(path, wrong)
+    is_tied = not is_critic and hf.get("tie_word_embeddings", False)
+    # The last of several pipeline stages stores its copy of tied embeddings.
+    if is_tied and HEAD in tensors and not torch.equal(tensors[HEAD].read(), tensors[EMBEDDING].read()):
+        wrong.append(f"{HEAD} differs from the embeddings, to which it is tied")
     if NEMO_HEAD_BIAS in tensors and bool(tensors[NEMO_HEAD_BIAS].read().any()):
         wrong.append(f"{NEMO_HEAD_BIAS} is not zero, and our value head has no bias")
     _refuse(path, wrong)
+
+
+def _not_floating(name: str, dtype: torch.dtype) -> list[str]:
+    return [] if dtype.is_floating_point else [f"{name} is {dtype}: quantized weights are not supported"]
 
 
 def _refuse(path: Path, wrong: list[str], shown: int = 12) -> None:
@@ -230,17 +294,16 @@ def full_shape(name: str, hf: dict, is_critic: bool) -> tuple[int, ...]:
 def hf_specs(name: str, hf: dict, dtype: torch.dtype, is_critic: bool) -> list[Spec]:
     """What a canonical parameter becomes in a Hugging Face folder."""
     entry = head_mapping(is_critic, name)
-    full = torch.empty(full_shape(name, hf, is_critic), dtype=dtype, device="meta")
-    parts = hf_map.split(entry.kind, full, hf_map.heads_of(hf))
-    return [Spec(hf_name, tuple(part.shape), dtype) for hf_name, part in zip(entry.hf_names, parts, strict=True)]
+    shapes = hf_map.split_shapes(entry.kind, full_shape(name, hf, is_critic), hf_map.heads_of(hf))
+    return [Spec(hf_name, shape, dtype) for hf_name, shape in zip(entry.hf_names, shapes, strict=True)]
 
 
-def hf_tensors(names: Iterable[str], read: Callable[[str], Tensor], hf: dict, is_critic: bool):
+def hf_tensors(tensors: Iterable[tuple[str, Tensor]], hf: dict, is_critic: bool) -> Iterator[tuple[str, Tensor]]:
     """(Hugging Face name, tensor) of each canonical parameter in turn."""
     heads = hf_map.heads_of(hf)
-    for name in names:
+    for name, tensor in tensors:
         entry = head_mapping(is_critic, name)
-        yield from zip(entry.hf_names, hf_map.split(entry.kind, read(name), heads), strict=True)
+        yield from zip(entry.hf_names, hf_map.split(entry.kind, tensor, heads), strict=True)
 
 
 def hf_config_of(hf: dict, is_critic: bool) -> dict:
@@ -254,9 +317,8 @@ def hf_config_of(hf: dict, is_critic: bool) -> dict:
 def tokenizer_files(folder: Path) -> tuple[dict[str, Extent], dict]:
     """Tokenizer files of a Hugging Face folder by name, and its config.json (empty where it has none)."""
     files = _small(_top_files(folder))
-    config = files.pop("config.json", None)
-    files.pop("generation_config.json", None)
-    return files, json.loads(config.read()) if config else {}
+    config = _json(files["config.json"], folder / "config.json") if "config.json" in files else {}
+    return {name: file for name, file in files.items() if name in _TOKENIZER_FILES}, config
 
 
 def _top_files(path: Path) -> dict[str, Extent]:
@@ -267,18 +329,42 @@ def _top_files(path: Path) -> dict[str, Extent]:
 
 
 def _small(files: Mapping[str, Extent]) -> dict[str, Extent]:
-    return {
-        name: file
-        for name, file in files.items()
-        if name.endswith(_TOKENIZER_SUFFIXES) and name != safetensors_io.INDEX and not name.startswith("pytorch_model")
-    }
+    """Those that go with the weights; not code, adapters and whatever else lies there."""
+    names = ("config.json", "generation_config.json", *_TOKENIZER_FILES)
+    return {name: _bounded(files[name], name) for name in names if name in files}
 
 
-def _read_yaml(file: Extent, where: str) -> dict:
+def _small_of_nemo(files: Mapping[str, Extent], config: dict) -> dict[str, Extent]:
+    inside = f"{HF_FILES}/"
+    if packed := _small({name.removeprefix(inside): file for name, file in files.items() if name.startswith(inside)}):
+        return packed
+    tokenizer = config.get("tokenizer")
+    named = {plain: tokenizer.get(key) for key, plain in _TOKENIZER_KEYS.items()} if isinstance(tokenizer, dict) else {}
+    # NeMo's word for a file of the archive is nemo:NAME.
+    own = {plain: value[5:] for plain, value in named.items() if isinstance(value, str) and value.startswith("nemo:")}
+    return _small({plain: files[name] for plain, name in own.items() if name in files})
+
+
+def _tokenizer_name(config: dict) -> str | None:
+    """The folder or hub name that a yaml gives for its tokenizer."""
+    tokenizer = config.get("tokenizer")
+    name = (tokenizer.get("type") or tokenizer.get("model")) if isinstance(tokenizer, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _bounded(file: Extent, where: object) -> Extent:
+    """Raises ValueError for a file that is too large to be read whole."""
+    if file.size > _MAX_SMALL:
+        raise ValueError(f"{where} has {file.size} bytes, which no config and no tokenizer needs.")
+    return file
+
+
+def _json(file: Extent, where: object) -> dict:
+    """Raises ValueError for anything but an object."""
     try:
-        config = yaml.safe_load(file.read())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is no YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{where} holds no settings.")
-    return config
+        content = json.loads(_bounded(file, where).read())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} holds no JSON object; fetch the model again.")
+    return content

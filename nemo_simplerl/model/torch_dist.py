@@ -12,16 +12,16 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
 
 from nemo_simplerl.model.archive import Extent
-from nemo_simplerl.model.torch_zip import Inert, StoredTensor, stored_objects
+from nemo_simplerl.model.torch_zip import MAX_PICKLE, DataUnpickler, Inert, Refused, StoredTensor, stored_objects
 
 METADATA = ".metadata"
-_MAX_METADATA = 512 << 20
+_MAX_SIDE_BY_SIDE = 4096  # parts of a tensor at one index of its first axis: as many as tensor ranks
 _DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "int32", "uint8", "bool")
 # Of the classes that `.metadata` names nothing is built but the fields, as they stand; those of Megatron's bookkeeping
 # and of paths are not even read.
@@ -46,39 +46,41 @@ class GlobalTensor:
     chunks: tuple[Chunk, ...]
 
     def read(self, row: int | None = None) -> Tensor:
-        """The whole tensor, or index `row` of its first axis. Raises ValueError where chunks are missing or overlap."""
-        first = () if row is None else (row,)
-        shape = self.shape[len(first) :]
-        target = torch.empty(shape, dtype=self.dtype)
-        covered = 0
+        """The whole tensor, or index `row` of its first axis. Raises ValueError where a chunk is damaged."""
+        target = torch.empty(self.shape if row is None else self.shape[1:], dtype=self.dtype)
         for chunk in self.chunks:
-            if row is not None and not chunk.offsets[0] <= row < chunk.offsets[0] + chunk.shape[0]:
-                continue
-            covered += self._read_chunk(chunk, row, target)
-        if covered != math.prod(shape):
-            raise ValueError(
-                f"{self.key}: the checkpoint holds {covered} of this tensor's {math.prod(shape)} elements."
-            )
+            if row is None or chunk.offsets[0] <= row < chunk.offsets[0] + chunk.shape[0]:
+                self._read_chunk(chunk, row, target)
         return target
 
-    def _read_chunk(self, chunk: Chunk, row: int | None, target: Tensor) -> int:
+    def read_range(self, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` of a tensor of one axis. Raises ValueError where a chunk is damaged."""
+        target = torch.empty(stop - start, dtype=self.dtype)
+        for chunk in self.chunks:
+            first, last = max(start, chunk.offsets[0]), min(stop, chunk.offsets[0] + chunk.shape[0])
+            if first < last:
+                self._stored(chunk).read_into(target[first - start : last - start], first - chunk.offsets[0])
+        return target
+
+    def _stored(self, chunk: Chunk) -> StoredTensor:
         stored = stored_objects(chunk.record, chunk.where)
         if not isinstance(stored, StoredTensor) or (stored.dtype, stored.shape) != (self.dtype, chunk.shape):
             raise ValueError(f"{chunk.where}: {self.key} is not as the index says, {self.dtype} of {chunk.shape}.")
+        return stored
+
+    def _read_chunk(self, chunk: Chunk, row: int | None, target: Tensor) -> None:
+        stored = self._stored(chunk)
         skipped, offsets, shape = 0, chunk.offsets, chunk.shape
         if row is not None:
             skipped = (row - offsets[0]) * math.prod(shape[1:])
             offsets, shape = offsets[1:], shape[1:]
         place = target[tuple(slice(start, start + length) for start, length in zip(offsets, shape, strict=True))]
-        if place.shape != shape:
-            raise ValueError(f"{chunk.where}: a part of {self.key} lies outside its shape {self.shape}.")
         if place.is_contiguous():
             stored.read_into(place, skipped)
         else:
             part = torch.empty(shape, dtype=self.dtype)
             stored.read_into(part, skipped)
             place.copy_(part)
-        return place.numel()
 
 
 def read_index(files: Mapping[str, Extent], folder: str = "") -> dict[str, GlobalTensor]:
@@ -90,30 +92,83 @@ def read_index(files: Mapping[str, Extent], folder: str = "") -> dict[str, Globa
     if prefix + METADATA not in files:
         raise ValueError(f"there is no {prefix}{METADATA}: the checkpoint is incomplete or of another kind.")
     where = f"{files[prefix + METADATA].path}:{prefix}{METADATA}"
+    if files[prefix + METADATA].size > MAX_PICKLE:
+        raise ValueError(f"{where} has more than {MAX_PICKLE} bytes, which no checkpoint's index needs.")
+    index = _MetadataUnpickler(io.BytesIO(files[prefix + METADATA].read()), where).read_all(where)
     try:
-        index = _MetadataUnpickler(io.BytesIO(_bounded(files[prefix + METADATA], where)), where).load()
-        places = index.storage_data.items()
-        records = {(place.fqn, place.offset and tuple(place.offset)): info for place, info in places}
+        records = {_place(place): info for place, info in index.storage_data.items()}
         return {
             key: _global_tensor(key, entry, records, files, prefix)
             for key, entry in index.state_dict_metadata.items()
             if isinstance(entry, _Tensor)
         }
-    except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
+    except (AttributeError, TypeError, IndexError, KeyError) as error:
         raise ValueError(f"{where} is damaged ({type(error).__name__}: {error}).") from error
 
 
-def _global_tensor(key: str, entry: Any, records: Mapping, files: Mapping[str, Extent], prefix: str) -> "GlobalTensor":
+def _place(index: Any) -> tuple[str, tuple[int, ...] | None]:
+    return _text(index.fqn), None if index.offset is None else _sizes(index.offset)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name is no text")
+    return value
+
+
+def _sizes(numbers: Any) -> tuple[int, ...]:
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise TypeError("a shape or a place is no row of sizes")
+    return tuple(numbers)
+
+
+def _global_tensor(key: str, entry: Any, records: Mapping, files: Mapping[str, Extent], prefix: str) -> GlobalTensor:
+    shape, dtype = _sizes(entry.size), entry.properties.state[0]
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError("a dtype is none")
     chunks = []
     for chunk in entry.chunks:
-        offsets = tuple(chunk.offsets)
-        info = records.get((key, offsets))
-        name = prefix + (info.relative_path if info else "?")
+        offsets, sizes = _sizes(chunk.offsets), _sizes(chunk.sizes)
+        info = records.get((_text(key), offsets))
+        name = prefix + (_text(info.relative_path) if info else "?")
         if info is None or name not in files:
             raise ValueError(f"{key}: the file {name} that holds part {offsets} of it is missing.")
-        record = files[name].part(info.offset, info.length)
-        chunks.append(Chunk(offsets, tuple(chunk.sizes), record, f"{files[name].path.name}:{name}"))
-    return GlobalTensor(key, tuple(entry.size), entry.properties.state[0], tuple(chunks))
+        where = f"{files[name].path.name}:{name}"
+        if getattr(info, "transform_descriptors", None):
+            raise ValueError(f"{where}: {key} is stored compressed or encrypted, which is not read.")
+        start, length = _sizes((info.offset, info.length))
+        if length < math.prod(sizes) * dtype.itemsize:
+            raise ValueError(f"{where}: {length} bytes cannot hold part {offsets} of {key}.")
+        if start + length > files[name].size:
+            raise ValueError(f"{where} is cut off after {files[name].size} bytes: part {offsets} of {key} lies beyond.")
+        chunks.append(Chunk(offsets, sizes, files[name].part(start, length), where))
+    _check_tiling(key, shape, chunks)
+    return GlobalTensor(key, shape, dtype, tuple(chunks))
+
+
+def _check_tiling(key: str, shape: tuple[int, ...], chunks: Sequence[Chunk]) -> None:
+    """Raises ValueError unless the chunks cover the shape, each element once."""
+    covered = sum(math.prod(chunk.shape) for chunk in chunks)
+    if covered != math.prod(shape):
+        raise ValueError(f"{key}: the checkpoint holds {covered} of this tensor's {math.prod(shape)} elements.")
+    alive: list[Chunk] = []  # that reach into the current chunk's part of the first axis
+    for chunk in sorted(chunks, key=lambda chunk: chunk.offsets):
+        ends = [start + length for start, length in zip(chunk.offsets, chunk.shape, strict=True)]
+        if len(ends) != len(shape) or any(end > length for end, length in zip(ends, shape, strict=True)):
+            raise ValueError(f"{chunk.where}: a part of {key} lies outside its shape {shape}.")
+        alive = [other for other in alive if other.offsets[0] + other.shape[0] > chunk.offsets[0]]
+        if len(alive) > _MAX_SIDE_BY_SIDE or any(_overlap(chunk, other) for other in alive):
+            raise ValueError(f"{chunk.where}: parts of {key} overlap at {chunk.offsets}, or are far too many.")
+        alive.append(chunk)
+
+
+def _overlap(one: Chunk, other: Chunk) -> bool:
+    return all(
+        start < other_start + other_length and other_start < start + length
+        for start, length, other_start, other_length in zip(
+            one.offsets, one.shape, other.offsets, other.shape, strict=True
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -130,6 +185,14 @@ class Written:
     length: int
 
 
+class BlockSink(Protocol):
+    """Takes what a rank holds: a RankFile, or what hands it on to one later."""
+
+    def add(self, key: str, tensor: Tensor, global_shape: Sequence[int], offsets: Sequence[int]) -> None: ...
+
+    def add_object(self, key: str, value: Any) -> None: ...
+
+
 class RankFile:
     """One rank's `.distcp` file, filled tensor by tensor."""
 
@@ -144,13 +207,21 @@ class RankFile:
         tensor = tensor.detach()
         if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size() or not tensor.is_contiguous():
             tensor = tensor.clone(memory_format=torch.contiguous_format)  # torch.save stores a view's whole storage
-        torch.save(tensor.cpu(), self._stream)
+        self._save(tensor.cpu())
         self._note(key, start, tuple(global_shape), tuple(offsets), shape, tensor.dtype)
 
     def add_object(self, key: str, value: Any) -> None:
         start = self._stream.tell()
-        torch.save(value, self._stream)
+        self._save(value)
         self._note(key, start, None, (), (), None)
+
+    def _save(self, value: Any) -> None:
+        try:
+            torch.save(value, self._stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk, in torch's words "unexpected pos"
+                raise error.__context__ from None
+            raise
 
     def _note(self, key: str, start: int, global_shape, offsets, shape, dtype) -> None:
         length = self._stream.tell() - start
@@ -194,12 +265,6 @@ def _metadata_of(written: Iterable[Written]) -> Any:
     return index
 
 
-def _bounded(extent: Extent, where: str) -> bytes:
-    if extent.size > _MAX_METADATA:
-        raise ValueError(f"{where} has {extent.size} bytes, more than any checkpoint's index needs.")
-    return extent.read()
-
-
 class _Fields(Inert):
     """A dataclass of torch.distributed.checkpoint: its pickled fields as attributes."""
 
@@ -217,7 +282,7 @@ class _Tensor(_Fields):
     pass
 
 
-class _MetadataUnpickler(pickle.Unpickler):
+class _MetadataUnpickler(DataUnpickler):
     def __init__(self, file: io.BytesIO, where: str):
         super().__init__(file)
         self._where = where
@@ -226,7 +291,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return getattr(torch, name)
         known = {
-            ("torch", "Size"): torch.Size,
+            ("torch", "Size"): tuple,
             ("torch.serialization", "_get_layout"): lambda name: torch.strided,
             ("torch.distributed.checkpoint.metadata", "MetadataIndex"): _Index,
             ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"): _Tensor,
@@ -235,4 +300,4 @@ class _MetadataUnpickler(pickle.Unpickler):
             return known[module, name]
         if module.startswith(_INERT_MODULES):
             return _Fields
-        raise ValueError(f"{self._where} asks for {module}.{name} when it is loaded, as no index does; it was refused.")
+        raise Refused(f"{self._where} asks for {module}.{name} when it is loaded, as no index does; it was refused.")

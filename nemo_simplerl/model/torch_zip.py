@@ -28,30 +28,38 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_MAX_PICKLE = 256 << 20
+MAX_PICKLE = 64 << 20
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A contiguous tensor on disk."""
+    """A tensor on disk; `data` holds it and nothing else. strides: None where it is contiguous."""
 
     data: Extent
     dtype: torch.dtype
     shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
 
     def read(self) -> Tensor:
+        if self.strides is not None:
+            stored = torch.empty(self.data.size // self.dtype.itemsize, dtype=self.dtype)
+            self.data.read_into(bytes_of(stored))
+            return stored.as_strided(self.shape, self.strides).contiguous()
         tensor = torch.empty(self.shape, dtype=self.dtype)
-        self.read_into(tensor)
+        self.data.read_into(bytes_of(tensor))
         return tensor
 
     def read_into(self, target: Tensor, first: int = 0) -> None:
         """Fill a contiguous tensor of the same dtype with what lies from element `first` on."""
         assert target.dtype == self.dtype and target.is_contiguous()
-        self.data.read_into(bytes_of(target), first * target.element_size())
+        if self.strides is not None:
+            target.copy_(self.read().flatten()[first : first + target.numel()].view_as(target))
+        else:
+            self.data.read_into(bytes_of(target), first * target.element_size())
 
 
 class Inert:
-    """Stands for an object of a class that is not ours to build: it takes what the pickle says of it, and does nothing."""
+    """Stands for an object of a class that is not ours to build: takes what a pickle says of it, and does nothing."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -61,6 +69,56 @@ class Inert:
 
     def __setstate__(self, state):
         self.state = state
+
+
+class Refused(ValueError):
+    """A pickle asks for what is not given to it."""
+
+
+class DataUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
+    """Reads a pickle that may be hostile; what it may name is up to the subclass.
+
+    It is the reader written in Python, because that in C can be told by one opcode to fill gigabytes. Keys are strings,
+    numbers and Inert objects: tuples nested in tuples can take forever to hash.
+    """
+
+    def read_all(self, where: str) -> Any:
+        """The pickled object. Raises ValueError for whatever is wrong with it."""
+        try:
+            return self.load()
+        except Refused:
+            raise
+        except Exception as error:  # a damaged pickle can raise anything at all
+            raise ValueError(f"{where} is damaged ({type(error).__name__}: {error}).") from error
+
+    def set_items(self) -> None:
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self._set(key, value)
+
+    def set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set(key, value)
+
+    def _set(self, key: Any, value: Any) -> None:
+        if not isinstance(key, str | int | Inert):
+            raise pickle.UnpicklingError(f"a key is a {type(key).__name__}")
+        self.stack[-1][key] = value
+
+    def build(self) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Inert):  # no other object takes attributes: an OrderedDict's is not read
+            self.stack[-1].__setstate__(state)
+
+    def refuse(self) -> None:
+        raise pickle.UnpicklingError("a dict or set is built in a way that no checkpoint needs")
+
+    dispatch = pickle._Unpickler.dispatch | {  # type: ignore[attr-defined]
+        pickle.SETITEMS[0]: set_items,
+        pickle.SETITEM[0]: set_item,
+        pickle.BUILD[0]: build,
+        **dict.fromkeys((pickle.DICT[0], pickle.ADDITEMS[0], pickle.FROZENSET[0]), refuse),
+    }
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -77,15 +135,15 @@ def stored_objects(extent: Extent, where: str) -> Any:
     try:
         with zipfile.ZipFile(io.BufferedReader(_Reader(extent))) as archive:
             records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-            if records["data.pkl"].file_size > _MAX_PICKLE:
-                raise ValueError(f"{where}: its index is larger than {_MAX_PICKLE} bytes.")
+            if records["data.pkl"].file_size > MAX_PICKLE:
+                raise ValueError(f"its index has more than {MAX_PICKLE} bytes")
             content = archive.read(records["data.pkl"])
-        return _Unpickler(io.BytesIO(content), extent, records, where).load()
-    except (zipfile.BadZipFile, KeyError, EOFError, struct.error, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged zip raises a dozen kinds
         raise ValueError(f"{where} is no complete torch.save file ({type(error).__name__}: {error}).") from error
+    return _Unpickler(io.BytesIO(content), extent, records, where).read_all(where)
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(DataUnpickler):
     def __init__(self, file, extent: Extent, records: dict[str, zipfile.ZipInfo], where: str):
         super().__init__(file)
         self._extent, self._records, self._where = extent, records, where
@@ -94,22 +152,27 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         known = {
-            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "OrderedDict"): _ordered_dict,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-            ("_io", "BytesIO"): Inert,  # Transformer Engine's extra state, which is not read
+            ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
+            # Transformer Engine's extra state, which is not read: a BytesIO, and how protocol 2 spells its bytes.
+            ("_io", "BytesIO"): Inert,
+            ("_codecs", "encode"): Inert,
         }
         if (module, name) not in known:
-            raise ValueError(
+            raise Refused(
                 f"{self._where} asks for {module}.{name} when it is loaded; only tensors are, so it was refused."
             )
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> tuple[Extent, torch.dtype]:
         _, dtype, key, _, numel = pid
+        if not isinstance(key, str):
+            raise pickle.UnpicklingError(f"the name of a tensor storage is a {type(key).__name__}")
         record = self._records[f"data/{key}"]
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != numel * dtype.itemsize:
-            raise ValueError(f"{self._where}: the bytes of tensor storage {key} do not have the size its index says.")
+            raise pickle.UnpicklingError(f"the bytes of tensor storage {key} do not have the size its index says")
         # The local header repeats the name and may pad: its own lengths say where the bytes begin.
         name_size, extra_size = struct.unpack("<HH", self._extent.read(record.header_offset + 26, 4))
         start = record.header_offset + 30 + name_size + extra_size
@@ -117,16 +180,30 @@ class _Unpickler(pickle.Unpickler):
 
     def _tensor(self, storage: tuple[Extent, torch.dtype], offset: int, size, stride, *_) -> StoredTensor:
         data, dtype = storage
-        shape = tuple(size)
-        steps = zip(shape, stride, _strides(shape), strict=True)
-        if any(length > 1 and step != expected for length, step, expected in steps):
-            raise ValueError(f"{self._where}: a tensor of shape {shape} is stored with strides {tuple(stride)}.")
-        return StoredTensor(data.part(offset * dtype.itemsize, math.prod(shape) * dtype.itemsize), dtype, shape)
+        shape, strides = tuple(size), tuple(stride)
+        if not all(type(number) is int and number >= 0 for number in (offset, *shape, *strides)):
+            raise pickle.UnpicklingError("a tensor's shape or strides are not sizes")
+        numel = math.prod(shape)
+        span = 1 + sum((length - 1) * step for length, step in zip(shape, strides, strict=True)) if numel else 0
+        if span < numel:
+            raise pickle.UnpicklingError(f"a tensor of shape {shape} repeats its {span} stored elements")
+        part = data.part(offset * dtype.itemsize, span * dtype.itemsize)
+        return StoredTensor(part, dtype, shape, None if _is_contiguous(shape, strides) else strides)
 
 
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a contiguous tensor."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+def _ordered_dict(*args) -> OrderedDict:
+    if args:
+        raise pickle.UnpicklingError("an OrderedDict is built from other objects")
+    return OrderedDict()
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    expected = 1
+    for length, step in zip(reversed(shape), reversed(strides), strict=True):
+        if length > 1 and step != expected:
+            return False
+        expected *= length
+    return True
 
 
 class _Reader(io.RawIOBase):

@@ -121,7 +121,13 @@ def _seen_by_nemo(result: Source, say: Callable[[str], None]) -> list[str]:
     if not nemo_ckpt.is_installed():
         say("verify: nemo-toolkit is not installed, so NeMo's own connector was not asked")
         return []
-    config = nemo_ckpt.config_seen_by_nemo(result.path)
+    try:
+        config = nemo_ckpt.config_seen_by_nemo(result.path)
+    except ImportError as error:
+        say(f"verify: nemo-toolkit does not import ({error}), so NeMo's own connector was not asked")
+        return []
+    except Exception as error:  # whatever NeMo raises for an archive it cannot open
+        return [f"NeMo cannot open it: {error!r}"]
     expected = {"num_layers": result.hf["num_hidden_layers"], "hidden_size": result.hf["hidden_size"]}
     say("verify: NeMo's SaveRestoreConnector opens it")
     wrong = {key: value for key, value in expected.items() if config.get(key) != value}

@@ -67,7 +67,7 @@ class RolloutEngine(Protocol):
 
     @property
     def weight_version(self) -> int | None:
-        """Version of the weights that `generate` would sample from; None where it would refuse."""
+        """Version of the weights that `generate` samples from; None where only a refit makes it sample."""
 
     def refit(self, buckets: Iterable[Bucket], version: int, *, digests: bool = False) -> dict[str, int]:
         """Replace every weight by the tensor of its Hugging Face name.
@@ -75,8 +75,8 @@ class RolloutEngine(Protocol):
         With `digests`, answers `rollout.refit.digest` of what landed in the engine, by name; else nothing.
         All buckets are taken, also on an error: they may come from a collective that other ranks are in. The sender may
         reuse a bucket's tensors as soon as the next one is asked for.
-        Raises ValueError naming unknown, missing, duplicate or misshapen tensors, RuntimeError while asleep or while
-        another refit runs. After an error the engine refuses to generate.
+        Raises ValueError naming unknown, missing, duplicate or misshapen tensors, and RuntimeError while another refit
+        runs, which is void too; the engine then refuses to generate. Raises RuntimeError while asleep.
         """
 
     def invalidate(self, reason: str) -> None:
@@ -108,3 +108,28 @@ def check_seeds(prompts: Sequence[Sequence[int]], params: SamplingParams, seeds:
     expected = len(prompts) * params.n
     if len(seeds) != expected:
         raise ValueError(f"{len(prompts)} prompts with n={params.n} need {expected} seeds, got {len(seeds)}.")
+
+
+def check_request(
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    seeds: Sequence[int],
+    *,
+    vocab_size: int,
+    max_model_len: int,
+) -> None:
+    """Raises ValueError where `RolloutEngine.generate` does, for an engine with these limits."""
+    check_seeds(prompts, params, seeds)
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {index} is empty; a prompt needs at least one token.")
+        if len(prompt) + params.max_tokens > max_model_len:
+            raise ValueError(
+                f"prompt {index} has {len(prompt)} tokens and max_tokens is {params.max_tokens}: "
+                f"together more than max_model_len={max_model_len}. Shorten the prompt or lower max_tokens."
+            )
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            raise ValueError(
+                f"prompt {index} holds ids {min(prompt)} to {max(prompt)}, but the model's vocabulary is "
+                f"{vocab_size}; the tokenizer belongs to another model."
+            )

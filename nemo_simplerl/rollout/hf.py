@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import no_init_weights
 
-from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_seeds
+from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
 from nemo_simplerl.rollout.decode import Decoded, decode
 from nemo_simplerl.rollout.hf_weights import copy_weights
 from nemo_simplerl.rollout.kv_cache import ATTENTION
@@ -76,8 +76,9 @@ class HfEngine:
         """See RolloutEngine.generate."""
         model = self._awake_model()
         version = self._validity.require()
-        self._check(prompts, params, seeds)
-        stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, model.config.vocab_size)
+        vocab_size = model.config.vocab_size
+        check_request(prompts, params, seeds, vocab_size=vocab_size, max_model_len=self._max_model_len)
+        stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, vocab_size)
         completions: list[Completion | None] = [None] * len(seeds)
         for batch in self._batches(prompts, params.n):
             batch_prompts = list(dict.fromkeys(sample // params.n for sample in batch))
@@ -124,24 +125,6 @@ class HfEngine:
             samples = samples_of(unit, n)
             for first in range(0, len(samples), self.unit_size):
                 yield samples[first : first + self.unit_size]
-
-    def _check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> None:
-        check_seeds(prompts, params, seeds)
-        vocab_size = self._model.config.vocab_size
-        for index, prompt in enumerate(prompts):
-            if not len(prompt):
-                raise ValueError(f"prompt {index} is empty; a prompt needs at least one token.")
-            if len(prompt) + params.max_tokens > self._max_model_len:
-                raise ValueError(
-                    f"prompt {index} has {len(prompt)} tokens and max_tokens is {params.max_tokens}: "
-                    f"together more than max_model_len={self._max_model_len}. "
-                    "Shorten the prompt or lower max_tokens."
-                )
-            if min(prompt) < 0 or max(prompt) >= vocab_size:
-                raise ValueError(
-                    f"prompt {index} holds ids {min(prompt)} to {max(prompt)}, but the model's vocabulary is "
-                    f"{vocab_size}; the tokenizer belongs to another model."
-                )
 
     def _completions(self, decoded: Decoded, seeds: Sequence[int], version: int) -> Iterable[Completion]:
         for row, seed in enumerate(seeds):

@@ -20,13 +20,13 @@ def copy_weights(model: PreTrainedModel, buckets: Iterable[Bucket], *, digests: 
     landed: dict[str, int] = {}
     filled_by: dict[int, str] = {}  # a parameter's id and the first name that filled it
     problems: list[str] = []
-
-    number = 0
+    number = 0  # of the bucket
 
     def take(bucket: Bucket) -> None:
         for name, tensor in bucket:
             target = targets.get(name)
-            if problem := _misfit(target, name, tensor, filled_by, landed):
+            problem = f"unknown {name}" if target is None else _misfit(target, name, tensor, filled_by, landed)
+            if target is None or problem:
                 problems.append(f"{problem} (bucket {number})")
             else:
                 filled_by.setdefault(id(target), name)
@@ -46,10 +46,10 @@ def copy_weights(model: PreTrainedModel, buckets: Iterable[Bucket], *, digests: 
     return landed if digests else {}
 
 
-def _misfit(target: Tensor | None, name: str, tensor: Tensor, filled_by: dict[int, str], landed: dict) -> str | None:
+def _misfit(target: Tensor, name: str, tensor: Tensor, filled_by: dict[int, str], landed: dict[str, int]) -> str | None:
     """Why a tensor cannot be copied, in words."""
-    if target is None or name in landed:
-        return f"{'unknown' if target is None else 'duplicate'} {name}"
+    if name in landed:
+        return f"duplicate {name}"
     if target.shape != tensor.shape:
         return f"{name} is {tuple(tensor.shape)}, the model's is {tuple(target.shape)}"
     if id(target) in filled_by and not torch.equal(target, tensor.to(target)):

@@ -1,5 +1,6 @@
 """A Ray cluster of this process alone: what TensorRT-LLM needs of Ray, and the only module that imports it."""
 
+import logging
 import shutil
 import signal
 import tempfile
@@ -25,7 +26,7 @@ def start_ray(*, num_gpus: int) -> Path:
             object_store_memory=_OBJECT_STORE_BYTES,
             _temp_dir=str(folder),
             log_to_driver=False,
-            logging_level="WARNING",
+            logging_level=logging.WARNING,
         )
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

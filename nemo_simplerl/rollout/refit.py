@@ -30,7 +30,6 @@ def bucketed(stream: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[B
             bucket, size = [], 0
         bucket.append((name, tensor))
         size += tensor.nbytes
-        del tensor  # while the caller works on a bucket, nothing here holds on to what it lets go
     if bucket:
         yield bucket
 
@@ -55,7 +54,7 @@ def copy_and_digest(target: Tensor, source: Tensor) -> int:
         target.copy_(source)
         return digest(target)
     hasher = xxhash.xxh3_64()
-    step = max(1, _BLOCK_BYTES // target.element_size())
+    step = _BLOCK_BYTES // target.element_size()
     for to, origin in zip(target.view(-1).split(step), source.view(-1).split(step), strict=True):
         to.copy_(origin)
         hasher.update(_host_bytes(to))

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from nemo_simplerl.config.schema import TrtllmConfig
 from nemo_simplerl.parallel.reductions import gather_objects
-from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_seeds
+from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
 from nemo_simplerl.rollout.handles import Staging, device_uuid, physical_index, return_cached_memory
 from nemo_simplerl.rollout.launch_environment import environment_of_its_own
@@ -89,7 +89,7 @@ class TrtllmEngine:
         self._llm: Any = None
         self._ray_folder: Path | None = None
         rank = 0 if group is None else group.rank()
-        self.unit_size = None
+        self.unit_size: int | None = None
         self.generates = rank == 0  # whether this rank is the leader
         self._uuid = device_uuid(device, rank)
         places = self._together(lambda: Place(self._uuid, physical_index(device), socket.gethostname()))
@@ -132,8 +132,9 @@ class TrtllmEngine:
             raise RuntimeError("this rank belongs to an engine that another rank hosts; generate on its first rank.")
         self._require_awake()
         version = self._validity.require()
-        self._check(prompts, params, seeds)
-        stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, self._expected.vocab_size)
+        vocab_size = self._expected.vocab_size
+        check_request(prompts, params, seeds, vocab_size=vocab_size, max_model_len=self._max_model_len)
+        stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, vocab_size)
         if not seeds:
             return []
         if not self._has_cache:
@@ -164,14 +165,11 @@ class TrtllmEngine:
         self._asleep = True
 
     def wake(self) -> None:
-        """See RolloutEngine.wake. The KV cache's memory comes back later, with the first request: until then a refit
-
-        may need the room for its copies.
-        """
+        """See RolloutEngine.wake. The KV cache's memory comes back with the first request: a refit needs its room."""
         if self._closed or not self._asleep:
             return
         if self._settings.sleep:
-            return_cached_memory(self._device)
+            self._together(lambda: return_cached_memory(self._device))
             self._lead(lambda: self._run(self._llm.resume(WEIGHT_TAGS)))
         self._asleep = False
 
@@ -305,7 +303,7 @@ class TrtllmEngine:
         answers = gather_objects((answer, None if error is None else f"{type(error).__name__}: {error}"), self._group)
         if failures := [f"rank {rank} of the engine's group: {text}" for rank, (_, text) in enumerate(answers) if text]:
             raise RuntimeError("; ".join(failures)) from error
-        return [value for value, _ in answers]
+        return cast(list[T], [value for value, _ in answers])
 
     def _require_awake(self) -> None:
         if self._closed:
@@ -315,18 +313,6 @@ class TrtllmEngine:
 
     def _text(self, token_ids: list[int]) -> str:
         return "" if self._tokenizer is None else self._tokenizer.decode(token_ids, skip_special_tokens=True)
-
-    def _check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> None:
-        check_seeds(prompts, params, seeds)
-        for index, prompt in enumerate(prompts):
-            if not len(prompt):
-                raise ValueError(f"prompt {index} is empty; a prompt needs at least one token.")
-            if len(prompt) + params.max_tokens > self._max_model_len:  # the engine would shorten max_tokens in silence
-                raise ValueError(
-                    f"prompt {index} has {len(prompt)} tokens and max_tokens is {params.max_tokens}: "
-                    f"together more than max_model_len={self._max_model_len}. "
-                    "Shorten the prompt or lower max_tokens."
-                )
 
 
 def engine_group(size: int) -> dist.ProcessGroup | None:

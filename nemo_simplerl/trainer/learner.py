@@ -98,35 +98,6 @@ class Learner:
             warmup_fraction=optim.lr_warmup_fraction,
         )
 
-    def state(self) -> dict:
-        """This rank's optimizer state and update count. The tensors are the live ones, not copies."""
-        return {
-            "updates": self.updates,
-            "optimizers": [inner.optimizer.state_dict() for inner in self._inner_optimizers()],
-            # What the optimizer steps where it is not the model's own weights: their float32 masters in bfloat16, this
-            # data rank's part of them under the distributed optimizer.
-            "masters": [self._masters(inner) for inner in self._inner_optimizers()],
-        }
-
-    @torch.no_grad()
-    def restore(self, state: dict) -> None:
-        """Take over what `state` gave, in the same layout and with the same weights loaded."""
-        self.updates = state["updates"]
-        for inner, optimizer, masters in zip(
-            self._inner_optimizers(), state["optimizers"], state["masters"], strict=True
-        ):
-            inner.optimizer.load_state_dict(optimizer)
-            for param, saved in zip(self._masters(inner), masters, strict=True):
-                param.copy_(saved)
-
-    def _masters(self, inner) -> list[Tensor]:
-        own = {id(param) for param in self.gpt.parameters()}
-        stepped = (param for group in inner.optimizer.param_groups for param in group["params"])
-        return [param.detach() for param in stepped if id(param) not in own]
-
-    def _inner_optimizers(self) -> list:
-        return getattr(self.optimizer, "chained_optimizers", [self.optimizer])
-
     def _global_metrics(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Combine over data ranks on the last stage, then hand the result up the pipeline."""
         mesh = self.mesh
@@ -137,5 +108,3 @@ class Learner:
             torch.distributed.broadcast_object_list(carrier, src=source, group=mesh.pipeline)
             combined = carrier[0]
         return combined
-
-

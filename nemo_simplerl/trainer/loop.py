@@ -62,6 +62,5 @@ def train(run: Run) -> None:
         metrics, samples = ppo_step(step, run.prompts_of(step), run.roles)
         run.log_samples(step, samples)
         run.log_step(step, metrics | run.evaluate(step))
-        if run.saves_at(step):
-            run.save(step)
+        run.save(step)
     run.finish()

@@ -1,21 +1,28 @@
 """A run: its roles, its prompts, its step count and its books. What loop.train calls between steps."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+import xxhash
+
+from nemo_simplerl.config.load import to_yaml
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import StepSampler
 from nemo_simplerl.model.convert import Target, convert
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.trainer import checkpoint
+from nemo_simplerl.trainer.checkpoint import Found
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.log import RunLog
-from nemo_simplerl.trainer.prepare import model_folder
+from nemo_simplerl.trainer.manifest import Manifest, versions
 from nemo_simplerl.trainer.roles import Roles
+from nemo_simplerl.trainer.saver import Saver
 from nemo_simplerl.trainer.summary import summary_of
+
+CHECKPOINTS = "checkpoints"  # in the run directory
 
 
 @dataclass
@@ -27,7 +34,10 @@ class Run:
     eval_prompts: list[Prompt]
     sampler: StepSampler
     total_steps: int
+    saver: Saver
+    found: Found | None  # the checkpoint to resume from
     lap_started: float  # time.monotonic() when the last phase ended
+    scores: dict[str, float] = field(default_factory=dict)  # of the evaluation after the last step, if it had one
 
     @property
     def last_step(self) -> int:
@@ -44,23 +54,26 @@ class Run:
         return step if step > self.config.algo.critic_warmup_steps else 0
 
     def resume(self) -> int:
-        """Restore the newest checkpoint of the run directory; returns the steps done. Collective."""
-        latest = checkpoint.newest(self._checkpoints) if self.config.trainer.resume else None
-        if latest is None:
+        """Restore the checkpoint that was found; returns the steps done. Collective."""
+        if self.found is None:
             return 0
-        done = checkpoint.load(latest, self._learners, self.roles.mesh)
-        self.log.say(f"resumed after step {done} from {latest}")
-        return done
+        mesh, saved = self.roles.mesh, self.found.manifest
+        checkpoint.load(self.found, self._learners, mesh)
+        before, now = checkpoint.in_words(saved.layout), checkpoint.in_words(checkpoint.layout_of(mesh))
+        change = "" if before == now else f", saved by {before} and continued by {now}"
+        self.log.say(f"resumed after step {saved.step} from {self.found.path}{change}")
+        return saved.step
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Metrics of the held-out set under the engine's weights, where this step is one to evaluate at. Collective."""
         every = self.config.trainer.eval_every
         is_due = step in (0, self.total_steps) or (every > 0 and step % every == 0)
-        if not (is_due and self.eval_prompts):
-            return {}
-        evaluation = self.roles.evaluate(self.eval_prompts)
-        self.log.eval(step, evaluation.rows)
-        return evaluation.metrics
+        self.scores = {}
+        if is_due and self.eval_prompts:
+            evaluation = self.roles.evaluate(self.eval_prompts)
+            self.log.eval(step, evaluation.rows)
+            self.scores = evaluation.metrics
+        return self.scores
 
     def log_samples(self, step: int, samples: list[dict]) -> None:
         with self.roles.timer("log"):
@@ -76,30 +89,27 @@ class Run:
             seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/total"]
         self.log.metrics(step, metrics | seconds)
 
-    def saves_at(self, step: int) -> bool:
-        every = self.config.trainer.save_every
-        return step == self.last_step or (every > 0 and step % every == 0)
-
     def save(self, step: int) -> None:
-        """Write a checkpoint. Collective."""
-        with self.roles.timer("save"):
-            checkpoint.save(
-                self._checkpoints,
-                step,
-                self._learners,
-                self.roles.mesh,
-                model_folder=model_folder(self.config),
-                keep_last=self.config.trainer.keep_last,
-            )
+        """Complete the last save if it is written, and begin another where this step has one. Collective."""
+        every = self.config.trainer.save_every
+        is_due = step == self.last_step or (every > 0 and step % every == 0)
+        if is_due or self.saver.is_pending:
+            with self.roles.timer("save_blocking"):
+                self.saver.settle(wait_for_it=False)
+                if is_due:
+                    self.saver.save(self._learners, self._manifest(step))
 
     def finish(self) -> None:
-        """After the last step of the whole run: actor and critic as trainer.export says, and the summary. Collective.
+        """After the last step of this process: the last save, and at the end of the whole run actor and critic as
+        trainer.export says, and the summary. Collective.
 
         The last checkpoint has their weights, so one rank writes them.
         """
+        self.saver.finish()
         if self.last_step < self.total_steps or self.roles.mesh.rank != 0:
             return
-        run_dir, last = Path(self.config.trainer.run_dir), checkpoint.newest(self._checkpoints)
+        run_dir = Path(self.config.trainer.run_dir)
+        last = checkpoint.step_folder(run_dir / CHECKPOINTS, self.total_steps)
         for kind, name in product(self.config.trainer.export, self._learners):
             target = Target(kind, run_dir / kind / (f"{name}.nemo" if kind == "nemo" else name))
             if not target.path.exists():
@@ -107,9 +117,17 @@ class Run:
                 convert(source, target, progress=lambda done, total: None)
         self.log.summary(summary_of(run_dir, self.config, self.roles.mesh.world_size))
 
-    @property
-    def _checkpoints(self) -> Path:
-        return Path(self.config.trainer.run_dir) / "checkpoints"
+    def _manifest(self, step: int) -> Manifest:
+        return Manifest(
+            step=step,
+            weight_version=self.weight_version(step),
+            updates={name: learner.updates for name, learner in self._learners.items()},
+            layout=checkpoint.layout_of(self.roles.mesh),
+            evaluation=self.scores,
+            versions=versions(),
+            config_xxh3=xxhash.xxh3_64_hexdigest(to_yaml(self.config).encode()),
+            files={},
+        )
 
     @property
     def _learners(self) -> dict[str, Learner]:

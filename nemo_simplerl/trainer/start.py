@@ -16,8 +16,9 @@ from nemo_simplerl.trainer.build import build_prompts, build_roles, mesh_of, tok
 from nemo_simplerl.trainer.grader import build_grader
 from nemo_simplerl.trainer.log import RunLog
 from nemo_simplerl.trainer.loop import train
-from nemo_simplerl.trainer.prepare import prepare
-from nemo_simplerl.trainer.run import Run
+from nemo_simplerl.trainer.prepare import model_folder, prepare
+from nemo_simplerl.trainer.run import CHECKPOINTS, Run
+from nemo_simplerl.trainer.saver import Saver
 from nemo_simplerl.trainer.warm_start import warm_start
 
 
@@ -38,11 +39,13 @@ def start_warm_start(config: Config) -> None:
 def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     """A run ready to train, warm-started where the configuration says so; closed at the end. Collective."""
     data, trainer = config.data, config.trainer
-    latest = checkpoint.newest(Path(trainer.run_dir) / "checkpoints")
-    if latest is not None and not trainer.resume:
+    folder = Path(trainer.run_dir) / CHECKPOINTS
+    if not trainer.resume and (steps := checkpoint.steps_on_disk(folder)):
         raise ValueError(
-            f"{latest} exists, but trainer.resume=false; set it to true or choose another trainer.run_dir."
+            f"{checkpoint.step_folder(folder, steps[-1])} exists, but trainer.resume=false; set it to true or choose "
+            "another trainer.run_dir."
         )
+    found = checkpoint.find_intact(folder, mesh)
     tokenizer = tokenizer_of(config)
     prompts, notes = build_prompts(config, tokenizer, data.train_path)
     eval_prompts, eval_notes = build_prompts(config, tokenizer, data.eval_path, data.eval_limit)
@@ -51,19 +54,27 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     log = RunLog(
         trainer.run_dir,
         tensorboard=trainer.tensorboard,
-        resume_step=None if latest is None else checkpoint.step_of(latest),
+        resume_step=None if found is None else found.manifest.step,
         is_writer=mesh.rank == 0,
     )
     log.total_steps = total_steps
     with closing(log):
         log.config(to_yaml(config))
-        for note in notes + eval_notes:
+        for note in (*(found.notes if found else ()), *notes, *eval_notes):
             log.say(note)
         with closing(build_grader(config.reward, log.say)) as grader:
             model_path = config.model.path if config.sft.output is None else warm_start(config, mesh, log.say)
             roles = build_roles(config, model_path, mesh, tokenizer, grader, log.say, total_steps=total_steps)
-            with closing(roles.engine):
-                yield Run(config, roles, log, prompts, eval_prompts, sampler, total_steps, lap_started=started)
+            saver = Saver(
+                folder,
+                mesh,
+                model_folder=model_folder(config),
+                keep=checkpoint.Retention(trainer.keep_last, trainer.keep_every, trainer.keep_best),
+                in_background=trainer.async_save,
+                say=log.say,
+            )
+            with closing(roles.engine), closing(saver):
+                yield Run(config, roles, log, prompts, eval_prompts, sampler, total_steps, saver, found, started)
 
 
 @contextmanager

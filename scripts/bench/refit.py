@@ -1,6 +1,6 @@
 """A refit of the embedded engine, with and without verification, against a plain copy. Prints one JSON line.
 
-usage: [torchrun --nproc_per_node N] scripts/bench/refit.py [TP [PP [BUCKET_MB]]]     (default: 1 1 64)
+usage: [torchrun --nproc_per_node N] scripts/bench/refit.py [TP [PP [BUCKET_MB]]]     (default: 1 1 16)
 
 The model is random, 300 MB in float32. `copy_bytes_per_second` is of `target.copy_(source)`, tensor by tensor, between
 full tensors on the same device; `ratio` is what the verified refit reaches of it, `digest_share` the part of its time
@@ -42,7 +42,7 @@ MODEL = Qwen2Config(
 HF = MODEL.to_dict()
 
 
-def main(tp: int = 1, pp: int = 1, bucket_mb: int = 64) -> None:
+def main(tp: int = 1, pp: int = 1, bucket_mb: int = 16) -> None:
     mesh = build_mesh(
         tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=1, timeout_s=600
     )

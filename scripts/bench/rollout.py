@@ -1,6 +1,6 @@
 """The embedded rollout engine against one padded `generate` call of transformers. Prints one JSON line.
 
-usage: python scripts/bench/rollout.py [MAX_BATCH_SIZE]     (sequences the engine decodes at once; default 256: all)
+usage: python scripts/bench/rollout.py [MAX_BATCH_SIZE]     (sequences the engine decodes at once; default: all, 128)
 
 Both sample the same prompts from the same random models, and responses of the same lengths. The lengths are geometric:
 the models' final norm is 0, so every token is as probable as any other, and one token in 96 is a stop token; the
@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, StoppingCriteria, St
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.hf import HfEngine
 
-NUM_PROMPTS, SAMPLES = 64, 4
+NUM_PROMPTS, SAMPLES = 32, 4
 PROMPT_TOKENS = (16, 64)
 MAX_TOKENS = 256
 STOP_EVERY = 96  # the mean length before the cap
@@ -47,7 +47,7 @@ def main(max_batch_size: int) -> None:
     rng = random.Random(0)
     results = {}
     for name, (hidden_size, num_layers, ffn_size, vocab_size) in MODELS.items():
-        prompts = [rng.choices(range(vocab_size), k=rng.randint(*PROMPT_TOKENS)) for _ in range(NUM_PROMPTS)]
+        prompts = [rng.choices(range(1, vocab_size), k=rng.randint(*PROMPT_TOKENS)) for _ in range(NUM_PROMPTS)]
         model = random_model(hidden_size, num_layers, ffn_size, vocab_size).to(device)
         results[name] = compare(model, prompts, max_batch_size, device)
     print(
@@ -72,7 +72,7 @@ def random_model(hidden_size: int, num_layers: int, ffn_size: int, vocab_size: i
         intermediate_size=ffn_size,
         vocab_size=vocab_size,
         num_attention_heads=hidden_size // 32,
-        num_key_value_heads=hidden_size // 64,
+        num_key_value_heads=2,
         max_position_embeddings=PROMPT_TOKENS[1] + MAX_TOKENS,
         tie_word_embeddings=True,
     )
@@ -90,16 +90,20 @@ def compare(
         model.config.save_pretrained(folder)
         engine = HfEngine(folder, tokenizer=None, max_batch_size=max_batch_size, device=device)
     engine.refit([list(model.named_parameters())], 0)
-    rows = []
-    engine._model.register_forward_pre_hook(lambda _, __, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True)
+    shapes = []
+    engine._model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
     stop_ids = tuple(range(model.config.vocab_size // STOP_EVERY))
     params = SamplingParams(
         n=SAMPLES, max_tokens=MAX_TOKENS, temperature=1.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=stop_ids
     )
     seeds = list(range(len(prompts) * SAMPLES))
     seconds, completions = fastest(lambda: engine.generate(prompts, params, seeds))
-    decoded_rows = sum(height for height, columns in rows if columns == 1) / REPEATS
-    theirs, _ = fastest(lambda: generate_padded(model, prompts, completions, device))
+    decoded_rows = sum(height for height, columns in shapes if columns == 1) / REPEATS
+    started = time.perf_counter()
+    generate_padded(model, prompts, completions, device)
+    theirs = time.perf_counter() - started
     lengths = [len(completion.token_ids) for completion in completions]
     return {
         "parameters": sum(param.numel() for param in model.parameters()),

@@ -18,7 +18,8 @@ from nemo_simplerl.rollout.refit import digest
 
 pytestmark = pytest.mark.slow
 
-SAMPLED = SamplingParams(n=3, max_tokens=12, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=(3, 50, 90))
+STOPS = tuple(range(3, VOCAB, 9))
+SAMPLED = SamplingParams(n=3, max_tokens=12, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=STOPS)
 GREEDY = replace(SAMPLED, n=1, temperature=0.0)
 PROMPTS = [[5, 9, 11], [7], [3, 1, 4, 1, 5, 9, 2, 6], [100, 101, 102, 103]]
 SEEDS = [2**63 + 11 * i for i in range(12)]
@@ -74,6 +75,8 @@ def test_it_samples_what_the_hf_engine_samples_given_that_ones_draws(engine, hf)
         expected = hf.generate(PROMPTS, params, seeds)
         assert engine.generate(PROMPTS, params, seeds) == expected
         assert {completion.weight_version for completion in expected} == {3}
+        if params is SAMPLED:
+            assert {completion.finish_reason for completion in expected} == {"stop", "length"}
     assert engine.generate([], SAMPLED, []) == []
 
 
@@ -96,6 +99,8 @@ def test_a_prompt_beyond_the_engines_default_limit_is_served_and_one_beyond_the_
     assert len(completion.token_ids) == 12
     with pytest.raises(ValueError, match="1189 tokens and max_tokens is 12.*max_model_len=1200"):
         engine.generate([[*long, 1]], GREEDY, [0])
+    with pytest.raises(ValueError, match=f"holds ids 7 to {VOCAB}, but the model's vocabulary is {VOCAB}"):
+        engine.generate([[7, VOCAB]], GREEDY, [0])
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         engine.generate([[7], []], GREEDY, [0, 0])
     with pytest.raises(ValueError, match="need 2 seeds, got 1"):

@@ -1,5 +1,6 @@
 """Engines that fail, die and end, and one that spans two ranks. Each test starts Ray clusters of its own."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -75,7 +76,10 @@ def on_two_ranks(folder):
         else:
             with pytest.raises(RuntimeError, match="another rank hosts"):
                 engine.generate([[7]], GREEDY, [0])
+        release, released = engine._release, folder / "released"
+        engine._release = lambda: (time.sleep(0.5), release(), released.touch())
         engine.sleep()
+        assert released.exists(), "a member goes on only when the memory is free"
         engine.wake()
         if dist.get_rank() == 1:
             Staging.handles, kept = None, Staging.handles

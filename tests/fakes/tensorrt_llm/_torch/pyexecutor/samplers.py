@@ -48,6 +48,7 @@ class HfEngineSampler:
     def __init__(self, llm_args):
         from nemo_simplerl.rollout.hf import HfEngine
 
+        self._max_seq_len = llm_args.max_seq_len
         self._engine = HfEngine(
             llm_args.model,
             tokenizer=None,
@@ -68,7 +69,8 @@ class HfEngineSampler:
             prompts, n = [tuple(ids) for ids, _ in requests], 1
         asked = SamplingParams(
             n=n,
-            max_tokens=params.max_tokens,
+            # Shortened in silence where there is no room, as the real engine does.
+            max_tokens=min(params.max_tokens, self._max_seq_len - max(len(ids) for ids, _ in requests)),
             temperature=0.0 if params.is_greedy else params.temperature,
             top_p=params.top_p,
             top_k=0 if params.is_greedy else params.top_k,

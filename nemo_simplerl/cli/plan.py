@@ -1,0 +1,45 @@
+"""`simplerl plan EXPERIMENT`: whether a run fits a cluster, and what to change where it does not."""
+
+import argparse
+import json
+
+from nemo_simplerl.plan.gpus import CPU, NAMES, gpu
+from nemo_simplerl.plan.layout import Cluster
+from nemo_simplerl.plan.plan import make_plan
+from nemo_simplerl.plan.report import as_dict, as_text
+from nemo_simplerl.plan.shapes import PRESETS
+
+
+def run(argv: list[str]) -> int:
+    """Exit status: 0, 1 where the run cannot be, 2 for a wrong command line."""
+    args = _parser().parse_intermixed_args(argv)
+    overrides = [args.experiment if "=" in args.experiment else f"experiment={args.experiment}", *args.overrides]
+    ranks = args.gpus_per_node or (1 if args.gpu == CPU else 8)
+    cluster = Cluster(nodes=args.nodes, gpus_per_node=ranks, gpu=gpu(args.gpu, ranks))
+    plan = make_plan(overrides, cluster, PRESETS.get(args.shape), args.suggest)
+    print(json.dumps(as_dict(plan), indent=2) if args.json else as_text(plan))
+    return 0 if plan.can_run else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="simplerl plan",
+        description="Check a run's settings and its memory against a cluster, on any machine.",
+    )
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="a name of conf/experiment, or experiment=NAME")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings, as training takes them")
+    parser.add_argument("--nodes", type=_count, default=1, metavar="N", help="machines (default 1)")
+    parser.add_argument("--gpus-per-node", type=_count, metavar="G", help="ranks on each (default 8; 1 with --gpu cpu)")
+    parser.add_argument("--gpu", choices=NAMES, default="h100-80g", metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    parser.add_argument(
+        "--shape", choices=PRESETS, metavar="MODEL", help=f"in place of model.path: {', '.join(PRESETS)}"
+    )
+    parser.add_argument("--suggest", action="store_true", help="rank the layouts that fit")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return parser
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value

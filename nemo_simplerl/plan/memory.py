@@ -1,0 +1,172 @@
+"""Memory of a run, phase by phase: bytes on the GPU that needs most, and in a node's host memory."""
+
+from dataclasses import dataclass
+
+from nemo_simplerl.plan import engine
+from nemo_simplerl.plan.activations import forward_activations, update_activations
+from nemo_simplerl.plan.engine import Cache
+from nemo_simplerl.plan.layout import Layout
+from nemo_simplerl.plan.shapes import largest_tensor, qkv_width, rank_parameters, vocab_rows
+
+# Adam in float32: two moments; in bf16 training the weights' float32 masters too. Gradients are summed in float32.
+_MOMENTS, _MASTER, _GRADIENT = 8, 4, 4
+# A rollout as tensors, bytes per sample and position: tokens (8) and four masks or log-probabilities (16), the same
+# again in the updates' order, and nine float32 columns: old, reference, values, KL, rewards, two advantages, returns,
+# gate.
+_BATCH = 2 * 24 + 9 * 4
+_DIGEST_WORK = 3 * 2**25  # rollout/refit.py: words, weights and products of 2**22 words
+_PROCESS = 3 * 2**30  # host memory of a trainer process before anything is loaded; an estimate
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What lies on a GPU at the worst moment of a phase, by name."""
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """phases: each of the pipeline stage that needs most in it."""
+
+    capacity: int
+    phases: tuple[Phase, ...]
+    cache: Cache
+    host: dict[str, int]  # of one node, by name
+
+    @property
+    def worst(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.peak)
+
+    @property
+    def headroom(self) -> int:
+        """Bytes to spare in the worst phase; below 0 the run does not fit."""
+        return self.capacity - self.worst.peak
+
+    @property
+    def fits(self) -> bool:
+        return self.headroom >= 0 and self.cache.sequences >= 1
+
+
+def memory(layout: Layout) -> Memory:
+    capacity = layout.cluster.gpu.capacity(layout.engine)
+    by_stage = [_phases(layout, stage, capacity) for stage in range(layout.pipeline)]
+    worst = tuple(
+        max(same, key=lambda phase: phase.peak) for same in zip(*(phases for phases, _ in by_stage), strict=True)
+    )
+    # Engines of different stages' GPUs share the work: the smallest cache is the one to plan with.
+    cache = min((cache for _, cache in by_stage), key=lambda cache: cache.sequences)
+    return Memory(capacity=capacity, phases=worst, cache=cache, host=host_memory(layout))
+
+
+def resident(layout: Layout, stage: int, *, critic: bool, stepped: bool = True) -> dict[str, int]:
+    """Weights, gradients and optimizer of one role on one rank; without moments before the first update."""
+    count = rank_parameters(layout.shape, layout.tensor, layout.pipeline, stage, critic=critic)
+    share = -(-count // layout.data) if layout.distributed_optimizer else count
+    state = (_MASTER if layout.param_bytes == 2 else 0) + (_MOMENTS if stepped else 0)
+    role = "critic" if critic else "actor"
+    return {
+        f"{role} weights": count * layout.param_bytes,
+        f"{role} gradients": count * _GRADIENT,
+        f"{role} optimizer": share * state,
+    }
+
+
+def optimizer_work(layout: Layout) -> int:
+    """Temporaries of a step: none in Transformer Engine's fused Adam; two float32 tensors as large as the largest
+    parameter where torch steps them one by one."""
+    if layout.fused:
+        return 0
+    shape = layout.shape
+    widest = max(vocab_rows(shape, layout.tensor), 2 * shape.ffn_hidden_size // layout.tensor)
+    return 2 * 4 * widest * shape.hidden_size
+
+
+def host_memory(layout: Layout) -> dict[str, int]:
+    """Of one node, at most."""
+    ranks = layout.cluster.gpus_per_node
+    parts = {"trainer processes": ranks * _PROCESS}
+    if layout.keeps_reference:
+        parts["reference weights"] = ranks * _reference(layout)
+    if layout.engine == "trtllm" and layout.engine_sleeps:
+        parts["sleeping engine's weights"] = ranks * engine.weights(layout)
+    if layout.reward_workers:
+        parts["reward workers' limit"] = ranks * layout.reward_workers * layout.reward_worker_bytes
+    return parts
+
+
+def _reference(layout: Layout) -> int:
+    """The largest stage's share of the frozen policy."""
+    counts = [rank_parameters(layout.shape, layout.tensor, layout.pipeline, stage) for stage in range(layout.pipeline)]
+    return max(counts) * layout.param_bytes
+
+
+def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cache]:
+    before = resident(layout, stage, critic=False, stepped=False) | resident(layout, stage, critic=True, stepped=False)
+    both = resident(layout, stage, critic=False) | resident(layout, stage, critic=True)
+    if layout.cluster.gpu.is_cpu and layout.keeps_reference:
+        for parts in (before, both):
+            parts["reference weights"] = _reference(layout)
+    weights, work = engine.weights(layout), engine.workspace(layout)
+    cache = engine.cache(
+        layout, capacity - sum(before.values()) - weights, capacity - sum(both.values()) - weights - work
+    )
+    awake = {"engine weights": weights}
+    is_trtllm = layout.engine == "trtllm"
+    stays = is_trtllm and not layout.engine_sleeps
+    # Between rollouts: hf keeps its weights, TensorRT-LLM what it does not put to sleep.
+    kept = ({} if is_trtllm and not stays else awake) | ({"engine KV cache": cache.bytes} if stays else {})
+    batch = {"rollout batch": -(-layout.samples // layout.data) * layout.max_tokens * _BATCH}
+    # TensorRT-LLM allocates its cache when it starts and first lets go of it after a rollout: the first refit of a new
+    # or resumed run finds it there.
+    refit = awake | ({"engine KV cache": cache.bytes} if is_trtllm else {}) | refit_buffers(layout)
+    # The distributed optimizer moves the weights into one buffer, and both copies exist for a moment.
+    moving = {"weights on their way": before["critic weights"]} if layout.distributed_optimizer else {}
+    forward = max(
+        forward_activations(layout, layout.actor.forward_micro, stage, critic=False),
+        forward_activations(layout, layout.critic.forward_micro, stage, critic=True),
+    )
+    phases = [
+        Phase("start", before | max(moving, refit, key=lambda parts: sum(parts.values()))),
+        Phase("rollout", both | awake | {"engine KV cache": cache.bytes, "engine sampling": work}),
+        Phase("log-probabilities", both | kept | batch | {"activations": forward}),
+        *(
+            Phase(
+                f"{role} update",
+                both
+                | kept
+                | batch
+                | {
+                    "activations": max(
+                        update_activations(layout, sizes, stage, critic=role == "critic"), optimizer_work(layout)
+                    )
+                },
+            )
+            for role, sizes in (("critic", layout.critic), ("actor", layout.actor))
+        ),
+        Phase("refit", both | refit),
+    ]
+    return phases, cache
+
+
+def refit_buffers(layout: Layout) -> dict[str, int]:
+    """The gathered shards and the tensors made of them, a bucket each, and one that another process reads."""
+    shape = layout.shape
+    bucket = max(layout.bucket_bytes, largest_tensor(shape) * layout.param_bytes)
+    whole = rank_parameters(shape) * layout.param_bytes
+    bucket = min(bucket, whole)
+    if layout.tensor == layout.pipeline == 1:
+        # Views of the parameters; only query, key and value, which lie interleaved, are copied.
+        interleaved = qkv_width(shape) * shape.hidden_size * shape.num_layers * layout.param_bytes
+        copies = min(bucket, interleaved)
+    else:
+        copies = 2 * bucket
+    parts = {"refit buckets": copies + (bucket if layout.engine == "trtllm" else 0)}
+    if layout.verifies_refit and not layout.cluster.gpu.is_cpu:
+        parts["digests"] = _DIGEST_WORK
+    return parts

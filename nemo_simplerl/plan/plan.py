@@ -1,0 +1,68 @@
+"""Everything that can be told about a run before it starts."""
+
+from collections.abc import Sequence
+
+from nemo_simplerl.config.load import examine
+from nemo_simplerl.config.machine import Machine
+from nemo_simplerl.config.shape import ModelShape
+from nemo_simplerl.plan.layout import Cluster, Layout, layout_of, problems_of_the_cluster, warnings_of, wished_layout
+from nemo_simplerl.plan.memory import Memory, memory
+from nemo_simplerl.plan.report import Plan
+from nemo_simplerl.plan.suggest import first_change, shortage, suggestions
+
+
+def make_plan(
+    overrides: Sequence[str], cluster: Cluster, shape: ModelShape | None = None, suggest: bool = False
+) -> Plan:
+    """The plan of a run on `cluster`, with every problem by the rules that training checks, and those of memory.
+
+    shape: of a model that is not on this disk. The cluster's machines are taken to have what the container has.
+    """
+    has_gpu = not cluster.gpu.is_cpu
+    found = examine(overrides, cluster.world_size, Machine(has_gpu=has_gpu, has_transformer_engine=has_gpu), shape)
+    problems = [*found.problems, *problems_of_the_cluster(found, cluster)]
+    layout, wished = layout_of(found, cluster), wished_layout(found, cluster)
+    used = None if layout is None else memory(layout)
+    if layout is not None and used is not None:
+        problems += _memory_problems(layout, used)
+    fitting, refused = suggestions(wished) if suggest and wished is not None else ([], [])
+    return Plan(
+        cluster=cluster,
+        problems=problems,
+        warnings=[] if layout is None else warnings_of(layout),
+        layout=layout,
+        memory=used,
+        first_change=None if layout is None or used is None or used.fits else _first_change(layout),
+        suggestions=fitting if suggest else None,
+        refusals=refused,
+    )
+
+
+def _memory_problems(layout: Layout, used: Memory) -> list[str]:
+    problems = []
+    for phase in used.phases:
+        if phase.peak > used.capacity:
+            parts = sorted(phase.parts.items(), key=lambda part: -part[1])
+            listed = ", ".join(f"{name} {count / 2**30:.1f}" for name, count in parts[:4])
+            problems.append(
+                f"memory: {phase.name} needs {phase.peak / 2**30:.1f} GiB, a {layout.cluster.gpu.name} has room for "
+                f"{used.capacity / 2**30:.1f} ({listed})."
+            )
+    if used.cache.sequences < 1:
+        longest = layout.prompt_tokens + layout.response_tokens
+        problems.append(
+            "memory: the KV cache has room for no sequence of rollout.max_prompt_tokens + max_response_tokens = "
+            f"{longest} tokens, {longest * used.cache.bytes_per_token / 2**30:.2f} GiB each. Shorten them, or leave "
+            "the engine more memory."
+        )
+    return problems
+
+
+def _first_change(layout: Layout) -> str:
+    found = first_change(layout)
+    if found is None:
+        return "more or larger GPUs; no single setting helps."
+    change, is_enough = found
+    if is_enough:
+        return f"{change.text} makes it fit."
+    return f"{change.text} helps most, and still {shortage(change.memory)}."

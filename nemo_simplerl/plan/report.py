@@ -1,0 +1,186 @@
+"""A plan as text and as one JSON object."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_simplerl.plan.layout import Cluster, Layout
+from nemo_simplerl.plan.memory import Memory
+from nemo_simplerl.plan.shapes import rank_parameters
+from nemo_simplerl.plan.suggest import COST, Change, Refusal, cost
+
+_SHOWN = 5  # suggestions and refusals in the text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """layout and memory are None where the problems leave them unknown."""
+
+    cluster: Cluster
+    problems: list[str]
+    warnings: list[str]
+    layout: Layout | None
+    memory: Memory | None
+    first_change: str | None
+    suggestions: list[Change] | None  # None: not asked for
+    refusals: list[Refusal]
+
+    @property
+    def can_run(self) -> bool:
+        return not self.problems
+
+
+def numbers(layout: Layout, memory: Memory) -> dict[str, Any]:
+    """What a step is made of. Tokens are those of the longest sequences, so they are upper bounds."""
+    longest = layout.prompt_tokens + layout.response_tokens
+    roles = {
+        f"{name}_{key}": value
+        for name, sizes in (("actor", layout.actor), ("critic", layout.critic))
+        for key, value in {
+            "updates_per_step": layout.samples * layout.epochs // sizes.update,
+            "micro_batches_per_update": layout.micro_batches(sizes),
+        }.items()
+    }
+    return {
+        "parameters": rank_parameters(layout.shape),
+        "data_parallel_size": layout.data,
+        "samples_per_step": layout.samples,
+        "samples_per_rank": layout.samples // layout.data,
+        "max_tokens_per_step": layout.samples * longest,
+        **roles,
+        "engines": layout.cluster.world_size // layout.engine_tensor,
+        "kv_bytes_per_token": memory.cache.bytes_per_token,
+        "kv_tokens_per_engine": memory.cache.tokens,
+        "sequences_at_once_per_engine": memory.cache.sequences,
+    }
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """Bytes, tokens and counts as plain values."""
+    layout, memory, cluster = plan.layout, plan.memory, plan.cluster
+    found: dict[str, Any] = {
+        "can_run": plan.can_run,
+        "cluster": {
+            "nodes": cluster.nodes,
+            "gpus_per_node": cluster.gpus_per_node,
+            "gpu": cluster.gpu.name,
+            "gpu_bytes": cluster.gpu.total,
+        },
+        "problems": plan.problems,
+        "warnings": plan.warnings,
+        "first_change": plan.first_change,
+        "numbers": None,
+        "memory": None,
+    }
+    if layout is not None and memory is not None:
+        found["numbers"] = numbers(layout, memory)
+        found["memory"] = {
+            "capacity": memory.capacity,
+            "headroom": memory.headroom,
+            "fits": memory.fits,
+            "phases": {phase.name: {"peak": phase.peak, "parts": phase.parts} for phase in memory.phases},
+            "host_per_node": memory.host,
+        }
+    if plan.suggestions is not None:
+        found["cost"] = COST
+        found["suggestions"] = [
+            {"keys": change.text, "cost": round(cost(change.layout), 3), "headroom": change.memory.headroom}
+            for change in plan.suggestions
+        ]
+        found["refused"] = [{"tp": no.tensor, "pp": no.pipeline, "reason": no.reason} for no in plan.refusals]
+    return found
+
+
+def as_text(plan: Plan) -> str:
+    cluster = plan.cluster
+    lines = [
+        f"{cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name} ({_gib(cluster.gpu.total)} each), "
+        f"{cluster.world_size} ranks"
+    ]
+    if plan.layout is not None and plan.memory is not None:
+        lines += [*_layout_lines(plan.layout, plan.memory), "", *_memory_lines(plan.memory)]
+    lines += [f"warning: {warning}" for warning in plan.warnings]
+    if plan.suggestions is not None:
+        lines += ["", *_suggestion_lines(plan.suggestions, plan.refusals)]
+    if plan.problems:
+        lines += ["", f"Cannot run, {len(plan.problems)} to mend:"]
+        lines += [f"  - {problem}" for problem in plan.problems]
+    if plan.first_change:
+        lines.append(f"First change: {plan.first_change}")
+    if not plan.problems:
+        lines += ["", "Can run."]
+    return "\n".join(lines)
+
+
+def _layout_lines(layout: Layout, memory: Memory) -> list[str]:
+    found = numbers(layout, memory)
+    optimizer = "distributed" if layout.distributed_optimizer else "plain"
+    return [
+        f"{found['parameters'] / 1e9:.2f} B parameters: TP {layout.tensor} x PP {layout.pipeline} x DP {layout.data}, "
+        f"recompute {layout.recompute or 'none'}, {optimizer} optimizer",
+        f"a step: {layout.prompts} prompts x {layout.samples_per_prompt} = {found['samples_per_step']} samples, "
+        f"{found['samples_per_rank']} a replica, at most {found['max_tokens_per_step'] / 1e6:.1f} M tokens",
+        *(
+            f"{name}: {found[f'{name}_updates_per_step']} updates a step, "
+            f"{found[f'{name}_micro_batches_per_update']} micro-batches of {sizes.micro} each"
+            for name, sizes in (("actor", layout.actor), ("critic", layout.critic))
+        ),
+        f"rollout: {found['engines']} {layout.engine} engines, {found['kv_tokens_per_engine']} KV tokens of "
+        f"{found['kv_bytes_per_token']} bytes each, {found['sequences_at_once_per_engine']} of the longest sequences "
+        "at once",
+    ]
+
+
+def _memory_lines(memory: Memory) -> list[str]:
+    """A row a phase, a column a kind of memory, in GiB."""
+    kinds = list(dict.fromkeys(_kind(name) for phase in memory.phases for name in phase.parts))
+    lines = ["GiB on the fullest GPU" + "".join(f"{kind:>13}" for kind in (*kinds, "peak"))]
+    for phase in memory.phases:
+        sums = dict.fromkeys(kinds, 0)
+        for name, count in phase.parts.items():
+            sums[_kind(name)] += count
+        cells = [*sums.values(), phase.peak]
+        lines.append(
+            f"{phase.name:<22}" + "".join(f"{count / 2**30:>13.1f}" if count else f"{'-':>13}" for count in cells)
+        )
+    lines.append(
+        f"room for tensors {_gib(memory.capacity)}; {memory.worst.name} leaves {_gib(memory.headroom)}"
+        if memory.headroom >= 0
+        else f"room for tensors {_gib(memory.capacity)}; {memory.worst.name} lacks {_gib(-memory.headroom)}"
+    )
+    host = ", ".join(f"{name} {count / 2**30:.0f}" for name, count in memory.host.items())
+    lines.append(f"host memory of a node, GiB: {sum(memory.host.values()) / 2**30:.0f} ({host})")
+    return lines
+
+
+def _kind(name: str) -> str:
+    """Columns of the table: what both roles have is one."""
+    for kind in ("weights", "gradients", "optimizer"):
+        if name in (f"actor {kind}", f"critic {kind}"):
+            return kind
+    return {
+        "engine weights": "engine",
+        "engine sampling": "engine",
+        "engine KV cache": "KV cache",
+        "rollout batch": "batch",
+        "activations": "activations",
+        "reference weights": "reference",
+    }.get(name, "buffers")
+
+
+def _suggestion_lines(fitting: list[Change], refused: list[Refusal]) -> list[str]:
+    lines = [f"Layouts that fit, cheapest first (cost = {COST}):" if fitting else "No layout fits."]
+    for rank, change in enumerate(fitting[:_SHOWN], 1):
+        lines.append(
+            f"  {rank}. cost {cost(change.layout):.2f}, {_gib(change.memory.headroom)} to spare: {change.text}"
+        )
+    if refused:
+        lines.append("Others:")
+        reasons: dict[str, list[str]] = {}
+        for no in refused:
+            reasons.setdefault(no.reason, []).append(f"TP {no.tensor} x PP {no.pipeline}")
+        lines += [f"  {', '.join(sizes)}: {reason}" for reason, sizes in reasons.items()]
+    return lines
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

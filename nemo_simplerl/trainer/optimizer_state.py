@@ -1,0 +1,193 @@
+"""Adam's state of a sharded model in pieces that any parallel layout puts together again.
+
+A key is `KIND.tpRANK.NAME`: of a tensor rank's shard of the canonical parameter NAME, flattened, one of KINDS. Data
+ranks that share a shard under the distributed optimizer write a range of it each, and the index joins them.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
+from torch import Tensor
+
+from nemo_simplerl.model import hf_map
+from nemo_simplerl.model.load import layer_offset
+from nemo_simplerl.model.source import EMBEDDING, HEAD, full_shape, head_mapping
+from nemo_simplerl.model.torch_dist import BlockSink, GlobalTensor
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.trainer.learner import Learner
+
+FOLDER = "optimizer"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MASTER = "master"  # the float32 copy that is stepped in place of bfloat16 weights
+KINDS = (*_MOMENTS, _MASTER)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What this rank's optimizer steps of one parameter: elements `start` and on of its flattened tensor shard."""
+
+    name: str  # canonical, in the whole model
+    param: Tensor
+    stepped: Tensor
+    start: int
+    adam: Any
+    is_replicated: bool  # over data ranks
+
+    @property
+    def has_master(self) -> bool:
+        return self.stepped.dtype != self.param.dtype
+
+
+@torch.no_grad()
+def add_state(file: BlockSink, learner: Learner, hf: dict, mesh: Mesh) -> None:
+    """Hand `file` every fragment that is this rank's to write. No communication.
+
+    Raises RuntimeError where the optimizer's own count of steps is not the learner's.
+    """
+    _check_steps(learner)
+    for piece in _pieces(learner):
+        entry = head_mapping(learner.gpt.is_critic, piece.name)
+        is_others = (entry.tp_dim is None and mesh.tp_rank != 0) or (piece.is_replicated and mesh.dp_rank != 0)
+        if is_others or _is_tied_copy(piece.name, learner.gpt, hf):
+            continue
+        state = piece.adam.state.get(piece.stepped, {})
+        tensors = {kind: state[kind] for kind in _MOMENTS if kind in state}
+        if piece.has_master:
+            tensors[_MASTER] = piece.stepped
+        for kind, tensor in tensors.items():
+            file.add(_key(kind, mesh.tp_rank, piece.name), tensor.reshape(-1), (piece.param.numel(),), (piece.start,))
+
+
+@torch.no_grad()
+def restore_state(
+    learner: Learner, stored: Mapping[str, GlobalTensor], hf: dict, mesh: Mesh, *, tp_size: int, updates: int
+) -> None:
+    """Fill the optimizer with what `updates` updates left in a run of tensor-parallel size `tp_size`.
+
+    Reads from disk what this rank holds; where the tensor-parallel size differs, the parameters it holds a part of.
+    Raises ValueError where `stored` lacks a tensor or has one of another shape.
+    """
+    learner.updates, is_critic = updates, learner.gpt.is_critic
+    for piece in _pieces(learner):
+        name = EMBEDDING if _is_tied_copy(piece.name, learner.gpt, hf) else piece.name
+        shards = _Shards(stored, name, head_mapping(is_critic, name), full_shape(name, hf, is_critic), tp_size)
+        targets = {_MASTER: piece.stepped} if piece.has_master else {}
+        if updates:
+            moments = {kind: torch.empty_like(piece.stepped) for kind in _MOMENTS}
+            piece.adam.state[piece.stepped].update(moments)
+            targets |= moments
+        for kind, target in targets.items():
+            flat = shards.part(kind, mesh.tp_rank, mesh.tp_size, piece.start, piece.start + target.numel())
+            target.copy_(flat.view(target.shape))
+    if updates:
+        _set_steps(learner)
+    _check_steps(learner)
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """The state of a parameter, as `tp_size` tensor ranks wrote it."""
+
+    stored: Mapping[str, GlobalTensor]
+    name: str
+    entry: hf_map.Mapping
+    shape: tuple[int, ...]  # of the full parameter
+    tp_size: int
+
+    def part(self, kind: str, rank: int, size: int, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` of the flattened shard that tensor rank `rank` of `size` holds."""
+        if self.entry.tp_dim is None:
+            return self._find(kind, 0).read_range(start, stop)
+        if size == self.tp_size:
+            return self._find(kind, rank).read_range(start, stop)
+        shards = [self._find(kind, old).read().view(self._shard_shape()) for old in range(self.tp_size)]
+        full = hf_map.unshard(self.entry.kind, shards, self.entry.tp_dim, self.shape[0])
+        return hf_map.shard(self.entry.kind, full, self.entry.tp_dim, rank, size).reshape(-1)[start:stop]
+
+    def _find(self, kind: str, rank: int) -> GlobalTensor:
+        key, expected = _key(kind, rank, self.name), (math.prod(self._shard_shape()),)
+        tensor = self.stored.get(key)
+        if tensor is None or tensor.shape != expected:
+            found = "none" if tensor is None else f"one of {tensor.shape[0]} elements"
+            raise ValueError(f"the optimizer state should hold {key} of {expected[0]} elements and holds {found}.")
+        return tensor
+
+    def _shard_shape(self) -> tuple[int, ...]:
+        dim, size = self.entry.tp_dim, self.tp_size
+        if dim is None:
+            return self.shape
+        return (*self.shape[:dim], -(-self.shape[dim] // size), *self.shape[dim + 1 :])  # a vocabulary is padded
+
+
+def _key(kind: str, tp_rank: int, name: str) -> str:
+    return f"{kind}.tp{tp_rank}.{name}"
+
+
+def _is_tied_copy(name: str, gpt: GPTModel, hf: dict) -> bool:
+    """Whether a parameter is the last stage's copy of tied embeddings, whose state is that of the first stage's."""
+    return name == HEAD and not gpt.is_critic and hf.get("tie_word_embeddings", False)
+
+
+def _pieces(learner: Learner) -> Iterator[_Piece]:
+    offset = layer_offset(learner.gpt)
+    names = {param: hf_map.full_name(name, offset) for name, param in learner.gpt.named_parameters()}
+    for inner in _inner_optimizers(learner):
+        is_replicated = not isinstance(inner, DistributedOptimizer)
+        for param, stepped, start in _stepped(inner):
+            yield _Piece(names[param], param, stepped, start, inner.optimizer, is_replicated)
+
+
+def _stepped(inner: Any) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """(model parameter, what Adam steps of it, the first element of that in the flattened parameter)."""
+    if isinstance(inner, DistributedOptimizer):
+        # Not by `_get_main_param_and_optimizer_states`: it takes one parameter for another in a group of both dtypes,
+        # such as a bfloat16 critic with its float32 head.
+        params = chain(*inner.model_fp32_groups, *inner.model_float16_groups)
+        parts = chain(*inner.shard_fp32_groups, *inner.shard_fp32_from_float16_groups)
+        for param, part in zip(params, parts, strict=True):
+            yield param, part, inner._get_model_param_range_map(param)["param"].start
+    elif isinstance(inner, Float16OptimizerWithFloat16Params):
+        params = chain(*inner.fp32_from_fp32_groups, *inner.float16_groups)
+        copies = chain(*inner.fp32_from_fp32_groups, *inner.fp32_from_float16_groups)
+        yield from ((param, copy, 0) for param, copy in zip(params, copies, strict=True))
+    else:
+        yield from ((param, param, 0) for group in inner.param_groups for param in group["params"])
+
+
+def _set_steps(learner: Learner) -> None:
+    for inner in _inner_optimizers(learner):
+        adam = inner.optimizer
+        for group in adam.param_groups:
+            if not _counts_by_parameter(adam):
+                group["step"] = learner.updates
+                continue
+            for stepped in group["params"]:
+                adam.state[stepped]["step"] = torch.tensor(float(learner.updates))  # as torch's Adam makes it
+
+
+def _check_steps(learner: Learner) -> None:
+    steps: set[int] = set()
+    for inner in _inner_optimizers(learner):
+        adam = inner.optimizer
+        if _counts_by_parameter(adam):
+            steps |= {int(state["step"]) for state in adam.state.values()}
+        else:
+            steps |= {int(group["step"]) for group in adam.param_groups if group["params"] and "step" in group}
+    if steps - {learner.updates}:
+        raise RuntimeError(f"the optimizer counts {sorted(steps)} steps and its learner {learner.updates} updates.")
+
+
+def _counts_by_parameter(adam: Any) -> bool:
+    """torch's Adam counts steps in the state of each parameter; the fused ones of TE and Apex in the param group."""
+    return isinstance(adam, torch.optim.Adam | torch.optim.AdamW)
+
+
+def _inner_optimizers(learner: Learner) -> list[Any]:
+    return getattr(learner.optimizer, "chained_optimizers", [learner.optimizer])

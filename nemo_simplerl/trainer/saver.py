@@ -1,0 +1,260 @@
+"""Saving while the training goes on: a copy of the state in host memory, and a thread a rank that writes it.
+
+The threads communicate with nobody. The ranks agree on their main threads that all have written; rank 0's thread then
+makes a checkpoint of it.
+"""
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_simplerl.model import shards, torch_dist
+from nemo_simplerl.model.provider import read_hf_config
+from nemo_simplerl.model.source import HF_FILES, WEIGHTS
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.parallel.reductions import gather_objects
+from nemo_simplerl.trainer import optimizer_state
+from nemo_simplerl.trainer.checkpoint import Retention, commit, drop_old, partial_folder, step_folder
+from nemo_simplerl.trainer.learner import Learner
+from nemo_simplerl.trainer.manifest import FileFacts, HashedFolder, Manifest
+
+
+@dataclass(frozen=True)
+class _Block:
+    key: str
+    tensor: Tensor | None  # None: an object
+    value: Any
+    global_shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+
+@dataclass
+class _Blocks:
+    """What a rank has to put into one of its files, in order."""
+
+    items: list[_Block] = field(default_factory=list)
+
+    def add(self, key: str, tensor: Tensor, global_shape: Sequence[int], offsets: Sequence[int]) -> None:
+        self.items.append(_Block(key, tensor.detach(), None, tuple(global_shape), tuple(offsets)))
+
+    def add_object(self, key: str, value: Any) -> None:
+        self.items.append(_Block(key, None, value, (), ()))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(block.tensor.nbytes for block in self.items if block.tensor is not None)
+
+    def write(self, file: torch_dist.RankFile) -> None:
+        for block in self.items:
+            if block.tensor is None:
+                file.add_object(block.key, block.value)
+            else:
+                file.add(block.key, block.tensor, block.global_shape, block.offsets)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one rank has written, or why it has not."""
+
+    num_bytes: int
+    written: dict[str, list[torch_dist.Written]]  # by the folder of the index they belong to
+    files: dict[str, FileFacts]
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """Work on the threads, and what is to be done, in step on all ranks, with what came of it on each."""
+
+    future: Future
+    then: Callable[[list], "_Pending | None"]
+
+
+class HostCopies:
+    """Copies of tensors in memory that is kept for the next ones: memory never touched costs several times the copy.
+
+    Pinned where the tensors are on a GPU, so that they travel at the full speed of the bus.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple, Tensor] = {}
+
+    def take(self, folder: str, blocks: _Blocks) -> _Blocks:
+        """`blocks` with each tensor replaced by its copy, complete once the device is synchronised."""
+        return _Blocks([self._copied(folder, block) for block in blocks.items])
+
+    def _copied(self, folder: str, block: _Block) -> _Block:
+        tensor = block.tensor
+        if tensor is None:
+            return block
+        place = (folder, block.key, block.offsets)
+        if place not in self._kept:
+            self._kept[place] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        self._kept[place].copy_(tensor, non_blocking=True)
+        return replace(block, tensor=self._kept[place])
+
+
+class Saver:
+    """Writes the checkpoints of a run into `folder`, one at a time, and drops those that `keep` does not ask for.
+
+    A save that fails is told through `say` and leaves the checkpoints before it alone; the next one tries again.
+    model_folder: config.json and the tokenizer, packed beside each model's weights.
+    in_background: `save` returns when the state is copied; without, when it is on disk, and no copy is made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        mesh: Mesh,
+        *,
+        model_folder: Path,
+        keep: Retention,
+        in_background: bool,
+        say: Callable[[str], None],
+    ):
+        self._folder, self._mesh, self._model_folder, self._keep, self._say = folder, mesh, model_folder, keep, say
+        self._copies = HostCopies() if in_background else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._closing = threading.Event()
+        self._pending: _Pending | None = None
+        self._failure: str | None = None  # of the last save
+
+    @property
+    def is_pending(self) -> bool:
+        return self._pending is not None
+
+    def save(self, learners: Mapping[str, Learner], manifest: Manifest) -> None:
+        """Begin to write what the learners hold now, under a manifest that lacks the files. Collective."""
+        self.settle(wait_for_it=True)
+        blocks = self._blocks(learners)
+        if self._copies is not None:
+            blocks = {folder: self._copies.take(folder, part) for folder, part in blocks.items()}
+            if self._mesh.device.type == "cuda":
+                torch.cuda.synchronize()
+        future = self._thread.submit(self._write, manifest.step, blocks, learners)
+        self._pending = _Pending(future, partial(self._all_written, manifest))
+        if self._copies is None:
+            self.settle(wait_for_it=True)
+
+    def settle(self, *, wait_for_it: bool) -> None:
+        """Take the pending save as far as all ranks' threads have come; told to wait, to its end. Collective."""
+        while self._pending is not None:
+            if wait_for_it:
+                wait([self._pending.future])
+            future = self._pending.future
+            results = gather_objects(future.result() if future.done() else None, dist.group.WORLD)
+            if any(result is None for result in results):
+                return
+            self._pending = self._pending.then(results)
+
+    def finish(self) -> None:
+        """Wait for the last save. Collective. Raises RuntimeError where it failed: no later one will try again."""
+        self.settle(wait_for_it=True)
+        if self._failure is not None:
+            raise RuntimeError(f"the last checkpoint of the run could not be saved: {self._failure}")
+
+    def close(self) -> None:
+        """Let go of the thread; what it is writing is broken off."""
+        self._closing.set()
+        self._thread.shutdown()
+
+    def _blocks(self, learners: Mapping[str, Learner]) -> dict[str, _Blocks]:
+        """By the folder of the index that they belong to; of the live tensors."""
+        hf, mesh = read_hf_config(self._model_folder), self._mesh
+        found: dict[str, _Blocks] = {}
+        for role, learner in learners.items():
+            weights, optimizer = _Blocks(), _Blocks()
+            if mesh.dp_rank == 0:
+                shards.add_shards(weights, learner.gpt, hf, mesh)
+            optimizer_state.add_state(optimizer, learner, hf, mesh)
+            found |= {f"{role}/{WEIGHTS}": weights, f"{role}/{optimizer_state.FOLDER}": optimizer}
+        return found
+
+    def _write(self, step: int, blocks: Mapping[str, _Blocks], learners: Mapping[str, Learner]) -> _Share:
+        """This rank's files, and on rank 0 what is not sharded. On the thread."""
+        target = HashedFolder(partial_folder(self._folder, step), self._stop_if_closing)
+        written: dict[str, list[torch_dist.Written]] = {}
+        problem = None
+        try:
+            for folder, part in blocks.items():
+                written[folder] = self._write_rank_file(target, folder, part) if part.items else []
+            if self._mesh.rank == 0:
+                for role, learner in learners.items():
+                    self._write_rest(target, role, learner, step)
+        except Exception as error:  # settle tells it, on a rank that has a log
+            problem = _in_words(error)
+        return _Share(sum(part.num_bytes for part in blocks.values()), written, target.files, problem)
+
+    def _write_rank_file(self, target: HashedFolder, folder: str, blocks: _Blocks) -> list[torch_dist.Written]:
+        name = torch_dist.rank_file_name(self._mesh.rank)
+        with target.create(f"{folder}/{name}") as stream:
+            file = torch_dist.RankFile(stream, name)
+            blocks.write(file)
+        return file.written
+
+    def _write_rest(self, target: HashedFolder, role: str, learner: Learner, step: int) -> None:
+        hf = read_hf_config(self._model_folder)
+        files = shards.small_files(self._model_folder, learner.gpt.is_critic)
+        tokenizer = (step_folder(self._folder, step) / role / HF_FILES).absolute()
+        shards.write_rest(lambda name: target.create(f"{role}/{name}"), learner.gpt, hf, files, str(tokenizer))
+
+    def _all_written(self, manifest: Manifest, shares: list[_Share]) -> _Pending | None:
+        num_bytes = sum(share.num_bytes for share in shares)
+        problems = [f"rank {rank}: {share.problem}" for rank, share in enumerate(shares) if share.problem is not None]
+        if problems:
+            return self._end(manifest.step, num_bytes, [problems])
+        future = self._thread.submit(self._commit, manifest, shares)
+        return _Pending(future, partial(self._end, manifest.step, num_bytes))
+
+    def _commit(self, manifest: Manifest, shares: Sequence[_Share]) -> list[str]:
+        """Indices, manifest and name; then the old ones go. Answers what went wrong. On the thread, of rank 0 alone."""
+        if self._mesh.rank != 0:
+            return []
+        target = HashedFolder(partial_folder(self._folder, manifest.step))
+        try:
+            for folder in shares[0].written:
+                written = [item for share in shares for item in share.written[folder]]
+                torch_dist.write_index(lambda name, folder=folder: target.create(f"{folder}/{name}"), written)
+            files = target.files
+            for share in shares:
+                files |= share.files
+            commit(self._folder, replace(manifest, files=dict(sorted(files.items()))))
+        except (OSError, RuntimeError) as error:  # torch.save makes the one of the other
+            return [_in_words(error)]
+        try:
+            drop_old(self._folder, manifest.step, self._keep)
+        except OSError as error:
+            self._say(f"an old checkpoint could not be removed: {_in_words(error)}.")
+        return []
+
+    def _end(self, step: int, num_bytes: int, problems: Sequence[list[str]]) -> None:
+        """Note what became of the save; after a failed one, remove what it left and tell."""
+        self._failure = "; ".join(problems[0]) or None
+        if self._failure is None or self._mesh.rank != 0:
+            return
+        shutil.rmtree(partial_folder(self._folder, step), ignore_errors=True)
+        free = shutil.disk_usage(self._folder).free if self._folder.exists() else 0
+        self._say(
+            f"the checkpoint of step {step} was NOT saved: {self._failure}. It takes {num_bytes / 1e9:.2f} GB and "
+            f"{self._folder} has {free / 1e9:.2f} GB free. Older checkpoints are untouched and the next save tries "
+            "again; make room or mend the disk before it."
+        )
+
+    def _stop_if_closing(self) -> None:
+        if self._closing.is_set():
+            raise InterruptedError("the run ended before it was written")
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f" ({error.filename})" if error.filename else "")
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

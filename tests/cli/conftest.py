@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import pytest
+
+from forms import converted, save_critic, save_model
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> dict[str, Path]:
+    """A model in every form, and a critic; not to be written to."""
+    folder = tmp_path_factory.mktemp("made")
+    hf = save_model(folder / "hf")
+    return {
+        "hf": hf,
+        "critic": save_critic(folder / "critic"),
+        "nemo": converted(hf, folder / "m.nemo", "nemo"),
+        "checkpoint": converted(hf, folder / "step", "checkpoint"),
+    }

@@ -1,0 +1,69 @@
+"""The plan command: exit statuses, one JSON object, and no torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from nemo_simplerl.cli.plan import run
+
+RECIPE = ["simplerl_zero_qwen2.5_math_7b", "--shape", "Qwen2.5-Math-7B"]
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    file = tmp_path / "train.json"
+    file.write_text("[]")
+    return f"data.train_path={file}"
+
+
+def test_a_run_that_can_be_exits_with_0(data, capsys):
+    assert run([*RECIPE, data]) == 0
+    printed = capsys.readouterr().out
+    assert "1 x 8 h100-80g" in printed and printed.endswith("Can run.\n")
+
+
+def test_an_experiment_may_be_named_as_training_names_it(data, capsys):
+    assert run(["experiment=" + RECIPE[0], data, *RECIPE[1:]]) == 0
+    by_override = capsys.readouterr().out
+    assert run([*RECIPE, data]) == 0
+    assert capsys.readouterr().out == by_override
+
+
+def test_a_run_that_cannot_be_exits_with_1_and_lists_why(data, capsys):
+    assert run([*RECIPE, data, "actor.tensor_model_parallel_size=8", "actor.global_batch_size=100"]) == 1
+    printed = capsys.readouterr().out
+    assert "Cannot run, 2 to mend" in printed
+    assert printed.count("\n  - ") == 2
+
+
+def test_json_is_one_object(data, capsys):
+    assert run([*RECIPE, "--json", "--suggest", data, "rollout.engine=trtllm"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["can_run"] is False and found["problems"]
+    assert found["suggestions"] == sorted(found["suggestions"], key=lambda one: one["cost"])
+    assert found["first_change"].startswith("rollout.trtllm.free_gpu_memory_fraction=")
+
+
+@pytest.mark.parametrize("argv", [[], [*RECIPE, "--gpu", "abacus"], [*RECIPE, "--nodes", "0"], [*RECIPE, "--fast"]])
+def test_a_wrong_command_line_exits_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(argv)
+    assert ended.value.code == 2
+
+
+def test_the_quickstart_can_be_planned_for_a_laptop(capsys):
+    assert run(["quickstart", "--gpu", "cpu"]) == 0
+    assert "1 x 1 cpu" in capsys.readouterr().out
+
+
+def test_planning_loads_no_torch(data):
+    code = (
+        "import sys; from nemo_simplerl.cli.main import main; main(sys.argv[1:]); "
+        "print({'torch', 'transformers', 'megatron'} & {name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", *RECIPE, data, "--suggest"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "set()"

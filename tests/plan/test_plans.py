@@ -1,0 +1,239 @@
+"""What a plan says of setups that cannot run, and of the 7B recipe on clusters of several sizes."""
+
+import json
+
+import pytest
+
+from nemo_simplerl.plan.gpus import gpu
+from nemo_simplerl.plan.layout import Cluster
+from nemo_simplerl.plan.plan import make_plan
+from nemo_simplerl.plan.report import Plan, as_dict
+from nemo_simplerl.plan.shapes import PRESETS
+
+RECIPE = "experiment=simplerl_zero_qwen2.5_math_7b"
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    file = tmp_path / "train.json"
+    file.write_text("[]")
+    return f"data.train_path={file}"
+
+
+def plan_of(
+    *overrides: str, nodes: int = 1, ranks: int = 8, name: str = "h100-80g", shape="Qwen2.5-Math-7B", **asked
+) -> Plan:
+    cluster = Cluster(nodes=nodes, gpus_per_node=ranks, gpu=gpu(name, ranks))
+    return make_plan([RECIPE, *overrides], cluster, PRESETS.get(shape), **asked)
+
+
+# Changes to the recipe on eight GPUs, and a piece of each problem that must be told, no more and no fewer.
+BROKEN = {
+    "heads": (
+        ["actor.tensor_model_parallel_size=8"],
+        ["28 attention heads and 4 query groups. Sizes that work: 1, 2 or 4"],
+    ),
+    "layers": (
+        [
+            "actor.tensor_model_parallel_size=1",
+            "actor.pipeline_model_parallel_size=8",
+            "actor.sequence_parallel=false",
+        ],
+        ["pipeline_model_parallel_size=8 does not divide the model's 28 layers"],
+    ),
+    "batch": (
+        ["actor.global_batch_size=102"],
+        ["=102 does not divide the samples of a step", "=102 is not a multiple of actor.micro_batch_size=2"],
+    ),
+    "critic's batch": (
+        ["critic.global_batch_size=96", "critic.micro_batch_size=5"],
+        ["critic.global_batch_size=96 does not divide", "=96 is not a multiple of critic.micro_batch_size=5"],
+    ),
+    "positions": (
+        ["rollout.max_response_tokens=4000"],
+        ["= 5024, but the model's max_position_embeddings is 4096"],
+    ),
+    "world": (
+        ["actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=7"],
+        ["= 14 ranks a replica, but the run has 8"],
+    ),
+    "context": (["actor.context_parallel_size=2"], ["context_parallel_size=2 is not supported yet"]),
+    "ranges": (
+        ["actor.micro_batch_size=0", "rollout.temperature=0"],
+        ["actor.micro_batch_size=0 is out of range", "rollout.temperature=0"],
+    ),
+    "names": (["actor.tensor_parallel=2"], ["actor.tensor_parallel is not a key"]),
+    "engine": (
+        [
+            "rollout.engine=trtllm",
+            "rollout.trtllm.tensor_parallel_size=3",
+            "rollout.trtllm.free_gpu_memory_fraction=0.3",
+            "rollout.top_p=0.9",
+        ],
+        [
+            "rollout.top_p=0.9",
+            "does not divide the model's 28 attention heads",
+            "does not divide 8 ranks into engines",
+        ],
+    ),
+    "no room for a sequence": (
+        ["rollout.engine=trtllm", "rollout.trtllm.free_gpu_memory_fraction=0.001"],
+        ["room for no sequence"],
+    ),
+    "sequence parallel alone": (
+        ["actor.tensor_model_parallel_size=1", "actor.recompute_granularity=null"],
+        [
+            "actor.sequence_parallel=true splits",
+            "memory: start",
+            "memory: rollout",
+            "memory: log-probabilities",
+            "memory: critic update",
+            "memory: actor update",
+            "memory: refit",
+            "room for no sequence",
+        ],
+    ),
+    "many at once": (
+        [
+            "actor.tensor_model_parallel_size=3",
+            "actor.context_parallel_size=2",
+            "actor.global_batch_size=100",
+            "critic.optim.min_lr=1",
+            "rollout.max_response_tokens=4000",
+            "trainer.eval_every=5",
+        ],
+        [
+            "=100 does not divide",
+            "critic.optim.min_lr=1",
+            "trainer.eval_every=5",
+            "attention heads",
+            "max_position_embeddings",
+            "ranks a replica",
+            "is not supported yet",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("changes, told", BROKEN.values(), ids=BROKEN)
+def test_every_problem_of_a_broken_setup_is_told_at_once(changes, told, data):
+    plan = plan_of(data, *changes)
+    for piece in told:
+        assert [piece in problem for problem in plan.problems].count(True) == 1, (piece, plan.problems)
+    assert len(plan.problems) == len(told), plan.problems
+    assert not plan.can_run
+
+
+def test_a_missing_data_set_and_a_missing_model_are_told_together():
+    plan = plan_of("data.train_path=nowhere.json", "model.path=nowhere", shape=None)
+    assert len(plan.problems) == 2
+    assert any("data.train_path='nowhere.json' is not a file" in problem for problem in plan.problems)
+    assert any("model.path='nowhere' holds no config.json" in problem for problem in plan.problems)
+
+
+def test_an_engine_across_nodes_is_refused(data):
+    plan = plan_of(
+        data, "rollout.engine=trtllm", "rollout.trtllm.tensor_parallel_size=4", nodes=4, ranks=2, name="h200-141g"
+    )
+    assert any("an engine cannot span nodes" in problem for problem in plan.problems)
+
+
+def test_tensor_parallelism_across_nodes_runs_with_a_warning(data):
+    plan = plan_of(data, nodes=4, ranks=2)
+    assert plan.problems == []
+    assert any("tensor-parallel groups span nodes" in warning for warning in plan.warnings)
+    assert not any("span nodes" in warning for warning in plan_of(data).warnings)
+
+
+def test_the_machine_that_plans_needs_no_gpu_and_no_transformer_engine(data):
+    assert plan_of(data, "model.transformer_engine=true").problems == []
+    cpu = plan_of(data, "model.transformer_engine=true", name="cpu", ranks=4)
+    assert any("model.transformer_engine=true needs a GPU" in problem for problem in cpu.problems)
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_the_7b_recipe_runs_on_nodes_of_eight_80_gb_gpus(nodes, data):
+    plan = plan_of(data, nodes=nodes, suggest=True)
+    assert plan.problems == []
+    costs = [(change.layout.tensor, change.layout.pipeline) for change in plan.suggestions]
+    assert (4, 1) in costs  # the layout the recipe comes with
+    refused = {(no.tensor, no.pipeline): no.reason for no in plan.refusals}
+    assert refused[(8, 1)] == "TP 8 does not divide 28 attention heads"
+    assert refused[(1, 8)] == "PP 8 does not divide 28 layers"
+    if nodes == 1:
+        assert "lacks" in refused[(1, 1)] and "lacks" in refused[(2, 1)]
+    assert set(costs).isdisjoint(refused)
+
+
+def test_the_7b_recipe_does_not_fit_one_gpu_of_141_gb_and_the_plan_says_why(data):
+    plan = plan_of(
+        data,
+        "actor.tensor_model_parallel_size=1",
+        "actor.sequence_parallel=false",
+        ranks=1,
+        name="h200-141g",
+        suggest=True,
+    )
+    assert plan.suggestions == []
+    (only,) = plan.refusals
+    assert "lacks" in only.reason and "actor optimizer, 85.1 GiB" in only.reason  # 7.6e9 x 12 bytes
+    parts = next(phase for phase in plan.memory.phases if phase.name == "rollout").parts
+    # 18 bytes a parameter: weights 2, gradients 4, masters 4, moments 8. The critic's output layer is a value head.
+    count, without_output = 7_615_616_512, 7_615_616_512 - 152_064 * 3584 + 3584
+    assert sum(size for name, size in parts.items() if name.startswith("actor")) == 18 * count
+    assert sum(size for name, size in parts.items() if name.startswith("critic")) == 18 * without_output
+    assert parts["engine weights"] == 2 * count
+    assert "helps most, and still" in plan.first_change
+
+
+def test_a_small_model_gets_layouts_on_one_gpu_of_141_gb(data):
+    plan = plan_of(
+        data,
+        "actor.tensor_model_parallel_size=1",
+        "actor.sequence_parallel=false",
+        ranks=1,
+        name="h200-141g",
+        shape="Qwen2.5-Math-1.5B",
+        suggest=True,
+    )
+    assert plan.problems == [] and plan.suggestions
+
+
+def test_a_suggested_layout_runs_when_it_is_asked_for(data):
+    asked = ["rollout.engine=trtllm", "actor.tensor_model_parallel_size=8"]
+    suggested = plan_of(data, *asked, suggest=True).suggestions
+    assert suggested
+    for change in suggested:
+        assert plan_of(data, *asked, *change.text.split()).problems == []
+
+
+def test_the_first_change_makes_the_run_fit(data):
+    plan = plan_of(data, "rollout.engine=trtllm")
+    change, is_enough = plan.first_change.split(" ")[0], plan.first_change.endswith("makes it fit.")
+    assert plan.problems and is_enough
+    assert plan_of(data, "rollout.engine=trtllm", change).problems == []
+
+
+def test_the_numbers_of_a_step_are_those_worked_by_hand(data):
+    found = json.loads(json.dumps(as_dict(plan_of(data))))
+    numbers = found["numbers"]
+    assert numbers["data_parallel_size"] == 2  # 8 / TP 4
+    assert numbers["samples_per_step"] == 8192  # 1024 prompts x 8
+    assert numbers["samples_per_rank"] == 4096
+    assert numbers["actor_updates_per_step"] == 64  # 8192 / 128
+    assert numbers["actor_micro_batches_per_update"] == 32  # 128 / (2 x 2)
+    assert numbers["max_tokens_per_step"] == 8192 * 4024
+    assert numbers["kv_bytes_per_token"] == 2 * 28 * 4 * 128 * 2  # keys and values x layers x groups x head size x bf16
+    assert numbers["engines"] == 8
+    assert numbers["sequences_at_once_per_engine"] == 64  # rollout.max_batch_size
+    phases = found["memory"]["phases"]
+    assert list(phases) == ["start", "rollout", "log-probabilities", "critic update", "actor update", "refit"]
+    # TP 4 holds (7,615,616,512 - norms) / 4 + norms; norms: 28 x 2 x 3584 + 3584 = 204,288.
+    count = (7_615_616_512 - 204_288) // 4 + 204_288
+    parts = phases["actor update"]["parts"]
+    assert parts["actor weights"] == 2 * count
+    assert parts["actor gradients"] == 4 * count
+    assert parts["actor optimizer"] == 12 * count // 2  # masters and moments over DP 2
+    assert phases["start"]["parts"]["actor optimizer"] == 4 * count // 2  # no moments before the first update
+    assert found["memory"]["host_per_node"]["reference weights"] == 8 * 2 * count
+    assert all(phase["peak"] == sum(phase["parts"].values()) for phase in phases.values())
