@@ -25,7 +25,12 @@ _MAX_SIDE_BY_SIDE = 4096  # parts of a tensor at one index of its first axis: as
 _DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "int32", "uint8", "bool")
 # Of the classes that `.metadata` names nothing is built but the fields, as they stand; those of Megatron's bookkeeping
 # and of paths are not even read.
-_INERT_MODULES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.", "pathlib")
+_INERT_MODULES = (
+    "torch.distributed.checkpoint.",
+    "torch.distributed._shard.sharded_tensor.metadata",  # before torch 2.3
+    "megatron.core.dist_checkpointing.",
+    "pathlib",
+)
 
 
 @dataclass(frozen=True)

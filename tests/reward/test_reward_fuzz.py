@@ -31,10 +31,10 @@ _QUIETLY = {
 
 
 def _check(gold: str, answer: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # a busy machine must not fail it
     compare(gold, answer)
     verdict = grade_text(gold, "so $\\boxed{" + answer + "}$.")
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert verdict in SIMPLERL_REWARDS
 
 
