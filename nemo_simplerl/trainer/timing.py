@@ -12,15 +12,17 @@ class PhaseTimer:
     """Adds up seconds by phase: `with timer("rollout"): ...`.
 
     A GPU is waited for at both ends of a phase, so that work queued in one is not billed to the next.
-    A phase inside another counts in both.
+    A phase inside another counts in both. `on_enter` is told the name of each before it begins.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, on_enter: Callable[[str], None] | None = None):
+        self._clock, self._on_enter = clock, on_enter
         self._seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        if self._on_enter is not None:
+            self._on_enter(phase)
         _wait_for_device()
         start = self._clock()
         try:
