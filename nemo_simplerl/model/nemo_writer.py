@@ -77,6 +77,7 @@ def add_extra_states(file: torch_dist.BlockSink, num_layers: int) -> None:
 def write_weights(create: Create, tensors: Iterable[tuple[str, Tensor]], num_layers: int, *, is_critic: bool) -> None:
     """Every canonical parameter, whole, in one rank's file; a critic's head as NeMo-Aligner names it."""
     name_of_file = torch_dist.rank_file_name(0)
+    torch_dist.import_early()
     with create(f"{WEIGHTS}/{name_of_file}") as stream:
         file = torch_dist.RankFile(stream, name_of_file)
         for name, tensor in tensors:

@@ -9,9 +9,11 @@ import io
 import json
 import math
 import pickle
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, BinaryIO, Protocol
 
 import torch
@@ -235,6 +237,11 @@ class RankFile:
 
 def rank_file_name(rank: int) -> str:
     return f"__{rank}_0.distcp"
+
+
+def import_early() -> None:
+    """Begin, beside what follows, the import that `write_index` needs: it takes a second."""
+    threading.Thread(target=import_module, args=("torch.distributed.checkpoint.filesystem",), daemon=True).start()
 
 
 def write_index(create: Callable[[str], AbstractContextManager[BinaryIO]], written: Iterable[Written]) -> None:
