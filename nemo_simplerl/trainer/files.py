@@ -32,12 +32,12 @@ def jsonl_text(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
-def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Add one line, on disk on return. The file must end in a whole line: `truncate_jsonl` sees to it."""
+def append_jsonl(path: Path, *rows: dict[str, Any]) -> None:
+    """Add a line for each, on disk on return. The file must end in a whole line: `truncate_jsonl` sees to it."""
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        file.write(jsonl_text([row]))
+        file.write(jsonl_text(list(rows)))
         file.flush()
         os.fsync(file.fileno())
     if is_new:

@@ -1,0 +1,84 @@
+"""`simplerl eval`: a model's accuracy on the recipe's benchmarks, and beside it what the SimpleRL authors reported."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from nemo_simplerl.cli.launch import is_first_rank
+from nemo_simplerl.config.errors import ConfigErrors
+from nemo_simplerl.data.templates import TEMPLATES
+from nemo_simplerl.eval.benchmarks import BENCHMARKS
+
+
+def run(argv: list[str]) -> int:
+    """Exit status: 0; 2 for input that cannot be used."""
+    args = _parser().parse_intermixed_args(argv)
+    from nemo_simplerl.config.load import compose
+
+    try:
+        # Values that have no default and that no evaluation reads.
+        config = compose(["model.path=none", "data.train_path=none.jsonl", *args.overrides])
+        return _evaluate(config, args)
+    except ConfigErrors as errors:
+        _tell("\n".join(f"config: {problem}" for problem in errors.problems))
+    except ValueError as error:
+        if os.environ.get("SIMPLERL_DEBUG"):
+            raise
+        _tell(f"simplerl eval: {error}")
+    return 2
+
+
+def _evaluate(config, args: argparse.Namespace) -> int:
+    from nemo_simplerl.trainer.benchmark import Question, configured, run_benchmarks
+
+    ask = Question(
+        model=args.model,
+        benchmarks=tuple(args.benchmarks.split(",")),
+        data=args.data,
+        output=args.out,
+        template=args.template,
+        prompt_trailing_newline=not args.no_trailing_newline,
+        samples=args.samples,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+        limit=args.limit,
+        compare=args.compare,
+    )
+    run_benchmarks(ask, configured(config, ask), lambda text: print(text, flush=True))
+    if is_first_rank():
+        print((args.out / "results.md").read_text(), end="")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="simplerl eval",
+        description="Answer math benchmarks with a model and grade the answers. Stopped and started again, it goes on.",
+        epilog="Settings of conf/ that concern the engine follow as KEY=VALUE: rollout.engine=trtllm "
+        "model.precision=fp32. Under torchrun the ranks share the work.",
+    )
+    parser.add_argument("model", type=Path, help="a Hugging Face folder, a .nemo, or a run's checkpoints/step_N")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the engine and the grader")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the benchmarks: NAME.jsonl each")
+    parser.add_argument("--out", type=Path, required=True, help="folder for responses and results")
+    parser.add_argument(
+        "--benchmarks", default=",".join(BENCHMARKS), help="comma-separated (default: %(default)s)", metavar="NAMES"
+    )
+    parser.add_argument("--template", choices=TEMPLATES, default="qwen25-math-cot")
+    parser.add_argument("--no-trailing-newline", action="store_true", help="end prompts as the recipe's training did")
+    parser.add_argument("--samples", type=int, default=1, help="of each problem; several want a --temperature")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--max-tokens", type=int, default=3000, help="of a response (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="only the first problems of each benchmark")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compare", action="store_true", help="put the SimpleRL authors' figures beside the results")
+    return parser
+
+
+def _tell(text: str) -> None:
+    if is_first_rank():
+        print(text, file=sys.stderr)

@@ -1,0 +1,125 @@
+r"""The eight benchmarks of the SimpleRL recipe, read from local files in the layout of the Qwen2.5-Math evaluation.
+
+Gold answers are found as there (branch v0 of hkust-nlp/simpleRL-reason, eval/), but where that is wrong: a gold of
+several answers in several `$...$` is one list, and two rows that tell the answer in the question have it taken out.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_simplerl.data.problems import Problem
+from nemo_simplerl.data.rows import Row, read_rows
+from nemo_simplerl.reward.extract import final_answers
+
+_YES_NO = frozenset({"true", "false", "yes", "no"})
+_BETWEEN_MATHS = re.compile(r"\$\s*,\s*\$")
+_ANSWER_AT_END = re.compile(r"(?s)(.*\S)\s*answers?:\s*(\S.*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """`num_rows` are those of the published file; `gold` finds a row's answer, "" where it has none."""
+
+    name: str
+    title: str
+    num_rows: int
+    gold: Callable[[Row], str]
+    mend: Callable[[Row], Row] = dict
+    question_fields: tuple[str, ...] = ("question", "problem")
+    id_fields: tuple[str, ...] = ("id", "unique_id", "idx")
+
+
+def _answer(row: Row) -> str:
+    """AMC's are floats; a whole one is meant as an integer."""
+    value = row.get("answer", "")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _boxed_in_solution(row: Row) -> str:
+    return ", ".join(final_answers(str(row.get("solution", ""))))
+
+
+def _after_hashes(row: Row) -> str:
+    return str(row.get("answer", "")).rpartition("####")[2].strip().replace(",", "")
+
+
+def _olympiad(row: Row) -> str:
+    """`final_answer` holds one text, which for several answers is a list of formulas."""
+    answers = row.get("final_answer")
+    if not isinstance(answers, list) or not answers:
+        return ""
+    return _BETWEEN_MATHS.sub(", ", ", ".join(str(answer).strip() for answer in answers))
+
+
+def _with_answer_apart(row: Row) -> Row:
+    """Two rows of GaoKao 2023 En have no answer and tell it at the end of the question."""
+    if row.get("answer") or not (match := _ANSWER_AT_END.fullmatch(str(row.get("question", "")))):
+        return row
+    return {**row, "question": match[1], "answer": match[2]}
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("aime24", "AIME 2024", 30, _answer),
+        Benchmark("math500", "MATH 500", 500, _boxed_in_solution),
+        Benchmark("amc23", "AMC 2023", 40, _answer),
+        Benchmark("minerva_math", "Minerva Math", 272, _boxed_in_solution),
+        Benchmark("olympiadbench", "OlympiadBench", 675, _olympiad),
+        Benchmark("gsm8k", "GSM8K", 1319, _after_hashes),
+        Benchmark("gaokao2023en", "GaoKao 2023 En", 385, _answer, _with_answer_apart),
+        Benchmark("college_math", "College Math", 2818, _answer),
+    )
+}
+AVERAGED = ("aime24", "math500", "amc23", "minerva_math", "olympiadbench")  # the seed's "Avg." is over these
+
+
+def load_benchmark(name: str, folder: Path, limit: int | None = None) -> list[Problem]:
+    """The problems of `folder`/NAME.jsonl (or NAME/test.jsonl), the first `limit` of them.
+
+    Raises ValueError for an unknown name, a file that is not there or cannot be read, and rows without question or
+    gold answer.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"there is no benchmark {name!r}; choose of {', '.join(BENCHMARKS)}.")
+    benchmark, path = BENCHMARKS[name], benchmark_file(name, folder)
+    problems = [_problem(benchmark, index, row) for index, row in enumerate(read_rows(path))]
+    if bad := [problem.id for problem in problems if not problem.question or not problem.answer]:
+        raise ValueError(
+            f"{path}: {len(bad)} of {len(problems)} rows have no question or no gold answer by the rules of "
+            f"{name} (first: {', '.join(bad[:5])}); bring the file of the Qwen2.5-Math evaluation."
+        )
+    return problems[:limit]
+
+
+def benchmark_file(name: str, folder: Path) -> Path:
+    """Raises ValueError where neither form of the file is there."""
+    forms = [folder / f"{name}.jsonl", folder / name / "test.jsonl"]
+    for path in forms:
+        if path.is_file():
+            return path
+    raise ValueError(f"{name}: neither {forms[0]} nor {forms[1]} is there; name the folder of the files with --data.")
+
+
+def _problem(benchmark: Benchmark, index: int, row: Row) -> Problem:
+    row = benchmark.mend(row)
+    question = str(_first(row, benchmark.question_fields)).strip()
+    gold = benchmark.gold(row)
+    if gold.lower() in _YES_NO:
+        question += " (True or False)" if question else ""  # as the seed asks; it tells nothing of which
+    level = str(row.get("level", ""))
+    return Problem(
+        id=f"{benchmark.name}/{_first(row, benchmark.id_fields) or index}#{index}",
+        question=question,
+        answer=gold,
+        level=int(level) if level.isdecimal() else None,
+        subject=str(row["subject"]) if row.get("subject") else None,
+    )
+
+
+def _first(row: Row, fields: tuple[str, ...]) -> object:
+    return next((row[field] for field in fields if row.get(field) not in (None, "")), "")

@@ -1,0 +1,66 @@
+"""From graded responses to the figures of a benchmark."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from nemo_simplerl.eval.benchmarks import AVERAGED
+from nemo_simplerl.eval.statistics import interval, is_repetitive, majority, num_reflections, pass_at_k, standard_error
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def summarize(rows: Rows) -> dict[str, Any]:
+    """Shares from 0 to 1 of the responses to a benchmark; rows in the order of their questions, n of each.
+
+    `accuracy` is the mean over all samples (pass@1 for one a problem, avg@n for more), with its 95 % interval and
+    standard error over problems. pass@k and maj@n only where there are several samples.
+    """
+    samples = [list(group) for _, group in groupby(rows, key=itemgetter("question"))]
+    n = len(samples[0])
+    is_correct = [[row["verdict"] == "correct" for row in group] for group in samples]
+    scores = [sum(group) / n for group in is_correct]
+    low, high = interval(scores)
+    figures: dict[str, Any] = {
+        "problems": len(samples),
+        "samples": n,
+        "accuracy": _mean(scores),
+        "low": low,
+        "high": high,
+        "standard_error": standard_error(scores),
+        "format_rate": _mean([row["verdict"] != "no_answer" for row in rows]),
+        "truncated_share": _mean([row["finish_reason"] == "length" for row in rows]),
+        "length_mean": _mean([row["length"] for row in rows]),
+        "length_correct_mean": _mean([row["length"] for row in rows if row["verdict"] == "correct"]),
+        "length_wrong_mean": _mean([row["length"] for row in rows if row["verdict"] != "correct"]),
+        "reflections_mean": _mean([num_reflections(row["response"]) for row in rows]),
+        "repetitive_share": _mean([is_repetitive(row["response"]) for row in rows]),
+        "ungraded_share": _mean([row["status"] in ("timeout", "crash") for row in rows]),
+    }
+    if n > 1:
+        for k in _powers_of_two(n):
+            figures[f"pass@{k}"] = _mean([pass_at_k(n, sum(group), k) for group in is_correct])
+        votes = [majority([row["answer"] for row in group]) for group in samples]
+        figures[f"maj@{n}"] = _mean(
+            [vote is not None and correct[vote] for vote, correct in zip(votes, is_correct, strict=True)]
+        )
+    return figures
+
+
+def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Unweighted means of accuracy: of the seed's five benchmarks where all are there, and of all eight likewise."""
+    found = {}
+    if all(name in results for name in AVERAGED):
+        found["average_5"] = _mean([results[name]["accuracy"] for name in AVERAGED])
+    if len(results) == 8:
+        found["average_8"] = _mean([result["accuracy"] for result in results.values()])
+    return found
+
+
+def _powers_of_two(n: int) -> list[int]:
+    return [1 << power for power in range(n.bit_length()) if 1 << power <= n]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

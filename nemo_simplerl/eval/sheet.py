@@ -1,0 +1,59 @@
+"""The responses to a benchmark, chunk by chunk, so that what is on disk is not generated again."""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+
+import torch.distributed as dist
+
+from nemo_simplerl.data.problems import Prompt
+from nemo_simplerl.data.sampler import sample_seed
+from nemo_simplerl.eval.run import Grader, grade_sharded, responses_of, sample_rows
+from nemo_simplerl.reward.extract import final_answers
+from nemo_simplerl.reward.normalize import normalize_answer
+from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
+from nemo_simplerl.rollout.distribute import generate_sharded
+
+
+def answer_sheet(
+    prompts: Sequence[Prompt],
+    engine: RolloutEngine | None,
+    grade: Grader,
+    params: SamplingParams,
+    *,
+    seed: int,
+    chunk_size: int,
+    num_done: int,
+    keep: Callable[[list[dict]], None],
+    group: dist.ProcessGroup | None,
+) -> None:
+    """Answer and grade the prompts after the first `num_done`; `keep` gets each chunk's rows on every rank. Collective.
+
+    Chunks are cut from the prompts in order wherever an earlier run stopped (num_done must be a multiple of
+    `chunk_size`, or all), so that each is computed as it would have been in one go.
+    """
+    assert num_done % chunk_size == 0 or num_done == len(prompts), "an earlier run keeps whole chunks"
+    for start in range(num_done, len(prompts), chunk_size):
+        chunk = prompts[start : start + chunk_size]
+        seeds = [sample_seed(seed, 0, start + i, k) for i in range(len(chunk)) for k in range(params.n)]
+        completions = generate_sharded(engine, [prompt.token_ids for prompt in chunk], params, seeds, group=group)
+        responses = responses_of(chunk, completions, params.n)
+        grades = grade_sharded(grade, responses, group)
+        scores = [float(grade.verdict == "correct") for grade in grades]
+        rows = sample_rows(chunk, completions, grades, scores)
+        answers = (answer_of(completion.text) for completion in completions)
+        keep(
+            [
+                {"question": index} | row | {"answer": answer}
+                for index, row, answer in zip(_repeated(start, params.n), rows, answers, strict=False)
+            ]
+        )
+
+
+def answer_of(response: str) -> str | None:
+    """The final answer as votes are counted by: equal texts are one candidate. None where there is none."""
+    answers = final_answers(response)
+    return normalize_answer(", ".join(answers)) if answers else None
+
+
+def _repeated(start: int, n: int):
+    return (start + i // n for i in count())

@@ -1,0 +1,260 @@
+"""A model on disk, answering the benchmarks: the parts of a run that evaluation needs, without a trainer.
+
+The folder of an evaluation: settings.json, responses/NAME.jsonl, results.json, results.md, model/ (config, tokenizer).
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import xxhash
+from torch import Tensor
+
+from nemo_simplerl.config.schema import Config
+from nemo_simplerl.data.problems import Prompt, render_prompts
+from nemo_simplerl.data.tokenizer import stop_ids
+from nemo_simplerl.eval.benchmarks import load_benchmark
+from nemo_simplerl.eval.results import averages, summarize
+from nemo_simplerl.eval.run import Grader
+from nemo_simplerl.eval.sheet import answer_sheet
+from nemo_simplerl.eval.table import comparison_table, results_table
+from nemo_simplerl.model.source import Source, hf_tensors, open_source
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.parallel.reductions import gather_objects
+from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
+from nemo_simplerl.rollout.refit import bucketed, digest, verified_refit
+from nemo_simplerl.trainer.build import build_engine, tokenizer_of
+from nemo_simplerl.trainer.files import append_jsonl, atomic_write, read_jsonl, truncate_jsonl
+from nemo_simplerl.trainer.grader import build_grader
+from nemo_simplerl.trainer.prepare import model_folder
+from nemo_simplerl.trainer.start import join_world
+
+CHUNK = 128  # problems between two writes
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of which model. `output` is the folder that remembers the answers; lengths are in tokens."""
+
+    model: Path  # a Hugging Face folder, a .nemo, or a training checkpoint
+    benchmarks: tuple[str, ...]
+    data: Path
+    output: Path
+    template: str
+    prompt_trailing_newline: bool
+    samples: int  # of each problem
+    temperature: float  # 0: greedy
+    top_p: float
+    max_tokens: int
+    seed: int
+    limit: int | None  # problems of each benchmark
+    compare: bool
+
+
+def configured(config: Config, ask: Question) -> Config:
+    """`config` as the evaluation needs it: an engine for every rank or group of ranks, and no trainer.
+
+    Raises ValueError where the model cannot be read or leaves no room for a prompt.
+    """
+    positions = open_source(ask.model).hf["max_position_embeddings"]
+    if ask.max_tokens >= positions:
+        raise ValueError(f"--max-tokens {ask.max_tokens} leaves no room for a prompt in {positions} positions.")
+    rollout = dataclasses.replace(
+        config.rollout,
+        n_samples_per_prompt=ask.samples,
+        temperature=ask.temperature,
+        top_p=ask.top_p,
+        max_response_tokens=ask.max_tokens,
+        max_prompt_tokens=positions - ask.max_tokens,
+    )
+    actor = dataclasses.replace(
+        config.actor, tensor_model_parallel_size=1, pipeline_model_parallel_size=1, context_parallel_size=1
+    )
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, path=str(ask.model)),
+        actor=actor,
+        rollout=rollout,
+        data=dataclasses.replace(
+            config.data, template=ask.template, prompt_trailing_newline=ask.prompt_trailing_newline
+        ),
+        trainer=dataclasses.replace(config.trainer, run_dir=str(ask.output), seed=ask.seed),
+    )
+
+
+def run_benchmarks(ask: Question, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
+    """Answer every benchmark under a `configured` configuration; returns what results.json holds.
+
+    What an earlier call with the same settings and weights left in the folder is not generated again. Every rank of the
+    world calls; rank 0 writes. Raises ValueError for input that cannot be used and for a folder of other settings.
+    """
+    problems = {name: load_benchmark(name, ask.data, ask.limit) for name in ask.benchmarks}
+    with join_world(config) as mesh:
+        tell = say if mesh.rank == 0 else _silent
+        source, tokenizer = open_source(config.model.path), tokenizer_of(config)
+        prompts = {name: _prompts(name, problems[name], tokenizer, config) for name in ask.benchmarks}
+        params = sampling_of(config, tokenizer)
+        with (
+            closing(build_grader(config.reward, tell)) as grader,
+            closing(build_engine(config, str(model_folder(config)), mesh, tokenizer)) as engine,
+        ):
+            weights = _load(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
+            settings = settings_of(config, weights, ask.limit)
+            _share_refusal(lambda: _remember(ask.output, settings), mesh)
+            results = {}
+            for name in ask.benchmarks:
+                results[name] = _answer(name, prompts[name], engine, grader.grade, params, ask.output, config, tell)
+                _write(ask, settings, results, mesh)
+        return {"settings": settings, "benchmarks": results, **averages(results)}
+
+
+def sampling_of(config: Config, tokenizer) -> SamplingParams:
+    rollout = config.rollout
+    return SamplingParams(
+        n=rollout.n_samples_per_prompt,
+        max_tokens=rollout.max_response_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        stop=tuple(rollout.stop),
+        stop_token_ids=stop_ids(tokenizer, rollout.stop, rollout.stop_token_ids),
+    )
+
+
+def settings_of(config: Config, weights: str, limit: int | None) -> dict[str, Any]:
+    """What decides the responses; plain values."""
+    rollout = config.rollout
+    names = ("engine", "n_samples_per_prompt", "max_response_tokens", "temperature", "top_p", "top_k", "stop")
+    return {
+        "weights_xxh3": weights,
+        "template": config.data.template,
+        "prompt_trailing_newline": config.data.prompt_trailing_newline,
+        **{name: getattr(rollout, name) for name in names},
+        "precision": config.model.precision,
+        "seed": config.trainer.seed,
+        "limit": limit,
+    }
+
+
+def _prompts(name: str, problems: Sequence, tokenizer, config: Config) -> list[Prompt]:
+    data = config.data
+    try:
+        return render_prompts(
+            problems,
+            tokenizer,
+            data.template,
+            trailing_newline=data.prompt_trailing_newline,
+            max_prompt_tokens=config.rollout.max_prompt_tokens,
+            overlong="error",
+        )[0]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}. Lower --max-tokens to make room for the prompts.") from error
+
+
+def _load(engine: RolloutEngine, source: Source, max_bytes: int, mesh: Mesh) -> str:
+    """The source's weights into the engines of all ranks; a digest of all of them. Collective."""
+    hasher = xxhash.xxh3_64()
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        tensors = ((name, source.read(name)) for name in source.specs)
+        for name, tensor in hf_tensors(tensors, source.hf, source.is_critic):
+            hasher.update(f"{name} {digest(tensor)} ".encode())
+            yield name, tensor.to(mesh.device)
+
+    verified_refit(engine, bucketed(stream(), max_bytes), 0, verify=True, group=dist.group.WORLD)
+    return hasher.hexdigest()
+
+
+def _remember(output: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError where the folder belongs to an evaluation of other settings."""
+    path = output / "settings.json"
+    if not path.is_file():
+        atomic_write(path, json.dumps(settings, indent=2) + "\n")
+        return
+    before = json.loads(path.read_text())
+    if changed := [
+        f"{key} was {before.get(key)!r} and is {value!r}" for key, value in settings.items() if before.get(key) != value
+    ]:
+        raise ValueError(f"{output} holds an evaluation of other settings: {'; '.join(changed)}. Choose another --out.")
+
+
+def _share_refusal(work: Callable[[], None], mesh: Mesh) -> None:
+    """Work of rank 0 whose ValueError is every rank's. Collective."""
+    refusal = None
+    if mesh.rank == 0:
+        try:
+            work()
+        except ValueError as error:
+            refusal = str(error)
+    if refusal := gather_objects(refusal, dist.group.WORLD)[0]:
+        raise ValueError(refusal)
+
+
+def _answer(
+    name: str,
+    prompts: Sequence[Prompt],
+    engine: RolloutEngine,
+    grade: Grader,
+    params: SamplingParams,
+    output: Path,
+    config: Config,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Figures of one benchmark, on every rank. Collective."""
+    path = output / "responses" / f"{name}.jsonl"
+    is_writer = dist.get_rank() == 0
+    rows = _whole_chunks(path, len(prompts), params.n) if is_writer else []
+    num_done = gather_objects(len(rows), dist.group.WORLD)[0] // params.n
+    if num_done:
+        say(f"{name}: {num_done} of {len(prompts)} problems are there already")
+    started = time.monotonic()
+
+    def keep(chunk: list[dict]) -> None:
+        rows.extend(chunk)
+        if is_writer:
+            append_jsonl(path, *chunk)
+            share = sum(row["verdict"] == "correct" for row in rows) / len(rows)
+            say(
+                f"{name}: {len(rows) // params.n}/{len(prompts)}  accuracy {100 * share:.1f} %  "
+                f"{time.monotonic() - started:.0f} s"
+            )
+
+    answer_sheet(
+        prompts,
+        engine if engine.generates else None,
+        grade,
+        params,
+        seed=config.trainer.seed,
+        chunk_size=CHUNK,
+        num_done=num_done,
+        keep=keep,
+        group=dist.group.WORLD,
+    )
+    return gather_objects(summarize(rows) if is_writer else {}, dist.group.WORLD)[0]
+
+
+def _whole_chunks(path: Path, num_prompts: int, n: int) -> list[dict]:
+    """Rows of an earlier call, cut to the chunks that it finished."""
+    done = len(read_jsonl(path)) // n
+    whole = num_prompts if done >= num_prompts else done // CHUNK * CHUNK
+    return truncate_jsonl(path, lambda row: row["question"] < whole)
+
+
+def _write(ask: Question, settings: dict[str, Any], results: dict[str, Any], mesh: Mesh) -> None:
+    if mesh.rank != 0:
+        return
+    means = averages(results)
+    content = {"settings": settings, "benchmarks": results, **means}
+    atomic_write(ask.output / "results.json", json.dumps(content, indent=2) + "\n")
+    text = results_table(results, means) + ("\n" + comparison_table(results) if ask.compare else "")
+    atomic_write(ask.output / "results.md", text)
+
+
+def _silent(text: str) -> None:
+    """Ranks other than the first keep quiet."""
