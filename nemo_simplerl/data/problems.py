@@ -57,10 +57,21 @@ def load_problems(
     left out under "drop" (2 of the 8,523 of the SimpleRL training set). Raises ValueError for them, for rows
     without a question, for a file that cannot be read, and when no problem is left.
     """
-    rows = read_rows(path)
+    return to_problems(read_rows(path), path, question_field, answer_field, without_gold=without_gold)
+
+
+def to_problems(
+    rows: Sequence[Row],
+    path: str | Path,
+    question_field: str,
+    answer_field: str,
+    *,
+    without_gold: Literal["error", "drop", "keep"],
+) -> tuple[list[Problem], int]:
+    """The same of rows that were read from `path`. Under "keep" the answer of a row without gold is empty."""
     for field in (question_field, answer_field):
         missing = [index for index, row in enumerate(rows) if not _text(row.get(field))]
-        may_drop = field == answer_field and without_gold == "drop" and len(missing) < len(rows)
+        may_drop = field == answer_field and without_gold != "error" and len(missing) < len(rows)
         if missing and not may_drop:
             raise ValueError(
                 f"{path}: {name_rows(missing)} without a {field!r} that is non-empty text or a number. "
@@ -70,7 +81,7 @@ def load_problems(
     problems = [
         _problem(index, row, question_field, answer_field)
         for index, row in enumerate(rows)
-        if _text(row.get(answer_field))
+        if without_gold == "keep" or _text(row.get(answer_field))
     ]
     return problems, len(rows) - len(problems)
 
@@ -127,7 +138,7 @@ def _problem(index: int, row: Row, question_field: str, answer_field: str) -> Pr
     return Problem(
         id=str(row.get("id", f"row-{index}")),
         question=_text(row[question_field]),
-        answer=_text(row[answer_field]),
+        answer=_text(row.get(answer_field)),
         level=_level(row.get("level")),
         subject=_text(row.get("subject")) or None,
     )

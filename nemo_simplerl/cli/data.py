@@ -1,0 +1,125 @@
+"""`simplerl data`: a file of problems, looked through and made ready for training."""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_simplerl.data.overlap import KINDS
+from nemo_simplerl.data.templates import TEMPLATES
+
+_FIELDS = ("id", "question", "answer", "level", "subject")
+
+
+def run(argv: list[str]) -> int:
+    """Exit status: 0; 2 for input that cannot be used."""
+    args = _parser().parse_args(argv)
+    try:
+        return _prepare(args)
+    except (ValueError, OSError) as error:
+        print(f"simplerl data: {error}", file=sys.stderr)
+        return 2
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from nemo_simplerl.data.rows import write_rows
+    from nemo_simplerl.data.survey import SIMPLERL_SHA256, Rules, survey
+    from nemo_simplerl.data.tables import problems_of
+    from nemo_simplerl.eval.benchmarks import BENCHMARKS, load_benchmark
+
+    if args.out is not None and args.out.exists():
+        raise ValueError(f"{args.out} exists; choose another name or remove it.")
+    problems = problems_of(args.source, {field: getattr(args, field) for field in _FIELDS})
+    held_out = {}
+    if args.held_out is not None:
+        held_out = {name: load_benchmark(name, args.held_out) for name in BENCHMARKS}
+    rules = Rules(args.drop_overlap, args.drop_duplicates, args.max_prompt_tokens)
+    found = survey(problems, held_out, rules, _counter(args))
+    digest = hashlib.sha256(args.source.read_bytes()).hexdigest()
+    report = {"source": str(args.source), "sha256": digest} | found.report
+    report["unreachable_golds"] = _unreachable(found.kept) if args.check_golds else None
+    for line in _in_words(report, digest == SIMPLERL_SHA256):
+        print(line)
+    if args.out is not None:
+        rows = [{field: getattr(problem, field) for field in _FIELDS} for problem in found.kept]
+        write_rows(args.out, [row | {"answer": row["answer"].strip()} for row in rows])
+        print(f"{len(rows)} problems: {args.out}")
+    if args.report is not None:
+        args.report.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _counter(args: argparse.Namespace):
+    """Counts the tokens of prompts; None without a tokenizer."""
+    if args.tokenizer is None:
+        if args.max_prompt_tokens is not None:
+            raise ValueError("--max-prompt-tokens needs --tokenizer FOLDER to count by.")
+        return None
+    from nemo_simplerl.data.templates import render
+    from nemo_simplerl.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(args.tokenizer)
+
+    def num_tokens(problems) -> list[int]:
+        texts = [render(args.template, problem.question, trailing_newline=True) for problem in problems]
+        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    return num_tokens
+
+
+def _unreachable(problems: Sequence) -> list[str]:
+    """Problems whose own gold answer, in a box, the grader does not accept: no response can be right."""
+    from nemo_simplerl.reward.pool import RewardPool
+
+    with RewardPool(1, timeout_s=10.0, memory_limit_mb=1024) as pool:
+        grades = pool.grade([(problem.answer, rf"\boxed{{{problem.answer}}}") for problem in problems])
+    return [problem.id for problem, grade in zip(problems, grades, strict=True) if grade.verdict != "correct"]
+
+
+def _in_words(report: dict[str, Any], is_simplerl: bool) -> list[str]:
+    known = ": the SimpleRL training set" if is_simplerl else ""
+    lines = [f"{report['source']}: {report['problems']} problems, sha256 {report['sha256'][:12]}...{known}"]
+    for name in ("levels", "subjects"):
+        lines.append(f"{name}: " + ", ".join(f"{key} {count}" for key, count in report[name].items()))
+    for name, unit in (("question_chars", "characters a question"), ("prompt_tokens", "tokens a prompt")):
+        if report[name]:
+            lines.append(f"{unit}: " + ", ".join(f"{key} {value}" for key, value in report[name].items()))
+    for name, what in (("duplicates", "duplicates"), ("overlaps", "overlaps with the benchmarks")):
+        counts = ", ".join(f"{kind} {report[name][kind]['count']}" for kind in KINDS)
+        lines.append(f"{what}: {counts}")
+        for kind in KINDS:
+            for pair in report[name][kind]["first"][:3]:
+                where = f" of {pair['in']}" if "in" in pair else ""
+                question = " ".join(pair["question"].split())[:80]
+                lines.append(f"  {kind}: {pair['id']} and {pair['other']}{where}: {question}")
+    if report["unreachable_golds"] is not None:
+        ids = report["unreachable_golds"]
+        lines.append(f"golds that the grader does not accept of itself: {len(ids)} {', '.join(ids[:5])}".rstrip())
+    reasons = [f"{drop['id']}: {drop['reason']}" for drop in report["dropped"]]
+    lines.append(f"dropped: {len(reasons)}")
+    lines += [f"  {reason}" for reason in reasons[:10]] + (["  ..."] if len(reasons) > 10 else [])
+    return lines
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="simplerl data",
+        description="Look through a file of problems (.json, .jsonl, .csv, .parquet): counts, lengths, duplicates, "
+        "overlap with the benchmarks. With --out, write what is kept as JSON lines for data.train_path.",
+    )
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--out", type=Path, help="JSON lines of id, question, answer, level, subject")
+    parser.add_argument("--report", type=Path, help="everything found, as JSON")
+    for field in _FIELDS:
+        parser.add_argument(f"--{field}", default=field, metavar="FIELD", help=f"the file's name for it ({field})")
+    parser.add_argument("--held-out", type=Path, metavar="DIR", help="folder of the eight benchmarks, to compare with")
+    parser.add_argument("--drop-overlap", choices=KINDS, help="leave out overlaps as sure as this, or surer")
+    parser.add_argument("--drop-duplicates", choices=KINDS, help="the same of duplicates: the first one stays")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="counts the tokens of prompts")
+    parser.add_argument("--template", choices=TEMPLATES, default="qwen25-math-cot", help="that they are rendered by")
+    parser.add_argument("--max-prompt-tokens", type=int, help="leave out longer prompts")
+    parser.add_argument("--check-golds", action="store_true", help="give the grader each gold answer in a box")
+    return parser
