@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_simplerl.data.overlap import KINDS
-from nemo_simplerl.data.templates import TEMPLATES
+from nemo_simplerl.data.templates import NAMES
 
 _FIELDS = ("id", "question", "answer", "level", "subject")
 
@@ -58,13 +58,14 @@ def _counter(args: argparse.Namespace):
         if args.max_prompt_tokens is not None:
             raise ValueError("--max-prompt-tokens needs --tokenizer FOLDER to count by.")
         return None
-    from nemo_simplerl.data.templates import render
+    from nemo_simplerl.data.templates import renderer
     from nemo_simplerl.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)
+    prompt_of = renderer(args.template, tokenizer, trailing_newline=True)
 
     def num_tokens(problems) -> list[int]:
-        texts = [render(args.template, problem.question, trailing_newline=True) for problem in problems]
+        texts = [prompt_of(problem.question) for problem in problems]
         return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     return num_tokens
@@ -119,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drop-overlap", choices=KINDS, help="leave out overlaps as sure as this, or surer")
     parser.add_argument("--drop-duplicates", choices=KINDS, help="the same of duplicates: the first one stays")
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="counts the tokens of prompts")
-    parser.add_argument("--template", choices=TEMPLATES, default="qwen25-math-cot", help="that they are rendered by")
+    parser.add_argument("--template", choices=NAMES, default="qwen25-math-cot", help="that they are rendered by")
     parser.add_argument("--max-prompt-tokens", type=int, help="leave out longer prompts")
     parser.add_argument("--check-golds", action="store_true", help="give the grader each gold answer in a box")
     return parser

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nemo_simplerl.cli.launch import is_first_rank
 from nemo_simplerl.config.errors import ConfigErrors
-from nemo_simplerl.data.templates import TEMPLATES
+from nemo_simplerl.data.templates import NAMES
 from nemo_simplerl.eval.benchmarks import BENCHMARKS
 
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--benchmarks", default=",".join(BENCHMARKS), help="comma-separated (default: %(default)s)", metavar="NAMES"
     )
-    parser.add_argument("--template", choices=TEMPLATES, default="qwen25-math-cot")
+    parser.add_argument("--template", choices=NAMES, default="qwen25-math-cot")
     parser.add_argument("--no-trailing-newline", action="store_true", help="end prompts as the recipe's training did")
     parser.add_argument("--samples", type=int, default=1, help="of each problem; several want a --temperature")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")

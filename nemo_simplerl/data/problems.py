@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nemo_simplerl.data.rows import Row, name_rows, read_rows
-from nemo_simplerl.data.templates import render
+from nemo_simplerl.data.templates import renderer
 
 if TYPE_CHECKING:  # transformers takes seconds to load, and a problem is text
     from transformers import PreTrainedTokenizerBase
@@ -101,7 +101,8 @@ def render_prompts(
     the cut loses the assistant's turn), or refused. Raises ValueError for a refused one and when no prompt is
     left.
     """
-    texts = [render(template, problem.question, trailing_newline=trailing_newline) for problem in problems]
+    prompt_of = renderer(template, tokenizer, trailing_newline=trailing_newline)
+    texts = [prompt_of(problem.question) for problem in problems]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     longest = max(map(len, ids), default=0)
     too_long = [problem.id for problem, row in zip(problems, ids, strict=True) if len(row) > max_prompt_tokens]

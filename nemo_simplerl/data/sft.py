@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.data.rows import Row, name_rows, read_rows
-from nemo_simplerl.data.templates import render
+from nemo_simplerl.data.templates import renderer
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +66,8 @@ def load_sft(
     """
     rows = read_rows(path)
     _check_rows(path, rows)
-    prompts = [
-        row["prompt"] if "prompt" in row else render(template, row["question"], trailing_newline=trailing_newline)
-        for row in rows
-    ]
+    prompt_of = renderer(template, tokenizer, trailing_newline=trailing_newline)
+    prompts = [row["prompt"] if "prompt" in row else prompt_of(row["question"]) for row in rows]
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     response_ids = tokenizer([row["response"] for row in rows], add_special_tokens=False)["input_ids"]
     examples = [

@@ -1,5 +1,8 @@
 """Prompt templates: a question in, the text that the model continues out."""
 
+from collections.abc import Callable
+from typing import Protocol
+
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 _QUESTION = "{question}"
 
@@ -17,6 +20,35 @@ TEMPLATES = {
 }
 
 
+CHAT = "chat"  # the tokenizer's own
+NAMES = (*TEMPLATES, CHAT)
+
+
+class ChatTokenizer(Protocol):
+    """What is asked of a transformers tokenizer."""
+
+    chat_template: str | None
+
+    def apply_chat_template(self, conversation, *, tokenize: bool, add_generation_prompt: bool) -> str: ...
+
+
+def renderer(template: str, tokenizer: ChatTokenizer, *, trailing_newline: bool) -> Callable[[str], str]:
+    """From a question to its prompt. "chat" is the tokenizer's own template, asked to open the assistant's turn, with
+    the instruction after the question. Raises ValueError for an unknown template, and where the tokenizer has none.
+    """
+    if template != CHAT:
+        render(template, "", trailing_newline=trailing_newline)  # an unknown one is told before work starts
+        return lambda question: render(template, question, trailing_newline=trailing_newline)
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"the tokenizer has no chat template; choose one of {', '.join(TEMPLATES)}")
+
+    def chat(question: str) -> str:
+        turn = {"role": "user", "content": f"{question}\n{INSTRUCTION}"}
+        return tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+
+    return chat
+
+
 def render(template: str, question: str, *, trailing_newline: bool) -> str:
     """The prompt of a question, special tokens written out.
 
@@ -24,7 +56,8 @@ def render(template: str, question: str, *, trailing_newline: bool) -> str:
     stay as they are. Raises ValueError for an unknown template.
     """
     if template not in TEMPLATES:
-        raise ValueError(f"unknown prompt template {template!r}; choose one of {', '.join(TEMPLATES)}")
+        known = f"unknown prompt template {template!r}; choose one of {', '.join(TEMPLATES)}"
+        raise ValueError("a created model's tokenizer has no chat template" if template == CHAT else known)
     # Not str.format: \boxed{} and the question have braces of their own.
     text = TEMPLATES[template].replace(_QUESTION, question, 1)
     is_chat = TEMPLATES[template].endswith("<|im_start|>assistant")

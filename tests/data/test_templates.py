@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nemo_simplerl.data.problems import load_problems
-from nemo_simplerl.data.templates import TEMPLATES, render
+from nemo_simplerl.data.templates import INSTRUCTION, TEMPLATES, render, renderer
 
 TRAINING_SET = Path(__file__).parents[2].parent / "shared/data/math_level3to5_data_processed_with_qwen_prompt.json"
 
@@ -67,3 +67,22 @@ def test_braces_in_a_question_stay():
 def test_an_unknown_template_names_the_known_ones():
     with pytest.raises(ValueError, match=f"'chatml'; choose one of {', '.join(TEMPLATES)}"):
         render("chatml", "x", trailing_newline=True)
+
+
+class Chatty:
+    chat_template = "..."
+
+    def apply_chat_template(self, conversation, *, tokenize, add_generation_prompt):
+        assert not tokenize and add_generation_prompt
+        return "".join(f"[{turn['role']}]{turn['content']}" for turn in conversation) + "[assistant]"
+
+
+def test_chat_is_the_tokenizers_own_template_with_the_instruction_after_the_question():
+    assert renderer("chat", Chatty(), trailing_newline=True)("1+1?") == f"[user]1+1?\n{INSTRUCTION}[assistant]"
+    assert renderer("abel", Chatty(), trailing_newline=True)("q") == render("abel", "q", trailing_newline=True)
+    mute = Chatty()
+    mute.chat_template = None
+    with pytest.raises(ValueError, match="the tokenizer has no chat template; choose one of qwen25-math-cot"):
+        renderer("chat", mute, trailing_newline=True)
+    with pytest.raises(ValueError, match="unknown prompt template 'chatty'"):
+        renderer("chatty", mute, trailing_newline=True)
