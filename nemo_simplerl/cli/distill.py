@@ -1,0 +1,167 @@
+"""`simplerl distill`: a warm start's examples, sampled from an OpenAI-compatible endpoint, the right ones kept."""
+
+import argparse
+import os
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from nemo_simplerl.data.distill import Request, kept, missing
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+_RETRIED = (408, 409, 429, 500, 502, 503, 504)
+
+
+class Endpoint:
+    """`POST URL/chat/completions`, asked from several threads.
+
+    What fails for a while (429 and its Retry-After, 5xx, a lost connection, silence) is tried `retries` times with
+    growing pauses.
+    """
+
+    def __init__(self, url: str, settings: dict[str, Any], *, timeout_s: float, retries: int):
+        self._url, self._settings, self._timeout_s, self._retries = url.rstrip("/"), settings, timeout_s, retries
+        self._of_thread = threading.local()
+
+    def ask(self, request: Request) -> dict[str, str]:
+        """The response and its finish_reason. Raises OSError where it cannot be had (requests' exceptions are such)."""
+        body = self._settings | {"messages": request.messages(), "n": 1, "seed": request.sample}
+        answer = self._session().post(f"{self._url}/chat/completions", json=body, timeout=self._timeout_s)
+        if not answer.ok:
+            raise OSError(f"{self._url} answered {answer.status_code}: {' '.join(answer.text.split())[:300]}")
+        try:
+            choice = answer.json()["choices"][0]
+            return {"response": choice["message"]["content"] or "", "finish_reason": str(choice["finish_reason"])}
+        except (ValueError, LookupError, TypeError) as error:
+            raise OSError(f"{self._url} answered what is no chat completion: {error!r}") from error
+
+    def _session(self):
+        if not hasattr(self._of_thread, "session"):
+            import requests
+            from urllib3.util import Retry
+
+            retry = Retry(
+                total=self._retries,
+                backoff_factor=0.5,
+                backoff_jitter=0.2,
+                status_forcelist=_RETRIED,
+                allowed_methods=None,
+                raise_on_status=False,
+            )
+            self._of_thread.session = requests.Session()
+            for scheme in ("http://", "https://"):
+                self._of_thread.session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
+            if key := os.environ.get(KEY_VARIABLE):
+                self._of_thread.session.headers["Authorization"] = f"Bearer {key}"
+        return self._of_thread.session
+
+
+def run(argv: list[str]) -> int:
+    """Exit status: 0; 1 where answers are missing (the same command asks for them again); 2 for unusable input."""
+    args = _parser().parse_args(argv)
+    try:
+        return _distill(args)
+    except (ValueError, OSError) as error:
+        print(f"simplerl distill: {error}", file=sys.stderr)
+        return 2
+
+
+def _distill(args: argparse.Namespace) -> int:
+    from nemo_simplerl.data.rows import write_rows
+    from nemo_simplerl.data.tables import problems_of
+    from nemo_simplerl.reward.pool import RewardPool
+    from nemo_simplerl.trainer.files import truncate_jsonl
+
+    if min(args.samples, args.keep, args.connections) < 1:
+        raise ValueError("--samples, --keep and --connections must be at least 1.")
+    fields = {"question": args.question, "answer": args.answer}
+    problems = [problem for problem in problems_of(args.problems, fields) if problem.answer]
+    record = args.out.with_name(args.out.name + ".samples")
+    done = truncate_jsonl(record, lambda row: True)
+    requests = missing(problems, args.samples, done)
+    print(f"{len(problems)} problems, {len(done)} samples are there, {len(requests)} to ask for")
+    settings = {
+        "model": args.model,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "max_tokens": args.max_tokens,
+    }
+    endpoint = Endpoint(args.endpoint, settings, timeout_s=args.timeout, retries=args.retries)
+    with RewardPool(args.workers, timeout_s=10.0, memory_limit_mb=1024) as pool:
+        failures = _sample(requests, endpoint, pool, record, done, args.connections)
+    rows = kept(problems, done, args.keep, source=args.model)
+    write_rows(args.out, rows)
+    verdicts = Counter(row["verdict"] for row in done)
+    print(", ".join(f"{verdict} {count}" for verdict, count in verdicts.most_common()))
+    print(f"{len(rows)} examples of {len({row['question'] for row in rows})} problems: {args.out}")
+    if failures:
+        print(f"{len(failures)} requests failed ({failures[0]}); the same command asks for them again", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _sample(
+    requests: list[Request], endpoint: Endpoint, pool, record: Path, done: list[dict], num_connections: int
+) -> list[str]:
+    """Ask for everything, each answer graded and on disk before it counts. Answers why requests failed."""
+    from nemo_simplerl.trainer.files import append_jsonl
+
+    failures: list[str] = []
+    waiting = iter(requests)
+    with ThreadPoolExecutor(num_connections) as threads:
+        running: dict[Future, Request] = {}
+
+        def start_next() -> None:
+            # No more than there are connections: a fatal answer to the first ends it before thousands are queued.
+            if (request := next(waiting, None)) is not None:
+                running[threads.submit(endpoint.ask, request)] = request
+
+        for _ in range(num_connections):
+            start_next()
+        while running:
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                request = running.pop(future)
+                try:
+                    answer = future.result()
+                except OSError as error:
+                    failures.append(str(error))
+                    if len(failures) >= 10 and len(failures) > len(done):
+                        continue  # nothing works: what runs comes to its end, nothing new is asked
+                else:
+                    verdict = pool.grade([(request.problem.answer, answer["response"])])[0].verdict
+                    row = {"id": request.problem.id, "sample": request.sample, **answer, "verdict": verdict}
+                    append_jsonl(record, row)
+                    done.append(row)
+                    if len(done) % 100 == 0:
+                        right = sum(row["verdict"] == "correct" for row in done) / len(done)
+                        print(f"{len(done)} samples, {100 * right:.1f} % right", flush=True)
+                start_next()
+    return failures
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="simplerl distill",
+        description="Ask a model behind an OpenAI-compatible endpoint for solutions, grade them, and write the right "
+        f"ones as examples for `simplerl sft` (data.sft_path). The key, where one is needed, is in {KEY_VARIABLE}. "
+        "Every answer is kept in OUT.samples, so that a call that was broken off goes on.",
+    )
+    parser.add_argument("problems", type=Path, help=".json, .jsonl, .csv or .parquet")
+    parser.add_argument("--endpoint", required=True, help="such as http://localhost:8000/v1")
+    parser.add_argument("--model", required=True, help="by the endpoint's name for it")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines of question, response, answer, source")
+    parser.add_argument("--question", default="question", metavar="FIELD")
+    parser.add_argument("--answer", default="answer", metavar="FIELD")
+    parser.add_argument("--samples", type=int, default=4, help="of each problem")
+    parser.add_argument("--keep", type=int, default=1, help="right and different ones of each problem")
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--max-tokens", type=int, default=3000)
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2, help="processes that grade")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds of silence before a request is repeated")
+    parser.add_argument("--retries", type=int, default=6)
+    return parser

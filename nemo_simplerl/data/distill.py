@@ -1,0 +1,59 @@
+"""Long chains of thought for the warm start, sampled from a stronger model: what to ask, and what to keep."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_simplerl.data.problems import Problem
+from nemo_simplerl.data.templates import INSTRUCTION
+
+Sample = Mapping[str, Any]  # id, sample, response, finish_reason, verdict
+
+
+@dataclass(frozen=True)
+class Request:
+    problem: Problem
+    sample: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.problem.id, self.sample
+
+    def messages(self) -> list[dict[str, str]]:
+        """The recipe's instruction as the system's turn, the question as the user's."""
+        return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": self.problem.question}]
+
+
+def missing(problems: Sequence[Problem], num_samples: int, done: Iterable[Sample]) -> list[Request]:
+    """What is still to be asked: a sample of every problem first, then the next of each."""
+    there = {(row["id"], row["sample"]) for row in done}
+    wanted = (Request(problem, sample) for sample in range(num_samples) for problem in problems)
+    return [request for request in wanted if request.key not in there]
+
+
+def kept(problems: Sequence[Problem], samples: Iterable[Sample], per_problem: int, source: str) -> list[dict[str, Any]]:
+    """Rows of the warm start's file: of each problem, in order, its first different responses that are right and whole.
+
+    Each names where it comes from. Responses count as equal when they differ in white space alone.
+    """
+    by_problem: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample["verdict"] == "correct" and sample["finish_reason"] == "stop":
+            by_problem.setdefault(sample["id"], []).append(sample)
+    rows = []
+    for problem in problems:
+        seen: set[str] = set()
+        for sample in sorted(by_problem.get(problem.id, ()), key=lambda sample: sample["sample"]):
+            text = " ".join(sample["response"].split())
+            if text not in seen and len(seen) < per_problem:
+                seen.add(text)
+                rows.append(
+                    {
+                        "id": f"{problem.id}/{sample['sample']}",
+                        "question": problem.question,
+                        "response": sample["response"].strip(),
+                        "answer": problem.answer,
+                        "source": source,
+                    }
+                )
+    return rows

@@ -1,0 +1,133 @@
+"""`simplerl distill` against an endpoint on loopback that errs, dawdles and limits."""
+
+import json
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from nemo_simplerl.cli.distill import run
+from nemo_simplerl.data.distill import kept, missing
+from nemo_simplerl.data.problems import Problem
+
+PROBLEMS = [Problem(f"row-{i}", f"{i} + 1?", str(i + 1), None, None) for i in range(12)]
+
+
+@contextmanager
+def endpoint(reply):
+    """`reply(question, seed, nth)` gives (status, text, headers) of the nth request for that sample."""
+    asked: Counter = Counter()
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert self.path == "/v1/chat/completions" and body["model"] == "teacher"
+            assert "boxed" in body["messages"][0]["content"]
+            key = body["messages"][1]["content"], body["seed"]
+            with lock:
+                asked[key] += 1
+            status, text, headers = reply(*key, asked[key])
+            if status is None:  # hangs up
+                self.connection.close()
+                return
+            choice = {"message": {"content": text}, "finish_reason": "stop"}
+            content = json.dumps({"choices": [choice]}).encode() if status == 200 else text.encode()
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def problems(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"question": p.question, "answer": p.answer}) + "\n" for p in PROBLEMS))
+    return path
+
+
+def _distill(problems, url, *options):
+    out = problems.with_name("sft.jsonl")
+    base = [str(problems), "--endpoint", url, "--model", "teacher", "--out", str(out), "--connections", "4"]
+    status = run([*base, "--workers", "1", *options])
+    return status, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else None
+
+
+def _right(question):
+    return f"Think. \\boxed{{{int(question.split()[0]) + 1}}}"
+
+
+def test_errors_limits_and_lost_connections_lose_nothing_and_double_nothing(problems):
+    def reply(question, seed, nth):
+        if nth == 1 and int(question.split()[0]) % 3 == 0:
+            return 429, "slow down", {"Retry-After": "0"}
+        if nth == 1 and int(question.split()[0]) % 3 == 1:
+            return None, "", {}
+        return (500, "oops", {}) if nth == 2 and seed == 0 else (200, _right(question), {})
+
+    with endpoint(reply) as (url, asked):
+        status, rows = _distill(problems, url, "--samples", "2")
+    assert status == 0
+    assert [row["id"] for row in rows] == [f"row-{i}/0" for i in range(12)]  # both samples alike: one of them
+    samples = [json.loads(line) for line in (problems.parent / "sft.jsonl.samples").read_text().splitlines()]
+    assert Counter((row["id"], row["sample"]) for row in samples) == Counter(
+        (p.id, k) for p in PROBLEMS for k in (0, 1)
+    )
+    assert max(asked.values()) == 3
+
+
+def test_a_call_that_was_broken_off_goes_on_with_what_is_missing(problems):
+    broken = True
+
+    def reply(question, seed, nth):
+        return (401, "no key", {}) if broken and int(question.split()[0]) >= 5 else (200, _right(question), {})
+
+    with endpoint(reply) as (url, asked):
+        status, rows = _distill(problems, url, "--samples", "1")
+        assert (status, len(rows)) == (1, 5)
+        record = problems.parent / "sft.jsonl.samples"
+        record.write_text(record.read_text() + '{"id": "row-7", "sam')  # as a kill leaves it
+        broken = False
+        before = dict(asked)
+        status, rows = _distill(problems, url, "--samples", "1")
+    assert (status, len(rows)) == (0, 12)
+    assert all(asked[f"{i} + 1?", 0] == before[f"{i} + 1?", 0] for i in range(5))
+    assert {row["source"] for row in rows} == {"teacher"}
+
+
+def test_an_endpoint_that_never_works_is_left_after_a_few_requests(problems, capsys):
+    with endpoint(lambda question, seed, nth: (403, "forbidden", {})) as (url, asked):
+        status, rows = _distill(problems, url, "--samples", "50")
+    assert (status, rows) == (1, [])
+    assert sum(asked.values()) < 20
+    assert "answered 403: forbidden" in capsys.readouterr().err
+
+
+def test_only_right_whole_and_different_responses_are_kept():
+    def sample(k, response, verdict="correct", finish_reason="stop"):
+        return {"id": "row-0", "sample": k, "response": response, "verdict": verdict, "finish_reason": finish_reason}
+
+    samples = [sample(3, "c"), sample(0, "a  b\n"), sample(1, "a b"), sample(2, "x", "incorrect")]
+    samples += [sample(4, "cut", finish_reason="length"), sample(5, "d")]
+    assert [row["response"] for row in kept(PROBLEMS, samples, 2, "m")] == ["a  b", "c"]
+    assert [request.key for request in missing(PROBLEMS[:2], 2, samples[1:2])] == [
+        ("row-1", 0),
+        ("row-0", 1),
+        ("row-1", 1),
+    ]
