@@ -83,12 +83,7 @@ def _distill(args: argparse.Namespace) -> int:
     done = truncate_jsonl(record, lambda row: True)
     requests = missing(problems, args.samples, done)
     print(f"{len(problems)} problems, {len(done)} samples are there, {len(requests)} to ask for")
-    settings = {
-        "model": args.model,
-        "temperature": args.temperature,
-        "top_p": args.top_p,
-        "max_tokens": args.max_tokens,
-    }
+    settings = {name: getattr(args, name) for name in ("model", "temperature", "top_p", "max_tokens")}
     endpoint = Endpoint(args.endpoint, settings, timeout_s=args.timeout, retries=args.retries)
     with RewardPool(args.workers, timeout_s=10.0, memory_limit_mb=1024) as pool:
         failures = _sample(requests, endpoint, pool, record, done, args.connections)

@@ -86,9 +86,8 @@ def test_errors_limits_and_lost_connections_lose_nothing_and_double_nothing(prob
     assert status == 0
     assert [row["id"] for row in rows] == [f"row-{i}/0" for i in range(12)]  # both samples alike: one of them
     samples = [json.loads(line) for line in (problems.parent / "sft.jsonl.samples").read_text().splitlines()]
-    assert Counter((row["id"], row["sample"]) for row in samples) == Counter(
-        (p.id, k) for p in PROBLEMS for k in (0, 1)
-    )
+    every = [(problem.id, k) for problem in PROBLEMS for k in (0, 1)]
+    assert Counter((row["id"], row["sample"]) for row in samples) == Counter(every)
     assert max(asked.values()) == 3
 
 
