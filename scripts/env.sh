@@ -1,13 +1,16 @@
 # Sourced by the other scripts, never run. Defines:
 #   prepare_env [EXTRAS]   a virtual environment with the project installed in it; sets PY to its python
 #   use_threads COUNT      OMP_NUM_THREADS for COUNT processes on this machine, unless it is set already
-#   launch NPROC ARGS...   replaces this shell by `python -m nemo_simplerl ARGS`, under torchrun when NPROC > 1
+#   launch NPROC ARGS...   says what it chose and replaces this shell by `python -m nemo_simplerl ARGS`, under torchrun
+#                          when there is more than one rank
 #   num_gpus, num_cores, check_count, usage, fail
 #
 # Environment:
 #   VENV     folder of the virtual environment (default: .venv beside setup.py); VENV=system installs nothing and uses
 #            the python3 on PATH as it is, for a container image that has everything
 #   PYTHON   interpreter to make it with (default: the first of python3.11 python3.12 python3.10 python3 that works)
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   for `launch` on several machines, called once on each: how many there
+#            are (default 1), which one this is (0, 1, ...), and where all ranks meet (a name of machine 0; port 29500)
 #   PIP_*    are pip's own and are left alone
 # shellcheck shell=bash
 
@@ -71,13 +74,43 @@ use_threads() { # COUNT
 }
 
 launch() { # NPROC ARGS...
-  local nproc=$1
+  local nproc=$1 torchrun=()
   shift
   use_threads "$nproc"
-  if [ "$nproc" -gt 1 ]; then
-    exec "$PY" -m torch.distributed.run --standalone --nproc_per_node "$nproc" -m nemo_simplerl "$@"
+  if [ "${NNODES:-1}" != 1 ]; then
+    check_nodes
+    torchrun=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
+  elif [ "$nproc" -gt 1 ]; then
+    torchrun=(--standalone)
+  fi
+  say "$(launch_in_words "$nproc")"
+  if [ "${#torchrun[@]}" -gt 0 ]; then
+    exec "$PY" -m torch.distributed.run "${torchrun[@]}" --nproc_per_node "$nproc" -m nemo_simplerl "$@"
   fi
   exec "$PY" -m nemo_simplerl "$@"
+}
+
+launch_in_words() { # NPROC
+  local ranks="$1 ranks" meeting="" packages=$VENV
+  if [ "$1" = 1 ]; then ranks="1 rank"; fi
+  if [ "${NNODES:-1}" != 1 ]; then
+    ranks="machine $NODE_RANK of $NNODES, $ranks on each"
+    meeting=", meeting at $MASTER_ADDR:$MASTER_PORT"
+  elif [ "$1" -gt 1 ]; then
+    meeting=", meeting at a free port of this machine"
+  fi
+  if [ "$VENV" = system ]; then packages="$PY as it is"; fi
+  printf '%s\n' "$ranks, OMP_NUM_THREADS=$OMP_NUM_THREADS, $(num_gpus) GPUs$meeting; Python: $packages"
+}
+
+check_nodes() { # sets MASTER_PORT
+  check_count NNODES "$NNODES"
+  case ${NODE_RANK:-} in
+    '' | *[!0-9]* | 0?*) fail "NNODES=$NNODES needs NODE_RANK=0 to $((NNODES - 1)), another one on each machine" ;;
+  esac
+  if [ "$NODE_RANK" -ge "$NNODES" ]; then fail "NODE_RANK=$NODE_RANK, but NNODES=$NNODES machines count from 0"; fi
+  [ -n "${MASTER_ADDR:-}" ] || fail "NNODES=$NNODES needs MASTER_ADDR: a name or address of machine 0 that all can reach"
+  MASTER_PORT=${MASTER_PORT:-29500}
 }
 
 check_count() { # NAME VALUE

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Trains on one machine, with one process for each GPU.
+# Trains with one process for each GPU, on one machine or, called once on each, on several.
 #
 # usage: scripts/train.sh OVERRIDE...
 #   scripts/train.sh experiment=simplerl_zero_qwen2.5_math_7b model.path=/models/Qwen2.5-Math-7B
 #   NPROC=4 scripts/train.sh experiment=quickstart actor.tensor_model_parallel_size=2
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=machine-0 scripts/train.sh ...       and NODE_RANK=1 on the other machine
 #
-# Environment: NPROC (default: the number of GPUs, or 1), VENV, PYTHON (see scripts/env.sh).
+# Environment: NPROC (default: the number of GPUs, or 1); NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, VENV, PYTHON (see
+# scripts/env.sh).
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"

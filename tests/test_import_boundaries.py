@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "data": {"config"},
     "parallel": set(),
     "model": {"config", "parallel"},
-    "rollout": {"config", "parallel.reductions"},
+    "rollout": {"config", "parallel.reductions", "parallel.waits"},
     "plan": {"config"},
 }
 # Rooms and libraries that only these rooms or modules may import.

@@ -1,5 +1,9 @@
 """simplerl train: PPO, after the warm start where one is configured, and the report at the end."""
 
+import os
+import time
+from functools import partial
+
 from nemo_simplerl.cli import report
 from nemo_simplerl.cli.launch import is_first_rank, launch
 from nemo_simplerl.config.run_dir import check_run_dir
@@ -7,15 +11,16 @@ from nemo_simplerl.config.schema import Config
 
 
 def run(argv: list[str]) -> int:
-    """Exit status of `simplerl train OVERRIDES`."""
-    return launch("train", argv, _start)
+    """Exit status of `simplerl train OVERRIDES`; 75 (EX_TEMPFAIL) where it was stopped: started again, it goes on."""
+    return launch("train", argv, partial(_start, time.monotonic()))
 
 
-def _start(config: Config) -> int:
+def _start(started: float, config: Config) -> int:
     check_run_dir(config)
     from nemo_simplerl.trainer.start import (
         start_training,
     )  # torch loads here, once the configuration is right
 
-    start_training(config)
+    if not start_training(config, started):
+        return os.EX_TEMPFAIL
     return report.run([config.trainer.run_dir]) if is_first_rank() else 0

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from nemo_simplerl.config import trtllm_rules
+from nemo_simplerl.config import trtllm_rules, watchdog_rules
 from nemo_simplerl.config.build import keys_of
+from nemo_simplerl.config.durations import seconds_of
 from nemo_simplerl.config.errors import suggest
 from nemo_simplerl.config.ranges import RANGES, in_words, inside
 from nemo_simplerl.config.schema import Config
@@ -198,6 +199,14 @@ def _best_checkpoint_is_evaluated(config: Config) -> Iterator[str]:
         )
 
 
+def _max_time_is_a_time(config: Config) -> Iterator[str]:
+    if config.trainer.max_time is not None:
+        try:
+            seconds_of(config.trainer.max_time)
+        except ValueError as error:
+            yield f"trainer.max_time={error}."
+
+
 def _resume_allows_known_keys(config: Config) -> Iterator[str]:
     known = list(keys_of(Config))
     for key in config.trainer.resume_allow:
@@ -363,11 +372,13 @@ _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _critic_warmup_ends,
     _periodic_evaluation_has_data,
     _best_checkpoint_is_evaluated,
+    _max_time_is_a_time,
     _resume_allows_known_keys,
     _sft_has_data,
     _created_attention_fits,
     trtllm_rules.every_token_has_its_logprob,
     trtllm_rules.prompts_fit_one_pass,
+    watchdog_rules.limits_are_seconds_of_known_waits,
 )
 _SHAPE_RULES: tuple[Callable[..., Iterator[str]], ...] = (
     _tensor_parallel_splits_the_layers,

@@ -85,6 +85,12 @@ RANGES: dict[str, str] = {
     "trainer.keep_every": AT_LEAST_0,
     "trainer.stop_after_step": AT_LEAST_1,
     "trainer.distributed_timeout_s": AT_LEAST_1,
+    "trainer.max_bad_updates": AT_LEAST_0,
+    "trainer.alarms.window": AT_LEAST_1,
+    "trainer.alarms.spike_factor": AT_LEAST_1,
+    "trainer.alarms.min_entropy": AT_LEAST_0,
+    "trainer.alarms.min_reward_share": SHARE,
+    "trainer.watchdog.dead_after_s": POSITIVE,
 }
 
 

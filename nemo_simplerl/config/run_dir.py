@@ -8,10 +8,11 @@ from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import from_yaml, to_dict
 from nemo_simplerl.config.schema import Config
 
-# What does not change the weights a run ends with.
+# Keys and sections that do not change the weights a run ends with.
 FREE_KEYS = frozenset(
     {
         "trainer.stop_after_step",
+        "trainer.max_time",
         "trainer.resume",
         "trainer.resume_allow",
         "trainer.save_every",
@@ -22,6 +23,9 @@ FREE_KEYS = frozenset(
         "trainer.export",
         "trainer.tensorboard",
         "trainer.distributed_timeout_s",
+        "trainer.max_bad_updates",
+        "trainer.alarms",
+        "trainer.watchdog",
         "rollout.consistency.max_share",
         "rollout.verify_refit",
         "rollout.refit_bucket_mb",
@@ -57,7 +61,7 @@ def check_run_dir(config: Config) -> None:
     problems = [
         f"{key}={now.get(key)}, but the run in {file.parent} was begun with {before.get(key)}."
         for key in changed
-        if key not in FREE_KEYS | LAYOUT_KEYS and not _is_allowed(key, config.trainer.resume_allow)
+        if not _is_allowed(key, FREE_KEYS | LAYOUT_KEYS | set(config.trainer.resume_allow))
     ]
     if problems:
         advice = (
@@ -65,6 +69,11 @@ def check_run_dir(config: Config) -> None:
             "trainer.resume_allow=[KEY,...] what is meant to change from here on."
         )
         raise ConfigErrors([*problems[:-1], f"{problems[-1]} {advice}"])
+
+
+def deciding(config: Config) -> dict[str, Any]:
+    """The keys that decide which weights a run ends with, rounding aside."""
+    return {key: value for key, value in _leaves(to_dict(config)) if not _is_allowed(key, FREE_KEYS | LAYOUT_KEYS)}
 
 
 def _is_allowed(key: str, allowed: Iterable[str]) -> bool:

@@ -159,7 +159,7 @@ class DataConfig:
     question_field: str
     answer_field: str
     rows_without_gold: Literal["error", "drop"]
-    template: Literal["qwen25-math-cot", "qwen-boxed", "abel", "none"]
+    template: Literal["qwen25-math-cot", "qwen-boxed", "abel", "none", "chat"]  # "chat": the tokenizer's own
     prompt_trailing_newline: bool  # the seed trained without and evaluated with the newline after "assistant"
     overlong_prompts: Literal["drop", "truncate", "error"]  # "truncate" is the seed's quirk
     rollout_batch_size: int  # prompts a step
@@ -182,6 +182,27 @@ class SftConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlarmsConfig:
+    """When a line is said about a metric, once a run; nothing is stopped."""
+
+    window: int  # steps before this one whose median it is held against; less than that many raise no alarm
+    spike_factor: float  # a loss or gradient norm above so many times the median
+    min_entropy: float  # nats a token, of a policy that had twice as much
+    min_reward_share: float  # of the way from reward.no_answer to the best mean reward so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchdogConfig:
+    """Ends all ranks where one is dead, frozen, failed or stuck, and says which. For one rank: where it is stuck."""
+
+    enabled: bool
+    dead_after_s: float  # without a sign of life of a rank's process
+    # By phase or wait (config.watchdog_rules.NAMES): longer is stuck. Where none is limited:
+    # trainer.distributed_timeout_s in which no phase, wait or update begins or ends.
+    limits_s: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     run_dir: str
     seed: int
@@ -200,8 +221,13 @@ class TrainerConfig:
     stop_after_step: (
         int | None
     )  # save and end early, as a scheduler's time limit would; schedules keep their full length
+    max_time: str | None  # DD:HH:MM:SS from the start of the process; then the run saves and ends. null: no limit
     tensorboard: bool
     distributed_timeout_s: int
+    max_bad_updates: int  # updates of numbers that are not finite are left out; more of them over the run end it
+    deterministic: bool  # GPU kernels that give the same bits every time, where there are such; slower
+    alarms: AlarmsConfig
+    watchdog: WatchdogConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.parallel.reductions import gather_objects
+from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.reward.pool import Grade
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
@@ -67,7 +68,9 @@ def responses_of(prompts: Sequence[Prompt], completions: Sequence[Completion], n
 def grade_sharded(grade: Grader, responses: Sequence[tuple[str, str]], group: dist.ProcessGroup | None) -> list[Grade]:
     """Grades of all responses on every rank, each rank having graded its share. Collective."""
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
-    shares = gather_objects(grade(responses[rank::size]), group)
+    with waiting("reward.grade"):
+        mine = grade(responses[rank::size])
+    shares = gather_objects(mine, group, "grades")
     return [shares[i % size][i // size] for i in range(len(responses))]
 
 

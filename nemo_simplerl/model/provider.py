@@ -45,7 +45,9 @@ def use_transformer_engine(wanted: bool | None) -> bool:
     return True
 
 
-def transformer_config(hf: dict, layout: ActorConfig, *, dtype: torch.dtype, on_gpu: bool) -> TransformerConfig:
+def transformer_config(
+    hf: dict, layout: ActorConfig, *, dtype: torch.dtype, on_gpu: bool, deterministic: bool = False
+) -> TransformerConfig:
     """Megatron's config for an HF config and a parallel layout. Fusions that need CUDA kernels follow `on_gpu`."""
     heads, family = heads_of(hf), family_of(hf)
     return TransformerConfig(
@@ -90,6 +92,7 @@ def transformer_config(hf: dict, layout: ActorConfig, *, dtype: torch.dtype, on_
         bias_activation_fusion=on_gpu,
         bias_dropout_fusion=on_gpu,
         apply_rope_fusion=False,
+        deterministic_mode=deterministic and on_gpu,
     )
 
 
@@ -106,6 +109,7 @@ def build_gpt_model(
     dtype: torch.dtype,
     transformer_engine: bool,
     critic_seed: int | None = None,
+    deterministic: bool = False,
 ) -> GPTModel:
     """The layers of this rank's pipeline stage, uninitialised. With `critic_seed` the last stage ends in a ValueHead.
 
@@ -113,7 +117,7 @@ def build_gpt_model(
     actor, values [S, B, 1] of the critic.
     """
     on_gpu = mesh.device.type == "cuda"
-    config = transformer_config(hf, layout, dtype=dtype, on_gpu=on_gpu)
+    config = transformer_config(hf, layout, dtype=dtype, on_gpu=on_gpu, deterministic=deterministic)
     is_critic = critic_seed is not None
     gpt = GPTModel(
         config=config,

@@ -304,6 +304,8 @@ class _MetadataUnpickler(DataUnpickler):
             return getattr(torch, name)
         known = {
             ("torch", "Size"): tuple,
+            # Python 3.11.0 to 3.11.3 pickle a member of an enumeration as getattr(class, name).
+            ("builtins", "getattr"): lambda kind, name: None,
             ("torch.serialization", "_get_layout"): lambda name: torch.strided,
             ("torch.distributed.checkpoint.metadata", "MetadataIndex"): _Index,
             ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"): _Tensor,

@@ -1,11 +1,14 @@
 """Metrics and objects combined across a group of ranks. `group` None is this rank alone."""
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from nemo_simplerl.parallel.waits import waiting
 
 T = TypeVar("T")
 
@@ -15,7 +18,7 @@ def all_reduce_metrics(metrics: Mapping[str, Tensor | float], group: dist.Proces
     sum.
 
     Collective, with the same keys on every rank (in any order). One all-reduce in float64 a kind, on the
-    device of the tensors given.
+    device of the tensors given. A maximum over a NaN is infinite: not every backend's own would show it.
     """
     tensors = (value for value in metrics.values() if isinstance(value, Tensor))
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
@@ -23,16 +26,32 @@ def all_reduce_metrics(metrics: Mapping[str, Tensor | float], group: dist.Proces
     for operation, is_max in ((dist.ReduceOp.SUM, False), (dist.ReduceOp.MAX, True)):
         keys = sorted(key for key in metrics if key.endswith("_max") == is_max)
         packed = torch.tensor([float(metrics[key]) for key in keys], dtype=torch.float64, device=device)
+        if is_max:
+            packed = packed.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
         if group is not None and keys:
-            dist.all_reduce(packed, op=operation, group=group)
+            with waiting("all_reduce.metrics"):
+                dist.all_reduce(packed, op=operation, group=group)
         reduced.update(zip(keys, packed.tolist(), strict=True))
     return {key: reduced[key] for key in metrics}
 
 
-def gather_objects(obj: T, group: dist.ProcessGroup | None) -> list[T]:
-    """Every rank's object, in the order of ranks, on every rank. Collective; objects are pickled."""
+def gather_objects(obj: T, group: dist.ProcessGroup | None, what: str = "objects") -> list[T]:
+    """Every rank's object, in the order of ranks, on every rank. Collective; objects are pickled.
+
+    `what` names the wait to those who watch it.
+    """
     if group is None or group.size() == 1:
         return [obj]
     gathered: list = [None] * group.size()
-    dist.all_gather_object(gathered, obj, group=group)
+    with waiting(f"gather.{what}"):
+        dist.all_gather_object(gathered, obj, group=group)
     return gathered
+
+
+def any_rank(is_true: bool, device: torch.device) -> bool:
+    """Whether it is true on any rank of the world. Collective: one all-reduce of one number."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return is_true
+    flag = torch.tensor(int(is_true), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())

@@ -47,7 +47,9 @@ def serve(judge: Callable[[str, str], "Judgement"], memory_limit_mb: int, parent
     `parent_pid` 0 means that nobody's death ends this process, only the end of its input.
     """
     requests, answers = _claim_standard_streams()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides when to stop
+    # Ctrl-C and a scheduler's signals reach the whole group; the owner decides when to stop, and sends SIGKILL.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     _limit_memory(memory_limit_mb)
     if parent_pid:
         _die_with(parent_pid)

@@ -12,7 +12,7 @@ engine without units (None) nothing is promised.
 """
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -20,10 +20,15 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.parallel.reductions import gather_objects
+from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams, check_seeds
 from nemo_simplerl.rollout.units import samples_of, units
 
 _REASONS = ("length", "stop")
+
+
+class BrokenOff(Exception):
+    """A rank was asked to stop before all was generated."""
 
 
 def generate_sharded(
@@ -33,16 +38,18 @@ def generate_sharded(
     seeds: Sequence[int],
     *,
     group: dist.ProcessGroup | None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Completion]:
     """`engine.generate(prompts, params, seeds)`, the ranks of `group` sharing the work; all answers on every rank.
 
     Collective: every rank calls with the same arguments and an engine of the same weights, or None where another rank's
     engine serves it too. group None is this rank alone. Raises ValueError on a wrong number of seeds, RuntimeError on
-    every rank when a rank's engine failed.
+    every rank when a rank's engine failed. `should_stop` is asked before every unit; where it is true on any rank, no
+    rank begins another and all raise BrokenOff. An engine without units is asked once.
     """
     check_seeds(prompts, params, seeds)
     if engine is not None and (group is None or group.size() == 1):
-        return engine.generate(prompts, params, seeds)
+        return _generate_alone(engine, prompts, params, seeds, should_stop)
     shares, unit_size, key = _plan(engine, [len(prompt) for prompt in prompts], params.n, group)
     queue = _Queue(key, len(shares))
     done: dict[int, dict] = {}
@@ -50,22 +57,49 @@ def generate_sharded(
     try:
         # Ranks with short responses take more units. An engine without units gets one share, of one for each engine.
         for index in islice(queue, 1 if unit_size is None else None) if engine is not None else ():
+            if should_stop():
+                queue.stop()
+                break
             seeds_of_share = [seeds[sample] for sample in samples_of(shares[index], params.n)]
-            done[index] = pack(engine.generate([prompts[i] for i in shares[index]], params, seeds_of_share))
+            with waiting("engine.generate"):
+                done[index] = pack(engine.generate([prompts[i] for i in shares[index]], params, seeds_of_share))
     except Exception as caught:  # raised below on every rank: the others would wait for this one's answers forever
         error = caught
         queue.stop()
-    answers = gather_objects((done, None if error is None else repr(error)), group)
+    answers = gather_objects((done, None if error is None else repr(error)), group, "completions")
     if dist.get_rank(group) == 0:
         queue.forget()
     if failures := [f"rank {rank}: {text}" for rank, (_, text) in enumerate(answers) if text is not None]:
         raise RuntimeError(f"generation failed on {'; '.join(failures)}") from error
+    if sum(len(packed_shares) for packed_shares, _ in answers) < len(shares):
+        raise BrokenOff
     completions: list[Completion | None] = [None] * len(seeds)
     for packed_shares, _ in answers:
         for index, packed in packed_shares.items():
             for sample, completion in zip(samples_of(shares[index], params.n), unpack(packed), strict=True):
                 completions[sample] = completion
     return completions
+
+
+def _generate_alone(
+    engine: RolloutEngine,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    seeds: Sequence[int],
+    should_stop: Callable[[], bool],
+) -> list[Completion]:
+    """Unit by unit, as every number of ranks does it."""
+    lengths = [len(prompt) for prompt in prompts]
+    every = [list(range(len(prompts)))]
+    completions: dict[int, Completion] = {}
+    for share in every if engine.unit_size is None else units(lengths, params.n, engine.unit_size):
+        if should_stop():
+            raise BrokenOff
+        samples = samples_of(share, params.n)
+        with waiting("engine.generate"):
+            made = engine.generate([prompts[i] for i in share], params, [seeds[sample] for sample in samples])
+        completions |= dict(zip(samples, made, strict=True))
+    return [completions[sample] for sample in range(len(seeds))]
 
 
 class _Queue:

@@ -16,6 +16,7 @@ from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
 from nemo_simplerl.trainer.timing import PhaseTimer, timed
+from nemo_simplerl.trainer.updates import UpdateSeries
 
 
 class Actor:
@@ -30,8 +31,10 @@ class Actor:
         *,
         temperature: float,
         timer: PhaseTimer,
+        series: UpdateSeries | None = None,
     ):
         self.learner, self.hf, self.config, self.algo, self.timer = learner, hf, config, algo, timer
+        self.series = series or UpdateSeries()
         self.temperature = temperature if algo.logprob_temperature == "sampling" else 1.0
         self._reference = _host_copy(learner.gpt) if algo.kl_coef else None
 
@@ -59,8 +62,7 @@ class Actor:
         stay those of the whole update. Raises RuntimeError when the ratio at the first update is further from 1 than
         algo.ratio_tolerance.
         """
-        updates: list[dict[str, float]] = []
-        for mini in mini_batches(
+        minis = mini_batches(
             batch,
             self.config,
             epochs=self.algo.ppo_epochs,
@@ -68,11 +70,8 @@ class Actor:
             old_logprobs_BT=old_logprobs_BT,
             advantages_BT=advantages_BT,
             gate_weights_BT=gate_weights_BT,
-        ):
-            updates.append(self.learner.update(mini.micro_batches, lambda *args, mini=mini: self._loss(*args, mini)))
-            if len(updates) == 1:
-                self._require_ratio_one(updates[0]["ratio_deviation_max"])
-        return updates
+        )
+        return self.series.over(minis, self._update)
 
     def hf_buckets(self, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights under Hugging Face names; every rank must consume all buckets, using each before the next."""
@@ -82,6 +81,12 @@ class Actor:
         micro_batches = batch.micro_batches(self.config.forward_micro_batch_size)
         rows = self.learner.forward_only(micro_batches, lambda *args: self._logprobs_entropy(*args)[0])
         return padded_rows(rows, batch.mask_BT.shape[1]) * batch.mask_BT
+
+    def _update(self, mini: MiniBatch, is_first: bool) -> dict[str, float]:
+        metrics = self.learner.update(mini.micro_batches, lambda *args: self._loss(*args, mini))
+        if is_first and not metrics["skipped"]:
+            self._require_ratio_one(metrics["ratio_deviation_max"])
+        return metrics
 
     def _loss(self, output_SBV: Tensor, micro: MicroBatch, mini: MiniBatch) -> tuple[Tensor, Metrics]:
         algo = self.algo

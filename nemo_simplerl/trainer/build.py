@@ -1,6 +1,8 @@
 """From a configuration to the roles of a run: mesh, models, engine, grader, prompts."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -13,13 +15,17 @@ from nemo_simplerl.model.source import kind_of, open_source
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.hf import HfEngine
+from nemo_simplerl.trainer import guards
 from nemo_simplerl.trainer.actor import Actor
 from nemo_simplerl.trainer.critic import Critic
 from nemo_simplerl.trainer.grader import Grader
+from nemo_simplerl.trainer.guards import BadUpdates
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.prepare import model_folder
 from nemo_simplerl.trainer.roles import Roles
+from nemo_simplerl.trainer.step import StepInHand
 from nemo_simplerl.trainer.timing import PhaseTimer
+from nemo_simplerl.trainer.updates import UpdateSeries
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -48,7 +54,14 @@ def hf_config_of_run(config: Config) -> dict:
 
 
 def build_learner(
-    config: Config, path: str, optim: OptimConfig, mesh: Mesh, *, total_updates: int, is_critic: bool = False
+    config: Config,
+    path: str,
+    optim: OptimConfig,
+    mesh: Mesh,
+    *,
+    total_updates: int,
+    is_critic: bool = False,
+    bad_updates: BadUpdates | None = None,
 ) -> Learner:
     """The model on disk at `path` in this rank's shard, with its optimizer. Collective.
 
@@ -62,6 +75,7 @@ def build_learner(
         dtype=DTYPES[config.model.precision],
         transformer_engine=use_transformer_engine(config.model.transformer_engine),
         critic_seed=config.trainer.seed if is_critic else None,
+        deterministic=config.trainer.deterministic,
     )
     load_weights(gpt, source, mesh)
     return Learner(
@@ -70,7 +84,17 @@ def build_learner(
         mesh,
         total_updates=total_updates,
         use_distributed_optimizer=config.actor.use_distributed_optimizer,
+        bad_updates=bad_updates,
     )
+
+
+def bad_updates(
+    config: Config, role: str, first_step: int, updates_per_step: int, say: Callable[[str], None]
+) -> BadUpdates:
+    """Where the updates of a model go that are left out."""
+    trainer = config.trainer
+    folder = Path(trainer.run_dir) / guards.FOLDER
+    return BadUpdates(folder, role, first_step, updates_per_step, trainer.max_bad_updates, say)
 
 
 def build_prompts(
@@ -127,24 +151,37 @@ def build_roles(
     say: Callable[[str], None],
     *,
     total_steps: int,
+    in_hand: StepInHand,
+    reached: Callable[[str], None],
 ) -> Roles:
-    """Actor, critic, reference and engine started from `model_path`. Collective."""
+    """Actor, critic, reference and engine started from `model_path`. Collective.
+
+    reached: called at the beginning of every phase, and before every update as actor.update or critic.update.
+    """
     algo, rollout = config.algo, config.rollout
     samples = config.data.rollout_batch_size * rollout.n_samples_per_prompt
-    actor_updates = (
-        max(total_steps - algo.critic_warmup_steps, 1) * algo.ppo_epochs * samples // config.actor.global_batch_size
+    actor_updates, critic_updates = (
+        algo.ppo_epochs * samples // section.global_batch_size for section in (config.actor, config.critic)
     )
-    critic_updates = total_steps * algo.ppo_epochs * samples // config.critic.global_batch_size
-    actor_learner = build_learner(config, model_path, config.actor.optim, mesh, total_updates=actor_updates)
+    first_actor_step = algo.critic_warmup_steps + 1
+    actor_learner = build_learner(
+        config,
+        model_path,
+        config.actor.optim,
+        mesh,
+        total_updates=max(total_steps - algo.critic_warmup_steps, 1) * actor_updates,
+        bad_updates=bad_updates(config, "actor", first_actor_step, actor_updates, say),
+    )
     critic_learner = build_learner(
         config,
         config.critic.path or model_path,
         config.critic.optim,
         mesh,
-        total_updates=critic_updates,
+        total_updates=total_steps * critic_updates,
         is_critic=True,
+        bad_updates=bad_updates(config, "critic", 1, critic_updates, say),
     )
-    timer = PhaseTimer()
+    timer = PhaseTimer(on_enter=reached)
     return Roles(
         config=config,
         mesh=mesh,
@@ -155,8 +192,15 @@ def build_roles(
             algo,
             temperature=rollout.temperature,
             timer=timer,
+            series=UpdateSeries(partial(reached, "actor.update")),
         ),
-        critic=Critic(critic_learner, config.critic, algo, timer=timer),
+        critic=Critic(
+            critic_learner,
+            config.critic,
+            algo,
+            timer=timer,
+            series=UpdateSeries(partial(reached, "critic.update")),
+        ),
         engine=build_engine(config, str(model_folder(config)), mesh, tokenizer),
         grader=grader,
         sampling=SamplingParams(
@@ -172,4 +216,5 @@ def build_roles(
         eos_id=tokenizer.eos_token_id,
         timer=timer,
         say=say,
+        in_hand=in_hand,
     )

@@ -1,14 +1,14 @@
 """Checkpoints of a run: what is on disk, which of it can be trusted, and what may go.
 
-A checkpoint is a folder step_NNNNNN. `actor/` and `critic/` are unpacked `.nemo` archives with the optimizer's state in
-`optimizer/` (trainer.optimizer_state); any parallel layout reads both. Orders and samples are functions of (seed,
-step), so no generator's state belongs to it. The file `latest` beside the folders names the one to resume from.
+A checkpoint is a folder named for its place (trainer.place). `actor/` and `critic/` are unpacked `.nemo` archives with
+the optimizer's state in `optimizer/` (trainer.optimizer_state); any parallel layout reads both. Orders and samples are
+functions of (seed, step), so no generator's state belongs to it. In the middle of a step, `step/record.npz` holds what
+the step goes on from (trainer.record). The file `latest` beside the folders names the one to resume from.
 """
 
 import os
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +31,11 @@ from nemo_simplerl.trainer.manifest import (
     share_of,
     write_manifest,
 )
+from nemo_simplerl.trainer.place import Place, place_of
+from nemo_simplerl.trainer.record import StepRecord, record_from
 
 LATEST = "latest"
+RECORD = "step/record.npz"
 _TENSOR_SIZE = "tensor_model_parallel_size"
 _SHOWN = 3  # files that a message names
 
@@ -55,18 +58,14 @@ class Retention:
     best: str | None
 
 
-def step_folder(folder: Path, step: int) -> Path:
-    return folder / f"step_{step:06d}"
-
-
-def partial_folder(folder: Path, step: int) -> Path:
+def partial_folder(folder: Path, place: Place) -> Path:
     """Where a checkpoint is written until it is complete."""
-    return folder / f"step_{step:06d}.partial"
+    return folder / f"{place.name}.partial"
 
 
-def steps_on_disk(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, in order. They were complete when they got their names."""
-    return sorted(int(path.name[5:]) for path in folder.glob("step_*") if re.fullmatch(r"step_\d{6,}", path.name))
+def places_on_disk(folder: Path) -> list[Place]:
+    """Places of the checkpoints in `folder`, in order. They were complete when they got their names."""
+    return sorted(place for path in folder.glob("step_*") if (place := place_of(path.name)) is not None)
 
 
 def layout_of(mesh: Mesh) -> dict[str, int]:
@@ -85,16 +84,16 @@ def in_words(layout: Mapping[str, int]) -> str:
 def find_intact(folder: Path, mesh: Mesh) -> Found | None:
     """The checkpoint that `latest` names if every file is as it was written, else the newest such before it.
 
-    Collective. None where there are no checkpoints. Those passed over are set aside as step_NNNNNN.damaged, out of the
+    Collective. None where there are no checkpoints. Those passed over are set aside as NAME.damaged, out of the
     way of the run that repeats their steps. Removes what broken-off saves left. ValueError where none can be used.
     """
-    steps, notes = _of_first_rank(_candidates(folder) if mesh.rank == 0 else None)
-    for place, step in enumerate(steps):
-        path = step_folder(folder, step)
+    places, notes = _of_first_rank(_candidates(folder) if mesh.rank == 0 else None)
+    for index, place in enumerate(places):
+        path = folder / place.name
         manifest, problems = _examine(path, mesh)
         if manifest is not None and not problems:
             if mesh.rank == 0:
-                _set_aside(folder, steps[:place])
+                _set_aside(folder, places[:index])
             return Found(path, manifest, tuple(notes))
         notes.append(f"{path.name} cannot be used: {_listed(problems)}.")
     if notes:
@@ -121,30 +120,46 @@ def load(found: Found, learners: Mapping[str, Learner], mesh: Mesh) -> None:
         )
 
 
-def commit(folder: Path, manifest: Manifest) -> None:
+def load_record(found: Found, mesh: Mesh) -> StepRecord | None:
+    """What the step goes on from that the checkpoint lies in; None between steps. Collective."""
+    if not found.manifest.updates_in_step:
+        return None
+    return record_from(_of_first_rank((found.path / RECORD).read_bytes() if mesh.rank == 0 else b""))
+
+
+def commit(folder: Path, manifest: Manifest, reach: Callable[[str], None] = lambda point: None) -> None:
     """Make a checkpoint of the files in its partial folder: manifest, rename, then `latest`. On one rank.
 
-    Raises OSError where that fails or a file is not there in its full size; what was there before then stands.
+    Raises OSError where that fails or a file is not there in its full size; what was there before then stands. `reach`:
+    see trainer.faults.
     """
-    partial, final = partial_folder(folder, manifest.step), step_folder(folder, manifest.step)
+    partial, final = partial_folder(folder, manifest.place), folder / manifest.place.name
     for name, facts in manifest.files.items():
         if not (partial / name).is_file() or (partial / name).stat().st_size != facts.size:
             raise OSError(f"{partial / name} is not there in full; all nodes must share the run directory")
     for inner in [path for path in partial.rglob("*") if path.is_dir()]:
         sync_folder(inner)
     write_manifest(partial, manifest)
+    reach("checkpoint.rename")
     shutil.rmtree(final, ignore_errors=True)  # of a history that `latest` was turned back from
     os.replace(partial, final)
     sync_folder(folder)
+    reach("checkpoint.latest")
     atomic_write(folder / LATEST, final.name + "\n")
 
 
-def drop_old(folder: Path, newest: int, keep: Retention) -> None:
-    """Remove what `keep` does not ask for, up to the step just saved. On one rank. Raises OSError."""
-    for step in superseded({step: _score(folder, step, keep.best) for step in steps_on_disk(folder)}, newest, keep):
+def drop_old(folder: Path, newest: Place, keep: Retention) -> None:
+    """Remove what `keep` does not ask for, up to the place just saved, and what lies within steps before it.
+
+    On one rank. Raises OSError.
+    """
+    places = places_on_disk(folder)
+    scores = {place.steps: _score(folder, place, keep.best) for place in places if not place.updates}
+    old = [place for place in places if place.updates and place < newest]
+    for place in [*old, *map(Place, superseded(scores, newest.steps, keep))]:
         # Under a name that is no checkpoint's, so that half a removal is not met as one.
-        os.replace(step_folder(folder, step), partial_folder(folder, step))
-        shutil.rmtree(partial_folder(folder, step))
+        os.replace(folder / place.name, partial_folder(folder, place))
+        shutil.rmtree(partial_folder(folder, place))
 
 
 def superseded(scores: Mapping[int, float | None], newest: int, keep: Retention) -> list[int]:
@@ -162,25 +177,25 @@ def superseded(scores: Mapping[int, float | None], newest: int, keep: Retention)
     return [step for step in steps if step not in kept]
 
 
-def _score(folder: Path, step: int, metric: str | None) -> float | None:
+def _score(folder: Path, place: Place, metric: str | None) -> float | None:
     try:
-        return read_values(step_folder(folder, step))["evaluation"].get(metric)
+        return read_values(folder / place.name)["evaluation"].get(metric)
     except (ValueError, KeyError, AttributeError):
         return None  # damaged, or of weights alone: never the best
 
 
-def _candidates(folder: Path) -> tuple[list[int], list[str]]:
-    """Steps to try, in order, and what is odd about them."""
+def _candidates(folder: Path) -> tuple[list[Place], list[str]]:
+    """Places to try, in order, and what is odd about them."""
     for partial in folder.glob("step_*.partial"):
         shutil.rmtree(partial)
-    steps = steps_on_disk(folder)[::-1]
+    places = places_on_disk(folder)[::-1]
     if not (folder / LATEST).is_file():
-        return steps, []
+        return places, []
     name = (folder / LATEST).read_text(errors="replace").strip()
-    named = [step for step in steps if step_folder(folder, step).name == name]
-    if not named:
-        return steps, [f"{folder / LATEST} names {name[:80]!r}, which is not there."]
-    return [step for step in steps if step <= named[0]], []
+    named = place_of(name)
+    if named not in places:
+        return places, [f"{folder / LATEST} names {name[:80]!r}, which is not there."]
+    return [place for place in places if place <= named], []
 
 
 def _examine(path: Path, mesh: Mesh) -> tuple[Manifest | None, list[str]]:
@@ -197,14 +212,14 @@ def _manifest_of(path: Path) -> tuple[Manifest | None, str]:
         manifest = read_manifest(path)
     except ValueError as error:
         return None, str(error)
-    if step_folder(path.parent, manifest.step) != path:
-        return None, f"its manifest is that of step {manifest.step}"
+    if manifest.place.name != path.name:
+        return None, f"its manifest is that of {manifest.place.in_words}"
     return manifest, ""
 
 
-def _set_aside(folder: Path, steps: Sequence[int]) -> None:
-    for step in steps:
-        path = step_folder(folder, step)
+def _set_aside(folder: Path, places: Sequence[Place]) -> None:
+    for place in places:
+        path = folder / place.name
         aside = path.with_suffix(".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)

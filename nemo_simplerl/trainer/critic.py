@@ -11,13 +11,23 @@ from nemo_simplerl.data.batch import Batch, MicroBatch, padded_rows
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
 from nemo_simplerl.trainer.timing import PhaseTimer, timed
+from nemo_simplerl.trainer.updates import UpdateSeries
 
 
 class Critic:
     """Every method is collective over the world."""
 
-    def __init__(self, learner: Learner, config: CriticConfig, algo: AlgoConfig, *, timer: PhaseTimer):
+    def __init__(
+        self,
+        learner: Learner,
+        config: CriticConfig,
+        algo: AlgoConfig,
+        *,
+        timer: PhaseTimer,
+        series: UpdateSeries | None = None,
+    ):
         self.learner, self.config, self.algo, self.timer = learner, config, algo, timer
+        self.series = series or UpdateSeries()
 
     @timed("values")
     def values(self, batch: Batch) -> Tensor:
@@ -29,17 +39,18 @@ class Critic:
     @timed("critic_update")
     def update(self, batch: Batch, old_values_BT: Tensor, returns_BT: Tensor) -> list[dict[str, float]]:
         """Updates over the rollout, mini-batch by mini-batch. Returns the metrics of each."""
-        return [
-            self.learner.update(mini.micro_batches, lambda *args, mini=mini: self._loss(*args, mini))
-            for mini in mini_batches(
-                batch,
-                self.config,
-                epochs=self.algo.ppo_epochs,
-                mesh=self.learner.mesh,
-                old_values_BT=old_values_BT,
-                returns_BT=returns_BT,
-            )
-        ]
+        minis = mini_batches(
+            batch,
+            self.config,
+            epochs=self.algo.ppo_epochs,
+            mesh=self.learner.mesh,
+            old_values_BT=old_values_BT,
+            returns_BT=returns_BT,
+        )
+        return self.series.over(minis, self._update)
+
+    def _update(self, mini: MiniBatch, is_first: bool) -> dict[str, float]:
+        return self.learner.update(mini.micro_batches, lambda *args: self._loss(*args, mini))
 
     def _loss(self, output_SB1: Tensor, micro: MicroBatch, mini: MiniBatch) -> tuple[Tensor, Metrics]:
         return value_loss(

@@ -13,19 +13,23 @@ from megatron.core.distributed import (
 )
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor
 
 from nemo_simplerl.algo.schedule import learning_rate
 from nemo_simplerl.config.schema import OptimConfig
 from nemo_simplerl.model import schedule
 from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.parallel.reductions import all_reduce_metrics
+from nemo_simplerl.parallel.reductions import all_reduce_metrics, any_rank
+from nemo_simplerl.parallel.waits import waiting
+from nemo_simplerl.trainer.guards import BadUpdates, not_finite
 
 
 class Learner:
     """Forward passes and updates of one model.
 
-    `total_updates` is the length of the learning-rate schedule; `updates` counts the updates made.
+    `total_updates` is the length of the learning-rate schedule; `updates` counts the updates, made or left out.
+    `bad_updates` None: what is left out is nowhere written down, and there is no end to it.
     """
 
     def __init__(
@@ -36,9 +40,10 @@ class Learner:
         *,
         total_updates: int,
         use_distributed_optimizer: bool,
+        bad_updates: BadUpdates | None = None,
     ):
         self.gpt, self.optim, self.mesh, self.total_updates = gpt, optim, mesh, total_updates
-        self.updates = 0
+        self.updates, self.bad_updates = 0, bad_updates
         config = gpt.config
         self.model = DistributedDataParallel(
             config=config,
@@ -73,18 +78,40 @@ class Learner:
     def update(self, micro_batches: Sequence[schedule.MicroBatch], loss: schedule.Loss) -> dict[str, float]:
         """One optimizer step on the summed loss of the micro-batches of all data ranks. Collective.
 
-        Returns the loss's metrics over all of them, `grad_norm` (before clipping) and `lr`.
+        Returns the loss's metrics over all of them, `grad_norm` (before clipping), `lr` and `skipped`, 0. Where a
+        metric or the norm is not finite on any rank, all ranks leave the update out: weights and optimizer stay as they
+        are to the bit, the schedule goes on, so that every later update has the rate it would have had, and only `lr`
+        and `skipped`, 1, are returned. Raises RuntimeError where `bad_updates` has seen enough.
         """
-        self.model.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        metrics = schedule.forward_backward(self.model, micro_batches, loss, self.mesh)
-        finalize_model_grads([self.model], pg_collection=self.mesh.collection)
-        lr = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        _, grad_norm, _ = self.optimizer.step()
-        self.updates += 1
-        return self._global_metrics(metrics) | {"grad_norm": float(grad_norm), "lr": lr}
+        with waiting("update"):
+            self.model.zero_grad_buffer()
+            self.optimizer.zero_grad()
+            metrics = schedule.forward_backward(self.model, micro_batches, loss, self.mesh)
+            finalize_model_grads([self.model], pg_collection=self.mesh.collection)
+            lr = self.learning_rate()
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            combined = self._global_metrics(metrics)
+            self.optimizer.prepare_grads()
+            grad_norm = float(self.optimizer.get_grad_norm())
+            wrong = not_finite(combined, grad_norm)
+            # Replicas see the same sums. Ranks of one compute the same metrics each for itself.
+            is_skipped = any_rank(bool(wrong), self.mesh.device)
+            self.updates += 1
+            if is_skipped:
+                if self.bad_updates is not None:
+                    self.bad_updates.note(self.updates - 1, micro_batches, wrong, self.mesh)
+                return {"lr": lr, "skipped": 1.0}
+            self._step(grad_norm)
+            return combined | {"grad_norm": grad_norm, "lr": lr, "skipped": 0.0}
+
+    def _step(self, grad_norm: float) -> None:
+        """What Megatron's optimizer.step does once it knows the norm."""
+        for optimizer in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            params = optimizer.get_parameters()
+            if params and optimizer.config.clip_grad > 0.0:
+                clip_grad_by_total_norm_fp32(params, max_norm=optimizer.config.clip_grad, total_norm=grad_norm)
+        self.optimizer.step_with_ready_grads()
 
     def learning_rate(self) -> float:
         """The rate of the next update."""

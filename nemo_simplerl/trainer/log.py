@@ -6,7 +6,7 @@ Rank 0 alone writes; elsewhere every method does nothing, so that the trainer ca
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from nemo_simplerl.trainer.files import append_jsonl, atomic_write, jsonl_text, truncate_jsonl
 from nemo_simplerl.trainer.progress import Progress
+from nemo_simplerl.trainer.stop import STOPPED_FILE
 
 
 class RunLog:
@@ -22,6 +23,7 @@ class RunLog:
     `resume_step` is the step of the checkpoint that the run continues from: what later steps wrote is
     dropped, since they will happen again. With None the run starts over: metrics, rollouts, evaluations and
     summary of an earlier run in the folder are dropped. `total_steps` is set once it is known.
+    `reach`: see trainer.faults.
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class RunLog:
         resume_step: int | None,
         is_writer: bool,
         console: Console | None = None,
+        reach: Callable[[str], None] = lambda point: None,
     ):
-        self._is_writer = is_writer
+        self._is_writer, self._reach = is_writer, reach
         self._total_steps: int | None = None
         if not is_writer:
             return
@@ -67,6 +70,7 @@ class RunLog:
         if not self._is_writer:
             return
         numbers = {key: _plain(value) for key, value in values.items()}
+        self._reach("log.metrics")
         append_jsonl(self._dir / "metrics.jsonl", _ordered(step, numbers))
         if self._board is not None:
             for key, value in numbers.items():
@@ -83,6 +87,11 @@ class RunLog:
     def eval(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """The responses of the evaluation after `step` steps; its metrics belong in the step's line."""
         self._step_file("eval", step, rows)
+
+    def stopped(self, facts: Mapping[str, Any]) -> None:
+        """Where the run was stopped and why, for who starts it again."""
+        if self._is_writer:
+            atomic_write(self._dir / STOPPED_FILE, json.dumps(facts) + "\n")
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """The run in a few numbers, at its end."""

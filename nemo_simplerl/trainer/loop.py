@@ -28,10 +28,11 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
     grades, scores = roles.grade(prompts, completions)
     batch = roles.batch(prompts, completions, scores, step)
 
-    old_logprobs_BT = actor.logprobs(batch)
+    old_logprobs_BT = roles.old_logprobs(batch)
     gate = consistency_gate(batch, old_logprobs_BT, roles, step)
     ref_logprobs_BT = actor.reference_logprobs(batch) if algo.kl_coef else old_logprobs_BT
-    values_BT = critic.values(batch)
+    values_BT = roles.values(batch)
+    roles.require_finite(step, completions, old_logprobs=old_logprobs_BT, values=values_BT)
 
     kl_BT = kl_penalty(old_logprobs_BT, ref_logprobs_BT, algo.kl_estimator)
     rewards_BT = token_rewards(batch.scores_B, kl_BT, batch.mask_BT, algo.kl_coef, algo.reward_clip)
@@ -56,7 +57,7 @@ def train(run: Run) -> None:
     """Resume, refit once, evaluate step 0, then loop: step, evaluate, log, save; finish. Collective."""
     done = run.resume()
     refit_metrics = run.roles.refit(version=run.weight_version(done))
-    if done == 0:
+    if run.is_new:
         run.log_step(0, refit_metrics | run.evaluate(0))
     for step in range(done + 1, run.last_step + 1):
         metrics, samples = ppo_step(step, run.prompts_of(step), run.roles)

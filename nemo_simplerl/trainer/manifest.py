@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from nemo_simplerl.trainer.files import atomic_write
+from nemo_simplerl.trainer.place import Place
 
 MANIFEST = "manifest.json"
 _DIGEST = "xxh3"  # of the other keys
@@ -28,9 +29,13 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`updates` counts those of each role's optimizer; `evaluation` has the step's metrics, where it was evaluated."""
+    """`updates` counts those of each role's optimizer; `evaluation` has the step's metrics, where it was evaluated.
+
+    step: steps done. updates_in_step: and updates made, of both roles, of the step after them.
+    """
 
     step: int
+    updates_in_step: int = 0
     weight_version: int
     updates: dict[str, int]
     layout: dict[str, int]
@@ -38,6 +43,10 @@ class Manifest:
     versions: dict[str, str]
     config_xxh3: str
     files: dict[str, FileFacts]
+
+    @property
+    def place(self) -> Place:
+        return Place(self.step, self.updates_in_step)
 
 
 def versions() -> dict[str, str]:
@@ -58,11 +67,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise ValueError("it holds weights alone, nothing to resume; start from it with model.path")
     try:
         digest = values.pop(_DIGEST)
+        is_as_written = digest == _digest(values)
         files = {name: FileFacts(**facts) for name, facts in values.pop("files").items()}
         manifest = Manifest(files=files, **values)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its {MANIFEST} lacks what a checkpoint to resume from has ({error})") from error
-    if digest != _digest(dataclasses.asdict(manifest)):
+    if not is_as_written:
         raise ValueError(f"its {MANIFEST} was changed after it was written")
     return manifest
 
@@ -100,15 +110,21 @@ def share_of(files: Mapping[str, FileFacts], rank: int, size: int) -> dict[str, 
 class HashedFolder:
     """Opens files below `folder` for writing, each on disk when it is closed; `files` tells of those that are.
 
-    interrupt: called before every block; what it raises ends the writing.
+    interrupt: called before every block, before_file before every file; what they raise ends the writing.
     """
 
-    def __init__(self, folder: Path, interrupt: Callable[[], None] = lambda: None):
-        self._folder, self._interrupt = folder, interrupt
+    def __init__(
+        self,
+        folder: Path,
+        interrupt: Callable[[], None] = lambda: None,
+        before_file: Callable[[], None] = lambda: None,
+    ):
+        self._folder, self._interrupt, self._before_file = folder, interrupt, before_file
         self.files: dict[str, FileFacts] = {}
 
     @contextmanager
     def create(self, name: str) -> Iterator[Any]:
+        self._before_file()
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:

@@ -67,15 +67,18 @@ def advantage_metrics(
 
 
 def update_metrics(role: str, updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """A step's updates of one model: means, the largest of `_max` keys and of the gradient norm, the last rate."""
-    metrics = {}
-    for name in updates[0]:
-        values = [update[name] for update in updates]
-        if name == "lr":
-            metrics[f"{role}/lr"] = values[-1]
-        else:
-            metrics[f"{role}/{name}"] = max(values) if name.endswith("_max") else sum(values) / len(values)
-    metrics[f"{role}/grad_norm_max"] = max(update["grad_norm"] for update in updates)
+    """A step's updates of one model: means, the largest of `_max` keys and of the gradient norm, the last rate.
+
+    Over the updates that were made; `skipped_updates` counts the others.
+    """
+    made = [update for update in updates if not update["skipped"]]
+    metrics = {f"{role}/lr": updates[-1]["lr"], f"{role}/skipped_updates": float(len(updates) - len(made))}
+    if not made:
+        return metrics
+    for name in [name for name in made[0] if name not in ("lr", "skipped")]:
+        values = [update[name] for update in made]
+        metrics[f"{role}/{name}"] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    metrics[f"{role}/grad_norm_max"] = max(update["grad_norm"] for update in made)
     if "ratio_deviation_max" in updates[0]:
         metrics[f"{role}/first_ratio_deviation"] = updates[0]["ratio_deviation_max"]
     return metrics

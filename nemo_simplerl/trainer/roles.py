@@ -1,11 +1,13 @@
 """The actors of a run and the verbs of its page that need more than one of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from nemo_simplerl.config.run_dir import deciding
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.data.problems import Prompt
@@ -20,6 +22,9 @@ from nemo_simplerl.rollout.refit import verified_refit
 from nemo_simplerl.trainer.actor import Actor
 from nemo_simplerl.trainer.critic import Critic
 from nemo_simplerl.trainer.grader import Grader
+from nemo_simplerl.trainer.guards import require_finite
+from nemo_simplerl.trainer.record import Key, digest_of
+from nemo_simplerl.trainer.step import StepInHand
 from nemo_simplerl.trainer.timing import PhaseTimer, timed
 
 _EVALUATION_STREAM = 1  # keeps evaluation's sample seeds apart from training's, which count steps
@@ -38,23 +43,18 @@ class Roles:
     eos_id: int
     timer: PhaseTimer
     say: Callable[[str], None]  # a line in the run's log
+    in_hand: StepInHand = field(default_factory=StepInHand)
 
     @timed("rollout")
     def generate(self, prompts: Sequence[Prompt], step: int) -> list[Completion]:
-        """All completions of the step on every rank, n of each prompt in order. Collective."""
+        """Takes the step in hand. All completions of the step on every rank, n of each prompt in order. Collective."""
         seeds = [
             sample_seed(self.config.trainer.seed, step, position, k)
             for position in range(len(prompts))
             for k in range(self.sampling.n)
         ]
-        self.engine.wake()
-        completions = generate_sharded(
-            self._sampler,
-            [prompt.token_ids for prompt in prompts],
-            self.sampling,
-            seeds,
-            group=dist.group.WORLD,
-        )
+        self.in_hand.take(self._key(prompts, step, seeds), {"critic": self.critic.series, "actor": self.actor.series})
+        completions = self.in_hand.completions(lambda: self._sample(prompts, seeds))
         if self.config.rollout.engine == "trtllm":
             self.engine.sleep()  # the step's updates have its memory, until the refit
         return completions
@@ -63,7 +63,7 @@ class Roles:
     def grade(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[list[Grade], list[float]]:
         """Grade and reward of every completion, on every rank. Collective."""
         responses = responses_of(prompts, completions, self.sampling.n)
-        grades = grade_sharded(self.grader.grade, responses, dist.group.WORLD)
+        grades = self.in_hand.grades(lambda: grade_sharded(self.grader.grade, responses, dist.group.WORLD))
         return grades, [reward_of(grade.verdict, self.config.reward) for grade in grades]
 
     def batch(
@@ -81,6 +81,19 @@ class Roles:
             overwrite_truncated_with_eos=self.eos_id if algo.overwrite_truncated_with_eos else None,
             device=self.mesh.device,
         )
+
+    def old_logprobs(self, batch: Batch) -> Tensor:
+        """float32 [B, T]: the actor's, from before the step's first update. Collective."""
+        return self._column("old_logprobs", batch, self.actor.logprobs)
+
+    def values(self, batch: Batch) -> Tensor:
+        """float32 [B, T]: the critic's, from before the step's first update. Collective."""
+        return self._column("values", batch, self.critic.values)
+
+    def require_finite(self, step: int, completions: Sequence[Completion], **columns_BT: torch.Tensor) -> None:
+        """RuntimeError naming the samples where a column of this data rank's has a number that is not. Collective."""
+        rows = self.local_rows(len(completions), step)
+        require_finite(columns_BT, rows, self.sampling.n, step, self.mesh)
 
     def local_rows(self, num_samples: int, step: int) -> list[int]:
         """Samples of this data rank: every DP-th of a permutation seeded by the step, so that the samples of one prompt
@@ -116,6 +129,32 @@ class Roles:
             num_samples=trainer.eval_samples,
             seed=sample_seed(trainer.seed, 0, 0, _EVALUATION_STREAM),
             group=dist.group.WORLD,
+        )
+
+    def _column(self, name: str, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
+        record = self.in_hand.record
+        assert record.completions is not None
+        return self.in_hand.column(name, batch, self.local_rows(len(record.completions), record.key.step), compute)
+
+    def _key(self, prompts: Sequence[Prompt], step: int, seeds: Sequence[int]) -> Key:
+        config = self.config
+        asked = [
+            [(prompt.token_ids, prompt.problem.answer) for prompt in prompts],
+            asdict(self.sampling),
+            seeds,
+            [config.algo.ppo_epochs, config.critic.global_batch_size, config.actor.global_batch_size],
+        ]
+        return Key(step, self.engine.weight_version, digest_of(asked), digest_of(deciding(config)))
+
+    def _sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Completion]:
+        self.engine.wake()
+        return generate_sharded(
+            self._sampler,
+            [prompt.token_ids for prompt in prompts],
+            self.sampling,
+            seeds,
+            group=dist.group.WORLD,
+            should_stop=self.in_hand.should_stop,
         )
 
     @property

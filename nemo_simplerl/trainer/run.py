@@ -14,12 +14,16 @@ from nemo_simplerl.data.sampler import StepSampler
 from nemo_simplerl.model.convert import Target, convert
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.trainer import checkpoint
+from nemo_simplerl.trainer.alarms import Alarms
 from nemo_simplerl.trainer.checkpoint import Found
+from nemo_simplerl.trainer.faults import Faults
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.log import RunLog
 from nemo_simplerl.trainer.manifest import Manifest, versions
+from nemo_simplerl.trainer.place import Place
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.saver import Saver
+from nemo_simplerl.trainer.stop import Stop
 from nemo_simplerl.trainer.summary import summary_of
 
 CHECKPOINTS = "checkpoints"  # in the run directory
@@ -37,7 +41,15 @@ class Run:
     saver: Saver
     found: Found | None  # the checkpoint to resume from
     lap_started: float  # time.monotonic() when the last phase ended
+    stop: Stop
+    faults: Faults
+    alarms: Alarms
+    steps_done: int = 0
     scores: dict[str, float] = field(default_factory=dict)  # of the evaluation after the last step, if it had one
+
+    @property
+    def is_new(self) -> bool:
+        return self.found is None
 
     @property
     def last_step(self) -> int:
@@ -57,11 +69,14 @@ class Run:
         """Restore the checkpoint that was found; returns the steps done. Collective."""
         if self.found is None:
             return 0
+        self.steps_done = self.found.manifest.step
         mesh, saved = self.roles.mesh, self.found.manifest
         checkpoint.load(self.found, self._learners, mesh)
+        if (record := checkpoint.load_record(self.found, mesh)) is not None:
+            self.roles.in_hand.resume(record)
         before, now = checkpoint.in_words(saved.layout), checkpoint.in_words(checkpoint.layout_of(mesh))
         change = "" if before == now else f", saved by {before} and continued by {now}"
-        self.log.say(f"resumed after step {saved.step} from {self.found.path}{change}")
+        self.log.say(f"resumed after {saved.place.in_words} from {self.found.path}{change}")
         return saved.step
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -84,10 +99,13 @@ class Run:
         seconds = self.roles.timer.drain()
         before, self.lap_started = self.lap_started, time.monotonic()
         seconds["time/total"] = self.lap_started - before
-        if "rollout/tokens" in metrics:
+        if "rollout/tokens" in metrics and not self.roles.in_hand.was_sampled_before:
             seconds["time/rollout_tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/rollout"]
             seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/total"]
         self.log.metrics(step, metrics | seconds)
+        for text in self.alarms.hear(metrics):
+            self.log.say(f"step {step}: {text}")
+        self.steps_done = step
 
     def save(self, step: int) -> None:
         """Complete the last save if it is written, and begin another where this step has one. Collective."""
@@ -97,7 +115,7 @@ class Run:
             with self.roles.timer("save_blocking"):
                 self.saver.settle(wait_for_it=False)
                 if is_due:
-                    self.saver.save(self._learners, self._manifest(step))
+                    self.saver.save(self._learners, self._manifest(Place(step)))
 
     def finish(self) -> None:
         """After the last step of this process: the last save, and at the end of the whole run actor and critic as
@@ -109,7 +127,7 @@ class Run:
         if self.last_step < self.total_steps or self.roles.mesh.rank != 0:
             return
         run_dir = Path(self.config.trainer.run_dir)
-        last = checkpoint.step_folder(run_dir / CHECKPOINTS, self.total_steps)
+        last = run_dir / CHECKPOINTS / Place(self.total_steps).name
         for kind, name in product(self.config.trainer.export, self._learners):
             target = Target(kind, run_dir / kind / (f"{name}.nemo" if kind == "nemo" else name))
             if not target.path.exists():
@@ -117,13 +135,34 @@ class Run:
                 convert(source, target, progress=lambda done, total: None)
         self.log.summary(summary_of(run_dir, self.config, self.roles.mesh.world_size))
 
-    def _manifest(self, step: int) -> Manifest:
+    def leave(self, reason: str) -> None:
+        """Save how far the run has come, between updates too, and say how it goes on. Collective.
+
+        Nothing is saved before the first update of a run. Raises RuntimeError where the save fails.
+        """
+        step, in_hand = self.steps_done + 1, self.roles.in_hand
+        place = Place(self.steps_done, in_hand.num_updates(step))
+        self.saver.settle(wait_for_it=True)
+        resumed_from = None if self.found is None else self.found.manifest.place
+        if place > Place(0) and place not in (self.saver.saved, resumed_from):
+            files = {checkpoint.RECORD: in_hand.whole_record(self.roles.mesh).to_bytes()} if place.updates else {}
+            self.saver.save(self._learners, self._manifest(place), files)
+            self.saver.finish()
+        if self.roles.mesh.rank == 0:
+            self.stop.forget()
+        self.log.stopped(
+            {"step": step if place.updates else place.steps, "updates_in_step": place.updates, "reason": reason}
+        )
+        self.log.say(f"stopped after {place.in_words}: {reason}. Start the same command again to go on.")
+
+    def _manifest(self, place: Place) -> Manifest:
         return Manifest(
-            step=step,
-            weight_version=self.weight_version(step),
+            step=place.steps,
+            updates_in_step=place.updates,
+            weight_version=self.weight_version(place.steps),
             updates={name: learner.updates for name, learner in self._learners.items()},
             layout=checkpoint.layout_of(self.roles.mesh),
-            evaluation=self.scores,
+            evaluation={} if place.updates else self.scores,
             versions=versions(),
             config_xxh3=xxhash.xxh3_64_hexdigest(to_yaml(self.config).encode()),
             files={},

@@ -22,10 +22,14 @@ from nemo_simplerl.model.provider import read_hf_config
 from nemo_simplerl.model.source import HF_FILES, WEIGHTS
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
+from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer import optimizer_state
-from nemo_simplerl.trainer.checkpoint import Retention, commit, drop_old, partial_folder, step_folder
+from nemo_simplerl.trainer.checkpoint import Retention, commit, drop_old, partial_folder
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.manifest import FileFacts, HashedFolder, Manifest
+from nemo_simplerl.trainer.place import Place
+
+_WRITE = "checkpoint.write"
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class Saver:
     A save that fails is told through `say` and leaves the checkpoints before it alone; the next one tries again.
     model_folder: config.json and the tokenizer, packed beside each model's weights.
     in_background: `save` returns when the state is copied; without, when it is on disk, and no copy is made.
+    on_complete: told the place of each complete checkpoint, on rank 0's thread; what it raises as OSError is told.
+    reach: see trainer.faults.
     """
 
     def __init__(
@@ -120,27 +126,36 @@ class Saver:
         keep: Retention,
         in_background: bool,
         say: Callable[[str], None],
+        on_complete: Callable[[Place], None] = lambda place: None,
+        reach: Callable[[str], None] = lambda point: None,
     ):
         self._folder, self._mesh, self._model_folder, self._keep, self._say = folder, mesh, model_folder, keep, say
+        self._on_complete, self._reach = on_complete, reach
         self._copies = HostCopies() if in_background else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._closing = threading.Event()
         self._pending: _Pending | None = None
         self._failure: str | None = None  # of the last save
+        self.saved: Place | None = None  # the last that is complete
 
     @property
     def is_pending(self) -> bool:
         return self._pending is not None
 
-    def save(self, learners: Mapping[str, Learner], manifest: Manifest) -> None:
-        """Begin to write what the learners hold now, under a manifest that lacks the files. Collective."""
+    def save(
+        self, learners: Mapping[str, Learner], manifest: Manifest, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Begin to write what the learners hold now, under a manifest that lacks the files. Collective.
+
+        files: contents by name, written by rank 0 as they are.
+        """
         self.settle(wait_for_it=True)
         blocks = self._blocks(learners)
         if self._copies is not None:
             blocks = {folder: self._copies.take(folder, part) for folder, part in blocks.items()}
             if self._mesh.device.type == "cuda":
                 torch.cuda.synchronize()
-        future = self._thread.submit(self._write, manifest.step, blocks, learners)
+        future = self._thread.submit(self._write, manifest.place, blocks, learners, files or {})
         self._pending = _Pending(future, partial(self._all_written, manifest))
         if self._copies is None:
             self.settle(wait_for_it=True)
@@ -149,7 +164,8 @@ class Saver:
         """Take the pending save as far as all ranks' threads have come; told to wait, to its end. Collective."""
         while self._pending is not None:
             if wait_for_it:
-                wait([self._pending.future])
+                with waiting("checkpoint.writers"):
+                    wait([self._pending.future])
             future = self._pending.future
             results = gather_objects(future.result() if future.done() else None, dist.group.WORLD)
             if any(result is None for result in results):
@@ -179,9 +195,11 @@ class Saver:
             found |= {f"{role}/{WEIGHTS}": weights, f"{role}/{optimizer_state.FOLDER}": optimizer}
         return found
 
-    def _write(self, step: int, blocks: Mapping[str, _Blocks], learners: Mapping[str, Learner]) -> _Share:
+    def _write(
+        self, place: Place, blocks: Mapping[str, _Blocks], learners: Mapping[str, Learner], files: Mapping[str, bytes]
+    ) -> _Share:
         """This rank's files, and on rank 0 what is not sharded. On the thread."""
-        target = HashedFolder(partial_folder(self._folder, step), self._stop_if_closing)
+        target = self._target(place)
         written: dict[str, list[torch_dist.Written]] = {}
         problem = None
         try:
@@ -189,7 +207,10 @@ class Saver:
                 written[folder] = self._write_rank_file(target, folder, part) if part.items else []
             if self._mesh.rank == 0:
                 for role, learner in learners.items():
-                    self._write_rest(target, role, learner, step)
+                    self._write_rest(target, role, learner, place)
+                for name, content in files.items():
+                    with target.create(name) as stream:
+                        stream.write(content)
         except Exception as error:  # settle tells it, on a rank that has a log
             problem = _in_words(error)
         return _Share(sum(part.num_bytes for part in blocks.values()), written, target.files, problem)
@@ -201,25 +222,25 @@ class Saver:
             blocks.write(file)
         return file.written
 
-    def _write_rest(self, target: HashedFolder, role: str, learner: Learner, step: int) -> None:
+    def _write_rest(self, target: HashedFolder, role: str, learner: Learner, place: Place) -> None:
         hf = read_hf_config(self._model_folder)
         files = shards.small_files(self._model_folder, learner.gpt.is_critic)
-        tokenizer = (step_folder(self._folder, step) / role / HF_FILES).absolute()
+        tokenizer = (self._folder / place.name / role / HF_FILES).absolute()
         shards.write_rest(lambda name: target.create(f"{role}/{name}"), learner.gpt, hf, files, str(tokenizer))
 
     def _all_written(self, manifest: Manifest, shares: list[_Share]) -> _Pending | None:
         num_bytes = sum(share.num_bytes for share in shares)
         problems = [f"rank {rank}: {share.problem}" for rank, share in enumerate(shares) if share.problem is not None]
         if problems:
-            return self._end(manifest.step, num_bytes, [problems])
+            return self._end(manifest.place, num_bytes, [problems])
         future = self._thread.submit(self._commit, manifest, shares)
-        return _Pending(future, partial(self._end, manifest.step, num_bytes))
+        return _Pending(future, partial(self._end, manifest.place, num_bytes))
 
     def _commit(self, manifest: Manifest, shares: Sequence[_Share]) -> list[str]:
         """Indices, manifest and name; then the old ones go. Answers what went wrong. On the thread, of rank 0 alone."""
         if self._mesh.rank != 0:
             return []
-        target = HashedFolder(partial_folder(self._folder, manifest.step))
+        target = self._target(manifest.place)
         try:
             for folder in shares[0].written:
                 written = [item for share in shares for item in share.written[folder]]
@@ -227,27 +248,39 @@ class Saver:
             files = target.files
             for share in shares:
                 files |= share.files
-            commit(self._folder, replace(manifest, files=dict(sorted(files.items()))))
+            commit(self._folder, replace(manifest, files=dict(sorted(files.items()))), self._reach)
         except (OSError, RuntimeError) as error:  # torch.save makes the one of the other
             return [_in_words(error)]
         try:
-            drop_old(self._folder, manifest.step, self._keep)
+            drop_old(self._folder, manifest.place, self._keep)
+            self._on_complete(manifest.place)
         except OSError as error:
-            self._say(f"an old checkpoint could not be removed: {_in_words(error)}.")
+            self._say(f"an old checkpoint or journal could not be removed: {_in_words(error)}.")
         return []
 
-    def _end(self, step: int, num_bytes: int, problems: Sequence[list[str]]) -> None:
+    def _end(self, place: Place, num_bytes: int, problems: Sequence[list[str]]) -> None:
         """Note what became of the save; after a failed one, remove what it left and tell."""
         self._failure = "; ".join(problems[0]) or None
-        if self._failure is None or self._mesh.rank != 0:
+        if self._failure is None:
+            self.saved = place
+        if self._failure is None:
             return
-        shutil.rmtree(partial_folder(self._folder, step), ignore_errors=True)
+        if self._mesh.rank == 0:
+            self._clean_up(place, num_bytes)
+        # The next save may be of the same place, and no rank is to begin it while the first still removes this one.
+        dist.barrier()
+
+    def _clean_up(self, place: Place, num_bytes: int) -> None:
+        shutil.rmtree(partial_folder(self._folder, place), ignore_errors=True)
         free = shutil.disk_usage(self._folder).free if self._folder.exists() else 0
         self._say(
-            f"the checkpoint of step {step} was NOT saved: {self._failure}. It takes {num_bytes / 1e9:.2f} GB and "
+            f"the checkpoint of {place.in_words} was NOT saved: {self._failure}. It takes {num_bytes / 1e9:.2f} GB and "
             f"{self._folder} has {free / 1e9:.2f} GB free. Older checkpoints are untouched and the next save tries "
             "again; make room or mend the disk before it."
         )
+
+    def _target(self, place: Place) -> HashedFolder:
+        return HashedFolder(partial_folder(self._folder, place), self._stop_if_closing, partial(self._reach, _WRITE))
 
     def _stop_if_closing(self) -> None:
         if self._closing.is_set():

@@ -1,5 +1,6 @@
 """From a checked configuration to a finished run: prepare, warm start, build, train, sum up."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -8,25 +9,44 @@ from pathlib import Path
 import torch.distributed as dist
 
 from nemo_simplerl.config.load import to_yaml
-from nemo_simplerl.config.schema import Config
+from nemo_simplerl.config.schema import Config, TrainerConfig
 from nemo_simplerl.data.sampler import StepSampler
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
-from nemo_simplerl.trainer import checkpoint
+from nemo_simplerl.parallel.waits import waiting
+from nemo_simplerl.trainer import checkpoint, determinism
+from nemo_simplerl.trainer.alarms import Alarms
 from nemo_simplerl.trainer.build import build_prompts, build_roles, mesh_of, tokenizer_of
+from nemo_simplerl.trainer.checkpoint import Found
+from nemo_simplerl.trainer.faults import VARIABLE, Faults
+from nemo_simplerl.trainer.files import read_jsonl
 from nemo_simplerl.trainer.grader import build_grader
+from nemo_simplerl.trainer.guards import forget_bad_updates
+from nemo_simplerl.trainer.journal import JOURNAL, Journal
 from nemo_simplerl.trainer.log import RunLog
 from nemo_simplerl.trainer.loop import train
 from nemo_simplerl.trainer.prepare import model_folder, prepare
 from nemo_simplerl.trainer.run import CHECKPOINTS, Run
 from nemo_simplerl.trainer.saver import Saver
+from nemo_simplerl.trainer.step import StepInHand
+from nemo_simplerl.trainer.stop import Stop, Stopping, safe_points
 from nemo_simplerl.trainer.warm_start import warm_start
+from nemo_simplerl.trainer.watchdog import failures_told, watched
 
 
-def start_training(config: Config) -> None:
-    """`simplerl train` on this rank of the world. Raises ValueError for input that cannot be used."""
-    started = time.monotonic()
-    with join_world(config) as mesh, open_run(config, mesh, started) as run:
-        train(run)
+def start_training(config: Config, started: float | None = None) -> bool:
+    """`simplerl train` on this rank of the world. False where it was stopped before its end, and can go on.
+
+    started: time.monotonic() when the process began; now, where it is not given. Raises ValueError for input that
+    cannot be used.
+    """
+    started = time.monotonic() if started is None else started
+    with join_world(config) as mesh, open_run(config, mesh, started) as run, failures_told(), run.stop:
+        try:
+            train(run)
+        except Stopping as asked:
+            run.leave(str(asked))
+            return False
+    return True
 
 
 def start_warm_start(config: Config) -> None:
@@ -38,55 +58,111 @@ def start_warm_start(config: Config) -> None:
 @contextmanager
 def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     """A run ready to train, warm-started where the configuration says so; closed at the end. Collective."""
-    data, trainer = config.data, config.trainer
-    folder = Path(trainer.run_dir) / CHECKPOINTS
-    if not trainer.resume and (steps := checkpoint.steps_on_disk(folder)):
-        raise ValueError(
-            f"{checkpoint.step_folder(folder, steps[-1])} exists, but trainer.resume=false; set it to true or choose "
-            "another trainer.run_dir."
-        )
-    found = checkpoint.find_intact(folder, mesh)
+    data, trainer, run_dir = config.data, config.trainer, Path(config.trainer.run_dir)
+    found = _checkpoint_to_resume(trainer, mesh)
     tokenizer = tokenizer_of(config)
     prompts, notes = build_prompts(config, tokenizer, data.train_path)
     eval_prompts, eval_notes = build_prompts(config, tokenizer, data.eval_path, data.eval_limit)
     sampler = StepSampler(len(prompts), data.rollout_batch_size, seed=trainer.seed, shuffle=data.shuffle)
     total_steps = trainer.max_steps or trainer.num_episodes * sampler.steps_per_episode
+    faults = Faults.parse(os.environ.get(VARIABLE, ""), mesh.rank)
+    stop = Stop(run_dir, is_first_rank=mesh.rank == 0, max_time=trainer.max_time, started=started)
+    log = _log(trainer, mesh, found, total_steps, faults)
+    journal = Journal(run_dir / JOURNAL, is_writer=mesh.rank == 0, say=log.say, reach=faults.reach)
+    if mesh.rank == 0:
+        stop.forget()
+        if found is None:
+            forget_bad_updates(trainer.run_dir)
+        if not trainer.resume:
+            journal.forget(None)
+    with closing(log):
+        log.config(to_yaml(config))
+        for note in (*determinism.notes(trainer.deterministic), *(found.notes if found else ()), *notes, *eval_notes):
+            log.say(note)
+        with closing(build_grader(config.reward, log.say)) as grader:
+            model_path = config.model.path if config.sft.output is None else warm_start(config, mesh, log.say)
+            roles = build_roles(
+                config,
+                model_path,
+                mesh,
+                tokenizer,
+                grader,
+                log.say,
+                total_steps=total_steps,
+                in_hand=StepInHand(journal, stop.safe_point, lambda: stop.is_urgent),
+                reached=safe_points(stop.safe_point, faults.reach),
+            )
+            saver = _saver(config, mesh, log, journal, faults)
+            lines = read_jsonl(run_dir / "metrics.jsonl") if mesh.rank == 0 else []  # of the steps it goes on from
+            alarms = Alarms(trainer.alarms, config.reward, lines)
+            with closing(roles.engine), closing(saver):
+                yield Run(
+                    config,
+                    roles,
+                    log,
+                    prompts,
+                    eval_prompts,
+                    sampler,
+                    total_steps,
+                    saver,
+                    found,
+                    started,
+                    stop,
+                    faults,
+                    alarms,
+                )
+
+
+def _checkpoint_to_resume(trainer: TrainerConfig, mesh: Mesh) -> Found | None:
+    folder = Path(trainer.run_dir) / CHECKPOINTS
+    if not trainer.resume and (places := checkpoint.places_on_disk(folder)):
+        raise ValueError(
+            f"{folder / places[-1].name} exists, but trainer.resume=false; set it to true or choose "
+            "another trainer.run_dir."
+        )
+    return checkpoint.find_intact(folder, mesh)
+
+
+def _log(trainer: TrainerConfig, mesh: Mesh, found: Found | None, total_steps: int, faults: Faults) -> RunLog:
     log = RunLog(
         trainer.run_dir,
         tensorboard=trainer.tensorboard,
         resume_step=None if found is None else found.manifest.step,
         is_writer=mesh.rank == 0,
+        reach=faults.reach,
     )
     log.total_steps = total_steps
-    with closing(log):
-        log.config(to_yaml(config))
-        for note in (*(found.notes if found else ()), *notes, *eval_notes):
-            log.say(note)
-        with closing(build_grader(config.reward, log.say)) as grader:
-            model_path = config.model.path if config.sft.output is None else warm_start(config, mesh, log.say)
-            roles = build_roles(config, model_path, mesh, tokenizer, grader, log.say, total_steps=total_steps)
-            saver = Saver(
-                folder,
-                mesh,
-                model_folder=model_folder(config),
-                keep=checkpoint.Retention(trainer.keep_last, trainer.keep_every, trainer.keep_best),
-                in_background=trainer.async_save,
-                say=log.say,
-            )
-            with closing(roles.engine), closing(saver):
-                yield Run(config, roles, log, prompts, eval_prompts, sampler, total_steps, saver, found, started)
+    return log
+
+
+def _saver(config: Config, mesh: Mesh, log: RunLog, journal: Journal, faults: Faults) -> Saver:
+    trainer = config.trainer
+    return Saver(
+        Path(trainer.run_dir) / CHECKPOINTS,
+        mesh,
+        model_folder=model_folder(config),
+        keep=checkpoint.Retention(trainer.keep_last, trainer.keep_every, trainer.keep_best),
+        in_background=trainer.async_save,
+        say=log.say,
+        on_complete=lambda place: journal.forget(place.steps),
+        reach=faults.reach,
+    )
 
 
 @contextmanager
 def join_world(config: Config) -> Iterator[Mesh]:
     """Join the world and let one rank write what must exist. Collective."""
+    determinism.pin(config.trainer.deterministic)
     mesh = mesh_of(config)
     try:
-        if mesh.rank == 0:
-            prepare(config)
-        dist.barrier()
-        yield mesh
-        leave_together()
+        with watched(config.trainer, mesh.rank, mesh.world_size):
+            if mesh.rank == 0:
+                prepare(config)
+            with waiting("barrier.prepared"):
+                dist.barrier()
+            yield mesh
+            with waiting("leave_together"):
+                leave_together()
     finally:
         destroy_mesh()
 

@@ -3,6 +3,7 @@
 Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from nemo_simplerl.model.shards import export
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
 from nemo_simplerl.trainer.actor import next_tokens
-from nemo_simplerl.trainer.build import build_learner, hf_config_of_run, tokenizer_of
+from nemo_simplerl.trainer.build import bad_updates, build_learner, hf_config_of_run, tokenizer_of
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
 from nemo_simplerl.trainer.prepare import model_folder
@@ -55,7 +56,14 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
             f"{sft.global_batch_size}; lower it or bring more examples."
         )
     total = sft.epochs * updates_per_epoch
-    learner = build_learner(config, config.model.path, sft.optim, mesh, total_updates=total)
+    learner = build_learner(
+        config,
+        config.model.path,
+        sft.optim,
+        mesh,
+        total_updates=total,
+        bad_updates=bad_updates(config, "sft", 1, 1, say),
+    )
     hf = hf_config_of_run(config)
     started = time.monotonic()
     for update in range(total):
@@ -63,7 +71,7 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
         metrics = _update(learner, chosen, hf["vocab_size"], config, tokenizer.pad_token_id)
         if update % max(total // 10, 1) == 0 or update + 1 == total:
             say(
-                f"warm start: update {update + 1}/{total}  loss {metrics['loss']:.4f}  "
+                f"warm start: update {update + 1}/{total}  loss {metrics.get('loss', math.nan):.4f}  "
                 f"lr {metrics['lr']:.2e}  {time.monotonic() - started:.0f} s"
             )
     export(Path(output), learner.gpt, hf, model_folder(config), mesh)

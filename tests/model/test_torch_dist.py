@@ -1,5 +1,6 @@
 """torch.save files and distributed checkpoints read without running what their pickles ask for."""
 
+import enum
 import io
 import pickle
 from collections import OrderedDict
@@ -106,6 +107,23 @@ def write_chunks(folder: Path, shape: tuple[int, ...], chunks: list[tuple[tuple[
             file.add("w", tensor, shape, offsets)
         file.add_object("state", [None])
     write_index(create, file.written)
+
+
+class _OldEnums(pickle.Pickler):
+    """Pickles the members of enumerations as Python 3.11.0 to 3.11.3 do."""
+
+    def reducer_override(self, value):
+        return (getattr, (type(value), value.name)) if isinstance(value, enum.Enum) else NotImplemented
+
+
+def test_an_index_of_an_early_python_3_11_is_read(tmp_path):
+    write_chunks(tmp_path, (2, 3), [((0, 0), torch.arange(6.0).reshape(2, 3))])
+    with open(tmp_path / ".metadata", "rb") as file:
+        index = pickle.load(file)
+    with open(tmp_path / ".metadata", "wb") as file:
+        _OldEnums(file, protocol=4).dump(index)
+    assert b"getattr" in (tmp_path / ".metadata").read_bytes()
+    assert torch.equal(read_index(list_files(tmp_path))["w"].read(), torch.arange(6.0).reshape(2, 3))
 
 
 def test_blocks_of_any_cut_make_the_tensor_and_each_of_its_rows(tmp_path):

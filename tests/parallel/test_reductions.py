@@ -1,9 +1,11 @@
 """Metrics and objects across ranks."""
 
+import math
+
 import torch
 import torch.distributed as dist
 
-from nemo_simplerl.parallel.reductions import all_reduce_metrics, gather_objects
+from nemo_simplerl.parallel.reductions import all_reduce_metrics, any_rank, gather_objects
 from ranks import run_ranks
 
 
@@ -46,3 +48,17 @@ def test_two_ranks_sum_metrics_and_take_the_maximum_of_those_named_so():
         assert list(metrics) == (["loss", "ratio_max", "tokens"], ["tokens", "ratio_max", "loss"])[rank]
         assert only_sums == {"tokens": 2.0}
         assert objects == [{"rank": 0, "rows": []}, {"rank": 1, "rows": [1]}]
+
+
+def _numbers_that_are_none() -> tuple:
+    dist.init_process_group("gloo")
+    rank, group = dist.get_rank(), dist.group.WORLD
+    bad = {"loss": 1.0, "ratio_max": math.nan} if rank == 0 else {"loss": math.nan, "ratio_max": 1.0}
+    flags = [any_rank(is_true, torch.device("cpu")) for is_true in (rank == 1, False)]
+    return all_reduce_metrics(bad, group), flags
+
+
+def test_what_is_not_a_number_on_one_rank_is_not_finite_on_all():
+    for metrics, flags in run_ranks(_numbers_that_are_none, 2):
+        assert math.isnan(metrics["loss"]) and metrics["ratio_max"] == math.inf
+        assert flags == [True, False]

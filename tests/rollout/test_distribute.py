@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.rollout.base import Completion, SamplingParams
-from nemo_simplerl.rollout.distribute import deal, generate_sharded, pack, unpack
+from nemo_simplerl.rollout.distribute import BrokenOff, deal, generate_sharded, pack, unpack
 from nemo_simplerl.rollout.hf import HfEngine
 from nemo_simplerl.rollout.units import units
 from ranks import run_ranks
@@ -90,6 +90,58 @@ def test_a_rank_that_is_done_early_takes_the_units_a_slow_one_would_have_had():
         assert in_shares[1] == 1, "an engine without units is asked once"
         assert mixed == ("the rollout engines of a group need one unit_size, found [2, 4].", 0)
     assert sorted(calls for (_, calls), _, _ in on_ranks) == [1, 4]
+
+
+class CountingEngine:
+    """One prompt a unit."""
+
+    unit_size = 2
+
+    def __init__(self):
+        self.num_calls = 0
+
+    def generate(self, prompts, params, seeds):
+        self.num_calls += 1
+        return [Completion((1,), (0.0,), "", "stop", 0, seed) for seed in seeds]
+
+
+def broken_off_on_ranks(unit_size):
+    """Rank 1 is asked to stop before its second unit. Whether each rank raised, and how many units all generated."""
+    dist.init_process_group("gloo")
+    engine = CountingEngine()
+    engine.unit_size = unit_size
+
+    def should_stop() -> bool:
+        is_asked = dist.get_rank() == 1 and engine.num_calls == 1
+        if is_asked:
+            _get_default_store().set("asked", "")
+        elif dist.get_rank() == 0 and engine.num_calls == 2:
+            _get_default_store().wait(["asked"], timedelta(seconds=60))
+        return is_asked
+
+    prompts, seeds = [[1]] * 500, list(range(1000))
+    try:
+        generate_sharded(engine, prompts, PARAMS, seeds, group=dist.group.WORLD, should_stop=should_stop)
+    except BrokenOff:
+        return True, engine.num_calls
+    return False, engine.num_calls
+
+
+def test_a_rollout_is_broken_off_on_every_rank_between_units_when_one_is_told_to():
+    (first, calls), (second, calls_of_second) = run_ranks(broken_off_on_ranks, 2, 2)
+    assert first and second and calls_of_second == 1 and calls < 499
+    # An engine without units is asked once, before its only call.
+    assert run_ranks(broken_off_on_ranks, 2, None) == [(False, 1), (False, 1)]
+
+
+def test_one_rank_alone_breaks_off_between_units_too():
+    engine = CountingEngine()
+    with pytest.raises(BrokenOff):
+        generate_sharded(
+            engine, PROMPTS, PARAMS, list(range(10)), group=None, should_stop=lambda: engine.num_calls == 2
+        )
+    assert engine.num_calls == 2
+    assert len(generate_sharded(engine, PROMPTS, PARAMS, list(range(10)), group=None)) == 10
 
 
 def test_a_group_without_an_engine_is_told_so():

@@ -9,8 +9,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = [path for path in sorted((ROOT / "scripts").rglob("*")) if path.suffix in (".sh", ".sbatch")]
-COMMANDS = ("quickstart.sh", "train.sh", "test.sh", "check.sh")
+SCRIPTS = [
+    *(path for room in ("scripts", "docker") for path in (ROOT / room).rglob("*") if path.suffix in (".sh", ".sbatch")),
+    ROOT / ".ci/run",
+]
+COMMANDS = (
+    "scripts/quickstart.sh",
+    "scripts/train.sh",
+    "scripts/test.sh",
+    "scripts/check.sh",
+    "scripts/slurm/submit.sh",
+    "scripts/slurm/node.sh",
+    "docker/run.sh",
+    "docker/install.sh",
+)
 
 
 def shell(code, *, path=None, root=ROOT, **env):
@@ -39,20 +51,28 @@ def copy(tmp_path):
     return root
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci/run"], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", sorted(SCRIPTS), ids=lambda path: path.name)
 def test_a_script_parses(script):
     done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_shellcheck_finds_nothing_in_the_scripts():
+    program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("shellcheck is not installed; the dev extra brings it")
+    done = subprocess.run([program, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_tells_its_usage_from_any_folder_without_making_an_environment(name, tmp_path):
     env = os.environ | {"VENV": str(tmp_path / "venv")}
-    script = ROOT / "scripts" / name
+    script = ROOT / name
     assert os.access(script, os.X_OK)
     done = subprocess.run([script, "--help"], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"usage: scripts/{name}" in done.stdout
+    assert f"usage: {name}" in done.stdout
     assert "set -euo" not in done.stdout
     assert os.listdir(tmp_path) == []
 
@@ -167,6 +187,39 @@ def test_a_launch_is_plain_python_for_one_process_and_torchrun_for_more(tmp_path
     assert shell(f"{code} 1 train 'a=[1, 2]'").stdout == "-m nemo_simplerl train a=[1, 2]\n"
     assert shell(f"{code} 2 train seed=1").stdout == (
         "-m torch.distributed.run --standalone --nproc_per_node 2 -m nemo_simplerl train seed=1\n"
+    )
+
+
+def test_on_several_machines_every_one_starts_torchrun_at_its_own_rank_and_the_same_place(tmp_path):
+    show = program(tmp_path, "python", 'echo "$@"')
+    done = shell(f'PY="{show}"; launch 1 train', NNODES="2", NODE_RANK="1", MASTER_ADDR="one")
+    assert done.stdout == (
+        "-m torch.distributed.run --nnodes 2 --node_rank 1 --master_addr one --master_port 29500 --nproc_per_node 1 "
+        "-m nemo_simplerl train\n"
+    )
+    assert "machine 1 of 2, 1 rank on each" in done.stderr and "meeting at one:29500" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"NODE_RANK": "0"}, "needs MASTER_ADDR"),
+        ({"MASTER_ADDR": "one"}, "needs NODE_RANK=0 to 1"),
+        ({"MASTER_ADDR": "one", "NODE_RANK": "2"}, "NODE_RANK=2, but NNODES=2 machines count from 0"),
+        ({"MASTER_ADDR": "one", "NODE_RANK": "x"}, "needs NODE_RANK=0 to 1"),
+    ],
+)
+def test_a_machine_that_does_not_know_its_place_does_not_start(env, words):
+    done = shell("PY=echo; launch 1 train", NNODES="2", **env)
+    assert done.returncode == 1 and done.stdout == "" and words in done.stderr
+
+
+def test_a_launch_says_what_it_chose(tmp_path):
+    show = program(tmp_path, "python", ":")
+    code = f'num_cores() {{ echo 8; }}; PY="{show}"; launch'
+    assert shell(f"{code} 1 train", VENV="/venv").stderr == "1 rank, OMP_NUM_THREADS=8, 0 GPUs; Python: /venv\n"
+    assert shell(f"{code} 2 train", VENV="system", CUDA_VISIBLE_DEVICES="0,1").stderr == (
+        f"2 ranks, OMP_NUM_THREADS=4, 2 GPUs, meeting at a free port of this machine; Python: {show} as it is\n"
     )
 
 

@@ -33,6 +33,7 @@ from nemo_simplerl.trainer.build import build_learner, mesh_of
 from nemo_simplerl.trainer.checkpoint import Retention, drop_old, find_intact, superseded
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.manifest import FileFacts, Manifest, share_of, write_manifest
+from nemo_simplerl.trainer.place import Place, place_of
 from nemo_simplerl.trainer.saver import Saver
 from ranks import run_ranks
 from tiny import save_hf_model, small_config
@@ -121,6 +122,10 @@ def _save(folder: Path, step: int, learners: dict[str, Learner], mesh: Mesh, mod
     with _saver(folder, mesh, model) as saver:
         saver.save(learners, _manifest(step, learners, mesh))
         saver.finish()
+
+
+def _steps(folder: Path) -> list[int]:
+    return [place.steps for place in checkpoint.places_on_disk(folder)]
 
 
 def _leave() -> None:
@@ -310,7 +315,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, s
     assert note.startswith("step_000003 cannot be used: ")
     assert re.search(told, note), note
     assert (folder / "step_000003.damaged").is_dir()
-    assert checkpoint.steps_on_disk(folder) == [1, 2]
+    assert _steps(folder) == [1, 2]
 
 
 def test_when_no_checkpoint_is_left_each_is_named_and_none_is_touched(tmp_path, saved):
@@ -327,7 +332,7 @@ def test_latest_says_where_to_resume_and_without_it_the_newest_counts(tmp_path, 
     assert (folder / "latest").read_text() == "step_000003\n"
     (folder / "latest").write_text("step_000001\n")
     assert find_intact(folder, ALONE).manifest.step == 1
-    assert checkpoint.steps_on_disk(folder) == [1, 2, 3]
+    assert _steps(folder) == [1, 2, 3]
     (folder / "latest").write_text("step_0000")
     found = find_intact(folder, ALONE)
     assert found.manifest.step == 3
@@ -382,8 +387,38 @@ def test_the_best_checkpoint_is_told_by_the_manifests(tmp_path):
         manifest = _manifest(step, {}, SimpleNamespace(tp_size=1, pp_size=1, dp_size=1), score)
         write_manifest(tmp_path / f"step_{step:06d}", manifest)
     (tmp_path / "step_000003/manifest.json").write_text("{")
-    drop_old(tmp_path, 4, Retention(last=1, every=0, best="eval/accuracy"))
+    drop_old(tmp_path, Place(4), Retention(last=1, every=0, best="eval/accuracy"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000004"]
+
+
+def test_what_lies_within_a_step_goes_once_a_later_checkpoint_is_there_and_counts_for_nothing(tmp_path):
+    within = [Place(2, 3), Place(2, 12), Place(3, 1), Place(4, 2)]
+    for place in [Place(1), Place(2), Place(3), *within]:
+        (tmp_path / place.name).mkdir()
+    drop_old(tmp_path, Place(2, 12), Retention(last=2, every=0, best=None))
+    assert _names(tmp_path) == sorted(place.name for place in [Place(1), Place(2), Place(3), *within[1:]])
+    drop_old(tmp_path, Place(3), Retention(last=2, every=0, best=None))
+    assert _names(tmp_path) == ["step_000002", "step_000003", "step_000004_update_0001", "step_000005_update_0002"]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_checkpoints_are_in_the_order_of_time_and_their_names_say_where_they_lie():
+    places = [Place(2), Place(2, 1), Place(2, 12), Place(3), Place(999_999, 12_345)]
+    assert sorted(set(places)) == places
+    assert [place.name for place in places[:3]] == ["step_000002", "step_000003_update_0001", "step_000003_update_0012"]
+    assert [place_of(place.name) for place in places] == places
+    others = (
+        "step_3",
+        "step_000003.partial",
+        "step_000003_update_12",
+        "step_000000_update_0001",
+        "step_0000003",
+        "latest",
+    )
+    assert [place_of(name) for name in others] == [None] * len(others)
 
 
 # Saving in the background.
@@ -400,12 +435,12 @@ def _save_behind_training(folder: Path, model: str) -> None:
         for learner in learners.values():
             _update(learner, hf, mesh)
         saver.settle(wait_for_it=False)
-        assert saver.is_pending and checkpoint.steps_on_disk(folder) == []
+        assert saver.is_pending and _steps(folder) == []
         gate.set()
         saver.save(learners, _manifest(2, learners, mesh))  # waits for the first
-        assert checkpoint.steps_on_disk(folder) == [1]
+        assert _steps(folder) == [1]
         saver.finish()
-    assert checkpoint.steps_on_disk(folder) == [1, 2]
+    assert _steps(folder) == [1, 2]
     after = {name: tensor.clone() for name, tensor in _live(learners)}
     for step, expected in ((1, before), (2, after)):
         (folder / "latest").write_text(f"step_{step:06d}\n")

@@ -1,0 +1,85 @@
+"""Everything about this machine in one value, and whether it has what somebody requires of it."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nemo_simplerl.doctor import machine, packages
+
+# What can be required -> the packages it stands for; "gpu" is no package.
+REQUIRABLE = {
+    "trtllm": ("tensorrt-llm", "ray"),
+    "gpu": (),
+    "nemo": ("nemo-toolkit",),
+    "te": ("transformer-engine",),
+    "apex": ("apex",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    rows: dict[str, str]
+    engine: str  # a line on TensorRT-LLM
+    notes: list[str]  # may hurt, and change no exit status
+    problems: list[str]
+
+    @property
+    def is_well(self) -> bool:
+        return not self.problems
+
+
+def examine(required: Sequence[str] = ()) -> Report:
+    """required: names of REQUIRABLE; what is missing of them is a problem like any other."""
+    versions = {name: packages.version(name) for name in (*packages.NEEDED, *packages.OPTIONAL)}
+    gpus, num_gpus = machine.look_at_gpus(versions["torch"] is not None)
+    found = [
+        gpus,
+        machine.look_at_space(num_gpus),
+        machine.look_at_limits(num_gpus),
+        machine.look_at_network(os.environ.get("MASTER_ADDR")),
+    ]
+    engine, engine_problems = packages.engine_findings(versions)
+    rows = {"python": platform.python_version(), **packages.package_rows(versions)}
+    for part in found:
+        rows |= part.rows
+    requirements = packages.project_requirements()
+    return Report(
+        rows=rows,
+        engine=engine,
+        notes=[note for part in found for note in part.notes],
+        problems=[
+            *(problem for part in found for problem in part.problems),
+            *packages.missing(versions),
+            *packages.outside_range(requirements, {name: packages.version(name) for name in _names(requirements)}),
+            *packages.other_megatron(versions["megatron-core"]),
+            *engine_problems,
+            *lacking(required, versions, num_gpus, packages.is_real_apex()),
+        ],
+    )
+
+
+def lacking(
+    required: Sequence[str], versions: Mapping[str, str | None], num_gpus: int, is_real_apex: bool
+) -> list[str]:
+    """A problem for everything that is required and missing, with what its lack costs."""
+    problems = [
+        f"{name} is required here, and {package} is not installed: {packages.OPTIONAL[package]}"
+        for name in required
+        for package in REQUIRABLE[name]
+        if versions[package] is None
+    ]
+    if "gpu" in required and not num_gpus:
+        problems.append("gpu is required here, and torch can use none: training runs on CPUs, for tiny models")
+    if "apex" in required and versions["apex"] is not None and not is_real_apex:
+        problems.append(
+            f"apex is required here, and the installed apex {versions['apex']} is another project of that name: "
+            f"{packages.OPTIONAL['apex']}"
+        )
+    return problems
+
+
+def _names(requirements: list[str]) -> set[str]:
+    from packaging.requirements import Requirement
+
+    return {Requirement(line).name for line in requirements}

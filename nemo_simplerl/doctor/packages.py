@@ -1,0 +1,94 @@
+"""The packages a run uses: which are there, whether their versions fit, and what is lost without them."""
+
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+NEEDED = ("torch", "megatron-core", "transformers")
+# Distribution -> what is lost without it.
+OPTIONAL = {
+    "transformer-engine": "GPUs train with Megatron's local layers, not with its fused ones",
+    "apex": "torch's Adam and unfused gradient scaling on GPUs, unless transformer-engine is there",
+    "nemo-toolkit": "`convert --verify` cannot ask NeMo's own connector",
+    "tensorrt-llm": "rollout.engine=hf works, rollout.engine=trtllm does not",
+    "ray": "TensorRT-LLM cannot be refitted, so rollout.engine=trtllm does not work",
+}
+
+
+def version(name: str) -> str | None:
+    """Of an installed distribution."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def package_rows(versions: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: found or f"absent: {OPTIONAL.get(name, 'no run starts')}" for name, found in versions.items()}
+
+
+def missing(versions: Mapping[str, str | None]) -> list[str]:
+    """Problems of what no run can do without."""
+    return [f"{name} is required and not installed" for name in NEEDED if not versions[name]]
+
+
+def outside_range(requirements: list[str], installed: Mapping[str, str | None]) -> Iterator[str]:
+    """Problems of installed packages that the project's own requirements do not take; absent ones are not among them.
+
+    requirements: lines as in packaging metadata; those of extras are left out.
+    """
+    for requirement in map(Requirement, requirements):
+        found = installed.get(requirement.name)
+        if found is None or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            yield f"{requirement.name} {found} is installed, and nemo_simplerl needs {requirement.specifier}"
+
+
+def project_requirements() -> list[str]:
+    """Empty where the project runs from a checkout without being installed."""
+    try:
+        return metadata.requires("nemo_simplerl") or []
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def other_megatron(recorded: str | None) -> Iterator[str]:
+    """A problem where Python imports another Megatron-core than the installed distribution's version says.
+
+    NVIDIA's images keep a source tree of Megatron on the path, which would hide one that pip installs.
+    """
+    spec = importlib.util.find_spec("megatron.core") if importlib.util.find_spec("megatron") else None
+    if spec is None or spec.origin is None or recorded is None:
+        return
+    info = Path(spec.origin).with_name("package_info.py")
+    numbers = (
+        dict(re.findall(r"^(MAJOR|MINOR|PATCH) = (\d+)", info.read_text(), re.MULTILINE)) if info.is_file() else {}
+    )
+    imported = ".".join(numbers.get(part, "?") for part in ("MAJOR", "MINOR", "PATCH"))
+    if not recorded.startswith(imported):
+        yield f"megatron-core {recorded} is installed, but Python imports {imported} from {info.parent}"
+
+
+def is_real_apex() -> bool:
+    """Whether the apex here is NVIDIA's: PyPI has another project of that name."""
+    return importlib.util.find_spec("amp_C") is not None
+
+
+def engine_findings(versions: Mapping[str, str | None]) -> tuple[str, list[str]]:
+    """A line on the installed TensorRT-LLM held against the calls that we make, and the problems."""
+    from nemo_simplerl.rollout.contract import CONTRACT, differences, installed_source
+
+    source = installed_source()
+    if source is None:
+        return f"tensorrt-llm is not installed: {OPTIONAL['tensorrt-llm']}", []
+    found = list(differences(source))
+    line = f"tensorrt-llm in {source}: {len(CONTRACT)} things that the adapter uses, {len(found)} differences"
+    problems = [f"tensorrt-llm {difference}" for difference in found]
+    if versions["ray"] is None:
+        problems.append("tensorrt-llm is installed and ray, which its refit works through, is not")
+    return line, problems

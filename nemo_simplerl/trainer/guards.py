@@ -1,0 +1,114 @@
+"""Numbers that are not finite: an update of them is left out and written down, a rollout of them ends the run.
+
+Legend: B samples of this data rank, T predicted tokens.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_simplerl.data.batch import Batch, MicroBatch
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.parallel.reductions import any_rank, gather_objects
+
+FOLDER = "bad_updates"  # in the run directory
+
+
+def not_finite(metrics: Mapping[str, float], grad_norm: float) -> list[str]:
+    """Names of what has no finite value."""
+    return [name for name, value in {**metrics, "grad_norm": grad_norm}.items() if not math.isfinite(value)]
+
+
+@dataclass(frozen=True)
+class BadUpdates:
+    """The updates of one model that were left out: their micro-batches on disk, and an end to patience.
+
+    `folder` is shared by all ranks and models. An update that a resumed run makes again is the same file again, so that
+    a run counts the same ones however often it was stopped.
+    """
+
+    folder: Path
+    role: str
+    first_step: int  # of the model's first update
+    updates_per_step: int
+    limit: int  # of updates left out, over the run and all models
+    say: Callable[[str], None]
+
+    def note(self, update: int, micro_batches: Sequence[MicroBatch], names: Sequence[str], mesh: Mesh) -> None:
+        """Write down update `update` (from 0) of the model. Collective. RuntimeError past the limit."""
+        steps, within = divmod(update, self.updates_per_step)
+        step = self.first_step + steps
+        stem = f"step_{step:06d}_{self.role}_{within + 1}"
+        facts = {"step": step, "role": self.role, "update": within + 1, "rank": mesh.rank, "not_finite": list(names)}
+        write_micro_batches(self.folder / f"{stem}_rank{mesh.rank}.pt", micro_batches, facts)
+        # A shared disk may show one rank more than another: the largest count is the true one.
+        count = max(gather_objects(len(_left_out(self.folder)), dist.group.WORLD, "updates_left_out"))
+        what = (
+            f"step {step}: {self.role} update {within + 1} was left out, since {', '.join(names) or 'a number'} is not "
+            f"finite; its micro-batches are in {self.folder}/{stem}_rank*.pt"
+        )
+        if count > self.limit:
+            raise RuntimeError(
+                f"{what}. That makes {count} updates, and trainer.max_bad_updates={self.limit}. Look at those files; "
+                "a lower learning rate or clip_grad, or fp32, often helps."
+            )
+        self.say(f"{what} ({count} of at most {self.limit})")
+
+
+def forget_bad_updates(run_dir: str | Path) -> None:
+    """Remove what an earlier run left there."""
+    for path in (Path(run_dir) / FOLDER).glob("step_*.pt"):
+        path.unlink()
+
+
+def write_micro_batches(path: Path, micro_batches: Sequence[MicroBatch], facts: Mapping[str, object]) -> None:
+    """All columns, cut loose from the larger tensors they are views of, in host memory."""
+    rows = [
+        {field.name: getattr(micro, field.name).detach().cpu().clone() for field in fields(Batch)}
+        | {"columns": {name: column_BT.detach().cpu().clone() for name, column_BT in micro.columns.items()}}
+        for micro in micro_batches
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    torch.save({**facts, "micro_batches": rows}, temporary)
+    os.replace(temporary, path)
+
+
+def read_micro_batches(path: Path) -> list[MicroBatch]:
+    """What `write_micro_batches` wrote, without its facts."""
+    return [MicroBatch(**row) for row in torch.load(path, weights_only=True)["micro_batches"]]
+
+
+def require_finite(columns_BT: Mapping[str, Tensor], rows: Sequence[int], n: int, step: int, mesh: Mesh) -> None:
+    """RuntimeError on every rank, naming the samples, where a column has a number that is not finite. Collective.
+
+    rows: number in the rollout, in which each prompt has `n` samples in turn, of each row of the columns.
+    """
+    bad = {name: (~column_BT.isfinite()).any(dim=1) for name, column_BT in columns_BT.items()}
+    if not any_rank(any(bool(is_bad_B.any()) for is_bad_B in bad.values()), mesh.device):
+        return
+    mine = {name: [rows[row] for row in is_bad_B.nonzero()[:, 0].tolist()] for name, is_bad_B in bad.items()}
+    shares = gather_objects(mine, mesh.data, "samples_not_finite")
+    found = {name: sorted({sample for share in shares for sample in share[name]}) for name in columns_BT}
+    told = "; ".join(f"{name} of {_samples(samples, n)}" for name, samples in found.items() if samples)
+    raise RuntimeError(
+        f"step {step}: not finite before any update: {told or 'a number of another replica'}. They would spoil every "
+        "advantage of the rollout. Look at the weights of the last checkpoint, and at these prompts."
+    )
+
+
+def _samples(samples: Sequence[int], n: int) -> str:
+    shown = ", ".join(f"sample {sample} (prompt {sample // n}, completion {sample % n})" for sample in samples[:8])
+    return shown + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
+
+
+def _left_out(folder: Path) -> set[str]:
+    """A name for each update that was left out, of which there is a file a rank."""
+    return {match[1] for path in folder.glob("step_*.pt") if (match := re.fullmatch(r"(.+)_rank\d+\.pt", path.name))}

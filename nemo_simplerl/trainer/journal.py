@@ -1,0 +1,77 @@
+"""What a step has sampled and graded, on disk as soon as it is there: a killed step does neither again."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed as dist
+
+from nemo_simplerl.parallel.reductions import gather_objects
+from nemo_simplerl.trainer.files import atomic_write
+from nemo_simplerl.trainer.record import Key, StepRecord, record_from
+
+JOURNAL = "journal"  # in the run directory
+
+
+class Journal:
+    """RUN_DIR/journal/step_NNNNNN.npz, one a step since the last checkpoint.
+
+    Rank 0 reads and writes. A journal that cannot be written is told through `say` and costs only the time to sample
+    again. `reach`: see trainer.faults.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        is_writer: bool,
+        say: Callable[[str], None],
+        reach: Callable[[str], None] = lambda point: None,
+    ):
+        self._folder, self._is_writer, self._say, self._reach = folder, is_writer, say, reach
+
+    def find(self, key: Key) -> StepRecord | None:
+        """The record of this key, on every rank; None, and a line said, where what is there is another. Collective."""
+        content = self._content(key) if self._is_writer else None
+        content = gather_objects(content, dist.group.WORLD)[0]
+        return None if content is None else record_from(content)
+
+    def write(self, record: StepRecord) -> None:
+        """Put down what is known of the step, in place of what was there."""
+        if not self._is_writer:
+            return
+        try:
+            self._reach("journal.write")
+            atomic_write(self._path(record.key.step), record.to_bytes())
+        except OSError as error:
+            self._say(
+                f"the journal of step {record.key.step} could not be written ({error.strerror or error}): were the run "
+                "killed now, the step would be sampled and graded again."
+            )
+
+    def forget(self, steps: int | None) -> None:
+        """Remove what a checkpoint after `steps` steps makes superfluous; with None, everything. On the writer alone.
+
+        Raises OSError.
+        """
+        for path in self._folder.glob("step_*.npz"):
+            if path.stem[5:].isdecimal() and (steps is None or int(path.stem[5:]) <= steps):
+                path.unlink()
+
+    def _content(self, key: Key) -> bytes | None:
+        path = self._path(key.step)
+        try:
+            content = path.read_bytes()
+            found = record_from(content)
+            if found.key != key:
+                raise ValueError("it belongs to other weights, prompts or settings")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self._say(f"{path} is not used: {error}.")
+            return None
+        known = "sampled" if found.grades is None else "sampled and graded"
+        self._say(f"step {key.step} was {known} before the run ended; it goes on from the journal")
+        return content
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step_{step:06d}.npz"

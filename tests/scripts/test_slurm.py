@@ -1,0 +1,153 @@
+"""The job scripts on a real Slurm of two loopback nodes: trained to the end, stopped and gone on, failed fast."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from debian import Unavailable
+from slurm_cluster import Cluster, cluster, free_ports
+
+from nemo_simplerl.config.schema import CreateConfig
+from nemo_simplerl.model.source import open_source
+from nemo_simplerl.model.verify import different_tensors
+from nemo_simplerl.trainer.prepare import create_model
+from small_run import SMALL, books, few_problems
+
+ROOT = Path(__file__).parents[2]
+TRAIN = [*SMALL, "trainer.max_steps=3", "trainer.eval_every=0", "actor.tensor_model_parallel_size=2"]
+WORLD = {"NODES": "2", "NPROC": "2", "GPU": "cpu", "VENV": "system", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+SIZES = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "num_query_groups": 1, "ffn_hidden_size": 64}
+SIZES |= {"vocab_size": 600, "max_position_embeddings": 128}
+TEXT = {"capture_output": True, "text": True}
+LONG_S = 240  # four ranks on a busy machine take their time to import torch
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory) -> Cluster:
+    try:
+        with cluster(tmp_path_factory.mktemp("slurm")) as found:
+            yield found
+    except Unavailable as reason:
+        if os.environ.get("CI"):
+            pytest.fail(f"there is no Slurm to test with: {reason}")
+        pytest.skip(str(reason))
+
+
+def submit(slurm: Cluster, folder: Path, *overrides: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [ROOT / "scripts/slurm/submit.sh", "--parsable", "--", *overrides],
+        env=slurm.env | WORLD | env,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def train(slurm: Cluster, folder: Path, *overrides: str, **env: str) -> str:
+    """The number of a job that trains in folder/run."""
+    # Another test's cluster counts its jobs from 1 as well, and jobs choose their port by that number.
+    env |= {"MASTER_PORT": str(free_ports(1)[0])}
+    run = (*TRAIN, *few_problems(folder), "trainer.run_dir=run", *overrides)
+    done = submit(slurm, folder, *run, **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def logs(folder: Path) -> str:
+    files = [*folder.glob("*.out"), *folder.glob("run/logs/node_*.log")]
+    return "\n".join(f"== {path.name}\n{path.read_text()[-2500:]}" for path in files)
+
+
+def told_by_shell(folder: Path) -> str:
+    (out,) = folder.glob("simplerl-ppo-*.out")
+    return out.read_text()
+
+
+def wait_for_step(slurm: Cluster, number: str, folder: Path, step: int) -> None:
+    """Until the line of a step is in the metrics of a job that runs."""
+    deadline = time.monotonic() + LONG_S
+    while not (metrics := folder / "run/metrics.jsonl").exists() or f'"step": {step},' not in metrics.read_text():
+        state = slurm.job(number)["JobState"]
+        assert state in ("PENDING", "CONFIGURING", "RUNNING"), f"{state}\n{logs(folder)}"
+        assert time.monotonic() < deadline, logs(folder)
+        time.sleep(0.2)
+
+
+def wait(slurm: Cluster, number: str, folder: Path, state: str, timeout_s: float = LONG_S) -> dict[str, str]:
+    ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    job = slurm.wait(number, state, *ends, timeout_s=timeout_s)
+    assert job["JobState"] == state, f"{job}\n{logs(folder)}"
+    return job
+
+
+def assert_whole(folder: Path) -> None:
+    """A job trained to the end on two nodes and wrote a log for each."""
+    assert (folder / "run/summary.json").is_file(), logs(folder)
+    for rank in (0, 1):
+        told = (folder / f"run/logs/node_{rank}.log").read_text()
+        assert f"machine {rank} of 2, 2 ranks on each, OMP_NUM_THREADS=1" in told
+    assert "the run is finished: run" in told_by_shell(folder)
+
+
+# One test, not two: test processes share no fixtures, and each would train the whole run again.
+@pytest.mark.slow
+def test_a_job_trains_to_the_end_and_one_whose_time_is_up_queues_again_and_ends_with_the_same_weights(slurm, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    wait(slurm, train(slurm, whole), whole, "COMPLETED")
+    assert_whole(whole)
+
+    number = train(slurm, stopped, SIMPLERL_FAULTS="delay@rollout#2,seconds=6")
+    wait_for_step(slurm, number, stopped, 1)
+    slurm.call("scancel", "--signal=USR1", "--batch", number)
+    job = wait(slurm, number, stopped, "PENDING")
+    assert job["Restarts"] == "1", f"{job}\n{logs(stopped)}"
+    wait(slurm, number, stopped, "COMPLETED")
+    assert_whole(stopped)
+    assert "USR1: asking the run to save" in told_by_shell(stopped) and "start 2:" in told_by_shell(stopped)
+    assert not (stopped / "run/stopped.json").exists() and not (stopped / "run/stop").exists()
+
+    assert books(stopped / "run") == books(whole / "run")
+    for critic in (False, True):
+        ends = [open_source(folder / "run/checkpoints/step_000003", critic=critic) for folder in (stopped, whole)]
+        assert different_tensors(*ends, None) == []
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_job_within_a_minute(slurm, tmp_path):
+    number = train(slurm, tmp_path, SIMPLERL_FAULTS="kill@rollout#2,rank=3")
+    wait_for_step(slurm, number, tmp_path, 1)
+    job = wait(slurm, number, tmp_path, "FAILED", timeout_s=60)
+    assert job["Restarts"] == "0"
+    assert "error: the run failed" in told_by_shell(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_configuration_that_cannot_run_is_told_and_not_queued(slurm, tmp_path):
+    before = slurm.jobs()
+    done = submit(slurm, tmp_path, *TRAIN, *few_problems(tmp_path), "actor.tensor_model_parallel_size=3")
+    assert done.returncode == 1 and done.stdout == ""
+    assert "Cannot run" in done.stderr and "nothing was submitted" in done.stderr
+    assert slurm.jobs() == before and not list(tmp_path.glob("*.out"))
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_shared_by_the_nodes_and_told_at_the_end(slurm, tmp_path):
+    create = CreateConfig(**SIZES, share_embeddings_and_output_weights=True)
+    create_model(tmp_path / "model", create, ["What is 1 + 1?"], seed=1)
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n' * 8)
+    ask = ["model", "--data=.", "--out=answers", "--benchmarks=gsm8k", "--template=none", "--max-tokens=8"]
+    env = slurm.env | WORLD | {"NPROC": "1", "SIMPLERL_ROOT": str(ROOT), "MASTER_PORT": str(free_ports(1)[0])}
+    script = str(ROOT / "scripts/slurm/eval.sbatch")
+    done = subprocess.run(["sbatch", "--parsable", "--nodes=2", script, *ask], env=env, cwd=tmp_path, **TEXT)
+    assert done.returncode == 0, done.stderr
+    ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    job = slurm.wait(done.stdout.strip(), *ends, timeout_s=LONG_S)
+    told = "\n".join(path.read_text()[-2500:] for path in [*tmp_path.glob("*.out"), *tmp_path.glob("answers/logs/*")])
+    assert job["JobState"] == "COMPLETED", told
+    assert "| GSM8K     | 8 " in (tmp_path / "answers/results.md").read_text()
+    assert len(list((tmp_path / "answers/logs").glob("node_*.log"))) == 2

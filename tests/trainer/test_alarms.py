@@ -1,0 +1,52 @@
+"""Alarms on histories written by hand."""
+
+from dataclasses import replace
+
+from nemo_simplerl.config.load import compose
+from nemo_simplerl.trainer.alarms import Alarms, alarms
+
+CONFIG = compose(["experiment=quickstart"])
+LIMITS = replace(CONFIG.trainer.alarms, window=4, spike_factor=10.0, min_entropy=0.02, min_reward_share=0.1)
+REWARD = replace(CONFIG.reward, correct=1.0, incorrect=-0.5, no_answer=-1.0)
+
+
+def _found(history, now):
+    return set(alarms(history, now, LIMITS, REWARD))
+
+
+def test_a_loss_above_ten_times_the_median_is_a_spike_and_ten_times_is_none():
+    history = [{"critic/value_loss": loss} for loss in (9.0, 0.1, 0.2, 0.3, 0.4)]  # the median of the last 4 is 0.25
+    assert _found(history, {"critic/value_loss": 2.51}) == {"critic/value_loss"}
+    assert _found(history, {"critic/value_loss": 2.49}) == set()
+    assert _found(history[:3], {"critic/value_loss": 99.0}) == set()  # too little to be held against
+
+
+def test_a_step_without_a_finite_number_raises_nothing_and_counts_for_nothing():
+    history = [{"policy/grad_norm": 1.0}, {"policy/grad_norm": None}, {}] * 4
+    assert _found(history, {"policy/grad_norm": None}) == set()
+    assert _found(history, {"policy/grad_norm": float("nan")}) == set()
+    assert _found(history, {"policy/grad_norm": 11.0}) == {"policy/grad_norm"}
+
+
+def test_entropy_near_zero_is_told_of_a_policy_that_had_some():
+    assert _found([{"policy/entropy": 0.5}], {"policy/entropy": 0.019}) == {"policy/entropy"}
+    assert _found([{"policy/entropy": 0.5}], {"policy/entropy": 0.021}) == set()
+    assert _found([{"policy/entropy": 0.03}], {"policy/entropy": 0.019}) == set()
+
+
+def test_a_reward_back_at_no_answer_is_told_once_something_was_learned():
+    learned = [{"reward/mean": -0.9}, {"reward/mean": 0.0}]  # 1.0 above the floor; a tenth of it is -0.9
+    assert _found(learned, {"reward/mean": -0.91}) == {"reward/mean"}
+    assert _found(learned, {"reward/mean": -0.89}) == set()
+    assert _found([{"reward/mean": -0.9}], {"reward/mean": -1.0}) == set()
+
+
+def test_an_alarm_is_told_once_also_when_the_run_was_resumed_after_it():
+    rows = [{"policy/entropy": 0.5}, {"policy/entropy": 0.01}]
+    told = Alarms(LIMITS, REWARD)
+    assert told.hear(rows[0]) == []
+    (text,) = told.hear(rows[1])
+    assert text.startswith("policy/entropy is 0.01 nats after 0.5")
+    assert told.hear(rows[1]) == []
+    assert Alarms(LIMITS, REWARD, rows).hear({"policy/entropy": 0.001}) == []
+    assert len(Alarms(LIMITS, REWARD, rows[:1]).hear({"policy/entropy": 0.001})) == 1
