@@ -131,7 +131,7 @@ def test_the_command_prints_the_table_and_where_the_curves_are(tmp_path, capsys)
     assert report.run([str(run_dir)]) == 0
     printed = capsys.readouterr().out
     assert plain_text(SUMMARY) in printed
-    assert printed.splitlines()[-1] == f"Curves: {run_dir}/report.png"
+    assert printed.splitlines()[-2] == f"Curves: {run_dir}/report.png"
     assert "Not finished" not in printed
 
 
@@ -147,7 +147,7 @@ def test_the_command_refuses_a_folder_that_is_no_run_without_a_traceback(tmp_pat
 
 def test_the_report_needs_no_torch_and_no_window_system():
     code = (
-        "import sys; import nemo_simplerl.cli.report, nemo_simplerl.report.curves;"
+        "import sys; import nemo_simplerl.cli.report, nemo_simplerl.report.page, nemo_simplerl.report.follow;"
         "print([name for name in ('torch', 'megatron', 'matplotlib.pyplot') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
