@@ -14,7 +14,10 @@ setup(
     packages=[*find_packages(include=["nemo_simplerl", "nemo_simplerl.*"]), "nemo_simplerl.conf"],
     # An editable install may not honour this mapping; config.load then finds conf/ beside the package.
     package_dir={"nemo_simplerl.conf": "conf"},
-    package_data={"nemo_simplerl.conf": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "nemo_simplerl.conf": ["*.yaml", "*/*.yaml"],
+        "nemo_simplerl.report": ["page.html", "page.css", "page.js"],
+    },
     entry_points={"console_scripts": ["simplerl = nemo_simplerl.cli.main:main"]},
     install_requires=[
         "torch>=2.6",
@@ -31,6 +34,7 @@ setup(
         "psutil>=5.9",  # Megatron's distributed checkpointing imports it without declaring it
         "tensorboard>=2.16",
         "matplotlib>=3.8",
+        "latex2mathml>=3.77",  # formulas in report.html
         "rich>=13.7",
         "requests>=2.31",
         "fastapi>=0.115",

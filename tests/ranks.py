@@ -7,7 +7,6 @@ in well under a second instead of importing everything four times.
 import io
 import multiprocessing
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from ports import free_port  # noqa: E402
+
 _PRELOAD = ["torch", "transformers", "nemo_simplerl.model.provider", "nemo_simplerl.trainer.learner"]
 
 
@@ -27,7 +28,7 @@ def run_ranks(function: Callable, world_size: int, *args, timeout_s: float = 240
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    port = _free_port()
+    port = free_port()
     pipes, processes = [], []
     for rank in range(world_size):
         receiver, sender = context.Pipe()
@@ -82,9 +83,3 @@ def _rank_main(function, rank, world_size, port, sender, args) -> None:
             sender.recv_bytes()
     # Leaving without interpreter teardown: peers may still hold sockets of a world that failed.
     os._exit(0)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

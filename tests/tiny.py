@@ -43,6 +43,8 @@ def layout(tp: int = 1, pp: int = 1, **changes) -> ActorConfig:
         "recompute_granularity": None,
         "micro_batch_size": 4,
         "forward_micro_batch_size": 4,
+        "micro_batch_tokens": None,
+        "forward_micro_batch_tokens": None,
         "global_batch_size": 8,
         "optim": OPTIM,
     }
@@ -139,7 +141,8 @@ def small_config(folder: str, actor: dict, algo: dict) -> Config:
     sizes = {"micro_batch_size": 4, "forward_micro_batch_size": 4, "global_batch_size": 4}
     optim = {"optim.lr": 1e-3, "optim.lr_warmup_fraction": 0.0}
     actor = sizes | optim | actor
-    critic = optim | {key: value for key, value in actor.items() if key in sizes}
+    shared = {*sizes, "micro_batch_tokens", "forward_micro_batch_tokens"}
+    critic = optim | {key: value for key, value in actor.items() if key in shared}
     sections = {
         "actor": actor,
         "critic": critic,

@@ -323,7 +323,9 @@ def _batch_splits(config: Config, world_size: int, section: str) -> Iterator[str
     """With _updates_fill_the_rollout it follows that the samples of a step split over the replicas too."""
     if section == "sft" and config.sft.output is None:
         return
-    size, micro = getattr(config, section).global_batch_size, getattr(config, section).micro_batch_size
+    sizes = getattr(config, section)
+    # Packed micro-batches have as many samples as there is room for.
+    size, micro = sizes.global_batch_size, 1 if sizes.micro_batch_tokens else sizes.micro_batch_size
     replicas = _replicas(config, world_size)
     if replicas and size % (micro * replicas):
         unit = micro * replicas

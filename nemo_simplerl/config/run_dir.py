@@ -42,8 +42,8 @@ LAYOUT_KEYS = frozenset(
         "actor.sequence_parallel",
         "actor.use_distributed_optimizer",
         "actor.recompute_granularity",
-        *(f"{role}.micro_batch_size" for role in ("actor", "critic", "sft")),
-        *(f"{role}.forward_micro_batch_size" for role in ("actor", "critic")),
+        *(f"{role}.micro_batch_{unit}" for role in ("actor", "critic", "sft") for unit in ("size", "tokens")),
+        *(f"{role}.forward_micro_batch_{unit}" for role in ("actor", "critic") for unit in ("size", "tokens")),
     }
 )
 

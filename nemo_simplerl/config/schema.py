@@ -56,6 +56,9 @@ class ActorConfig:
     recompute_granularity: Literal["full", "selective"] | None
     micro_batch_size: int  # samples a rank holds in one forward + backward
     forward_micro_batch_size: int  # samples a rank holds in one forward-only pass
+    # Tokens a rank holds in one pass, sequences end to end without padding; null: rows, as many as the sizes above say.
+    micro_batch_tokens: int | None
+    forward_micro_batch_tokens: int | None
     global_batch_size: int  # samples in one update, over all data-parallel ranks
     optim: OptimConfig
 
@@ -65,6 +68,8 @@ class CriticConfig:
     path: str | None  # null: trunk from model.path and a fresh value head; or a saved critic, in any form
     micro_batch_size: int
     forward_micro_batch_size: int
+    micro_batch_tokens: int | None
+    forward_micro_batch_tokens: int | None
     global_batch_size: int
     optim: OptimConfig
 
@@ -177,6 +182,7 @@ class SftConfig:
     max_tokens: int
     overlong: Literal["drop", "error"]
     micro_batch_size: int
+    micro_batch_tokens: int | None
     global_batch_size: int
     optim: OptimConfig
 

@@ -69,14 +69,18 @@ class Batch:
             scores_B=self.scores_B[rows],
             truncated_B=self.truncated_B[rows],
             columns={name: column_BT[rows, : length - 1] for name, column_BT in columns_BT.items()},
+            rows=torch.arange(len(self), device=self.tokens_BS.device)[rows],
+            is_packed=False,
         )
 
 
 @dataclass(frozen=True)
 class MicroBatch(Batch):
-    """Rows that one pass takes together, no wider than their longest sequence."""
+    """What one pass takes together: rows no wider than their longest sequence, or one packed row (data.packing)."""
 
-    columns: dict[str, Tensor]  # [B, T] each, by the name given to micro_batches
+    columns: dict[str, Tensor]  # [B, T] each, by the name given with the cut
+    rows: Tensor  # int64, of the batch, in the order of lengths_B
+    is_packed: bool
 
 
 def collate(
@@ -129,11 +133,6 @@ def collate(
         scores_B=torch.tensor([float(score) for score in scores], device=device),
         truncated_B=truncated_B.to(device),
     )
-
-
-def padded_rows(parts: Sequence[Tensor], width: int) -> Tensor:
-    """[B, width]: results [b, t] of consecutive micro-batches under one another, right-padded with zeros."""
-    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
 def _check_rows(prompts: Sequence[Sequence[int]], completions: Sequence[Response], scores: Sequence[float]) -> None:

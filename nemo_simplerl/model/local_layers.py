@@ -1,5 +1,6 @@
 """Attention and norm for Megatron's local layers, where Transformer Engine is absent."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,8 +27,19 @@ class SdpaAttention(nn.Module):
         attention_bias=None,
         packed_seq_params=None,
     ) -> Tensor:
-        """query [S, B, heads/TP, D], key and value [S, B, groups/TP, D] -> context [S, B, heads/TP * D]."""
-        assert attention_mask is None and attention_bias is None and packed_seq_params is None
+        """query [S, B, heads/TP, D], key and value [S, B, groups/TP, D] -> context [S, B, heads/TP * D].
+
+        With `packed_seq_params`, sequences end to end: [P, heads/TP, D] and so on -> [P, heads/TP * D]. Each attends to
+        itself alone, so that the work is that of the sequences and not of the row.
+        """
+        assert attention_mask is None and attention_bias is None
+        if packed_seq_params is None:
+            return self._attend(query, key, value)
+        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
+        parts = zip(*(tensor[:, None].split(lengths) for tensor in (query, key, value)), strict=True)
+        return torch.cat([self._attend(*part) for part in parts])[:, 0]
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         context = F.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),

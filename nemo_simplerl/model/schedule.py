@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -16,9 +17,15 @@ from nemo_simplerl.parallel.mesh import Mesh
 
 
 class MicroBatch(Protocol):
-    """What a pass needs of a micro-batch; the heads and losses see the whole object."""
+    """What a pass needs of a micro-batch; the heads and losses see the whole object.
+
+    Rows are right-padded sequences. Where `is_packed`, the only row is sequences of `lengths_B` tokens end to end, none
+    of which attends to another.
+    """
 
     tokens_BS: Tensor
+    lengths_B: Tensor
+    is_packed: bool
 
 
 Head = Callable[[Tensor, MicroBatch], Tensor]
@@ -78,7 +85,20 @@ def _run(model, micro_batch: MicroBatch, mesh: Mesh) -> Tensor:
     tokens_BS = _padded_for_sequence_parallel(micro_batch.tokens_BS, model, mesh)
     positions_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS)
     # `labels` asks GPTModel for its loss branch, which hands on the raw output (see provider.build_gpt_model).
-    return model(tokens_BS, positions_BS, None, labels=tokens_BS)
+    packing = _packing(micro_batch, tokens_BS.shape[1]) if micro_batch.is_packed else None
+    return model(tokens_BS, positions_BS, None, labels=tokens_BS, packed_seq_params=packing)
+
+
+def _packing(micro_batch: MicroBatch, num_tokens: int) -> PackedSeqParams:
+    """Where each sequence begins and ends; padding at the end of the row counts as one more."""
+    ends = micro_batch.lengths_B.cumsum(0)
+    if num_tokens > micro_batch.tokens_BS.shape[1]:
+        ends = torch.cat([ends, ends.new_tensor([num_tokens])])
+    bounds = torch.nn.functional.pad(ends, (1, 0)).to(torch.int32)
+    longest = int(micro_batch.lengths_B.max())
+    return PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest
+    )
 
 
 def _padded_for_sequence_parallel(tokens_BS: Tensor, model, mesh: Mesh) -> Tensor:

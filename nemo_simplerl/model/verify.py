@@ -102,6 +102,8 @@ def _one_rank_model(source: Source, mesh: Mesh):
         recompute_granularity=None,
         micro_batch_size=1,
         forward_micro_batch_size=1,
+        micro_batch_tokens=None,
+        forward_micro_batch_tokens=None,
         global_batch_size=1,
         optim=None,  # type: ignore[arg-type]  # nothing is trained
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_simplerl.config.load import Examined
-from nemo_simplerl.config.schema import Config
+from nemo_simplerl.config.schema import ActorConfig, Config, CriticConfig, RolloutConfig
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan.gpus import Gpu
 
@@ -35,6 +35,7 @@ _COUNTS = (
 )
 _OTHERS = (
     "model.precision",
+    *(f"{role}.{name}micro_batch_tokens" for role in ("actor", "critic") for name in ("", "forward_")),
     "actor.sequence_parallel",
     "actor.use_distributed_optimizer",
     "actor.recompute_granularity",
@@ -115,7 +116,7 @@ class Layout:
 
     def micro_batches(self, sizes: Sizes) -> int:
         """Of one update."""
-        return sizes.update // (self.data * sizes.micro)
+        return max(sizes.update // (self.data * sizes.micro), 1)
 
 
 def layout_of(found: Examined, cluster: Cluster) -> Layout | None:
@@ -198,14 +199,8 @@ def _layout(config: Config, shape: ModelShape, cluster: Cluster) -> Layout:
         recompute=actor.recompute_granularity,
         param_bytes=_BYTES[config.model.precision],
         fused=not cluster.gpu.is_cpu and config.model.transformer_engine is not False,
-        actor=Sizes(
-            micro=actor.micro_batch_size, forward_micro=actor.forward_micro_batch_size, update=actor.global_batch_size
-        ),
-        critic=Sizes(
-            micro=critic.micro_batch_size,
-            forward_micro=critic.forward_micro_batch_size,
-            update=critic.global_batch_size,
-        ),
+        actor=_sizes(actor, rollout),
+        critic=_sizes(critic, rollout),
         prompts=config.data.rollout_batch_size,
         samples_per_prompt=rollout.n_samples_per_prompt,
         epochs=config.algo.ppo_epochs,
@@ -221,6 +216,17 @@ def _layout(config: Config, shape: ModelShape, cluster: Cluster) -> Layout:
         verifies_refit=rollout.verify_refit != "off",
         reward_workers=config.reward.num_workers if has_own_workers else 0,
         reward_worker_bytes=config.reward.memory_limit_mb * 2**20,
+    )
+
+
+def _sizes(section: ActorConfig | CriticConfig, rollout: RolloutConfig) -> Sizes:
+    """A packed micro-batch counts as the longest sequences that it holds."""
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    packed, forward_packed = section.micro_batch_tokens, section.forward_micro_batch_tokens
+    return Sizes(
+        micro=section.micro_batch_size if packed is None else max(packed // longest, 1),
+        forward_micro=section.forward_micro_batch_size if forward_packed is None else max(forward_packed // longest, 1),
+        update=section.global_batch_size,
     )
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from nemo_simplerl.algo.loss import Metrics, policy_loss
 from nemo_simplerl.config.schema import ActorConfig, AlgoConfig
-from nemo_simplerl.data.batch import Batch, MicroBatch, padded_rows
+from nemo_simplerl.data.batch import Batch, MicroBatch
+from nemo_simplerl.data.packing import together
 from nemo_simplerl.model.export import hf_buckets
 from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
 from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
+from nemo_simplerl.trainer.minibatches import MiniBatch, forward_micro_batches, mini_batches
 from nemo_simplerl.trainer.timing import PhaseTimer, timed
 from nemo_simplerl.trainer.updates import UpdateSeries
 
@@ -65,6 +66,7 @@ class Actor:
         minis = mini_batches(
             batch,
             self.config,
+            aggregation=self.algo.loss_aggregation,
             epochs=self.algo.ppo_epochs,
             mesh=self.learner.mesh,
             old_logprobs_BT=old_logprobs_BT,
@@ -78,17 +80,17 @@ class Actor:
         return hf_buckets(self.learner.gpt, self.hf, self.learner.mesh, max_bytes)
 
     def _forward(self, batch: Batch) -> Tensor:
-        micro_batches = batch.micro_batches(self.config.forward_micro_batch_size)
-        rows = self.learner.forward_only(micro_batches, lambda *args: self._logprobs_entropy(*args)[0])
-        return padded_rows(rows, batch.mask_BT.shape[1]) * batch.mask_BT
+        micro_batches = forward_micro_batches(batch, self.config)
+        results = self.learner.forward_only(micro_batches, lambda *args: self._logprobs_entropy(*args)[0])
+        return together(results, micro_batches, batch.mask_BT) * batch.mask_BT
 
     def _update(self, mini: MiniBatch, is_first: bool) -> dict[str, float]:
-        metrics = self.learner.update(mini.micro_batches, lambda *args: self._loss(*args, mini))
+        metrics = self.learner.update(mini, self._loss)
         if is_first and not metrics["skipped"]:
             self._require_ratio_one(metrics["ratio_deviation_max"])
         return metrics
 
-    def _loss(self, output_SBV: Tensor, micro: MicroBatch, mini: MiniBatch) -> tuple[Tensor, Metrics]:
+    def _loss(self, output_SBV: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
         algo = self.algo
         logprobs_BT, entropy_BT = self._logprobs_entropy(output_SBV, micro)
         return policy_loss(
@@ -96,7 +98,7 @@ class Actor:
             micro.columns["old_logprobs_BT"],
             micro.columns["advantages_BT"],
             entropy_BT,
-            mini.weights(micro, algo.loss_aggregation) * micro.columns["gate_weights_BT"],
+            micro.columns["weights_BT"] * micro.columns["gate_weights_BT"],
             ratio_eps=algo.ratio_eps,
             entropy_bonus=algo.entropy_bonus,
         )

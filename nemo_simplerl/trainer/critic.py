@@ -7,9 +7,10 @@ from torch import Tensor
 
 from nemo_simplerl.algo.loss import Metrics, value_loss
 from nemo_simplerl.config.schema import AlgoConfig, CriticConfig
-from nemo_simplerl.data.batch import Batch, MicroBatch, padded_rows
+from nemo_simplerl.data.batch import Batch, MicroBatch
+from nemo_simplerl.data.packing import together
 from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
+from nemo_simplerl.trainer.minibatches import MiniBatch, forward_micro_batches, mini_batches
 from nemo_simplerl.trainer.timing import PhaseTimer, timed
 from nemo_simplerl.trainer.updates import UpdateSeries
 
@@ -32,9 +33,9 @@ class Critic:
     @timed("values")
     def values(self, batch: Batch) -> Tensor:
         """float32 [B, T]: the value of the state before each token is emitted, 0 outside the response."""
-        micro_batches = batch.micro_batches(self.config.forward_micro_batch_size)
-        rows = self.learner.forward_only(micro_batches, _state_values)
-        return padded_rows(rows, batch.mask_BT.shape[1]) * batch.mask_BT
+        micro_batches = forward_micro_batches(batch, self.config)
+        results = self.learner.forward_only(micro_batches, _state_values)
+        return together(results, micro_batches, batch.mask_BT) * batch.mask_BT
 
     @timed("critic_update")
     def update(self, batch: Batch, old_values_BT: Tensor, returns_BT: Tensor) -> list[dict[str, float]]:
@@ -42,6 +43,7 @@ class Critic:
         minis = mini_batches(
             batch,
             self.config,
+            aggregation=self.algo.loss_aggregation,
             epochs=self.algo.ppo_epochs,
             mesh=self.learner.mesh,
             old_values_BT=old_values_BT,
@@ -50,14 +52,14 @@ class Critic:
         return self.series.over(minis, self._update)
 
     def _update(self, mini: MiniBatch, is_first: bool) -> dict[str, float]:
-        return self.learner.update(mini.micro_batches, lambda *args: self._loss(*args, mini))
+        return self.learner.update(mini, self._loss)
 
-    def _loss(self, output_SB1: Tensor, micro: MicroBatch, mini: MiniBatch) -> tuple[Tensor, Metrics]:
+    def _loss(self, output_SB1: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
         return value_loss(
             _state_values(output_SB1, micro),
             micro.columns["old_values_BT"],
             micro.columns["returns_BT"],
-            mini.weights(micro, self.algo.loss_aggregation),
+            micro.columns["weights_BT"],
             value_clip=self.algo.value_clip,
         )
 

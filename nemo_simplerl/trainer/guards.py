@@ -73,6 +73,7 @@ def write_micro_batches(path: Path, micro_batches: Sequence[MicroBatch], facts: 
     rows = [
         {field.name: getattr(micro, field.name).detach().cpu().clone() for field in fields(Batch)}
         | {"columns": {name: column_BT.detach().cpu().clone() for name, column_BT in micro.columns.items()}}
+        | {"rows": micro.rows.cpu().clone(), "is_packed": micro.is_packed}
         for micro in micro_batches
     ]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Mini-batches of a rollout: the samples of one update, and the global counts its losses are divided by."""
+"""A rollout cut into what updates and passes take: mini-batches, and micro-batches of rows or of packed sequences."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -10,36 +10,26 @@ from torch import Tensor
 from nemo_simplerl.algo.loss import token_weights
 from nemo_simplerl.config.schema import ActorConfig, CriticConfig, SftConfig
 from nemo_simplerl.data.batch import Batch, MicroBatch
+from nemo_simplerl.data.packing import packed_micro_batches
 from nemo_simplerl.parallel.mesh import Mesh
 
-
-@dataclass(frozen=True)
-class MiniBatch:
-    """This data rank's share of one update. The counts are over all data ranks."""
-
-    micro_batches: list[MicroBatch]
-    num_tokens: int
-    num_sequences: int
-
-    def weights(self, micro: MicroBatch, aggregation: str) -> Tensor:
-        """float32 [b, t]: what each token of one of the micro-batches weighs in the update's mean."""
-        return token_weights(
-            micro.loss_mask_BT, aggregation, num_tokens=self.num_tokens, num_sequences=self.num_sequences
-        )
+MiniBatch: TypeAlias = list[MicroBatch]  # this data rank's share of one update
 
 
 def mini_batches(
     batch: Batch,
     sizes: ActorConfig | CriticConfig | SftConfig,
     *,
+    aggregation: str,
     epochs: int,
     mesh: Mesh,
     **columns_BT: Tensor,
 ) -> Iterator[MiniBatch]:
     """Cut the rollout into updates of `sizes.global_batch_size` samples, `epochs` times over. Collective.
 
-    Data rank r holds rows r, r + DP, ... of the rollout's permutation (see Roles.local_rows), so update k has the
-    same samples at every data-parallel size.
+    Beside `columns_BT`, each micro-batch has the column weights_BT: what each token weighs in the mean of its update
+    over all data ranks, by `aggregation` (algo.loss.token_weights). Data rank r holds rows r, r + DP, ... of the
+    rollout's permutation (see Roles.local_rows), so update k has the same samples at every data-parallel size.
     """
     size = sizes.global_batch_size // mesh.dp_size
     # Within an update the order is free: rows of like length share a micro-batch, which is cut to its longest.
@@ -51,10 +41,23 @@ def mini_batches(
     dist.all_reduce(counts, group=mesh.data)
     for _ in range(epochs):
         for index, (num_tokens, num_sequences) in enumerate(counts.tolist()):
-            part_columns = {name: column_BT[rows[index]] for name, column_BT in columns_BT.items()}
-            yield MiniBatch(
-                parts[index].micro_batches(sizes.micro_batch_size, **part_columns), num_tokens, num_sequences
+            part = parts[index]
+            columns = {name: column_BT[rows[index]] for name, column_BT in columns_BT.items()}
+            columns["weights_BT"] = token_weights(
+                part.loss_mask_BT, aggregation, num_tokens=num_tokens, num_sequences=num_sequences
             )
+            yield _cut(part, sizes.micro_batch_size, sizes.micro_batch_tokens, columns)
+
+
+def forward_micro_batches(batch: Batch, sizes: ActorConfig | CriticConfig) -> list[MicroBatch]:
+    """Of a forward-only pass over the whole batch."""
+    return _cut(batch, sizes.forward_micro_batch_size, sizes.forward_micro_batch_tokens, {})
+
+
+def _cut(batch: Batch, size: int, max_tokens: int | None, columns_BT: dict[str, Tensor]) -> list[MicroBatch]:
+    if max_tokens is None:
+        return batch.micro_batches(size, **columns_BT)
+    return packed_micro_batches(batch, max_tokens, **columns_BT)
 
 
 def _counts(loss_mask_BT: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
 from nemo_simplerl.trainer.actor import next_tokens
 from nemo_simplerl.trainer.build import bad_updates, build_learner, hf_config_of_run, tokenizer_of
 from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.minibatches import MiniBatch, mini_batches
+from nemo_simplerl.trainer.minibatches import mini_batches
 from nemo_simplerl.trainer.prepare import model_folder
 
 
@@ -94,15 +94,14 @@ def _update(learner: Learner, examples: list[SftExample], vocab_size: int, confi
     (mini,) = mini_batches(
         collate_sft(examples, pad_id, mesh.device),
         config.sft,
+        aggregation="token_mean",
         epochs=1,
         mesh=mesh,
     )
-    return learner.update(mini.micro_batches, lambda *args: _loss(*args, mini, vocab_size, mesh))
+    return learner.update(mini, lambda *args: sft_loss(*args, vocab_size, mesh))
 
 
-def _loss(
-    output_SBV: Tensor, micro: MicroBatch, mini: MiniBatch, vocab_size: int, mesh: Mesh
-) -> tuple[Tensor, Metrics]:
+def sft_loss(output_SBV: Tensor, micro: MicroBatch, vocab_size: int, mesh: Mesh) -> tuple[Tensor, Metrics]:
     """Mean negative log-probability of the response tokens of the whole update."""
     logprobs_SB, _ = vocab_parallel_logprob_entropy(
         output_SBV,
@@ -111,6 +110,5 @@ def _loss(
         vocab_size=vocab_size,
     )
     logprobs_BT = logprobs_SB[: micro.tokens_BS.shape[1] - 1].T
-    weights_BT = mini.weights(micro, "token_mean")
-    loss = -(weights_BT * logprobs_BT).sum()
+    loss = -(micro.columns["weights_BT"] * logprobs_BT).sum()
     return loss, {"loss": loss.detach()}

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from nemo_simplerl.data.batch import Batch, collate, padded_rows
+from nemo_simplerl.data.batch import Batch, collate
 
 PAD, EOS = 99, 7
 
@@ -109,13 +109,6 @@ def test_select_keeps_the_width():
     assert short.tokens_BS.tolist() == [[5, 6, EOS, PAD, PAD]] * 2
     assert short.mask_BT.shape == (2, 4)
     assert short.truncated_B.tolist() == [False, False]
-
-
-def test_padded_rows_undoes_the_cut():
-    batch = three_rows().select([2, 0, 1])
-    column_BT = torch.arange(1.0, 13.0).reshape(3, 4) * batch.mask_BT
-    micros = batch.micro_batches(1, column_BT=column_BT)
-    assert torch.equal(padded_rows([micro.columns["column_BT"] for micro in micros], 4), column_BT)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def _gradients(folders: list[str], sequence_parallel: bool) -> list[dict[str, to
         load_weights(gpt, source, mesh)
         learner = Learner(gpt, replace(OPTIM, clip_grad=0.0), mesh, total_updates=1, use_distributed_optimizer=False)
         learner.update(
-            [SimpleNamespace(tokens_BS=TOKENS_BS)],
+            [SimpleNamespace(tokens_BS=TOKENS_BS, is_packed=False)],
             # Each rank squares its share of the vocabulary; sequence parallelism pads the length.
             lambda output_SBX, micro_batch: (output_SBX[:LENGTH].square().sum() / 2, {}),
         )

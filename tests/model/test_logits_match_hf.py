@@ -51,7 +51,7 @@ def _megatron_logits(folders: list[str], tp: int, pp: int, sequence_parallel: bo
             rows, length = micro_batch.tokens_BS.shape
             return torch.cat(shards, -1)[:length, :, :vocab_size].transpose(0, 1).contiguous()
 
-        batches = [SimpleNamespace(tokens_BS=_tokens(*shape)) for shape in MICRO_BATCHES]
+        batches = [SimpleNamespace(tokens_BS=_tokens(*shape), is_packed=False) for shape in MICRO_BATCHES]
         logits = forward_only(gpt, batches, head, mesh)
         exported = {name: tensor.clone() for name, tensor in hf_stream(gpt, hf, mesh)}
         answers.append((logits, exported))

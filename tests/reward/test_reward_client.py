@@ -213,7 +213,7 @@ def test_a_server_that_dies_at_every_answer_is_given_up():
     with scripted(cut) as (url, log), RewardClient(url, timeout_s=0.2, give_up_s=0.4) as client:
         with pytest.raises(RuntimeError, match="it stopped amid its answer"):
             client.grade([("1", "x")])
-        assert len(log) > 3
+        assert len(log) > 1
 
 
 def test_a_server_killed_at_work_and_started_again_costs_no_grade():

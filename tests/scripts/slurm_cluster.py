@@ -14,6 +14,8 @@ from pathlib import Path
 
 from debian import PATH, provide
 
+from ports import free_port
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 # cred_expire: a job that is queued again waits until its old credentials have expired, two minutes by default.
 CONF = """\
@@ -83,7 +85,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     """A running cluster, stopped at the end with whatever jobs it has. Raises Unavailable."""
     provide(PROGRAMS, ("slurm-wlm", "munge"))
     (folder / "state").mkdir(parents=True)
-    controller, first, second = free_ports(3)
+    controller, first, second = (free_port() for _ in range(3))
     host = socket.gethostname().split(".")[0]
     conf = folder / "slurm.conf"
     conf.write_text(CONF.format(folder=folder, host=host, controller=controller, first=first, second=second))
@@ -144,11 +146,3 @@ def _wait_until(holds, found: Cluster, timeout_s: float = 60) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"the cluster is not ready after {timeout_s} s\n{found.logs()}"
         time.sleep(0.2)
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from debian import Unavailable
-from slurm_cluster import Cluster, cluster, free_ports
+from slurm_cluster import Cluster, cluster
 
 from nemo_simplerl.config.schema import CreateConfig
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.model.verify import different_tensors
 from nemo_simplerl.trainer.prepare import create_model
+from ports import free_port
 from small_run import SMALL, books, few_problems
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def submit(slurm: Cluster, folder: Path, *overrides: str, **env: str) -> subproc
 def train(slurm: Cluster, folder: Path, *overrides: str, **env: str) -> str:
     """The number of a job that trains in folder/run."""
     # Another test's cluster counts its jobs from 1 as well, and jobs choose their port by that number.
-    env |= {"MASTER_PORT": str(free_ports(1)[0])}
+    env |= {"MASTER_PORT": str(free_port())}
     run = (*TRAIN, *few_problems(folder), "trainer.run_dir=run", *overrides)
     done = submit(slurm, folder, *run, **env)
     assert done.returncode == 0, done.stderr
@@ -141,7 +142,7 @@ def test_an_evaluation_is_shared_by_the_nodes_and_told_at_the_end(slurm, tmp_pat
     create_model(tmp_path / "model", create, ["What is 1 + 1?"], seed=1)
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n' * 8)
     ask = ["model", "--data=.", "--out=answers", "--benchmarks=gsm8k", "--template=none", "--max-tokens=8"]
-    env = slurm.env | WORLD | {"NPROC": "1", "SIMPLERL_ROOT": str(ROOT), "MASTER_PORT": str(free_ports(1)[0])}
+    env = slurm.env | WORLD | {"NPROC": "1", "SIMPLERL_ROOT": str(ROOT), "MASTER_PORT": str(free_port())}
     script = str(ROOT / "scripts/slurm/eval.sbatch")
     done = subprocess.run(["sbatch", "--parsable", "--nodes=2", script, *ask], env=env, cwd=tmp_path, **TEXT)
     assert done.returncode == 0, done.stderr

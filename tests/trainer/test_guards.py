@@ -81,9 +81,8 @@ def _poisoned(model: str, layout: dict, folder: str) -> dict:
         except RuntimeError as error:
             stopped = str(error)
         micro_batches = read_micro_batches(Path(folder) / f"step_000002_critic_1_rank{mesh.rank}.pt")
-        mini = SimpleNamespace(weights=lambda micro, _: micro.loss_mask_BT)
         # On the last stage alone is there a value to replay.
-        replayed = learner.forward_only(micro_batches, lambda output, micro: _loss(critic, output, micro, mini))
+        replayed = learner.forward_only(micro_batches, lambda output, micro: _loss(critic, output, micro))
         return {
             "skipped": [[update["skipped"] for update in updates] for updates in (first, bad, good)],
             "bad": bad,
@@ -94,8 +93,8 @@ def _poisoned(model: str, layout: dict, folder: str) -> dict:
         }
 
 
-def _loss(critic, output_SB1, micro, mini):
-    return critic._loss(output_SB1, micro, mini)[0].reshape(1)
+def _loss(critic, output_SB1, micro):
+    return critic._loss(output_SB1, micro)[0].reshape(1, 1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

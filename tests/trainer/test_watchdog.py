@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ranks import _free_port
+from ports import free_port
 
 SCRIPT = Path(__file__).with_name("watched_rank.py")
 LIMITS = ["trainer.watchdog.dead_after_s=6", "trainer.watchdog.limits_s={reward: 5, rollout: 8}"]
@@ -31,7 +31,7 @@ def run_watched(folder: Path, *, torchrun: bool, env: dict[str, str] | None = No
     token = uuid.uuid4().hex
     env = {**os.environ, "OMP_NUM_THREADS": "1", "SIMPLERL_TEST": token, **(env or {})}
     arguments = [str(SCRIPT), str(folder), *LIMITS]
-    port = str(_free_port())
+    port = str(free_port())
     if torchrun:
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={world_size}", f"--master_port={port}"]
         commands = [([sys.executable, *launcher, *arguments], env)]
