@@ -1,12 +1,9 @@
 """`simplerl eval`: a model's accuracy on the recipe's benchmarks, and beside it what the SimpleRL authors reported."""
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
-from nemo_simplerl.cli.launch import is_first_rank
-from nemo_simplerl.config.errors import ConfigErrors
+from nemo_simplerl.cli.launch import guarded, is_first_rank
 from nemo_simplerl.data.templates import NAMES
 from nemo_simplerl.eval.benchmarks import BENCHMARKS
 
@@ -14,22 +11,14 @@ from nemo_simplerl.eval.benchmarks import BENCHMARKS
 def run(argv: list[str]) -> int:
     """Exit status: 0; 2 for input that cannot be used."""
     args = _parser().parse_intermixed_args(argv)
+    return guarded(lambda: _evaluate(args))
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     from nemo_simplerl.config.load import compose
 
-    try:
-        # Values that have no default and that no evaluation reads.
-        config = compose(["model.path=none", "data.train_path=none.jsonl", *args.overrides])
-        return _evaluate(config, args)
-    except ConfigErrors as errors:
-        _tell("\n".join(f"config: {problem}" for problem in errors.problems))
-    except ValueError as error:
-        if os.environ.get("SIMPLERL_DEBUG"):
-            raise
-        _tell(f"simplerl eval: {error}")
-    return 2
-
-
-def _evaluate(config, args: argparse.Namespace) -> int:
+    # Values that have no default and that no evaluation reads.
+    config = compose(["model.path=none", "data.train_path=none.jsonl", *args.overrides])
     from nemo_simplerl.trainer.benchmark import Question, configured, run_benchmarks
 
     ask = Question(
@@ -77,8 +66,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare", action="store_true", help="put the SimpleRL authors' figures beside the results")
     return parser
-
-
-def _tell(text: str) -> None:
-    if is_first_rank():
-        print(text, file=sys.stderr)

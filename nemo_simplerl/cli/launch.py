@@ -18,10 +18,15 @@ def launch(command: str, argv: Sequence[str], start: Callable[[Config], int]) ->
     if {"-h", "--help"} & set(argv):
         print(f"usage: simplerl {command} [experiment=NAME] [section.key=value ...]")
         return 0
+    return guarded(lambda: start(load(argv, world_size=int(os.environ.get("WORLD_SIZE", "1")))))
+
+
+def guarded(start: Callable[[], int]) -> int:
+    """`start()`, or 2 where it raises for a wrong configuration or input, told on the first rank alone."""
     # Megatron tells at import, on every rank, which optional packages are absent.
     warnings.filterwarnings("ignore", module=r"megatron\.")
     try:
-        return start(load(argv, world_size=int(os.environ.get("WORLD_SIZE", "1"))))
+        return start()
     except ConfigErrors as errors:
         _tell("\n".join(f"config: {problem}" for problem in errors.problems))
         return 2

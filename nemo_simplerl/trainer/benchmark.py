@@ -18,7 +18,6 @@ from torch import Tensor
 
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.problems import Prompt, render_prompts
-from nemo_simplerl.data.tokenizer import stop_ids
 from nemo_simplerl.eval.benchmarks import load_benchmark
 from nemo_simplerl.eval.results import averages, summarize
 from nemo_simplerl.eval.run import Grader
@@ -29,7 +28,7 @@ from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.refit import bucketed, digest, verified_refit
-from nemo_simplerl.trainer.build import build_engine, tokenizer_of
+from nemo_simplerl.trainer.build import build_engine, sampling_of, tokenizer_of
 from nemo_simplerl.trainer.files import append_jsonl, atomic_write, read_jsonl, truncate_jsonl
 from nemo_simplerl.trainer.grader import build_grader
 from nemo_simplerl.trainer.prepare import model_folder
@@ -112,19 +111,6 @@ def run_benchmarks(ask: Question, config: Config, say: Callable[[str], None]) ->
                 results[name] = _answer(name, prompts[name], engine, grader.grade, params, ask.output, config, tell)
                 _write(ask, settings, results, mesh)
         return {"settings": settings, "benchmarks": results, **averages(results)}
-
-
-def sampling_of(config: Config, tokenizer) -> SamplingParams:
-    rollout = config.rollout
-    return SamplingParams(
-        n=rollout.n_samples_per_prompt,
-        max_tokens=rollout.max_response_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        stop=tuple(rollout.stop),
-        stop_token_ids=stop_ids(tokenizer, rollout.stop, rollout.stop_token_ids),
-    )
 
 
 def settings_of(config: Config, weights: str, limit: int | None) -> dict[str, Any]:

@@ -125,6 +125,20 @@ def build_prompts(
     return prompts[:limit], [f"{path}: " + ", ".join(parts)]
 
 
+def sampling_of(config: Config, tokenizer) -> SamplingParams:
+    """How rollout.* says to sample."""
+    rollout = config.rollout
+    return SamplingParams(
+        n=rollout.n_samples_per_prompt,
+        max_tokens=rollout.max_response_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        stop=tuple(rollout.stop),
+        stop_token_ids=stop_ids(tokenizer, rollout.stop, rollout.stop_token_ids),
+    )
+
+
 def build_engine(config: Config, model_path: str, mesh: Mesh, tokenizer) -> RolloutEngine:
     """The engine that rollout.engine names, for this rank. Collective."""
     rollout = config.rollout
@@ -203,15 +217,7 @@ def build_roles(
         ),
         engine=build_engine(config, str(model_folder(config)), mesh, tokenizer),
         grader=grader,
-        sampling=SamplingParams(
-            n=rollout.n_samples_per_prompt,
-            max_tokens=rollout.max_response_tokens,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            top_k=rollout.top_k,
-            stop=tuple(rollout.stop),
-            stop_token_ids=stop_ids(tokenizer, rollout.stop, rollout.stop_token_ids),
-        ),
+        sampling=sampling_of(config, tokenizer),
         pad_id=tokenizer.pad_token_id,
         eos_id=tokenizer.eos_token_id,
         timer=timer,
