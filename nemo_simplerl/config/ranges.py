@@ -76,6 +76,7 @@ RANGES: dict[str, str] = {
     "data.eval_limit": AT_LEAST_1,
     "sft.epochs": AT_LEAST_1,
     "sft.max_tokens": "[2, inf)",  # a prompt token and one to predict
+    "sft.save_every": AT_LEAST_0,
     "sft.micro_batch_size": AT_LEAST_1,
     "sft.micro_batch_tokens": AT_LEAST_1,
     "sft.global_batch_size": AT_LEAST_1,

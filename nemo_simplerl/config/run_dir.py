@@ -29,6 +29,7 @@ FREE_KEYS = frozenset(
         "rollout.consistency.max_share",
         "rollout.verify_refit",
         "rollout.refit_bucket_mb",
+        "sft.save_every",
         "reward.num_workers",
         "reward.url",
     }

@@ -179,6 +179,7 @@ class SftConfig:
 
     output: str | None  # null: no warm start; PPO starts from model.path
     epochs: int
+    save_every: int  # updates; 0 saves only the result
     max_tokens: int
     overlong: Literal["drop", "error"]
     micro_batch_size: int

@@ -6,6 +6,7 @@ Legend: B samples of this data rank, S sequence length, T = S - 1 predicted toke
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -24,12 +25,14 @@ from nemo_simplerl.trainer.build import bad_updates, build_learner, hf_config_of
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import mini_batches
 from nemo_simplerl.trainer.prepare import model_folder
+from nemo_simplerl.trainer.warm_start_saves import WarmStartSaves
 
 
 def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
     """Train model.path on data.sft_path and save the result at sft.output; returns that folder. Collective.
 
-    A folder that is already complete is used as it is. Raises ValueError for rows that cannot be used.
+    A folder that is already complete is used as it is; a warm start that was broken off goes on from its last checkpoint.
+    Raises ValueError for rows that cannot be used.
     """
     output, sft = config.sft.output, config.sft
     assert output is not None, "config.check lets no warm start through without sft.output"
@@ -65,16 +68,19 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
         bad_updates=bad_updates(config, "sft", 1, 1, say),
     )
     hf = hf_config_of_run(config)
-    started = time.monotonic()
-    for update in range(total):
-        chosen = _examples_of(update, examples, updates_per_epoch, config, mesh)
-        metrics = _update(learner, chosen, hf["vocab_size"], config, tokenizer.pad_token_id)
-        if update % max(total // 10, 1) == 0 or update + 1 == total:
-            say(
-                f"warm start: update {update + 1}/{total}  loss {metrics.get('loss', math.nan):.4f}  "
-                f"lr {metrics['lr']:.2e}  {time.monotonic() - started:.0f} s"
-            )
-    export(Path(output), learner.gpt, hf, model_folder(config), mesh)
+    with closing(WarmStartSaves(config, learner, mesh, say)) as saves:
+        done, started = saves.resume(), time.monotonic()
+        for update in range(done, total):
+            chosen = _examples_of(update, examples, updates_per_epoch, config, mesh)
+            metrics = _update(learner, chosen, hf["vocab_size"], config, tokenizer.pad_token_id)
+            saves.after(update + 1)
+            if update % max(total // 10, 1) == 0 or update + 1 == total:
+                say(
+                    f"warm start: update {update + 1}/{total}  loss {metrics.get('loss', math.nan):.4f}  "
+                    f"lr {metrics['lr']:.2e}  {time.monotonic() - started:.0f} s"
+                )
+        export(Path(output), learner.gpt, hf, model_folder(config), mesh)
+        saves.forget()
     return output
 
 

@@ -1,0 +1,63 @@
+"""The warm start, broken off and taken up again."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nemo_simplerl.config.load import load
+from nemo_simplerl.trainer.start import join_world
+from nemo_simplerl.trainer.warm_start import warm_start
+from ranks import run_ranks
+from small_run import SMALL, few_problems
+
+
+class BrokenOff(Exception):
+    pass
+
+
+def _warm_start(overrides: list[str], breaks_at: str) -> tuple[list[str], bool]:
+    """What was said, and whether it came to the end; broken off where a line begins with `breaks_at`."""
+    config = load(overrides, world_size=int(os.environ["WORLD_SIZE"]))
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if breaks_at and text.startswith(breaks_at):
+            raise BrokenOff
+
+    with join_world(config) as mesh:
+        try:
+            warm_start(config, mesh, say)
+        except BrokenOff:
+            return said, False
+    return said, True
+
+
+def _overrides(folder: Path, data: list[str], *more: str) -> list[str]:
+    sizes = ["sft.global_batch_size=4", "sft.micro_batch_size=2", "sft.epochs=1", "sft.save_every=4"]
+    places = [f"trainer.run_dir={folder}", f"sft.output={folder}/sft", "trainer.async_save=false"]
+    return [*SMALL, *data, *sizes, *places, *more]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_warm_start_goes_on_where_it_was_broken_off_and_ends_with_the_same_weights(tmp_path, world_size):
+    data = few_problems(tmp_path)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert all(done for _, done in run_ranks(_warm_start, world_size, _overrides(whole, data), ""))
+    found = run_ranks(_warm_start, world_size, _overrides(broken, data), "warm start: update 6/")
+    assert not any(done for _, done in found)
+    assert (broken / "sft.checkpoints/step_000004").is_dir() and not (broken / "sft").exists()
+    found = run_ranks(_warm_start, world_size, _overrides(broken, data), "")
+    assert all(done and "warm start: resumed after update 4" in said for said, done in found)
+    weights = [(folder / "sft/model.safetensors").read_bytes() for folder in (whole, broken)]
+    assert weights[0] == weights[1]
+    assert not (broken / "sft.checkpoints").exists()
+
+
+def test_a_checkpoint_of_other_settings_is_left_out(tmp_path):
+    data = few_problems(tmp_path)
+    run_ranks(_warm_start, 1, _overrides(tmp_path / "run", data), "warm start: update 6/")
+    changed = _overrides(tmp_path / "run", data, "sft.optim.lr=1e-4")
+    ((said, done),) = run_ranks(_warm_start, 1, changed, "")
+    assert done and any("begun with other settings and is left out" in text for text in said)
