@@ -31,7 +31,7 @@ from nemo_simplerl.trainer.warm_start_saves import WarmStartSaves
 def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
     """Train model.path on data.sft_path and save the result at sft.output; returns that folder. Collective.
 
-    A folder that is already complete is used as it is; a warm start that was broken off goes on from its last checkpoint.
+    A folder that is complete is used as it is; a warm start that was broken off goes on from its last checkpoint.
     Raises ValueError for rows that cannot be used.
     """
     output, sft = config.sft.output, config.sft
