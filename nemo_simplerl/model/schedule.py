@@ -5,6 +5,7 @@ output layer answers: logits [S, B, V/TP] or values [S, B, 1].
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -26,6 +27,18 @@ class MicroBatch(Protocol):
     tokens_BS: Tensor
     lengths_B: Tensor
     is_packed: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A micro-batch of tokens and nothing else, of one length all."""
+
+    tokens_BS: Tensor
+    is_packed: bool = False
+
+    @property
+    def lengths_B(self) -> Tensor:
+        return self.tokens_BS.new_full((self.tokens_BS.shape[0],), self.tokens_BS.shape[1])
 
 
 Head = Callable[[Tensor, MicroBatch], Tensor]

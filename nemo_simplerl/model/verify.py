@@ -1,7 +1,6 @@
 """A conversion checked from the outside: every tensor, then what both models answer to a fixed batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -74,18 +73,15 @@ def _of_transformers(source: Source, tokens_BS: Tensor) -> Tensor:
     return critic.score(critic.model(tokens_BS).last_hidden_state)[..., 0]
 
 
-@dataclass
-class _Tokens:
-    tokens_BS: Tensor
-
-
 def _of_megatron(source: Source, tokens_BS: Tensor) -> Tensor:
     mesh = build_mesh(
         tensor_model_parallel_size=1, pipeline_model_parallel_size=1, context_parallel_size=1, timeout_s=600
     )
     try:
         gpt = _one_rank_model(source, mesh)
-        (output_SBX,) = schedule.forward_only(gpt, [_Tokens(tokens_BS)], lambda output_SBX, _: output_SBX.float(), mesh)
+        (output_SBX,) = schedule.forward_only(
+            gpt, [schedule.Rows(tokens_BS)], lambda output_SBX, _: output_SBX.float(), mesh
+        )
     finally:
         destroy_mesh()
     output_BSX = output_SBX.transpose(0, 1)

@@ -1,7 +1,6 @@
 """Gradients of the tensor-parallel model against those that Hugging Face's model gets from autograd."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from nemo_simplerl.model.export import hf_stream
 from nemo_simplerl.model.load import load_weights
 from nemo_simplerl.model.provider import build_gpt_model
+from nemo_simplerl.model.schedule import Rows
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
 from nemo_simplerl.trainer.learner import Learner
@@ -34,7 +34,7 @@ def _gradients(folders: list[str], sequence_parallel: bool) -> list[dict[str, to
         load_weights(gpt, source, mesh)
         learner = Learner(gpt, replace(OPTIM, clip_grad=0.0), mesh, total_updates=1, use_distributed_optimizer=False)
         learner.update(
-            [SimpleNamespace(tokens_BS=TOKENS_BS, is_packed=False)],
+            [Rows(TOKENS_BS)],
             # Each rank squares its share of the vocabulary; sequence parallelism pads the length.
             lambda output_SBX, micro_batch: (output_SBX[:LENGTH].square().sum() / 2, {}),
         )

@@ -1,7 +1,5 @@
 """The Megatron model against Hugging Face's, for every family and layout; the weights out again, bit for bit."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from nemo_simplerl.model.export import hf_stream
 from nemo_simplerl.model.load import load_weights
 from nemo_simplerl.model.provider import build_gpt_model
-from nemo_simplerl.model.schedule import forward_only
+from nemo_simplerl.model.schedule import Rows, forward_only
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
 from ranks import run_ranks
@@ -51,7 +49,7 @@ def _megatron_logits(folders: list[str], tp: int, pp: int, sequence_parallel: bo
             rows, length = micro_batch.tokens_BS.shape
             return torch.cat(shards, -1)[:length, :, :vocab_size].transpose(0, 1).contiguous()
 
-        batches = [SimpleNamespace(tokens_BS=_tokens(*shape), is_packed=False) for shape in MICRO_BATCHES]
+        batches = [Rows(_tokens(*shape)) for shape in MICRO_BATCHES]
         logits = forward_only(gpt, batches, head, mesh)
         exported = {name: tensor.clone() for name, tensor in hf_stream(gpt, hf, mesh)}
         answers.append((logits, exported))

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from nemo_simplerl.config.schema import ActorConfig
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.model.provider import build_gpt_model
+from nemo_simplerl.model.schedule import Rows
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
 from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
 from nemo_simplerl.plan.activations import forward_activations, update_activations
@@ -123,11 +124,6 @@ def resident_bytes(learner: Learner) -> int:
     return sum(storages.values())
 
 
-class Micro:
-    def __init__(self, tokens_BS):
-        self.tokens_BS = tokens_BS
-
-
 def measure(cases: list[tuple[str, str | None]], tensor: int, pipeline: int, distributed: bool) -> list[dict[str, int]]:
     """Of each case, on this rank: what `measure_role` finds for an actor and a critic, and the pipeline stage."""
     mesh = build_mesh(
@@ -163,7 +159,7 @@ def measure_role(role: str, hf: dict, asked: ActorConfig, mesh: Mesh, distribute
     def update():
         learner.update([micro], lambda output_SBX, micro: (head(output_SBX, micro).mean(), {}))
 
-    micro = Micro(torch.randint(0, hf["vocab_size"], (SAMPLES, LENGTH)))
+    micro = Rows(torch.randint(0, hf["vocab_size"], (SAMPLES, LENGTH)))
     update()  # the first one makes the moments
     repeats = 1 if mesh.world_size == 1 else 4
     gc.collect()
