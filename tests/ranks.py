@@ -81,5 +81,7 @@ def _rank_main(function, rank, world_size, port, sender, args) -> None:
         # A rank that leaves closes sockets its peers may still read from: all stay until each has answered.
         with suppress(EOFError, OSError):
             sender.recv_bytes()
+    for child in multiprocessing.active_children():  # Megatron's checkpoints leave writers behind
+        child.kill()
     # Leaving without interpreter teardown: peers may still hold sockets of a world that failed.
     os._exit(0)
