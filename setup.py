@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 NEMO = ["nemo-toolkit[core]==2.7.3"]
+WANDB = ["wandb>=0.29,<1"]
 
 setup(
     name="nemo_simplerl",
@@ -47,8 +48,10 @@ setup(
         "nemo": NEMO,  # lets `convert --verify` ask NeMo's own connector
         "trtllm": ["tensorrt-llm>=1.2,<1.3", "ray>=2.40,<3"],  # tensorrt-llm needs ray for refits and does not bring it
         "parquet": ["pyarrow>=15"],  # for `simplerl data`
+        "wandb": WANDB,  # for trainer.wandb
         "dev": [
             *NEMO,
+            *WANDB,
             "pyarrow>=15",
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -44,6 +44,8 @@ def train_here(overrides: list[str]) -> None:
 def books(run_dir: Path) -> dict[str, object]:
     """What a run wrote that must not differ between reruns: metrics without timings, samples, evaluations."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+    metrics = [
+        {key: value for key, value in line.items() if not key.startswith(("time/", "memory/"))} for line in lines
+    ]
     rows = {str(path.relative_to(run_dir)): path.read_bytes() for path in sorted(run_dir.glob("*/step_*.jsonl"))}
     return {"metrics": json.dumps(metrics), "rows": rows}

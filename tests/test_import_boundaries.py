@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "config": set(),
     "reward": {"config"},
     "algo": set(),
-    "data": {"config"},
+    "data": {"config", "files"},
     "parallel": set(),
     "model": {"config", "parallel"},
     "rollout": {"config", "parallel.reductions", "parallel.waits"},

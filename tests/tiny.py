@@ -40,6 +40,7 @@ def layout(tp: int = 1, pp: int = 1, **changes) -> ActorConfig:
         "context_parallel_size": 1,
         "sequence_parallel": False,
         "use_distributed_optimizer": False,
+        "overlap_grad_reduce": False,
         "recompute_granularity": None,
         "micro_batch_size": 4,
         "forward_micro_batch_size": 4,

@@ -10,6 +10,7 @@ from typing import Any
 
 from nemo_simplerl.data.overlap import KINDS
 from nemo_simplerl.data.templates import NAMES
+from nemo_simplerl.files import atomic_write
 
 _FIELDS = ("id", "question", "answer", "level", "subject")
 
@@ -48,7 +49,7 @@ def _prepare(args: argparse.Namespace) -> int:
         write_rows(args.out, [row | {"answer": row["answer"].strip()} for row in rows])
         print(f"{len(rows)} problems: {args.out}")
     if args.report is not None:
-        args.report.write_text(json.dumps(report, indent=2) + "\n")
+        atomic_write(args.report, json.dumps(report, indent=2) + "\n")
     return 0
 
 

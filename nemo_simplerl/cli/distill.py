@@ -1,4 +1,4 @@
-"""`simplerl distill`: a warm start's examples, sampled from an OpenAI-compatible endpoint, the right ones kept."""
+"""`simplerl distill`: a warm start's examples, from a model behind an endpoint or on this disk; the right ones kept."""
 
 import argparse
 import os
@@ -9,7 +9,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from nemo_simplerl.cli.launch import guarded, is_first_rank
 from nemo_simplerl.data.distill import Request, kept, missing
+from nemo_simplerl.data.problems import Problem
+from nemo_simplerl.data.templates import NAMES
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)
@@ -61,33 +64,28 @@ class Endpoint:
 
 def run(argv: list[str]) -> int:
     """Exit status: 0; 1 where answers are missing (the same command asks for them again); 2 for unusable input."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     try:
-        return _distill(args)
-    except (ValueError, OSError) as error:
-        print(f"simplerl distill: {error}", file=sys.stderr)
+        return guarded(lambda: _distill(args))
+    except OSError as error:  # a folder that cannot be written, a disk that is full
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 def _distill(args: argparse.Namespace) -> int:
     from nemo_simplerl.data.rows import write_rows
     from nemo_simplerl.data.tables import problems_of
-    from nemo_simplerl.reward.pool import RewardPool
-    from nemo_simplerl.trainer.files import truncate_jsonl
 
     if min(args.samples, args.keep, args.connections) < 1:
         raise ValueError("--samples, --keep and --connections must be at least 1.")
+    if args.endpoint and args.overrides:
+        raise ValueError(f"{' '.join(args.overrides)}: settings of the engine mean nothing to an endpoint.")
     fields = {"question": args.question, "answer": args.answer}
     problems = [problem for problem in problems_of(args.problems, fields) if problem.answer]
-    record = args.out.with_name(args.out.name + ".samples")
-    done = truncate_jsonl(record, lambda row: True)
-    requests = missing(problems, args.samples, done)
-    print(f"{len(problems)} problems, {len(done)} samples are there, {len(requests)} to ask for")
-    settings = {name: getattr(args, name) for name in ("model", "temperature", "top_p", "max_tokens")}
-    endpoint = Endpoint(args.endpoint, settings, timeout_s=args.timeout, retries=args.retries)
-    with RewardPool(args.workers, timeout_s=10.0, memory_limit_mb=1024) as pool:
-        failures = _sample(requests, endpoint, pool, record, done, args.connections)
-    rows = kept(problems, done, args.keep, source=args.model)
+    done, source, failures = (_from_endpoint if args.endpoint else _from_model)(args, problems)
+    if not is_first_rank():
+        return 0
+    rows = kept(problems, done, args.keep, source)
     write_rows(args.out, rows)
     verdicts = Counter(row["verdict"] for row in done)
     print(", ".join(f"{verdict} {count}" for verdict, count in verdicts.most_common()))
@@ -97,11 +95,57 @@ def _distill(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+Answers = tuple[list[dict], str, list[str]]  # the samples, who gave them, why requests failed
+
+
+def _from_endpoint(args: argparse.Namespace, problems: list[Problem]) -> Answers:
+    from nemo_simplerl.files import truncate_jsonl
+    from nemo_simplerl.reward.pool import RewardPool
+
+    record = args.out.with_name(args.out.name + ".samples")
+    done = truncate_jsonl(record, lambda row: True)
+    requests = missing(problems, args.samples, done)
+    print(f"{len(problems)} problems, {len(done)} samples are there, {len(requests)} to ask for")
+    settings = {name: getattr(args, name) for name in ("model", "temperature", "top_p", "max_tokens")}
+    endpoint = Endpoint(args.endpoint, settings, timeout_s=args.timeout, retries=args.retries)
+    with RewardPool(args.workers, timeout_s=10.0, memory_limit_mb=1024) as pool:
+        failures = _sample(requests, endpoint, pool, record, done, args.connections)
+    return done, args.model, failures
+
+
+def _from_model(args: argparse.Namespace, problems: list[Problem]) -> Answers:
+    from nemo_simplerl.config.load import compose
+
+    # Values that have no default and that no sampling reads.
+    values = ["model.path=none", "data.train_path=none.jsonl", f"reward.num_workers={args.workers}"]
+    config = compose([*values, *args.overrides])
+    from nemo_simplerl.trainer.benchmark import Question, configured
+    from nemo_simplerl.trainer.teacher import sample_solutions
+
+    ask = Question(
+        model=Path(args.model),
+        benchmarks=(),
+        data=args.problems,
+        output=args.out.with_name(args.out.name + ".teacher"),
+        template=args.template,
+        prompt_trailing_newline=not args.no_trailing_newline,
+        samples=args.samples,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+        limit=None,
+        compare=False,
+    )
+    done, source = sample_solutions(ask, configured(config, ask), problems, lambda text: print(text, flush=True))
+    return done, source, []
+
+
 def _sample(
     requests: list[Request], endpoint: Endpoint, pool, record: Path, done: list[dict], num_connections: int
 ) -> list[str]:
     """Ask for everything, each answer graded and on disk before it counts. Answers why requests failed."""
-    from nemo_simplerl.trainer.files import append_jsonl
+    from nemo_simplerl.files import append_jsonl
 
     failures: list[str] = []
     waiting = iter(requests)
@@ -140,13 +184,21 @@ def _sample(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="simplerl distill",
-        description="Ask a model behind an OpenAI-compatible endpoint for solutions, grade them, and write the right "
-        f"ones as examples for `simplerl sft` (data.sft_path). The key, where one is needed, is in {KEY_VARIABLE}. "
-        "Every answer is kept in OUT.samples, so that a call that was broken off goes on.",
+        description="Ask a model for solutions, grade them, and write the right ones as examples for `simplerl sft` "
+        "(data.sft_path). The model is behind an OpenAI-compatible endpoint (the key, where one is needed, in "
+        f"{KEY_VARIABLE}), or a folder or file that is sampled here. Every answer is kept, in OUT.samples or in the "
+        "folder OUT.teacher, so that a call that was broken off goes on.",
+        epilog="Without --endpoint, settings of conf/ that concern the engine follow as KEY=VALUE: "
+        "rollout.engine=trtllm model.precision=fp32. Under torchrun the ranks share the work.",
     )
     parser.add_argument("problems", type=Path, help=".json, .jsonl, .csv or .parquet")
-    parser.add_argument("--endpoint", required=True, help="such as http://localhost:8000/v1")
-    parser.add_argument("--model", required=True, help="by the endpoint's name for it")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the engine, without --endpoint")
+    parser.add_argument("--endpoint", help="such as http://localhost:8000/v1")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="by the endpoint's name for it; without one a Hugging Face folder, a .nemo, or a run's checkpoints/step_N",
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON lines of question, response, answer, source")
     parser.add_argument("--question", default="question", metavar="FIELD")
     parser.add_argument("--answer", default="answer", metavar="FIELD")
@@ -155,8 +207,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--max-tokens", type=int, default=3000)
-    parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2, help="processes that grade")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds of silence before a request is repeated")
-    parser.add_argument("--retries", type=int, default=6)
+    asked = parser.add_argument_group("of an endpoint")
+    asked.add_argument("--connections", type=int, default=16)
+    asked.add_argument("--timeout", type=float, default=600.0, help="seconds of silence before a request is repeated")
+    asked.add_argument("--retries", type=int, default=6)
+    here = parser.add_argument_group("of a model that is sampled here")
+    here.add_argument("--template", choices=NAMES, default="qwen25-math-cot")
+    here.add_argument("--no-trailing-newline", action="store_true", help="end prompts as the recipe's training did")
+    here.add_argument("--seed", type=int, default=0)
     return parser

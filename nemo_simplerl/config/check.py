@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from nemo_simplerl.config import trtllm_rules, watchdog_rules
+from nemo_simplerl.config import gate_rules, sft_rules, trtllm_rules, watchdog_rules
 from nemo_simplerl.config.build import keys_of
 from nemo_simplerl.config.durations import seconds_of
 from nemo_simplerl.config.errors import suggest
@@ -158,16 +158,6 @@ def _masked_responses_get_no_eos(config: Config) -> Iterator[str]:
         )
 
 
-def _gate_compares_like_with_like(config: Config) -> Iterator[str]:
-    policy, temperature = config.rollout.consistency.policy, config.rollout.temperature
-    if policy in ("mask", "correct", "stop") and config.algo.logprob_temperature == "one" and temperature != 1.0:
-        yield (
-            f"rollout.consistency.policy={policy} acts on differences between engine and trainer, but with "
-            f"algo.logprob_temperature=one and rollout.temperature={temperature} every token differs by design. "
-            "Set algo.logprob_temperature=sampling, or rollout.consistency.policy=warn or off."
-        )
-
-
 def _critic_warmup_ends(config: Config) -> Iterator[str]:
     warmup, steps = config.algo.critic_warmup_steps, config.trainer.max_steps
     if steps is not None and warmup >= steps:
@@ -212,15 +202,6 @@ def _resume_allows_known_keys(config: Config) -> Iterator[str]:
     for key in config.trainer.resume_allow:
         if key not in known:
             yield f"trainer.resume_allow names {key!r}, which is no key and no section.{suggest(key, known)}"
-
-
-def _sft_has_data(config: Config) -> Iterator[str]:
-    if config.sft.output is not None and config.data.sft_path is None:
-        yield (
-            f"sft.output={config.sft.output!r} asks for a warm start, but data.sft_path=null. "
-            "Give data.sft_path=FILE (.jsonl of question or prompt, and response), or "
-            "sft.output=null to start from model.path."
-        )
 
 
 def _path_is_given(config: Config, key: str) -> Iterator[str]:
@@ -295,15 +276,6 @@ def _rollout_fits_the_model(config: Config, shape: ModelShape) -> Iterator[str]:
         )
 
 
-def _sft_fits_the_model(config: Config, shape: ModelShape) -> Iterator[str]:
-    limit = shape.max_position_embeddings
-    if config.sft.output is not None and config.sft.max_tokens > limit:
-        yield (
-            f"sft.max_tokens={config.sft.max_tokens} is above the model's max_position_embeddings, {limit}. "
-            f"Set sft.max_tokens={limit} or less; sft.overlong=drop leaves longer samples out."
-        )
-
-
 # Rules that need the number of ranks.
 
 
@@ -370,13 +342,15 @@ _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _rewards_are_ordered,
     _reward_urls_are_urls,
     _masked_responses_get_no_eos,
-    _gate_compares_like_with_like,
+    gate_rules.gate_compares_like_with_like,
+    gate_rules.engine_logprobs_are_the_policys,
     _critic_warmup_ends,
     _periodic_evaluation_has_data,
     _best_checkpoint_is_evaluated,
     _max_time_is_a_time,
     _resume_allows_known_keys,
-    _sft_has_data,
+    sft_rules.there_are_examples,
+    sft_rules.evaluations_have_data,
     _created_attention_fits,
     trtllm_rules.every_token_has_its_logprob,
     trtllm_rules.prompts_fit_one_pass,
@@ -386,7 +360,7 @@ _SHAPE_RULES: tuple[Callable[..., Iterator[str]], ...] = (
     _tensor_parallel_splits_the_layers,
     _pipeline_stages_are_equal,
     _rollout_fits_the_model,
-    _sft_fits_the_model,
+    sft_rules.examples_fit_the_model,
     trtllm_rules.engine_splits_the_heads,
 )
 _WORLD_RULES: tuple[Callable[..., Iterator[str]], ...] = (

@@ -18,6 +18,7 @@ _MODEL_FILES = ("config.json", "model_config.yaml", "manifest.json")
 class Machine:
     has_gpu: bool
     has_transformer_engine: bool
+    has_wandb: bool = True
 
 
 def this_machine() -> Machine:
@@ -27,6 +28,7 @@ def this_machine() -> Machine:
     return Machine(
         has_gpu=devices and not hidden,
         has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
+        has_wandb=importlib.util.find_spec("wandb") is not None,
     )
 
 
@@ -41,6 +43,14 @@ def _transformer_engine_is_there(config: Config, machine: Machine) -> Iterator[s
             f"model.transformer_engine=true needs {_lacking(machine)}. "
             "Set model.transformer_engine=null to use it only where it is there, "
             "or work in the container image, which has it."
+        )
+
+
+def _wandb_is_there(config: Config, machine: Machine) -> Iterator[str]:
+    if config.trainer.wandb.enabled and not machine.has_wandb:
+        yield (
+            "trainer.wandb.enabled=true needs the package wandb, which is not installed. "
+            'Install it with: pip install "nemo-simplerl[wandb]", or set trainer.wandb.enabled=false.'
         )
 
 
@@ -70,6 +80,15 @@ def _eval_file_exists(config: Config, machine: Machine) -> Iterator[str]:
 def _sft_file_exists(config: Config, machine: Machine) -> Iterator[str]:
     if config.sft.output is not None and config.data.sft_path is not None:
         yield from _file("data.sft_path", config.data.sft_path, config)
+
+
+def _sft_eval_file_exists(config: Config, machine: Machine) -> Iterator[str]:
+    path = config.data.sft_eval_path
+    if config.sft.output is not None and config.sft.eval_every and path is not None and not Path(path).is_file():
+        yield (
+            f"data.sft_eval_path={path!r} is not a file (looked for {Path(path).absolute()}). Give a file of held-out "
+            "demonstrations, or data.sft_eval_path=null."
+        )
 
 
 def _critic_exists(config: Config, machine: Machine) -> Iterator[str]:
@@ -109,10 +128,12 @@ def _lacking(machine: Machine) -> str:
 
 _RULES = (
     _transformer_engine_is_there,
+    _wandb_is_there,
     _context_parallel_can_run,
     _train_file_exists,
     _eval_file_exists,
     _sft_file_exists,
+    _sft_eval_file_exists,
     _critic_exists,
     _tokenizer_exists,
 )

@@ -77,6 +77,7 @@ RANGES: dict[str, str] = {
     "sft.epochs": AT_LEAST_1,
     "sft.max_tokens": "[2, inf)",  # a prompt token and one to predict
     "sft.save_every": AT_LEAST_0,
+    "sft.eval_every": AT_LEAST_0,
     "sft.micro_batch_size": AT_LEAST_1,
     "sft.micro_batch_tokens": AT_LEAST_1,
     "sft.global_batch_size": AT_LEAST_1,
@@ -90,6 +91,7 @@ RANGES: dict[str, str] = {
     "trainer.keep_last": AT_LEAST_1,
     "trainer.keep_every": AT_LEAST_0,
     "trainer.stop_after_step": AT_LEAST_1,
+    "trainer.wandb.samples_every": AT_LEAST_0,
     "trainer.distributed_timeout_s": AT_LEAST_1,
     "trainer.max_bad_updates": AT_LEAST_0,
     "trainer.alarms.window": AT_LEAST_1,

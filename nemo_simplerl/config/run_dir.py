@@ -22,6 +22,7 @@ FREE_KEYS = frozenset(
         "trainer.keep_best",
         "trainer.export",
         "trainer.tensorboard",
+        "trainer.wandb",
         "trainer.distributed_timeout_s",
         "trainer.max_bad_updates",
         "trainer.alarms",
@@ -30,6 +31,8 @@ FREE_KEYS = frozenset(
         "rollout.verify_refit",
         "rollout.refit_bucket_mb",
         "sft.save_every",
+        "sft.eval_every",
+        "data.sft_eval_path",
         "reward.num_workers",
         "reward.url",
     }
@@ -42,7 +45,9 @@ LAYOUT_KEYS = frozenset(
         "actor.pipeline_model_parallel_size",
         "actor.sequence_parallel",
         "actor.use_distributed_optimizer",
+        "actor.overlap_grad_reduce",
         "actor.recompute_granularity",
+        "algo.old_logprobs",
         *(f"{role}.micro_batch_{unit}" for role in ("actor", "critic", "sft") for unit in ("size", "tokens")),
         *(f"{role}.forward_micro_batch_{unit}" for role in ("actor", "critic") for unit in ("size", "tokens")),
     }

@@ -53,6 +53,7 @@ class ActorConfig:
     context_parallel_size: int
     sequence_parallel: bool
     use_distributed_optimizer: bool
+    overlap_grad_reduce: bool  # while the last micro-batch of an update still computes
     recompute_granularity: Literal["full", "selective"] | None
     micro_batch_size: int  # samples a rank holds in one forward + backward
     forward_micro_batch_size: int  # samples a rank holds in one forward-only pass
@@ -151,6 +152,7 @@ class AlgoConfig:
     critic_warmup_steps: int  # steps that train only the critic
     truncated: Literal["penalize", "mask"]  # responses ended by length: trained as graded, or left out of both losses
     overwrite_truncated_with_eos: bool  # the seed's quirk: a cut response ends in an EOS it never sampled
+    old_logprobs: Literal["trainer", "engine"]  # "engine" spares most of the pass that computes them
     logprob_temperature: Literal["sampling", "one"]  # "one" is the seed's quirk: sampled at T, trained at 1
     logprob_precision: Literal["fp32", "model"]  # "model" is the seed's quirk: log-softmax in bf16
     ratio_tolerance: float | None  # bound on |ratio - 1| at the first update of a step; null only reports it
@@ -161,6 +163,7 @@ class DataConfig:
     train_path: str  # .json, .jsonl
     eval_path: str | None
     sft_path: str | None  # .jsonl of {question | prompt, response}: the warm start
+    sft_eval_path: str | None  # the same, held out of it; for its loss
     question_field: str
     answer_field: str
     rows_without_gold: Literal["error", "drop"]
@@ -180,6 +183,7 @@ class SftConfig:
     output: str | None  # null: no warm start; PPO starts from model.path
     epochs: int
     save_every: int  # updates; 0 saves only the result
+    eval_every: int  # updates; loss of data.sft_eval_path, accuracy on data.eval_path; 0: neither
     max_tokens: int
     overlong: Literal["drop", "error"]
     micro_batch_size: int
@@ -210,6 +214,18 @@ class WatchdogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Weights & Biases beside metrics.jsonl. Account and team are its own (`wandb login`, WANDB_ENTITY)."""
+
+    enabled: bool
+    project: str
+    name: str | None  # null: the last part of trainer.run_dir
+    group: str | None
+    mode: Literal["online", "offline"] | None  # null: as WANDB_MODE says, and online where it says nothing
+    samples_every: int  # steps between two tables of samples; 0: none
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     run_dir: str
     seed: int
@@ -230,6 +246,7 @@ class TrainerConfig:
     )  # save and end early, as a scheduler's time limit would; schedules keep their full length
     max_time: str | None  # DD:HH:MM:SS from the start of the process; then the run saves and ends. null: no limit
     tensorboard: bool
+    wandb: WandbConfig
     distributed_timeout_s: int
     max_bad_updates: int  # updates of numbers that are not finite are left out; more of them over the run end it
     deterministic: bool  # GPU kernels that give the same bits every time, where there are such; slower

@@ -3,29 +3,26 @@
 from collections.abc import Iterator
 
 from nemo_simplerl.config.errors import suggest
+from nemo_simplerl.config.phases import PHASES
 from nemo_simplerl.config.schema import Config
 
 # Phases of a step, and the named waits inside and between them.
 NAMES = (
-    "rollout",
-    "reward",
-    "old_logprobs",
-    "reference_logprobs",
-    "values",
-    "critic_update",
-    "actor_update",
-    "refit",
-    "eval",
-    "log",
-    "save_blocking",
+    *PHASES,
     "update",
     "engine.generate",
     "reward.grade",
     "gather.completions",
     "gather.grades",
     "gather.objects",
+    "gather.benchmark",
+    "gather.checkpoint",
+    "gather.journal",
+    "gather.samples_not_finite",
+    "gather.updates_left_out",
     "all_reduce.metrics",
     "checkpoint.writers",
+    "barrier.forgotten",
     "barrier.prepared",
     "leave_together",
 )

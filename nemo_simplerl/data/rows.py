@@ -1,10 +1,11 @@
 """JSON rows in files: lists (.json) and lines (.jsonl)."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from nemo_simplerl.files import atomic_write
 
 Row = dict[str, Any]
 
@@ -33,12 +34,8 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write .jsonl. Another process sees the whole file or none: it is renamed into place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    unfinished.replace(path)
+    """Write .jsonl. Another process sees the whole file or none."""
+    atomic_write(Path(path), "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def name_rows(indices: Sequence[int], shown: int = 5) -> str:

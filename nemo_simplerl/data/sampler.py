@@ -1,7 +1,8 @@
-"""Which prompts a step takes: a function of the step number alone, so a resumed run continues exactly."""
+"""Which prompts a step takes, and which samples a rank: functions of the step, so a resumed run goes on exactly."""
 
 import hashlib
 import random
+from collections.abc import Sequence
 
 
 class StepSampler:
@@ -44,3 +45,20 @@ def sample_seed(run_seed: int, step: int, problem_index: int, sample_index: int)
     """A 63-bit seed for one response, unrelated to its neighbours' and the same wherever it is computed."""
     name = f"{run_seed}/{step}/{problem_index}/{sample_index}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+
+
+def even_share(order: Sequence[int], lengths: Sequence[int], *, window: int, rank: int, num_ranks: int) -> list[int]:
+    """What one of `num_ranks` takes of `order`: of each `window` entries as many as any other rank, and as long ones.
+
+    Ranks choose in turn from the longest down, and every other time in the opposite direction: whatever a sequence
+    costs by its length, the ranks differ by less than one sequence's cost. One rank takes all as they are. `window`
+    must be a multiple of `num_ranks`.
+    """
+    if num_ranks == 1:
+        return list(order)
+    share = []
+    for start in range(0, len(order), window):
+        by_length = sorted(order[start : start + window], key=lambda entry: -lengths[entry])
+        for turn, first in enumerate(range(0, len(by_length), num_ranks)):
+            share.append(by_length[first + (rank if turn % 2 == 0 else num_ranks - 1 - rank)])
+    return share

@@ -1,7 +1,6 @@
 """The responses to a benchmark, chunk by chunk, so that what is on disk is not generated again."""
 
 from collections.abc import Callable, Sequence
-from itertools import count
 
 import torch.distributed as dist
 
@@ -43,8 +42,8 @@ def answer_sheet(
         answers = (answer_of(completion.text) for completion in completions)
         keep(
             [
-                {"question": index} | row | {"answer": answer}
-                for index, row, answer in zip(_repeated(start, params.n), rows, answers, strict=False)
+                {"question": start + i // params.n} | row | {"answer": answer}
+                for i, (row, answer) in enumerate(zip(rows, answers, strict=True))
             ]
         )
 
@@ -53,7 +52,3 @@ def answer_of(response: str) -> str | None:
     """The final answer as votes are counted by: equal texts are one candidate. None where there is none."""
     answers = final_answers(response)
     return normalize_answer(", ".join(answers)) if answers else None
-
-
-def _repeated(start: int, n: int):
-    return (start + i // n for i in count())

@@ -101,6 +101,13 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
     return -(-vocab_size // tensor_parallel_size) * tensor_parallel_size
 
 
+class _Trunk(GPTModel):
+    """Leaves the output layer to model.head: all logits at once would be the largest tensor of a step."""
+
+    def _postprocess(self, hidden_states, **_):
+        return hidden_states
+
+
 def build_gpt_model(
     hf: dict,
     layout: ActorConfig,
@@ -111,15 +118,15 @@ def build_gpt_model(
     critic_seed: int | None = None,
     deterministic: bool = False,
 ) -> GPTModel:
-    """The layers of this rank's pipeline stage, uninitialised. With `critic_seed` the last stage ends in a ValueHead.
+    """The layers of this rank's pipeline stage, uninitialised. With `critic_seed` the last stage has a ValueHead.
 
-    Called with `labels`, the model answers its raw output in Megatron's [S, B, ...] layout: logits [S, B, V/TP] of the
-    actor, values [S, B, 1] of the critic.
+    Every stage answers hidden states in Megatron's layout, [S, B, H]; model.head makes log-probabilities or values of
+    the last one's.
     """
     on_gpu = mesh.device.type == "cuda"
     config = transformer_config(hf, layout, dtype=dtype, on_gpu=on_gpu, deterministic=deterministic)
     is_critic = critic_seed is not None
-    gpt = GPTModel(
+    gpt = _Trunk(
         config=config,
         transformer_layer_spec=_layer_spec(config, transformer_engine),
         vocab_size=padded_vocab_size(hf["vocab_size"], mesh.tp_size),
@@ -141,9 +148,6 @@ def build_gpt_model(
             generator=torch.Generator().manual_seed(critic_seed),
             device=mesh.device,
         )
-    # GPTModel transposes and copies the logits to [B, S, V/TP] unless a loss is asked for. The raw output is handed on
-    # instead: at a vocabulary of 152k that copy is the largest tensor of the step.
-    gpt.compute_language_model_loss = lambda labels, output_SBX: output_SBX
     _mark_sharded_weights(gpt)
     return gpt.to(mesh.device)
 

@@ -1,7 +1,7 @@
 """Forward and forward-backward passes over Megatron's schedules. Nothing above this module knows about pipelines.
 
-Legend: S padded sequence length of a micro-batch, B its samples, T = S - 1; `output_SBX` is what the last stage's
-output layer answers: logits [S, B, V/TP] or values [S, B, 1].
+Legend: S padded sequence length of a micro-batch, B its samples, T = S - 1; `hidden_SBH` is the last stage's answer,
+from which model.head makes log-probabilities or values.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
 
 @torch.no_grad()
 def forward_only(model, micro_batches: Sequence[MicroBatch], head: Head, mesh: Mesh) -> list[Tensor]:
-    """`head(output_SBX, micro_batch)` for each micro-batch, on every stage. Collective over the replica.
+    """`head(hidden_SBH, micro_batch)` for each micro-batch, on every stage. Collective over the replica.
 
     The head runs on the last stage and returns a float32 tensor [B, T] (or [k, B, T]); the result is broadcast.
     """
@@ -57,7 +57,7 @@ def forward_only(model, micro_batches: Sequence[MicroBatch], head: Head, mesh: M
     def step(iterator, model):
         micro_batch = next(iterator)
         output = _run(model, micro_batch, mesh)
-        return output, lambda output_SBX, non_loss_data=True: head(output_SBX, micro_batch)
+        return output, lambda hidden_SBH, non_loss_data=True: head(hidden_SBH, micro_batch)
 
     results = _schedule(step, model, micro_batches, mesh, forward_only=True, collect_non_loss_data=True)
     model.train(training)
@@ -75,8 +75,8 @@ def forward_backward(model, micro_batches: Sequence[MicroBatch], loss: Loss, mes
         micro_batch = next(iterator)
         output = _run(model, micro_batch, mesh)
 
-        def loss_function(output_SBX):
-            value, metrics = loss(output_SBX, micro_batch)
+        def loss_function(hidden_SBH):
+            value, metrics = loss(hidden_SBH, micro_batch)
             # Megatron wants a token count beside the loss; the division it would serve is already made.
             return value, torch.zeros((), dtype=torch.int, device=mesh.device), metrics
 
@@ -94,12 +94,11 @@ def forward_backward(model, micro_batches: Sequence[MicroBatch], loss: Loss, mes
 
 
 def _run(model, micro_batch: MicroBatch, mesh: Mesh) -> Tensor:
-    """Logits or values of the tokens in Megatron's [S, B, ...] layout, or the hidden states for the next stage."""
+    """Hidden states of the tokens in Megatron's layout, [S, B, H]."""
     tokens_BS = _padded_for_sequence_parallel(micro_batch.tokens_BS, model, mesh)
     positions_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS)
-    # `labels` asks GPTModel for its loss branch, which hands on the raw output (see provider.build_gpt_model).
     packing = _packing(micro_batch, tokens_BS.shape[1]) if micro_batch.is_packed else None
-    return model(tokens_BS, positions_BS, None, labels=tokens_BS, packed_seq_params=packing)
+    return model(tokens_BS, positions_BS, None, packed_seq_params=packing)
 
 
 def _packing(micro_batch: MicroBatch, num_tokens: int) -> PackedSeqParams:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nemo_simplerl.config.schema import ActorConfig
-from nemo_simplerl.model import nemo_ckpt, schedule
+from nemo_simplerl.model import head, nemo_ckpt, schedule
 from nemo_simplerl.model.convert import Target
 from nemo_simplerl.model.load import load_weights
 from nemo_simplerl.model.provider import build_gpt_model
@@ -80,7 +80,7 @@ def _of_megatron(source: Source, tokens_BS: Tensor) -> Tensor:
     try:
         gpt = _one_rank_model(source, mesh)
         (output_SBX,) = schedule.forward_only(
-            gpt, [schedule.Rows(tokens_BS)], lambda output_SBX, _: output_SBX.float(), mesh
+            gpt, [schedule.Rows(tokens_BS)], lambda hidden_SBH, _: head.output(gpt, hidden_SBH).float(), mesh
         )
     finally:
         destroy_mesh()
@@ -95,6 +95,7 @@ def _one_rank_model(source: Source, mesh: Mesh):
         context_parallel_size=1,
         sequence_parallel=False,
         use_distributed_optimizer=False,
+        overlap_grad_reduce=False,
         recompute_granularity=None,
         micro_batch_size=1,
         forward_micro_batch_size=1,

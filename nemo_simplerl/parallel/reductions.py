@@ -48,6 +48,14 @@ def gather_objects(obj: T, group: dist.ProcessGroup | None, what: str = "objects
     return gathered
 
 
+def of_first_rank(obj: T, what: str) -> T:
+    """Rank 0's object on every rank of the world: its view of the disk is the one that counts. Collective.
+
+    `what` as in `gather_objects`.
+    """
+    return gather_objects(obj, dist.group.WORLD, what)[0]
+
+
 def any_rank(is_true: bool, device: torch.device) -> bool:
     """Whether it is true on any rank of the world. Collective: one all-reduce of one number."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

@@ -1,8 +1,10 @@
-"""Log-probability and entropy from logits whose vocabulary is split over tensor-parallel ranks.
+"""Log-probability and entropy of tokens from hidden states, by an output layer split over tensor-parallel ranks.
 
-Shapes: N rows (tokens), V columns this rank holds.
+The logits exist as tiles alone. Shapes: N tokens, H hidden size, V vocabulary columns this rank holds, C tokens and W
+columns of a tile.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,63 +14,66 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def vocab_parallel_logprob_entropy(
-    logits: Tensor,
+def linear_logprob_entropy(
+    hidden: Tensor,
+    weight: Tensor,
     targets: Tensor,
     *,
     group: dist.ProcessGroup | None,
     vocab_size: int,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
+    chunk_vocab: int = 4096,
     fp32: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of `targets` and entropy of softmax(logits / temperature): two float32 tensors [...].
+    """Log-probability of `targets` and entropy of softmax(hidden @ weight.T / temperature): two float32 tensors [N].
 
-    logits [..., V]: rank r of `group` holds vocabulary columns r*V to (r+1)*V; None is one rank with all of
-    them. Columns from `vocab_size` on are padding: no probability, zero gradient. targets [...]: global token
-    ids; one outside 0 .. vocab_size - 1 gives a NaN log-probability. Both outputs are in nats and equal on
-    every rank. Collective in the forward pass (two all-reduces of a few floats a token), silent in the
-    backward pass.
+    hidden [N, H]. weight [V, H]: rank r of `group` holds vocabulary rows r*V to (r+1)*V; None is one rank with all of
+    them. Rows from `vocab_size` on are padding: no probability, zero gradient. targets [N]: global token ids; one
+    outside 0 .. vocab_size - 1 gives a NaN log-probability. Both outputs are in nats and equal on every rank.
+    Collective in the forward pass (two all-reduces of a few floats a token), silent in the backward pass: the gradient
+    of `hidden` is this rank's part of a sum over the ranks.
 
-    BACKWARD OVERWRITES `logits` WITH THEIR GRADIENT, as Megatron's vocab-parallel cross entropy does: a
-    second tensor of that size never exists. Work space is two float32 tensors [chunk_tokens, V]. So backward
-    runs once, logits are an activation rather than a leaf, and nothing else may read them afterwards
-    (autograd raises where it can tell).
+    Products are in the dtype of the weight. The softmax runs over the tiles as they come (Milakov and Gimelshein 2018,
+    arXiv:1805.02867), and backward computes them once more, a third of the layer's work on top: work space is a few
+    float32 tensors [chunk_tokens, chunk_vocab] whatever N and V are, beside the gradients, which are summed in float32.
 
-    fp32=False rounds as a log-softmax in the dtype of the logits does: the scaled logits and every
-    log-probability, forward and backward; sums are float32 either way.
+    fp32=False rounds as a log-softmax in the dtype of the weight does: the scaled logits and every log-probability,
+    forward and backward; sums are float32 either way.
 
-    Raises ValueError for logits that are a leaf requiring gradients, not contiguous or too few for
-    `vocab_size`, for targets of another shape, and for a temperature that is not positive.
+    Raises ValueError for shapes that do not match, a weight too small for `vocab_size`, and a temperature that is not
+    positive.
     """
     size, rank = (1, 0) if group is None else (group.size(), group.rank())
-    _refuse_misuse(logits, targets, size, vocab_size, temperature)
-    num_columns = logits.shape[-1]
+    _refuse_misuse(hidden, weight, targets, size, vocab_size, temperature)
+    num_rows = weight.shape[0]
     shard = _Shard(
         group=group if size > 1 else None,
-        first=rank * num_columns,
-        num_valid=min(max(vocab_size - rank * num_columns, 0), num_columns),
+        first=rank * num_rows,
+        num_valid=min(max(vocab_size - rank * num_rows, 0), num_rows),
         vocab_size=vocab_size,
         temperature=temperature,
         chunk_tokens=chunk_tokens,
+        chunk_vocab=chunk_vocab,
         fp32=fp32,
     )
-    return _LogprobEntropy.apply(logits, targets, shard)
+    return _LogprobEntropy.apply(hidden, weight, targets, shard)
 
 
-def _refuse_misuse(logits: Tensor, targets: Tensor, size: int, vocab_size: int, temperature: float) -> None:
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(f"targets {tuple(targets.shape)} do not match the rows of logits {tuple(logits.shape)}")
-    if size * logits.shape[-1] < vocab_size:
+def _refuse_misuse(
+    hidden: Tensor, weight: Tensor, targets: Tensor, size: int, vocab_size: int, temperature: float
+) -> None:
+    if hidden.ndim != 2 or targets.shape != hidden.shape[:1] or hidden.shape[1:] != weight.shape[1:]:
         raise ValueError(
-            f"{size} ranks x {logits.shape[-1]} columns cannot hold a vocabulary of {vocab_size}; "
-            f"give logits of at least {-(-vocab_size // size)} columns a rank, "
+            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets {tuple(targets.shape)} are not "
+            "[N, H], [V, H] and [N]"
+        )
+    if size * weight.shape[0] < vocab_size:
+        raise ValueError(
+            f"{size} ranks x {weight.shape[0]} rows cannot hold a vocabulary of {vocab_size}; "
+            f"give a weight of at least {-(-vocab_size // size)} rows a rank, "
             f"or the group the vocabulary is split over"
         )
-    if not logits.is_contiguous():
-        raise ValueError("logits must be contiguous, for their gradient takes their place; call .contiguous() first")
-    if logits.requires_grad and logits.is_leaf:
-        raise ValueError("logits must not be a leaf, for backward overwrites them; pass logits.clone()")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}; greedy decoding has no distribution")
 
@@ -78,138 +83,160 @@ class _Shard:
     """What one rank knows of the split vocabulary, and how it computes."""
 
     group: dist.ProcessGroup | None
-    first: int  # vocabulary index of local column 0
-    num_valid: int  # local columns that are vocabulary; the rest is padding
+    first: int  # vocabulary index of local row 0
+    num_valid: int  # local rows that are vocabulary; the rest is padding
     vocab_size: int
     temperature: float
     chunk_tokens: int
+    chunk_vocab: int
     fp32: bool
 
-    def scaled(self, logits: Tensor) -> Tensor:
-        """A fresh tensor of logits / temperature in the accumulation dtype."""
-        dtype = _accumulation_dtype(logits)
+    def token_chunks(self, num_tokens: int) -> Iterator[slice]:
+        for start in range(0, num_tokens, self.chunk_tokens):
+            yield slice(start, min(start + self.chunk_tokens, num_tokens))
+
+    def vocab_chunks(self) -> Iterator[slice]:
+        for start in range(0, self.num_valid, self.chunk_vocab):
+            yield slice(start, min(start + self.chunk_vocab, self.num_valid))
+
+    def logits(self, hidden_CH: Tensor, weight_WH: Tensor) -> Tensor:
+        """A fresh tile of logits / temperature in the accumulation dtype."""
+        logits_CW = hidden_CH @ weight_WH.T
+        dtype = _accumulation_dtype(logits_CW)
         if self.fp32:
-            return logits.to(dtype, copy=True).div_(self.temperature)
-        return logits.div(self.temperature).to(dtype)
+            logits_CW = logits_CW.to(dtype)
+            return logits_CW if self.temperature == 1.0 else logits_CW.div_(self.temperature)
+        return logits_CW.div_(self.temperature).to(dtype)
 
     def rounded(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         return values if self.fp32 else values.to(dtype).to(values.dtype)
 
-    def local(self, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Local column of each target (0 where another rank holds it), and whether this rank holds it."""
-        columns_N = targets_N - self.first
-        is_held_N = (columns_N >= 0) & (columns_N < self.num_valid)
-        return torch.where(is_held_N, columns_N, 0), is_held_N
+    def columns_of(self, targets_C: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+        """Place of each target among these local rows (0 where it is not), and whether it is among them."""
+        places_C = targets_C - self.first - columns.start
+        is_here_C = (places_C >= 0) & (places_C < columns.stop - columns.start)
+        return torch.where(is_here_C, places_C, 0)[:, None], is_here_C
 
 
-def _accumulation_dtype(logits: Tensor) -> torch.dtype:
-    # float32 for training dtypes; float64 logits keep theirs, which finite-difference checks need.
-    return torch.promote_types(logits.dtype, torch.float32)
+def _accumulation_dtype(values: Tensor) -> torch.dtype:
+    # float32 for training dtypes; float64 keeps its own, which finite-difference checks need.
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 class _LogprobEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, shard: _Shard) -> tuple[Tensor, Tensor]:
-        logits_NV, targets_N = logits.view(-1, logits.shape[-1]), targets.reshape(-1)
-        max_N = _row_maximum(logits_NV, shard)
-        sum_exp_N, sum_exp_logit_N, target_N = _row_sums(logits_NV, targets_N, max_N, shard)
-
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, shard: _Shard
+    ) -> tuple[Tensor, Tensor]:
+        max_N, sums_3N = _statistics(hidden_NH, weight_VH, targets_N, shard)
+        sum_exp_N, sum_exp_logit_N, target_N = sums_3N
         # Logits are relative to the row's maximum: H = log Z - E[logit], log p = logit - log Z.
         log_sum_N = sum_exp_N.log()
-        entropy_N = shard.rounded(log_sum_N - sum_exp_logit_N / sum_exp_N, logits.dtype)
-        logprobs_N = shard.rounded(target_N - log_sum_N, logits.dtype)
+        entropy_N = shard.rounded(log_sum_N - sum_exp_logit_N / sum_exp_N, weight_VH.dtype)
+        logprobs_N = shard.rounded(target_N - log_sum_N, weight_VH.dtype)
         is_token_N = (targets_N >= 0) & (targets_N < shard.vocab_size)
         logprobs_N = torch.where(is_token_N, logprobs_N, torch.nan)
 
         ctx.shard = shard
-        ctx.logits_are_gradient = False
         # An entropy that no loss uses arrives as None and spares the backward pass its half of the work.
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, targets, max_N + log_sum_N, entropy_N)
-        return logprobs_N.view(targets.shape), entropy_N.view(targets.shape)
+        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, max_N + log_sum_N, entropy_N)
+        return logprobs_N, entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, logprobs_grad: Tensor | None, entropy_grad: Tensor | None
-    ) -> tuple[Tensor | None, None, None]:
-        if ctx.logits_are_gradient:
-            raise RuntimeError(
-                "second backward through vocab_parallel_logprob_entropy: the first one overwrote the "
-                "logits with their gradient. Run the forward pass again, "
-                "or add the losses up and call backward once."
-            )
-        ctx.logits_are_gradient = True
-        logits, targets, logsumexp_N, entropy_N = ctx.saved_tensors
-        if logprobs_grad is None:
-            logprobs_grad = torch.zeros_like(entropy_grad)
-        _write_gradient(
-            logits.view(-1, logits.shape[-1]),
-            targets.reshape(-1),
-            logsumexp_N,
-            entropy_N,
-            logprobs_grad.reshape(-1),
-            None if entropy_grad is None else entropy_grad.reshape(-1),
-            ctx.shard,
-        )
-        return logits, None, None
+        ctx: Any, logprobs_grad_N: Tensor | None, entropy_grad_N: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_NH, weight_VH, targets_N, logsumexp_N, entropy_N = ctx.saved_tensors
+        if logprobs_grad_N is None:
+            logprobs_grad_N = torch.zeros_like(entropy_grad_N)
+        dtype = _accumulation_dtype(weight_VH)
+        hidden_grad_NH = torch.zeros_like(hidden_NH, dtype=dtype)
+        weight_grad_VH = torch.zeros_like(weight_VH, dtype=dtype) if ctx.needs_input_grad[1] else None
+        for tokens in ctx.shard.token_chunks(len(hidden_NH)):
+            for columns in ctx.shard.vocab_chunks():
+                grad_CW = _logits_gradient(
+                    hidden_NH[tokens],
+                    weight_VH[columns],
+                    ctx.shard.columns_of(targets_N[tokens], columns),
+                    logsumexp_N[tokens, None],
+                    entropy_N[tokens, None],
+                    logprobs_grad_N[tokens, None],
+                    None if entropy_grad_N is None else entropy_grad_N[tokens, None],
+                    ctx.shard,
+                )
+                _add_product(hidden_grad_NH[tokens], grad_CW, weight_VH[columns])
+                if weight_grad_VH is not None:
+                    _add_product(weight_grad_VH[columns], grad_CW.T, hidden_NH[tokens])
+        if weight_grad_VH is not None:
+            weight_grad_VH = weight_grad_VH.to(weight_VH.dtype)
+        return hidden_grad_NH.to(hidden_NH.dtype), weight_grad_VH, None, None
 
 
-def _row_maximum(logits_NV: Tensor, shard: _Shard) -> Tensor:
-    """Largest scaled logit of each row over all ranks."""
-    if shard.num_valid:
-        max_N = shard.scaled(logits_NV[:, : shard.num_valid].amax(dim=-1))
-    else:
-        max_N = logits_NV.new_full(logits_NV.shape[:1], -torch.inf, dtype=_accumulation_dtype(logits_NV))
+def _statistics(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, shard: _Shard) -> tuple[Tensor, Tensor]:
+    """Over all ranks: the largest scaled logit of each row [N], and [3, N], with x = scaled logit - maximum: sum e^x,
+    sum e^x * x, x of the target."""
+    dtype = _accumulation_dtype(weight_VH)
+    max_N = hidden_NH.new_full(targets_N.shape, -torch.inf, dtype=dtype)
+    sums_3N = hidden_NH.new_zeros(3, len(targets_N), dtype=dtype)
+    for tokens in shard.token_chunks(len(targets_N)):
+        for columns in shard.vocab_chunks():
+            logits_CW = shard.logits(hidden_NH[tokens], weight_VH[columns])
+            places_C1, is_here_C = shard.columns_of(targets_N[tokens], columns)
+            sums_3N[2, tokens] += torch.where(is_here_C, logits_CW.gather(1, places_C1)[:, 0], 0.0)
+            max_C = torch.maximum(max_N[tokens], logits_CW.amax(dim=-1))
+            _shift(sums_3N[:2, tokens], max_N[tokens], max_C)
+            max_N[tokens] = max_C
+            exp_CW = logits_CW.sub_(max_C[:, None]).exp()
+            sums_3N[0, tokens] += exp_CW.sum(dim=-1)
+            sums_3N[1, tokens] += exp_CW.mul_(logits_CW).sum(dim=-1)
     if shard.group is not None:
+        own_max_N = max_N.clone()
         dist.all_reduce(max_N, op=dist.ReduceOp.MAX, group=shard.group)
-    return max_N
-
-
-def _row_sums(logits_NV: Tensor, targets_N: Tensor, max_N: Tensor, shard: _Shard) -> Tensor:
-    """[3, N] over all ranks, with x = scaled logit - row maximum: sum e^x, sum e^x * x, x of the target."""
-    sums_3N = max_N.new_empty(3, max_N.shape[0])
-    for start in range(0, max_N.shape[0], shard.chunk_tokens):
-        rows = slice(start, start + shard.chunk_tokens)
-        shifted_CV = shard.scaled(logits_NV[rows, : shard.num_valid]).sub_(max_N[rows, None])
-        exp_CV = shifted_CV.exp()
-        sums_3N[0, rows] = exp_CV.sum(dim=-1)
-        sums_3N[1, rows] = exp_CV.mul_(shifted_CV).sum(dim=-1)
-    columns_N, is_held_N = shard.local(targets_N)
-    target_N = shard.scaled(logits_NV.gather(1, columns_N[:, None]).squeeze(1)).sub_(max_N)
-    sums_3N[2] = torch.where(is_held_N, target_N, 0.0)
-    if shard.group is not None:
+        _shift(sums_3N[:2], own_max_N, max_N)
         dist.all_reduce(sums_3N, group=shard.group)
-    return sums_3N
+    sums_3N[2] -= max_N
+    return max_N, sums_3N
 
 
-def _write_gradient(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    logsumexp_N: Tensor,
-    entropy_N: Tensor,
-    logprobs_grad_N: Tensor,
-    entropy_grad_N: Tensor | None,
+def _shift(sums_2C: Tensor, old_max_C: Tensor, new_max_C: Tensor) -> None:
+    """Make sum e^x and sum e^x * x relative to another maximum, in place. -inf: nothing was summed yet."""
+    shift_C = torch.where(old_max_C == -torch.inf, 0.0, old_max_C - new_max_C)
+    sums_2C[1] += shift_C * sums_2C[0]
+    sums_2C *= shift_C.exp()
+
+
+def _logits_gradient(
+    hidden_CH: Tensor,
+    weight_WH: Tensor,
+    places_and_presence: tuple[Tensor, Tensor],
+    logsumexp_C1: Tensor,
+    entropy_C1: Tensor,
+    logprobs_grad_C1: Tensor,
+    entropy_grad_C1: Tensor | None,
     shard: _Shard,
-) -> None:
-    """Replace the logits by their gradient, a chunk of rows at a time.
+) -> Tensor:
+    """Of a tile of logits, [C, W] in the dtype of the weight.
 
     d log p[target] = (onehot - p) / T and dH = -p * (log p + H) / T, with T the temperature.
     """
-    logits_NV[:, shard.num_valid :] = 0
-    if not shard.num_valid:
-        return
-    columns_N, is_held_N = shard.local(targets_N)
-    onehot_N = torch.where(is_held_N, logprobs_grad_N, 0.0)
-    for start in range(0, logits_NV.shape[0], shard.chunk_tokens):
-        rows = slice(start, start + shard.chunk_tokens)
-        valid_CV = logits_NV[rows, : shard.num_valid]
-        logp_CV = shard.rounded(shard.scaled(valid_CV).sub_(logsumexp_N[rows, None]), logits_NV.dtype)
-        if entropy_grad_N is None:
-            grad_CV = logp_CV.exp_().mul_(-logprobs_grad_N[rows, None])
-        else:
-            grad_CV = logp_CV.exp()
-            logp_CV.add_(entropy_N[rows, None]).mul_(entropy_grad_N[rows, None])
-            grad_CV.mul_(logp_CV.add_(logprobs_grad_N[rows, None])).neg_()
-        grad_CV.scatter_add_(1, columns_N[rows, None], onehot_N[rows, None])
-        valid_CV.copy_(grad_CV.div_(shard.temperature))
+    places_C1, is_here_C = places_and_presence
+    logp_CW = shard.rounded(shard.logits(hidden_CH, weight_WH).sub_(logsumexp_C1), weight_WH.dtype)
+    if entropy_grad_C1 is None:
+        grad_CW = logp_CW.exp_().mul_(-logprobs_grad_C1)
+    else:
+        grad_CW = logp_CW.exp()
+        logp_CW.add_(entropy_C1).mul_(entropy_grad_C1)
+        grad_CW.mul_(logp_CW.add_(logprobs_grad_C1)).neg_()
+    grad_CW.scatter_add_(1, places_C1, torch.where(is_here_C[:, None], logprobs_grad_C1, 0.0))
+    if shard.temperature != 1.0:
+        grad_CW.div_(shard.temperature)
+    return grad_CW.to(weight_WH.dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)

@@ -16,7 +16,7 @@ from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan.layout import Layout, Sizes
 from nemo_simplerl.plan.shapes import attention_width, head_dim, qkv_width, vocab_rows
 
-_CHUNK_TOKENS = 1024  # rows of logits in float32 at once: parallel/vocab.py
+_TILE_TOKENS, _TILE_COLUMNS = 1024, 4096  # of the logits that exist at once: parallel/vocab.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,15 @@ class Pass:
         return 2 * self.whole_hidden if self.sequence_parallel and self.tensor > 1 else 0
 
     @property
-    def logits(self) -> int:
-        """N V w / t; their gradient takes their place."""
-        return self.tokens * vocab_rows(self.shape, self.tensor) * self.width
+    def logit_tiles(self) -> int:
+        """A tile of the logits in float32, and another of its exponentials."""
+        rows, columns = min(self.tokens, _TILE_TOKENS), min(vocab_rows(self.shape, self.tensor), _TILE_COLUMNS)
+        return 2 * rows * columns * 4
 
     @property
-    def logit_chunks(self) -> int:
-        """Two float32 copies of at most 1024 rows of the logits."""
-        return 2 * min(self.tokens, _CHUNK_TOKENS) * vocab_rows(self.shape, self.tensor) * 4
+    def head_gradients(self) -> int:
+        """Float32 sums of the gradients of the responses' hidden states, and of the output layer: 4 h (N + V / t)."""
+        return 4 * self.shape.hidden_size * (self.tokens + vocab_rows(self.shape, self.tensor))
 
     @property
     def table(self) -> int:
@@ -113,16 +114,17 @@ def update_activations(layout: Layout, sizes: Sizes, stage: int, *, critic: bool
         return held + max(work, saved_norm(of))
     if layout.shape.tied and stage == 0:
         work += of.table  # waits for the embedding's part of the same gradient
-    return held + max(work, saved_norm(of) + of.logits + max(of.logit_chunks, of.table + of.whole_hidden))
+    cast = 0 if of.width == 4 else of.table
+    return held + max(work, saved_norm(of) + of.whole_hidden + of.head_gradients + max(of.logit_tiles, cast))
 
 
 def forward_activations(layout: Layout, micro: int, stage: int, *, critic: bool) -> int:
-    """Peak of a pass without gradients: residual stream and norm (2 h) and the MLP's inner tensors of one layer, or the
-    logits. The first stage holds the embeddings too, in two orders of their axes (2 h)."""
+    """Peak of a pass without gradients: residual stream and norm (2 h) and the MLP's inner tensors of one layer, or
+    tiles of the logits. The first stage holds the embeddings too, in two orders of their axes (2 h)."""
     of = pass_of(layout, micro)
     work = (4 if stage == 0 else 2) * of.hidden + of.gathered // 2 + of.mlp * (3 if of.fused else 5)
     if stage == layout.pipeline - 1 and not critic:
-        work = max(work, of.logits + max(of.logit_chunks, of.whole_hidden))
+        work = max(work, 2 * of.whole_hidden + of.logit_tiles)
     return work
 
 

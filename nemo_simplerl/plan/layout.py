@@ -61,11 +61,12 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Batch sizes of one role, in samples."""
+    """Batch sizes of one role, in samples: of packed rows, the longest sequences that they hold."""
 
     micro: int
     forward_micro: int
     update: int  # over all data-parallel ranks
+    is_packed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +115,13 @@ class Layout:
         """Of one step, over all ranks."""
         return self.prompts * self.samples_per_prompt
 
+    def can_cut(self, sizes: Sizes) -> bool:
+        """Whether an update falls into equal shares, and those into whole micro-batches."""
+        return sizes.update % (self.data * (1 if sizes.is_packed else sizes.micro)) == 0
+
     def micro_batches(self, sizes: Sizes) -> int:
-        """Of one update."""
-        return max(sizes.update // (self.data * sizes.micro), 1)
+        """Of one update, at most."""
+        return -(-sizes.update // (self.data * sizes.micro))
 
 
 def layout_of(found: Examined, cluster: Cluster) -> Layout | None:
@@ -124,7 +129,7 @@ def layout_of(found: Examined, cluster: Cluster) -> Layout | None:
     layout = wished_layout(found, cluster)
     if layout is None or not divides(layout.shape, cluster, layout.tensor, layout.pipeline):
         return None
-    if any(sizes.update % (layout.data * sizes.micro) for sizes in (layout.actor, layout.critic)):
+    if not all(layout.can_cut(sizes) for sizes in (layout.actor, layout.critic)):
         return None
     return layout
 
@@ -220,13 +225,13 @@ def _layout(config: Config, shape: ModelShape, cluster: Cluster) -> Layout:
 
 
 def _sizes(section: ActorConfig | CriticConfig, rollout: RolloutConfig) -> Sizes:
-    """A packed micro-batch counts as the longest sequences that it holds."""
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     packed, forward_packed = section.micro_batch_tokens, section.forward_micro_batch_tokens
     return Sizes(
         micro=section.micro_batch_size if packed is None else max(packed // longest, 1),
         forward_micro=section.forward_micro_batch_size if forward_packed is None else max(forward_packed // longest, 1),
         update=section.global_batch_size,
+        is_packed=packed is not None,
     )
 
 

@@ -121,7 +121,8 @@ def _layout_lines(layout: Layout, memory: Memory) -> list[str]:
         f"{found['samples_per_rank']} a replica, at most {found['max_tokens_per_step'] / 1e6:.1f} M tokens",
         *(
             f"{name}: {found[f'{name}_updates_per_step']} updates a step, "
-            f"{found[f'{name}_micro_batches_per_update']} micro-batches of {sizes.micro} each"
+            f"{'at most ' if sizes.is_packed else ''}{found[f'{name}_micro_batches_per_update']} micro-batches of "
+            f"{sizes.micro} {'of the longest samples' if sizes.is_packed else 'each'}"
             for name, sizes in (("actor", layout.actor), ("critic", layout.critic))
         ),
         f"rollout: {found['engines']} {layout.engine} engines, {found['kv_tokens_per_engine']} KV tokens of "

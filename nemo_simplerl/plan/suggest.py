@@ -103,10 +103,15 @@ def _keys(layout: Layout) -> str:
             f"actor.sequence_parallel={flags[layout.sequence_parallel]}",
             f"actor.use_distributed_optimizer={flags[layout.distributed_optimizer]}",
             f"actor.recompute_granularity={layout.recompute or 'null'}",
-            f"actor.micro_batch_size={layout.actor.micro}",
-            f"critic.micro_batch_size={layout.critic.micro}",
+            *(_micro_batch(role, getattr(layout, role), layout) for role in ("actor", "critic")),
         ]
     )
+
+
+def _micro_batch(role: str, sizes: Sizes, layout: Layout) -> str:
+    if sizes.is_packed:
+        return f"{role}.micro_batch_tokens={sizes.micro * layout.max_tokens}"
+    return f"{role}.micro_batch_size={sizes.micro}"
 
 
 def _why_not(layout: Layout, tensor: int, pipeline: int) -> str | None:
@@ -165,10 +170,12 @@ def _changes(layout: Layout) -> Iterator[tuple[str, Layout]]:
     for role in ("actor", "critic"):
         sizes: Sizes = getattr(layout, role)
         for micro in _below(sizes.micro):
-            yield f"{role}.micro_batch_size={micro}", _with(layout, role, replace(sizes, micro=micro))
+            fewer = replace(sizes, micro=micro)
+            yield _micro_batch(role, fewer, layout), _with(layout, role, fewer)
         for micro in _below(sizes.forward_micro):
-            changed = _with(layout, role, replace(sizes, forward_micro=micro))
-            yield f"{role}.forward_micro_batch_size={micro}", changed
+            key, unit = ("tokens", layout.max_tokens) if sizes.is_packed else ("size", 1)
+            smaller = _with(layout, role, replace(sizes, forward_micro=micro))
+            yield f"{role}.forward_micro_batch_{key}={micro * unit}", smaller
     for kind in ("selective", "full"):
         if layout.recompute is None or (layout.recompute, kind) == ("selective", "full"):
             yield f"actor.recompute_granularity={kind}", replace(layout, recompute=kind)

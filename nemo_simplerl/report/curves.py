@@ -1,6 +1,6 @@
 """report.png: reward, accuracy and response length against the step."""
 
-import os
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from nemo_simplerl.files import atomic_write
 from nemo_simplerl.report.read import Run, load_run
 
 
@@ -64,13 +65,9 @@ def write_png(run_dir: Path | str) -> Path:
     for panel, axes in zip(PANELS, figure.subplots(1, len(PANELS)), strict=True):
         _draw(panel, run, axes)
     path = run.path / "report.png"
-    # A viewer that watches the file never sees half of it.
-    temporary = run.path / f".report.{os.getpid()}.png"
-    try:
-        figure.savefig(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    atomic_write(path, stream.getvalue())
     return path
 
 

@@ -17,8 +17,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from nemo_simplerl.config.phases import PHASES
 from nemo_simplerl.report.curves import smooth
-from nemo_simplerl.report.panels import PANELS, PHASES, Panel, Series
+from nemo_simplerl.report.panels import PANELS, Panel, Series
 from nemo_simplerl.report.read import Run
 
 # Stand-ins in the drawing for the style sheet's var(--s0), var(--s1), ... and for its ink.
@@ -102,7 +103,8 @@ def draw_phases(run: Run, title: str) -> Chart | None:
 
 
 def phase_layers(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Seconds of each phase in `rows`, in the order of a step, then "other": what they leave of the total."""
+    """Seconds of each phase in `rows`, in the order of a step, then of what else was measured, then "other": what they
+    leave of the total."""
     named = {key.removeprefix("time/") for row in rows for key in row if key.startswith("time/")}
     named = {name for name in named if name != "total" and not name.endswith("_per_second")}
     names = [name for name in PHASES if name in named] + sorted(named - set(PHASES))

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class Follower:
     def watch(self, say: Callable[[str], None]) -> None:
         """Until Ctrl-C. A page that takes long to make is not made all the time."""
         pause = _LOOK_S
-        try:
+        with closing(self), suppress(KeyboardInterrupt):  # the way to end it is no error
             while True:
                 time.sleep(pause)
                 started = time.monotonic()
@@ -47,10 +48,6 @@ class Follower:
                 except (OSError, ValueError) as error:
                     say(str(error))
                 pause = max(_LOOK_S, time.monotonic() - started)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            self.close()
 
     def close(self) -> None:
         self._server.shutdown()

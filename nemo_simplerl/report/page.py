@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from nemo_simplerl.eval.benchmarks import AVERAGED
 from nemo_simplerl.eval.seed_results import REPORTED
+from nemo_simplerl.files import atomic_write
 from nemo_simplerl.report.evaluations import (
     Evaluation,
     draw_benchmarks,
@@ -32,14 +32,7 @@ _LEAST_SAMPLES = 1_000_000  # characters of base64, however large the figures ar
 
 def write_page(run_dirs: Sequence[Path | str], output: Path, eval_dirs: Sequence[Path | str] = ()) -> Path:
     """Raises as `build_page`."""
-    page = build_page(run_dirs, eval_dirs)
-    # A browser that reloads never sees half of it.
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic_write(output, build_page(run_dirs, eval_dirs))
     return output
 
 

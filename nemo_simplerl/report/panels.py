@@ -127,18 +127,3 @@ PANELS = (
     ),
     Panel("Throughput", "response tokens per second", (Series("time/tokens_per_second", "whole step"),)),
 )
-
-# In the order of a step; what a run measured beside these comes after them.
-PHASES = (
-    "rollout",
-    "reward",
-    "old_logprobs",
-    "reference_logprobs",
-    "values",
-    "critic_update",
-    "actor_update",
-    "refit",
-    "eval",
-    "save_blocking",
-    "log",
-)

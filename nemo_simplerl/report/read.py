@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_simplerl.files import read_jsonl
+
 # In summary.json each stands with `_before` and `_after`; in metrics.jsonl under the key on the right.
 BEFORE_AFTER = {
     "accuracy": "eval/accuracy",
@@ -40,11 +42,12 @@ def load_run(run_dir: Path | str) -> Run:
         raise FileNotFoundError(
             f"{path} is not a run directory: it has no metrics.jsonl; give the run's trainer.run_dir"
         )
-    # The last line may be cut short, while the run writes it or by a crash.
-    *lines, _torn = metrics.read_bytes().split(b"\n")
-    rows = tuple(_parse(metrics, number, line) for number, line in enumerate(lines, 1))
+    rows = read_jsonl(metrics)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("step"), int):
+            raise ValueError(f"{metrics}, line {number} has no step")
     summary = path / "summary.json"
-    return Run(path, rows, json.loads(summary.read_bytes()) if summary.is_file() else None)
+    return Run(path, tuple(rows), json.loads(summary.read_bytes()) if summary.is_file() else None)
 
 
 def summary_so_far(run: Run) -> dict[str, Any]:
@@ -55,13 +58,3 @@ def summary_so_far(run: Run) -> dict[str, Any]:
         if values:
             so_far |= {f"{name}_before": values[0], f"{name}_after": values[-1]}
     return so_far | (run.summary or {})
-
-
-def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise ValueError(f"{path}, line {number} has no step")
-    return row

@@ -1,6 +1,6 @@
 """The policy: log-probabilities, reference log-probabilities, PPO updates, and its weights for the engine.
 
-Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, V/TP vocabulary of a tensor rank.
+Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, H hidden size.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from nemo_simplerl.algo.loss import Metrics, policy_loss
 from nemo_simplerl.config.schema import ActorConfig, AlgoConfig
 from nemo_simplerl.data.batch import Batch, MicroBatch
 from nemo_simplerl.data.packing import together
+from nemo_simplerl.model import head
 from nemo_simplerl.model.export import hf_buckets
-from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import MiniBatch, forward_micro_batches, mini_batches
 from nemo_simplerl.trainer.timing import PhaseTimer, timed
@@ -82,7 +82,7 @@ class Actor:
     def _forward(self, batch: Batch) -> Tensor:
         micro_batches = forward_micro_batches(batch, self.config)
         results = self.learner.forward_only(micro_batches, lambda *args: self._logprobs_entropy(*args)[0])
-        return together(results, micro_batches, batch.mask_BT) * batch.mask_BT
+        return together(results, micro_batches, batch.mask_BT)
 
     def _update(self, mini: MiniBatch, is_first: bool) -> dict[str, float]:
         metrics = self.learner.update(mini, self._loss)
@@ -90,9 +90,9 @@ class Actor:
             self._require_ratio_one(metrics["ratio_deviation_max"])
         return metrics
 
-    def _loss(self, output_SBV: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+    def _loss(self, hidden_SBH: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
         algo = self.algo
-        logprobs_BT, entropy_BT = self._logprobs_entropy(output_SBV, micro)
+        logprobs_BT, entropy_BT = self._logprobs_entropy(hidden_SBH, micro)
         return policy_loss(
             logprobs_BT,
             micro.columns["old_logprobs_BT"],
@@ -103,18 +103,16 @@ class Actor:
             entropy_bonus=algo.entropy_bonus,
         )
 
-    def _logprobs_entropy(self, output_SBV: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        targets_SB = next_tokens(micro.tokens_BS, output_SBV.shape[0])
-        logprobs_SB, entropy_SB = vocab_parallel_logprob_entropy(
-            output_SBV,
-            targets_SB,
-            group=self.learner.mesh.tensor,
+    def _logprobs_entropy(self, hidden_SBH: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        return head.logprobs_entropy(
+            self.learner.gpt,
+            hidden_SBH,
+            micro,
+            self.learner.mesh,
             vocab_size=self.hf["vocab_size"],
             temperature=self.temperature,
             fp32=self.algo.logprob_precision == "fp32",
         )
-        length = micro.tokens_BS.shape[1] - 1
-        return logprobs_SB[:length].T.contiguous(), entropy_SB[:length].T.contiguous()
 
     def _require_ratio_one(self, deviation: float) -> None:
         tolerance = self.algo.ratio_tolerance
@@ -132,16 +130,6 @@ class Actor:
             leaving = param.detach().to("cpu", copy=True)
             param.copy_(waiting)
             waiting.copy_(leaving)
-
-
-def next_tokens(tokens_BS: Tensor, length: int) -> Tensor:
-    """int64 [length, B]: the token after each position, 0 where there is none.
-
-    As long as the output itself: cutting the logits instead would cost a second tensor of their size in backward.
-    """
-    targets_SB = tokens_BS.new_zeros(length, tokens_BS.shape[0])
-    targets_SB[: tokens_BS.shape[1] - 1] = tokens_BS[:, 1:].T
-    return targets_SB
 
 
 def _host_copy(gpt: torch.nn.Module) -> list[Tensor]:

@@ -23,16 +23,16 @@ from nemo_simplerl.eval.results import averages, summarize
 from nemo_simplerl.eval.run import Grader
 from nemo_simplerl.eval.sheet import answer_sheet
 from nemo_simplerl.eval.table import comparison_table, results_table
+from nemo_simplerl.files import append_jsonl, atomic_write, read_jsonl, truncate_jsonl
 from nemo_simplerl.model.source import Source, hf_tensors, open_source
 from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.parallel.reductions import gather_objects
+from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.refit import bucketed, digest, verified_refit
 from nemo_simplerl.trainer.build import build_engine, sampling_of, tokenizer_of
-from nemo_simplerl.trainer.files import append_jsonl, atomic_write, read_jsonl, truncate_jsonl
 from nemo_simplerl.trainer.grader import build_grader
 from nemo_simplerl.trainer.prepare import model_folder
-from nemo_simplerl.trainer.start import join_world
+from nemo_simplerl.trainer.start import join_world, silent
 
 CHUNK = 128  # problems between two writes
 
@@ -95,7 +95,7 @@ def run_benchmarks(ask: Question, config: Config, say: Callable[[str], None]) ->
     """
     problems = {name: load_benchmark(name, ask.data, ask.limit) for name in ask.benchmarks}
     with join_world(config) as mesh:
-        tell = say if mesh.rank == 0 else _silent
+        tell = say if mesh.rank == 0 else silent
         source, tokenizer = open_source(config.model.path), tokenizer_of(config)
         prompts = {name: _prompts(name, problems[name], tokenizer, config) for name in ask.benchmarks}
         params = sampling_of(config, tokenizer)
@@ -103,12 +103,12 @@ def run_benchmarks(ask: Question, config: Config, say: Callable[[str], None]) ->
             closing(build_grader(config.reward, tell)) as grader,
             closing(build_engine(config, str(model_folder(config)), mesh, tokenizer)) as engine,
         ):
-            weights = _load(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
+            weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
             settings = settings_of(config, weights, ask.limit)
-            _share_refusal(lambda: _remember(ask.output, settings), mesh)
+            remember(ask.output, settings, mesh)
             results = {}
             for name in ask.benchmarks:
-                results[name] = _answer(name, prompts[name], engine, grader.grade, params, ask.output, config, tell)
+                results[name] = answer(name, prompts[name], engine, grader.grade, params, ask.output, ask.seed, tell)
                 _write(ask, settings, results, mesh)
         return {"settings": settings, "benchmarks": results, **averages(results)}
 
@@ -143,7 +143,7 @@ def _prompts(name: str, problems: Sequence, tokenizer, config: Config) -> list[P
         raise ValueError(f"{name}: {error}. Lower --max-tokens to make room for the prompts.") from error
 
 
-def _load(engine: RolloutEngine, source: Source, max_bytes: int, mesh: Mesh) -> str:
+def load_engine(engine: RolloutEngine, source: Source, max_bytes: int, mesh: Mesh) -> str:
     """The source's weights into the engines of all ranks; a digest of all of them. Collective."""
     hasher = xxhash.xxh3_64()
 
@@ -157,46 +157,41 @@ def _load(engine: RolloutEngine, source: Source, max_bytes: int, mesh: Mesh) -> 
     return hasher.hexdigest()
 
 
-def _remember(output: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError where the folder belongs to an evaluation of other settings."""
+def remember(output: Path, settings: dict[str, Any], mesh: Mesh) -> None:
+    """Raises ValueError, on every rank, where the folder's answers were given under other settings. Collective."""
+    refusal = _other_settings(output, settings) if mesh.rank == 0 else None
+    if refusal := of_first_rank(refusal, "benchmark"):
+        raise ValueError(refusal)
+
+
+def _other_settings(output: Path, settings: dict[str, Any]) -> str | None:
     path = output / "settings.json"
     if not path.is_file():
         atomic_write(path, json.dumps(settings, indent=2) + "\n")
-        return
+        return None
     before = json.loads(path.read_text())
     if changed := [
         f"{key} was {before.get(key)!r} and is {value!r}" for key, value in settings.items() if before.get(key) != value
     ]:
-        raise ValueError(f"{output} holds an evaluation of other settings: {'; '.join(changed)}. Choose another --out.")
+        return f"{output} holds answers under other settings: {'; '.join(changed)}. Choose another --out."
+    return None
 
 
-def _share_refusal(work: Callable[[], None], mesh: Mesh) -> None:
-    """Work of rank 0 whose ValueError is every rank's. Collective."""
-    refusal = None
-    if mesh.rank == 0:
-        try:
-            work()
-        except ValueError as error:
-            refusal = str(error)
-    if refusal := gather_objects(refusal, dist.group.WORLD)[0]:
-        raise ValueError(refusal)
-
-
-def _answer(
+def answer(
     name: str,
     prompts: Sequence[Prompt],
     engine: RolloutEngine,
     grade: Grader,
     params: SamplingParams,
     output: Path,
-    config: Config,
+    seed: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Figures of one benchmark, on every rank. Collective."""
+    """Answers in output/responses/NAME.jsonl, those of an earlier call kept. Their figures. Collective."""
     path = output / "responses" / f"{name}.jsonl"
     is_writer = dist.get_rank() == 0
     rows = _whole_chunks(path, len(prompts), params.n) if is_writer else []
-    num_done = gather_objects(len(rows), dist.group.WORLD)[0] // params.n
+    num_done = of_first_rank(len(rows), "benchmark") // params.n
     if num_done:
         say(f"{name}: {num_done} of {len(prompts)} problems are there already")
     started = time.monotonic()
@@ -216,13 +211,13 @@ def _answer(
         engine if engine.generates else None,
         grade,
         params,
-        seed=config.trainer.seed,
+        seed=seed,
         chunk_size=CHUNK,
         num_done=num_done,
         keep=keep,
         group=dist.group.WORLD,
     )
-    return gather_objects(summarize(rows) if is_writer else {}, dist.group.WORLD)[0]
+    return of_first_rank(summarize(rows) if is_writer else {}, "benchmark")
 
 
 def _whole_chunks(path: Path, num_prompts: int, n: int) -> list[dict]:
@@ -240,7 +235,3 @@ def _write(ask: Question, settings: dict[str, Any], results: dict[str, Any], mes
     atomic_write(ask.output / "results.json", json.dumps(content, indent=2) + "\n")
     text = results_table(results, means) + ("\n" + comparison_table(results) if ask.compare else "")
     atomic_write(ask.output / "results.md", text)
-
-
-def _silent(text: str) -> None:
-    """Ranks other than the first keep quiet."""

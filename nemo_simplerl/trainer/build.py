@@ -84,6 +84,7 @@ def build_learner(
         mesh,
         total_updates=total_updates,
         use_distributed_optimizer=config.actor.use_distributed_optimizer,
+        overlap_grad_reduce=config.actor.overlap_grad_reduce,
         bad_updates=bad_updates,
     )
 

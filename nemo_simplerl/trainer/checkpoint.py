@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from nemo_simplerl.files import atomic_write, sync_folder
 from nemo_simplerl.model import torch_dist
 from nemo_simplerl.model.archive import list_files
 from nemo_simplerl.model.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.parallel.reductions import gather_objects
+from nemo_simplerl.parallel.reductions import gather_objects, of_first_rank
 from nemo_simplerl.trainer import optimizer_state
-from nemo_simplerl.trainer.files import atomic_write, sync_folder
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.manifest import (
     Manifest,
@@ -87,7 +87,7 @@ def find_intact(folder: Path, mesh: Mesh) -> Found | None:
     Collective. None where there are no checkpoints. Those passed over are set aside as NAME.damaged, out of the
     way of the run that repeats their steps. Removes what broken-off saves left. ValueError where none can be used.
     """
-    places, notes = _of_first_rank(_candidates(folder) if mesh.rank == 0 else None)
+    places, notes = of_first_rank(_candidates(folder) if mesh.rank == 0 else ([], []), "checkpoint")
     for index, place in enumerate(places):
         path = folder / place.name
         manifest, problems = _examine(path, mesh)
@@ -124,7 +124,7 @@ def load_record(found: Found, mesh: Mesh) -> StepRecord | None:
     """What the step goes on from that the checkpoint lies in; None between steps. Collective."""
     if not found.manifest.updates_in_step:
         return None
-    return record_from(_of_first_rank((found.path / RECORD).read_bytes() if mesh.rank == 0 else b""))
+    return record_from(of_first_rank((found.path / RECORD).read_bytes() if mesh.rank == 0 else b"", "checkpoint"))
 
 
 def commit(folder: Path, manifest: Manifest, reach: Callable[[str], None] = lambda point: None) -> None:
@@ -200,11 +200,11 @@ def _candidates(folder: Path) -> tuple[list[Place], list[str]]:
 
 def _examine(path: Path, mesh: Mesh) -> tuple[Manifest | None, list[str]]:
     """The manifest, and what is wrong with it or with the files. Each rank reads a share of them. Collective."""
-    manifest, problem = _of_first_rank(_manifest_of(path) if mesh.rank == 0 else None)
+    manifest, problem = of_first_rank(_manifest_of(path) if mesh.rank == 0 else (None, ""), "checkpoint")
     if manifest is None:
         return None, [problem]
     mine = file_problems(path, share_of(manifest.files, mesh.rank, mesh.world_size))
-    return manifest, [problem for share in gather_objects(mine, dist.group.WORLD) for problem in share]
+    return manifest, [problem for share in gather_objects(mine, dist.group.WORLD, "checkpoint") for problem in share]
 
 
 def _manifest_of(path: Path) -> tuple[Manifest | None, str]:
@@ -223,11 +223,6 @@ def _set_aside(folder: Path, places: Sequence[Place]) -> None:
         aside = path.with_suffix(".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
-
-
-def _of_first_rank(value):
-    """Rank 0's value on every rank: its view of the disk is the one that counts. Collective."""
-    return gather_objects(value, dist.group.WORLD)[0]
 
 
 def _listed(problems: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ Legend: B samples of this data rank, T predicted tokens.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,20 +31,58 @@ def consistency_gate(batch: Batch, old_logprobs_BT: Tensor, roles: Roles, step: 
     RuntimeError under `stop`, on every rank.
     """
     config = roles.config.rollout.consistency
-    compared = (batch.engine_logprobs_BT, old_logprobs_BT, batch.engine_mask_BT)
+    compared = (batch.engine_logprobs_BT, old_logprobs_BT, _compared_BT(batch, roles))
     weights_BT = _weights(config, *compared)
-    sums = difference_sums(*compared, config.max_difference) | {"weight": (weights_BT * batch.engine_mask_BT).sum()}
-    totals = all_reduce_metrics(sums, roles.mesh.data)
-    figures = difference_metrics(totals) | {"weight_mean": totals["weight"] / max(totals["tokens"], 1.0)}
-    # Sampled at one temperature and trained at another, as chosen: every token differs, and that is no news.
-    is_chosen = roles.config.algo.logprob_temperature == "one" and roles.sampling.temperature != 1.0
-    is_tripped = figures["not_finite"] > 0 or (figures["share_beyond"] > config.max_share and not is_chosen)
+    figures = _figures(batch, old_logprobs_BT, weights_BT, roles)
+    is_tripped = bool(figures["tripped"])
     if is_tripped and config.policy == "stop":
         raise RuntimeError(f"Step {step}: {_complaint(figures, config)} {_way_out(figures)}")
     if is_tripped and config.policy != "off":
         roles.say(f"step {step}: {_complaint(figures, config)}")
-    figures["tripped"] = float(is_tripped)
     return Gate(weights_BT, {f"consistency/{name}": value for name, value in figures.items()})
+
+
+def old_logprobs(batch: Batch, roles: Roles) -> Tensor:
+    """float32 [B, T]: the policy's before the step's first update, from where algo.old_logprobs says. Collective.
+
+    Under `engine` the trainer computes those of the first update's samples, which the gate compares; the others are the
+    engine's own. Where the gate trips, and is not off, the trainer computes them all.
+    """
+    compute = roles.actor.logprobs if roles.config.algo.old_logprobs == "trainer" else partial(_mixed, roles=roles)
+    return roles.column("old_logprobs", batch, compute)
+
+
+def _mixed(batch: Batch, roles: Roles) -> Tensor:
+    probe = batch.select(range(_probed_rows(roles)))
+    mixed_BT = batch.engine_logprobs_BT.clone()
+    mixed_BT[: len(probe)] = roles.actor.logprobs(probe)
+    tripped = _figures(batch, mixed_BT, torch.ones_like(mixed_BT), roles)["tripped"]
+    is_refused = tripped and roles.config.rollout.consistency.policy != "off"
+    return roles.actor.logprobs(batch) if is_refused else mixed_BT
+
+
+def _figures(batch: Batch, old_logprobs_BT: Tensor, weights_BT: Tensor, roles: Roles) -> dict[str, float]:
+    config, mask_BT = roles.config.rollout.consistency, _compared_BT(batch, roles)
+    sums = difference_sums(batch.engine_logprobs_BT, old_logprobs_BT, mask_BT, config.max_difference)
+    totals = all_reduce_metrics(sums | {"weight": (weights_BT * mask_BT).sum()}, roles.mesh.data)
+    figures = difference_metrics(totals) | {"weight_mean": totals["weight"] / max(totals["tokens"], 1.0)}
+    # Sampled at one temperature and trained at another, as chosen: every token differs, and that is no news.
+    is_chosen = roles.config.algo.logprob_temperature == "one" and roles.sampling.temperature != 1.0
+    is_tripped = figures["not_finite"] > 0 or (figures["share_beyond"] > config.max_share and not is_chosen)
+    return figures | {"tripped": float(is_tripped)}
+
+
+def _compared_BT(batch: Batch, roles: Roles) -> Tensor:
+    """float32, 1 where the engine sampled a token that the trainer computed the log-probability of too."""
+    mask_BT = batch.engine_mask_BT.clone()
+    if roles.config.algo.old_logprobs == "engine":
+        mask_BT[_probed_rows(roles) :] = 0.0
+    return mask_BT
+
+
+def _probed_rows(roles: Roles) -> int:
+    """Samples of this data rank in the step's first update."""
+    return roles.config.actor.global_batch_size // roles.mesh.dp_size
 
 
 def _weights(config: ConsistencyConfig, engine_BT: Tensor, trainer_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The critic: values of states and their updates.
 
-Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens.
+Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, H hidden size.
 """
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from nemo_simplerl.algo.loss import Metrics, value_loss
 from nemo_simplerl.config.schema import AlgoConfig, CriticConfig
 from nemo_simplerl.data.batch import Batch, MicroBatch
 from nemo_simplerl.data.packing import together
+from nemo_simplerl.model import head
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import MiniBatch, forward_micro_batches, mini_batches
 from nemo_simplerl.trainer.timing import PhaseTimer, timed
@@ -34,7 +35,7 @@ class Critic:
     def values(self, batch: Batch) -> Tensor:
         """float32 [B, T]: the value of the state before each token is emitted, 0 outside the response."""
         micro_batches = forward_micro_batches(batch, self.config)
-        results = self.learner.forward_only(micro_batches, _state_values)
+        results = self.learner.forward_only(micro_batches, self._values)
         return together(results, micro_batches, batch.mask_BT) * batch.mask_BT
 
     @timed("critic_update")
@@ -54,15 +55,14 @@ class Critic:
     def _update(self, mini: MiniBatch, is_first: bool) -> dict[str, float]:
         return self.learner.update(mini, self._loss)
 
-    def _loss(self, output_SB1: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+    def _loss(self, hidden_SBH: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
         return value_loss(
-            _state_values(output_SB1, micro),
+            self._values(hidden_SBH, micro),
             micro.columns["old_values_BT"],
             micro.columns["returns_BT"],
             micro.columns["weights_BT"],
             value_clip=self.algo.value_clip,
         )
 
-
-def _state_values(output_SB1: Tensor, micro: MicroBatch) -> Tensor:
-    return output_SB1[: micro.tokens_BS.shape[1] - 1, :, 0].T.contiguous()
+    def _values(self, hidden_SBH: Tensor, micro: MicroBatch) -> Tensor:
+        return head.values(self.learner.gpt, hidden_SBH, micro)

@@ -8,8 +8,7 @@ when the rank (without one: every rank) reaches the point for the N-th time, N c
 Actions: `kill` (SIGKILL to itself) and `stop` (SIGSTOP), `hang` (sleeps for good), `delay` (`seconds`), `fail`
 (OSError: no space left on device), `signal` (`name`, TERM, USR1 or INT, to itself).
 
-Points: the beginning of each phase of a step (rollout, reward, old_logprobs, reference_logprobs, values, critic_update,
-actor_update, refit, eval, log, save_blocking), and
+Points: the beginning of each phase of a step (config.phases), and
 
     critic.update       before each update of the critic
     actor.update        before each update of the actor
@@ -31,20 +30,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from nemo_simplerl.config.phases import PHASES
+
 VARIABLE = "SIMPLERL_FAULTS"
-PHASES = (
-    "rollout",
-    "reward",
-    "old_logprobs",
-    "reference_logprobs",
-    "values",
-    "critic_update",
-    "actor_update",
-    "refit",
-    "eval",
-    "log",
-    "save_blocking",
-)
 POINTS = (
     *PHASES,
     "critic.update",

@@ -3,8 +3,8 @@
 Legend: B samples of this data rank, T predicted tokens.
 """
 
+import io
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_simplerl.data.batch import Batch, MicroBatch
+from nemo_simplerl.files import atomic_write
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import any_rank, gather_objects
 
@@ -76,10 +77,9 @@ def write_micro_batches(path: Path, micro_batches: Sequence[MicroBatch], facts: 
         | {"rows": micro.rows.cpu().clone(), "is_packed": micro.is_packed}
         for micro in micro_batches
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save({**facts, "micro_batches": rows}, temporary)
-    os.replace(temporary, path)
+    stream = io.BytesIO()
+    torch.save({**facts, "micro_batches": rows}, stream)
+    atomic_write(path, stream.getvalue())
 
 
 def read_micro_batches(path: Path) -> list[MicroBatch]:

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch.distributed as dist
-
-from nemo_simplerl.parallel.reductions import gather_objects
-from nemo_simplerl.trainer.files import atomic_write
+from nemo_simplerl.files import atomic_write
+from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.trainer.record import Key, StepRecord, record_from
 
 JOURNAL = "journal"  # in the run directory
@@ -31,8 +29,7 @@ class Journal:
 
     def find(self, key: Key) -> StepRecord | None:
         """The record of this key, on every rank; None, and a line said, where what is there is another. Collective."""
-        content = self._content(key) if self._is_writer else None
-        content = gather_objects(content, dist.group.WORLD)[0]
+        content = of_first_rank(self._content(key) if self._is_writer else None, "journal")
         return None if content is None else record_from(content)
 
     def write(self, record: StepRecord) -> None:

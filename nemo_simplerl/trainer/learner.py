@@ -40,6 +40,7 @@ class Learner:
         *,
         total_updates: int,
         use_distributed_optimizer: bool,
+        overlap_grad_reduce: bool = False,
         bad_updates: BadUpdates | None = None,
     ):
         self.gpt, self.optim, self.mesh, self.total_updates = gpt, optim, mesh, total_updates
@@ -48,11 +49,15 @@ class Learner:
         self.model = DistributedDataParallel(
             config=config,
             ddp_config=DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True, use_distributed_optimizer=use_distributed_optimizer
+                grad_reduce_in_fp32=True,
+                use_distributed_optimizer=use_distributed_optimizer,
+                overlap_grad_reduce=overlap_grad_reduce,
             ),
             module=gpt,
             pg_collection=mesh.collection,
         )
+        if overlap_grad_reduce:
+            config.no_sync_func = self.model.no_sync  # the schedules reduce after the last micro-batch alone
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(
                 lr=optim.lr,

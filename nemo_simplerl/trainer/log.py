@@ -12,9 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from nemo_simplerl.trainer.files import append_jsonl, atomic_write, jsonl_text, truncate_jsonl
+from nemo_simplerl.config.schema import WandbConfig
+from nemo_simplerl.files import append_jsonl, atomic_write, jsonl_text, truncate_jsonl
 from nemo_simplerl.trainer.progress import Progress
 from nemo_simplerl.trainer.stop import STOPPED_FILE
+from nemo_simplerl.trainer.wandb_log import WandbLog
 
 
 class RunLog:
@@ -37,6 +39,7 @@ class RunLog:
         reach: Callable[[str], None] = lambda point: None,
     ):
         self._is_writer, self._reach = is_writer, reach
+        self.wandb: WandbLog | None = None  # while trainer.wandb is enabled, on the rank that writes
         self._total_steps: int | None = None
         if not is_writer:
             return
@@ -44,7 +47,11 @@ class RunLog:
         self._dir.mkdir(parents=True, exist_ok=True)
         self._steps_done = resume_step or 0
         _drop_after(self._dir, resume_step)
-        self._board = _open_tensorboard(self._dir, resume_step) if tensorboard else None
+        self._board = (
+            open_tensorboard(self._dir / "tensorboard", 0 if resume_step is None else resume_step + 1)
+            if tensorboard
+            else None
+        )
         self._progress = Progress(console or Console())
 
     @property
@@ -62,6 +69,11 @@ class RunLog:
         if self._is_writer:
             atomic_write(self._dir / "config.yaml", text)
 
+    def open_wandb(self, settings: WandbConfig, config: Mapping[str, Any]) -> None:
+        """From here on metrics and samples go to Weights & Biases too, where the settings say so."""
+        if self._is_writer and settings.enabled:
+            self.wandb = WandbLog(settings, self._dir, config, self.say)
+
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """A finished step's metrics (step 0: the evaluation before the first). Once a step, in their order.
 
@@ -69,13 +81,17 @@ class RunLog:
         """
         if not self._is_writer:
             return
-        numbers = {key: _plain(value) for key, value in values.items()}
+        numbers = {key: plain(value) for key, value in values.items()}
+        if self.wandb is not None:
+            numbers["log/wandb_failures"] = self.wandb.failures  # of this process, so far
         self._reach("log.metrics")
         append_jsonl(self._dir / "metrics.jsonl", _ordered(step, numbers))
         if self._board is not None:
             for key, value in numbers.items():
                 if value is not None:
                     self._board.add_scalar(key, value, step)
+        if self.wandb is not None:
+            self.wandb.metrics(step, numbers)
         self._progress.step(step, numbers)
         if missing := sorted(key for key, value in numbers.items() if value is None):
             self.say(f"step {step}: not a finite number: {', '.join(missing)}")
@@ -83,6 +99,8 @@ class RunLog:
     def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """What was sampled in a step, one row a completion."""
         self._step_file("rollouts", step, rows)
+        if self.wandb is not None:
+            self.wandb.samples(step, rows)
 
     def eval(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """The responses of the evaluation after `step` steps; its metrics belong in the step's line."""
@@ -96,7 +114,7 @@ class RunLog:
     def summary(self, values: Mapping[str, Any]) -> None:
         """The run in a few numbers, at its end."""
         if self._is_writer:
-            text = json.dumps(_plain(values), indent=2, allow_nan=False)
+            text = json.dumps(plain(values), indent=2, allow_nan=False)
             atomic_write(self._dir / "summary.json", text + "\n")
 
     def say(self, text: str) -> None:
@@ -107,6 +125,8 @@ class RunLog:
     def close(self) -> None:
         if not self._is_writer:
             return
+        if self.wandb is not None:
+            self.wandb.close()
         self._progress.close()
         if self._board is not None:
             self._board.close()
@@ -114,21 +134,21 @@ class RunLog:
     def _step_file(self, folder: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         if self._is_writer:
             path = self._dir / folder / f"step_{step:06d}.jsonl"
-            atomic_write(path, jsonl_text([_plain(row) for row in rows]))
+            atomic_write(path, jsonl_text([plain(row) for row in rows]))
 
 
 def _ordered(step: int, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """The step, then the metrics by name, then the timings, which differ from one run to its rerun."""
-    names = sorted(numbers, key=lambda name: (name.startswith("time/"), name))
+    """The step, then the metrics by name, then timings and memory, which differ from one run to its rerun."""
+    names = sorted(numbers, key=lambda name: (name.startswith(("time/", "memory/")), name))
     return {"step": step} | {name: numbers[name] for name in names}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON's own types: a tensor of one element becomes its number, NaN and infinity become null."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -145,9 +165,9 @@ def _drop_after(run_dir: Path, resume_step: int | None) -> None:
     truncate_jsonl(run_dir / "metrics.jsonl", lambda row: row["step"] <= last)
 
 
-def _open_tensorboard(run_dir: Path, resume_step: int | None) -> Any:
+def open_tensorboard(folder: Path, first_step: int) -> Any:
+    """A writer that goes on at `first_step`: what an earlier one wrote from there on is no longer shown."""
     # Imported here: it takes a second, and a run may do without.
     from torch.utils.tensorboard import SummaryWriter
 
-    first_step = 0 if resume_step is None else resume_step + 1
-    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
+    return SummaryWriter(str(folder), purge_step=first_step)

@@ -12,7 +12,7 @@ from nemo_simplerl.algo.kl import kl_penalty
 from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.eval.run import sample_rows
-from nemo_simplerl.trainer.consistency import consistency_gate
+from nemo_simplerl.trainer.consistency import consistency_gate, old_logprobs
 from nemo_simplerl.trainer.metrics import advantage_metrics, sample_metrics, update_metrics
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.run import Run
@@ -28,7 +28,7 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
     grades, scores = roles.grade(prompts, completions)
     batch = roles.batch(prompts, completions, scores, step)
 
-    old_logprobs_BT = roles.old_logprobs(batch)
+    old_logprobs_BT = old_logprobs(batch, roles)
     gate = consistency_gate(batch, old_logprobs_BT, roles, step)
     ref_logprobs_BT = actor.reference_logprobs(batch) if algo.kl_coef else old_logprobs_BT
     values_BT = roles.values(batch)

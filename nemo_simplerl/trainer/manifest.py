@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from nemo_simplerl.trainer.files import atomic_write
+from nemo_simplerl.files import atomic_write
 from nemo_simplerl.trainer.place import Place
 
 MANIFEST = "manifest.json"

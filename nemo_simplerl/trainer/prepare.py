@@ -12,10 +12,10 @@ from nemo_simplerl.data.problems import load_problems
 from nemo_simplerl.data.rows import read_rows
 from nemo_simplerl.data.templates import render
 from nemo_simplerl.data.tokenizer import build_tokenizer, load_tokenizer
+from nemo_simplerl.files import atomic_write
 from nemo_simplerl.model.archive import Extent
 from nemo_simplerl.model.convert import small_files_of
 from nemo_simplerl.model.source import open_source
-from nemo_simplerl.trainer.files import atomic_write
 
 
 def prepare(config: Config) -> None:

@@ -1,5 +1,6 @@
 """The actors of a run and the verbs of its page that need more than one of them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -11,7 +12,7 @@ from nemo_simplerl.config.run_dir import deciding
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.data.problems import Prompt
-from nemo_simplerl.data.sampler import sample_seed
+from nemo_simplerl.data.sampler import even_share, sample_seed
 from nemo_simplerl.eval.run import Evaluation, evaluate, grade_sharded, responses_of
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.reward.grade import reward_of
@@ -71,7 +72,7 @@ class Roles:
     ) -> Batch:
         """This data rank's samples of the rollout as tensors."""
         algo = self.config.algo
-        rows = self.local_rows(len(completions), step)
+        rows = self.local_rows(completions, step)
         return collate(
             [prompts[i // self.sampling.n].token_ids for i in rows],
             [completions[i] for i in rows],
@@ -82,25 +83,27 @@ class Roles:
             device=self.mesh.device,
         )
 
-    def old_logprobs(self, batch: Batch) -> Tensor:
-        """float32 [B, T]: the actor's, from before the step's first update. Collective."""
-        return self._column("old_logprobs", batch, self.actor.logprobs)
-
     def values(self, batch: Batch) -> Tensor:
         """float32 [B, T]: the critic's, from before the step's first update. Collective."""
-        return self._column("values", batch, self.critic.values)
+        return self.column("values", batch, self.critic.values)
 
     def require_finite(self, step: int, completions: Sequence[Completion], **columns_BT: torch.Tensor) -> None:
         """RuntimeError naming the samples where a column of this data rank's has a number that is not. Collective."""
-        rows = self.local_rows(len(completions), step)
+        rows = self.local_rows(completions, step)
         require_finite(columns_BT, rows, self.sampling.n, step, self.mesh)
 
-    def local_rows(self, num_samples: int, step: int) -> list[int]:
-        """Samples of this data rank: every DP-th of a permutation seeded by the step, so that the samples of one prompt
-        spread over updates and update k has the same samples at every data-parallel size."""
-        generator = torch.Generator().manual_seed(sample_seed(self.config.trainer.seed, step, num_samples, 0))
-        permutation = torch.randperm(num_samples, generator=generator).tolist()
-        return permutation[self.mesh.dp_rank :: self.mesh.dp_size]
+    def local_rows(self, completions: Sequence[Completion], step: int) -> list[int]:
+        """Samples of this data rank: its share of each update in a permutation seeded by the step, so that the samples
+        of one prompt spread over updates and update k has the same samples at every data-parallel size."""
+        config, num_samples = self.config, len(completions)
+        generator = torch.Generator().manual_seed(sample_seed(config.trainer.seed, step, num_samples, 0))
+        return even_share(
+            torch.randperm(num_samples, generator=generator).tolist(),
+            [len(completion.token_ids) for completion in completions],
+            window=math.gcd(config.actor.global_batch_size, config.critic.global_batch_size),
+            rank=self.mesh.dp_rank,
+            num_ranks=self.mesh.dp_size,
+        )
 
     @timed("refit")
     def refit(self, version: int) -> dict[str, float]:
@@ -131,10 +134,12 @@ class Roles:
             group=dist.group.WORLD,
         )
 
-    def _column(self, name: str, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
+    def column(self, name: str, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
+        """float32 [B, T]: what `compute` makes of this data rank's samples, once a step: a step that is taken up again
+        has it from its record. Collective."""
         record = self.in_hand.record
         assert record.completions is not None
-        return self.in_hand.column(name, batch, self.local_rows(len(record.completions), record.key.step), compute)
+        return self.in_hand.column(name, batch, self.local_rows(record.completions, record.key.step), compute)
 
     def _key(self, prompts: Sequence[Prompt], step: int, seeds: Sequence[int]) -> Key:
         config = self.config

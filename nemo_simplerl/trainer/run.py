@@ -25,6 +25,7 @@ from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.saver import Saver
 from nemo_simplerl.trainer.stop import Stop
 from nemo_simplerl.trainer.summary import summary_of
+from nemo_simplerl.trainer.timing import host_gb
 
 CHECKPOINTS = "checkpoints"  # in the run directory
 
@@ -99,6 +100,7 @@ class Run:
         seconds = self.roles.timer.drain()
         before, self.lap_started = self.lap_started, time.monotonic()
         seconds["time/total"] = self.lap_started - before
+        seconds["memory/host_gb"] = host_gb()
         if "rollout/tokens" in metrics and not self.roles.in_hand.was_sampled_before:
             seconds["time/rollout_tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/rollout"]
             seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/total"]

@@ -3,14 +3,15 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
 
-from nemo_simplerl.config.load import to_yaml
+from nemo_simplerl.config.load import to_dict, to_yaml
 from nemo_simplerl.config.schema import Config, TrainerConfig
 from nemo_simplerl.data.sampler import StepSampler
+from nemo_simplerl.files import read_jsonl
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer import checkpoint, determinism
@@ -18,7 +19,6 @@ from nemo_simplerl.trainer.alarms import Alarms
 from nemo_simplerl.trainer.build import build_prompts, build_roles, mesh_of, tokenizer_of
 from nemo_simplerl.trainer.checkpoint import Found
 from nemo_simplerl.trainer.faults import VARIABLE, Faults
-from nemo_simplerl.trainer.files import read_jsonl
 from nemo_simplerl.trainer.grader import build_grader
 from nemo_simplerl.trainer.guards import forget_bad_updates
 from nemo_simplerl.trainer.journal import JOURNAL, Journal
@@ -29,6 +29,7 @@ from nemo_simplerl.trainer.run import CHECKPOINTS, Run
 from nemo_simplerl.trainer.saver import Saver
 from nemo_simplerl.trainer.step import StepInHand
 from nemo_simplerl.trainer.stop import Stop, Stopping, safe_points
+from nemo_simplerl.trainer.wandb_log import WandbLog
 from nemo_simplerl.trainer.warm_start import warm_start
 from nemo_simplerl.trainer.watchdog import failures_told, watched
 
@@ -51,8 +52,13 @@ def start_training(config: Config, started: float | None = None) -> bool:
 
 def start_warm_start(config: Config) -> None:
     """`simplerl sft` on this rank of the world. Raises ValueError for input that cannot be used."""
-    with join_world(config) as mesh:
-        warm_start(config, mesh, print if mesh.rank == 0 else _silent)
+    trainer = config.trainer
+    with join_world(config) as mesh, ExitStack() as opened:
+        say, wandb = print if mesh.rank == 0 else silent, None
+        if mesh.rank == 0 and trainer.wandb.enabled:
+            wandb = WandbLog(trainer.wandb, Path(trainer.run_dir), to_dict(config), say)
+            opened.enter_context(closing(wandb))
+        warm_start(config, mesh, say, wandb)
 
 
 @contextmanager
@@ -77,10 +83,13 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
             journal.forget(None)
     with closing(log):
         log.config(to_yaml(config))
+        log.open_wandb(trainer.wandb, to_dict(config))
         for note in (*determinism.notes(trainer.deterministic), *(found.notes if found else ()), *notes, *eval_notes):
             log.say(note)
         with closing(build_grader(config.reward, log.say)) as grader:
-            model_path = config.model.path if config.sft.output is None else warm_start(config, mesh, log.say)
+            model_path = (
+                config.model.path if config.sft.output is None else warm_start(config, mesh, log.say, log.wandb)
+            )
             roles = build_roles(
                 config,
                 model_path,
@@ -167,5 +176,5 @@ def join_world(config: Config) -> Iterator[Mesh]:
         destroy_mesh()
 
 
-def _silent(text: str) -> None:
+def silent(text: str) -> None:
     """Ranks other than the first keep quiet."""

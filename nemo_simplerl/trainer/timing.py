@@ -1,10 +1,11 @@
-"""Wall-clock seconds of a step's phases."""
+"""Wall-clock seconds and peak device memory of a step's phases."""
 
 import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 
 from nemo_simplerl.parallel.waits import waiting
@@ -15,12 +16,20 @@ class PhaseTimer:
 
     A GPU is waited for at both ends of a phase, so that work queued in one is not billed to the next.
     A phase inside another counts in both. `on_enter` is told the name of each as it begins. Each is a name of
-    parallel.waits too.
+    parallel.waits too. `take_peak` answers the most bytes allocated on the device since it was last called.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter, on_enter: Callable[[str], None] | None = None):
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        on_enter: Callable[[str], None] | None = None,
+        take_peak: Callable[[], int] | None = None,
+    ):
         self._clock, self._on_enter = clock, on_enter
+        self._take_peak = take_peak or (_take_device_peak if torch.cuda.is_available() else None)
         self._seconds: dict[str, float] = {}
+        self._peaks: dict[str, int] = {}
+        self._open: list[str] = []
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -28,18 +37,30 @@ class PhaseTimer:
             if self._on_enter is not None:
                 self._on_enter(phase)
             _wait_for_device()
+            self._note_peak()
+            self._open.append(phase)
             start = self._clock()
             try:
                 yield
             finally:
                 _wait_for_device()
+                self._note_peak()
+                self._open.pop()
                 self._seconds[phase] = self._seconds.get(phase, 0.0) + self._clock() - start
 
     def drain(self) -> dict[str, float]:
-        """`{"time/rollout": seconds, ...}` since the last drain, in order of first use; then starts anew."""
+        """`{"time/rollout": seconds, ..., "memory/rollout_gb": GiB, ...}` since the last drain, in order of first use;
+        then starts anew. Memory is told where there is a device."""
         drained = {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
-        self._seconds = {}
+        drained |= {f"memory/{phase}_gb": peak / 2**30 for phase, peak in self._peaks.items()}
+        self._seconds, self._peaks = {}, {}
         return drained
+
+    def _note_peak(self) -> None:
+        """The peak since the last call belongs to every phase that is open."""
+        if self._take_peak is not None:
+            peak = self._take_peak()
+            self._peaks |= {phase: max(peak, self._peaks.get(phase, 0)) for phase in self._open}
 
 
 def timed(phase: str) -> Callable:
@@ -54,6 +75,17 @@ def timed(phase: str) -> Callable:
         return timed_method
 
     return decorate
+
+
+def host_gb() -> float:
+    """GiB of host memory that this process holds now."""
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def _take_device_peak() -> int:
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 def _wait_for_device() -> None:

@@ -1,15 +1,14 @@
 """The supervised warm start: cross-entropy on response tokens, through the same models and schedules as PPO.
 
-Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens.
+Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, H hidden size.
 """
 
-import math
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import torch
+from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from nemo_simplerl.algo.loss import Metrics
@@ -17,22 +16,24 @@ from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import MicroBatch
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
+from nemo_simplerl.model import head
 from nemo_simplerl.model.shards import export
 from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
-from nemo_simplerl.trainer.actor import next_tokens
 from nemo_simplerl.trainer.build import bad_updates, build_learner, hf_config_of_run, tokenizer_of
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import mini_batches
 from nemo_simplerl.trainer.prepare import model_folder
+from nemo_simplerl.trainer.wandb_log import WandbLog
+from nemo_simplerl.trainer.warm_start_eval import WarmStartEval
+from nemo_simplerl.trainer.warm_start_log import WarmStartLog
 from nemo_simplerl.trainer.warm_start_saves import WarmStartSaves
 
 
-def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
+def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None], wandb: WandbLog | None = None) -> str:
     """Train model.path on data.sft_path and save the result at sft.output; returns that folder. Collective.
 
-    A folder that is complete is used as it is; a warm start that was broken off goes on from its last checkpoint.
-    Raises ValueError for rows that cannot be used.
+    wandb: on rank 0, where trainer.wandb is enabled. A folder that is complete is used as it is; a warm start that was
+    broken off goes on from its last checkpoint. Raises ValueError for rows that cannot be used.
     """
     output, sft = config.sft.output, config.sft
     assert output is not None, "config.check lets no warm start through without sft.output"
@@ -68,17 +69,21 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None]) -> str:
         bad_updates=bad_updates(config, "sft", 1, 1, say),
     )
     hf = hf_config_of_run(config)
-    with closing(WarmStartSaves(config, learner, mesh, say)) as saves:
-        done, started = saves.resume(), time.monotonic()
-        for update in range(done, total):
-            chosen = _examples_of(update, examples, updates_per_epoch, config, mesh)
-            metrics = _update(learner, chosen, hf["vocab_size"], config, tokenizer.pad_token_id)
-            saves.after(update + 1)
-            if update % max(total // 10, 1) == 0 or update + 1 == total:
-                say(
-                    f"warm start: update {update + 1}/{total}  loss {metrics.get('loss', math.nan):.4f}  "
-                    f"lr {metrics['lr']:.2e}  {time.monotonic() - started:.0f} s"
-                )
+    with (
+        closing(WarmStartSaves(config, learner, mesh, say)) as saves,
+        closing(WarmStartEval(config, learner, tokenizer, say)) as held_out,
+    ):
+        done = saves.resume()
+        with closing(WarmStartLog(config.trainer, done, total, mesh.rank == 0, wandb, say)) as log:
+            if done == 0 and held_out.is_due(0, total):
+                log.update(0, held_out.measure(0))
+            for update in range(done + 1, total + 1):
+                chosen = _examples_of(update - 1, examples, updates_per_epoch, config, mesh)
+                metrics = _update(learner, chosen, hf["vocab_size"], config, tokenizer.pad_token_id)
+                if held_out.is_due(update, total):
+                    metrics |= held_out.measure(update)
+                log.update(update, metrics)
+                saves.after(update)
         export(Path(output), learner.gpt, hf, model_folder(config), mesh)
         saves.forget()
     return output
@@ -104,17 +109,14 @@ def _update(learner: Learner, examples: list[SftExample], vocab_size: int, confi
         epochs=1,
         mesh=mesh,
     )
-    return learner.update(mini, lambda *args: sft_loss(*args, vocab_size, mesh))
+    metrics = learner.update(mini, lambda *args: sft_loss(learner.gpt, *args, vocab_size, mesh))
+    return {f"sft/{name}": value for name, value in metrics.items()}
 
 
-def sft_loss(output_SBV: Tensor, micro: MicroBatch, vocab_size: int, mesh: Mesh) -> tuple[Tensor, Metrics]:
+def sft_loss(
+    gpt: GPTModel, hidden_SBH: Tensor, micro: MicroBatch, vocab_size: int, mesh: Mesh
+) -> tuple[Tensor, Metrics]:
     """Mean negative log-probability of the response tokens of the whole update."""
-    logprobs_SB, _ = vocab_parallel_logprob_entropy(
-        output_SBV,
-        next_tokens(micro.tokens_BS, output_SBV.shape[0]),
-        group=mesh.tensor,
-        vocab_size=vocab_size,
-    )
-    logprobs_BT = logprobs_SB[: micro.tokens_BS.shape[1] - 1].T
+    logprobs_BT, _ = head.logprobs_entropy(gpt, hidden_SBH, micro, mesh, vocab_size=vocab_size)
     loss = -(micro.columns["weights_BT"] * logprobs_BT).sum()
     return loss, {"loss": loss.detach()}

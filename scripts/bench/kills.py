@@ -214,7 +214,7 @@ def _content(path: Path) -> object:
     if path.name != "metrics.jsonl":
         return path.read_bytes()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return json.dumps([{key: line[key] for key in line if not key.startswith("time/")} for line in lines])
+    return json.dumps([{key: line[key] for key in line if not key.startswith(("time/", "memory/"))} for line in lines])
 
 
 def _free_port() -> int:

@@ -49,6 +49,7 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
         (["model.create.num_query_groups=3"], 1, "1, 2 or 4"),
         (["data.train_path=train.csv"], 1, ".jsonl"),
         (["data.eval_path=null"], 1, "trainer.eval_every=0"),
+        (["sft.eval_every=5", "data.eval_path=null", "trainer.eval_every=0"], 1, "data.sft_eval_path=FILE"),
         (["model.path=''"], 1, "model.path is empty"),
         (["model.create.vocab_size=511"], 1, "at least 512"),
         (["rollout.temperature=0"], 1, "a number above 0"),
@@ -56,6 +57,9 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
         (["rollout.consistency.max_share=1.1"], 1, "a number in [0, 1]"),
         (["rollout.consistency.importance_cap=0.5"], 1, "at least 1"),
         ([*ONE_TEMPERATURE, "rollout.consistency.policy=mask"], 1, "rollout.consistency.policy=mask"),
+        (["algo.old_logprobs=engine", "rollout.consistency.policy=mask"], 1, "policy=mask weighs every token"),
+        (["algo.old_logprobs=engine", "algo.overwrite_truncated_with_eos=true"], 1, "an EOS that the engine never"),
+        (["algo.old_logprobs=engine", *ONE_TEMPERATURE], 1, "takes them at rollout.temperature=0.6"),
         ([*ONE_TEMPERATURE, "rollout.consistency.policy=correct"], 1, "rollout.consistency.policy=correct"),
         ([*ONE_TEMPERATURE, "rollout.consistency.policy=stop"], 1, "rollout.temperature=0.6 every token differs"),
     ],
@@ -76,6 +80,7 @@ def test_one_broken_rule_is_one_problem(overrides, world_size, told):
         (["reward.incorrect=-1"], 1),
         ([*ONE_TEMPERATURE, "rollout.consistency.policy=warn"], 1),
         (["rollout.consistency.policy=stop", "algo.logprob_temperature=one", "rollout.temperature=1"], 1),
+        (["algo.old_logprobs=engine", "rollout.consistency.policy=stop"], 1),
         (["actor.tensor_model_parallel_size=2", "data.rollout_batch_size=64"], None),
     ],
 )
@@ -192,3 +197,22 @@ def test_a_created_model_of_another_size_is_not_taken_over_in_silence(tmp_path):
     there = hf_folder(tmp_path, max_position_embeddings=160, num_hidden_layers=4)
     with pytest.raises(ValueError, match="model.create.hidden_size=128.*Remove that folder"):
         read_shape(dataclasses.replace(there, create=config.model.create))
+
+
+def test_held_out_demonstrations_are_looked_for_where_they_are_read(tmp_path):
+    file = tmp_path / "held_out.jsonl"
+    config, _ = quickstart(f"data.sft_eval_path={file}", "sft.eval_every=5")
+    (problem,) = check_machine(config, CPU)
+    assert f"data.sft_eval_path='{file}' is not a file" in problem
+    assert check_machine(quickstart(f"data.sft_eval_path={file}")[0], CPU) == []
+    file.touch()
+    assert check_machine(config, CPU) == []
+
+
+def test_weights_and_biases_are_refused_where_the_package_is_not():
+    config, _ = quickstart("trainer.wandb.enabled=true")
+    (problem,) = check_machine(config, dataclasses.replace(CPU, has_wandb=False))
+    assert 'pip install "nemo-simplerl[wandb]"' in problem
+    assert check_machine(config, CPU) == []
+    config, _ = quickstart()
+    assert check_machine(config, dataclasses.replace(CPU, has_wandb=False)) == []

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,10 @@ PROBLEMS = [Problem(f"row-{i}", f"{i} + 1?", str(i + 1), None, None) for i in ra
 
 @contextmanager
 def endpoint(reply):
-    """`reply(question, seed, nth)` gives (status, text, headers) of the nth request for that sample."""
+    """`reply(question, seed, nth)` gives (status, text, headers) of the nth request for that sample.
+
+    The header Sleep is for the server: seconds before it answers.
+    """
     asked: Counter = Counter()
     lock = threading.Lock()
 
@@ -30,6 +34,7 @@ def endpoint(reply):
             with lock:
                 asked[key] += 1
             status, text, headers = reply(*key, asked[key])
+            time.sleep(float(headers.pop("Sleep", 0)))
             if status is None:  # hangs up
                 self.connection.close()
                 return
@@ -108,6 +113,16 @@ def test_a_call_that_was_broken_off_goes_on_with_what_is_missing(problems):
     assert (status, len(rows)) == (0, 12)
     assert all(asked[f"{i} + 1?", 0] == before[f"{i} + 1?", 0] for i in range(5))
     assert {row["source"] for row in rows} == {"teacher"}
+
+
+def test_a_reply_that_takes_too_long_is_asked_for_again(problems):
+    def reply(question, seed, nth):
+        return 200, _right(question), {"Sleep": "3" if nth == 1 and question == PROBLEMS[3].question else "0"}
+
+    with endpoint(reply) as (url, asked):
+        status, rows = _distill(problems, url, "--samples", "1", "--timeout", "1")
+    assert (status, len(rows)) == (0, 12)
+    assert asked == Counter({(problem.question, 0): 1 + (problem is PROBLEMS[3]) for problem in PROBLEMS})
 
 
 def test_an_endpoint_that_never_works_is_left_after_a_few_requests(problems, capsys):

@@ -6,8 +6,10 @@ from test_batch import EOS, three_rows
 from nemo_simplerl.data.packing import bins, packed_micro_batches, together
 
 
-def test_the_longest_sequences_come_first_each_into_the_first_row_with_room():
+def test_the_longest_sequences_come_first_each_into_the_row_it_fills_best():
     assert bins([3, 9, 5, 2, 4, 12], 10) == [[5], [1], [2, 4], [0, 3]]  # the 12 is longer than any row
+    assert bins([6, 4, 5, 3], 10) == [[0, 1], [2, 3]]
+    assert bins([6, 7, 3], 10) == [[1, 2], [0]]  # 3 would fit beside the 6 too
     assert bins([4, 4], 8) == [[0, 1]]
     assert bins([], 8) == []
 

@@ -1,6 +1,8 @@
+import random
+
 import pytest
 
-from nemo_simplerl.data.sampler import StepSampler, sample_seed
+from nemo_simplerl.data.sampler import StepSampler, even_share, sample_seed
 
 
 def test_an_episode_takes_each_prompt_at_most_once_and_drops_the_rest():
@@ -65,3 +67,26 @@ def test_sample_seeds_are_stable_distinct_and_positive():
 
 def test_sample_seeds_do_not_run_fields_together():
     assert sample_seed(1, 11, 1, 1) != sample_seed(1, 1, 11, 1) != sample_seed(11, 1, 1, 1)
+
+
+def test_ranks_share_every_window_by_number_and_by_length():
+    lengths = [5, 80, 7, 60, 100, 1, 90, 3]
+    order = [7, 0, 4, 1, 2, 3, 5, 6]
+    shares = [even_share(order, lengths, window=4, rank=rank, num_ranks=2) for rank in range(2)]
+    # Of 3, 5, 100 and 80 tokens the first rank takes 100 and 3; of 7, 60, 1 and 90 it takes 90 and 1.
+    assert shares == [[4, 7, 6, 5], [1, 0, 3, 2]]
+    assert even_share(order, lengths, window=4, rank=0, num_ranks=1) == order
+
+
+def test_no_rank_has_a_longest_sequence_more_than_another():
+    rng = random.Random(0)
+    lengths = [rng.randint(1, 1000) for _ in range(256)]
+    for num_ranks in (2, 4, 8):
+        shares = [
+            even_share(range(256), lengths, window=128, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)
+        ]
+        assert sorted(sum(shares, [])) == list(range(256))
+        for window in range(2):
+            size = 128 // num_ranks
+            totals = [sum(lengths[i] ** 2 for i in share[window * size : (window + 1) * size]) for share in shares]
+            assert max(totals) - min(totals) <= 1000**2

@@ -113,7 +113,7 @@ def _files(out):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_or_on_two_ranks_the_numbers_are_the_same(folder, tmp_path):
+def test_killed_and_resumed_or_on_two_or_four_ranks_the_numbers_are_the_same(folder, tmp_path):
     assert run_ranks(_evaluate, 1, folder, tmp_path / "whole") == [0]
     whole = _files(tmp_path / "whole")
     figures = json.loads(whole[1])["benchmarks"]["gsm8k"]
@@ -126,8 +126,10 @@ def test_killed_and_resumed_or_on_two_ranks_the_numbers_are_the_same(folder, tmp
     assert run_ranks(_evaluate, 1, folder, tmp_path / "torn") == [0]
     assert _files(tmp_path / "torn") == whole
 
-    assert run_ranks(_evaluate, 2, folder, tmp_path / "two") == [0, 0]
-    assert _files(tmp_path / "two") == whole
+    for world_size in (2, 4):
+        out = tmp_path / f"on_{world_size}"
+        assert run_ranks(_evaluate, world_size, folder, out) == [0] * world_size
+        assert _files(out) == whole
 
 
 def _refusal(folder, out, *options):

@@ -4,14 +4,28 @@ from pathlib import Path
 
 import pytest
 
+from nemo_simplerl.data.problems import Problem, Prompt
 from nemo_simplerl.eval.benchmarks import BENCHMARKS, load_benchmark
+from nemo_simplerl.eval.results import summarize
 from nemo_simplerl.eval.seed_results import REPORTED, average
+from nemo_simplerl.eval.sheet import answer_sheet
 from nemo_simplerl.eval.table import comparison_table, reported_table, results_table
 from nemo_simplerl.reward.grade import grade_text
 from nemo_simplerl.reward.pool import RewardPool
+from nemo_simplerl.rollout.base import Completion, SamplingParams
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "eval"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the evaluation sets are not beside the project")
+NUM_ROWS = {
+    "aime24": 30,
+    "amc23": 40,
+    "math500": 500,
+    "minerva_math": 272,
+    "olympiadbench": 675,
+    "gsm8k": 1319,
+    "gaokao2023en": 385,
+    "college_math": 2818,
+}
 # Golds that are a page of prose: no box can hold them, so nobody's answer counts. Rows of college_math.
 PROSE = {2064, 2156, 2218, 2263, 2317, 2461, 2500}
 
@@ -59,19 +73,43 @@ def test_a_missing_file_an_unknown_name_and_a_row_without_gold_are_told(tmp_path
         load_benchmark("math500", tmp_path)
 
 
+class Scripted:
+    """Answers prompt (i,) with the ith response."""
+
+    unit_size, generates, weight_version = 64, True, 0
+
+    def __init__(self, responses: list[str]):
+        self.responses = responses
+
+    def generate(self, prompts, params, seeds):
+        return [
+            Completion((1,), (0.0,), self.responses[i], "stop", 0, seed)
+            for (i,), seed in zip(prompts, seeds, strict=True)
+        ]
+
+
+def _answered(problems: list[Problem], responses: list[str], pool: RewardPool) -> list[dict]:
+    prompts = [Prompt(problem, "", (i,)) for i, problem in enumerate(problems)]
+    params = SamplingParams(n=1, max_tokens=8, temperature=0.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=())
+    engine, rows = Scripted(responses), []
+    answer_sheet(prompts, engine, pool.grade, params, seed=1, chunk_size=128, num_done=0, keep=rows.extend, group=None)
+    return rows
+
+
 @needs_data
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_gold_in_a_box_is_right_and_another_number_wrong(name):
+def test_an_engine_that_boxes_every_gold_scores_100_percent_and_one_that_boxes_another_number_0(name):
     problems = load_benchmark(name, DATA)
-    assert len(problems) == BENCHMARKS[name].num_rows
+    assert len(problems) == BENCHMARKS[name].num_rows == NUM_ROWS[name]
     boxed = [re.sub(r"(?<!\\)\$", "", problem.answer) for problem in problems]  # a box is in math already
     with RewardPool(1, timeout_s=20.0, memory_limit_mb=1024) as pool:
-        right = pool.grade([(p.answer, rf"Thus \boxed{{{gold}}}.") for p, gold in zip(problems, boxed, strict=True)])
-        wrong = pool.grade([(p.answer, r"Thus \boxed{-987654321/7}.") for p in problems])
-    failed = {index for index, grade in enumerate(right) if grade.verdict != "correct"}
-    assert failed == (PROSE if name == "college_math" else set())
-    assert all(grade.verdict == "incorrect" for grade in wrong)
+        right = _answered(problems, [rf"Thus \boxed{{{gold}}}." for gold in boxed], pool)
+        wrong = _answered(problems, [r"Thus \boxed{-987654321/7}."] * len(problems), pool)
+    unreachable = PROSE if name == "college_math" else set()
+    assert {row["question"] for row in right if row["verdict"] != "correct"} == unreachable
+    assert summarize(right)["accuracy"] == 1 - len(unreachable) / len(problems)
+    assert summarize(wrong)["accuracy"] == 0.0 and summarize(wrong)["format_rate"] == 1.0
 
 
 def test_the_order_of_olympiad_answers_does_not_matter():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from nemo_simplerl.model import head
 from nemo_simplerl.model.export import hf_stream
 from nemo_simplerl.model.load import load_weights
 from nemo_simplerl.model.provider import build_gpt_model
@@ -36,7 +37,7 @@ def _gradients(folders: list[str], sequence_parallel: bool) -> list[dict[str, to
         learner.update(
             [Rows(TOKENS_BS)],
             # Each rank squares its share of the vocabulary; sequence parallelism pads the length.
-            lambda output_SBX, micro_batch: (output_SBX[:LENGTH].square().sum() / 2, {}),
+            lambda hidden_SBH, _, gpt=gpt: (head.output(gpt, hidden_SBH)[:LENGTH].square().sum() / 2, {}),
         )
         with torch.no_grad():
             for param in gpt.parameters():

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from nemo_simplerl.model import head
 from nemo_simplerl.model.export import hf_stream
 from nemo_simplerl.model.load import load_weights
 from nemo_simplerl.model.provider import build_gpt_model
@@ -43,14 +44,15 @@ def _megatron_logits(folders: list[str], tp: int, pp: int, sequence_parallel: bo
         gpt = build_gpt_model(hf, plan, mesh, dtype=torch.float32, transformer_engine=False)
         load_weights(gpt, source, mesh)
 
-        def head(output_SBV, micro_batch, vocab_size=hf["vocab_size"]):
+        def logits_of(hidden_SBH, micro_batch, gpt=gpt, vocab_size=hf["vocab_size"]):
+            output_SBV = head.output(gpt, hidden_SBH)
             shards = [torch.empty_like(output_SBV) for _ in range(mesh.tp_size)]
             torch.distributed.all_gather(shards, output_SBV.contiguous(), group=mesh.tensor)
             rows, length = micro_batch.tokens_BS.shape
             return torch.cat(shards, -1)[:length, :, :vocab_size].transpose(0, 1).contiguous()
 
         batches = [Rows(_tokens(*shape)) for shape in MICRO_BATCHES]
-        logits = forward_only(gpt, batches, head, mesh)
+        logits = forward_only(gpt, batches, logits_of, mesh)
         exported = {name: tensor.clone() for name, tensor in hf_stream(gpt, hf, mesh)}
         answers.append((logits, exported))
     return answers

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.distributed as dist
 
-from nemo_simplerl.parallel.reductions import all_reduce_metrics, any_rank, gather_objects
+from nemo_simplerl.parallel.reductions import all_reduce_metrics, any_rank, gather_objects, of_first_rank
 from ranks import run_ranks
 
 
@@ -21,6 +21,7 @@ def test_alone_metrics_become_floats_in_the_order_given():
 def test_alone_an_object_is_gathered_as_it_is():
     completion = object()
     assert gather_objects(completion, None)[0] is completion
+    assert of_first_rank(completion, "checkpoint") is completion
 
 
 def _reduce_and_gather() -> tuple:
@@ -38,16 +39,18 @@ def _reduce_and_gather() -> tuple:
         all_reduce_metrics(metrics, group),
         only_sums,
         gather_objects({"rank": rank, "rows": [rank] * rank}, group),
+        of_first_rank(f"rank {rank}", "checkpoint"),
     )
 
 
 def test_two_ranks_sum_metrics_and_take_the_maximum_of_those_named_so():
-    for rank, (metrics, only_sums, objects) in enumerate(run_ranks(_reduce_and_gather, 2)):
+    for rank, (metrics, only_sums, objects, first) in enumerate(run_ranks(_reduce_and_gather, 2)):
         # 2^25 + 1 needs more digits than float32 has.
         assert metrics == {"loss": 1.5, "ratio_max": -1.0, "tokens": 2.0**25 + 1}
         assert list(metrics) == (["loss", "ratio_max", "tokens"], ["tokens", "ratio_max", "loss"])[rank]
         assert only_sums == {"tokens": 2.0}
         assert objects == [{"rank": 0, "rows": []}, {"rank": 1, "rows": [1]}]
+        assert first == "rank 0"
 
 
 def _numbers_that_are_none() -> tuple:

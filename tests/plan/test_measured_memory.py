@@ -14,10 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from nemo_simplerl.config.schema import ActorConfig
 from nemo_simplerl.config.shape import ModelShape
+from nemo_simplerl.model import head
 from nemo_simplerl.model.provider import build_gpt_model
 from nemo_simplerl.model.schedule import Rows
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
-from nemo_simplerl.parallel.vocab import vocab_parallel_logprob_entropy
 from nemo_simplerl.plan.activations import forward_activations, update_activations
 from nemo_simplerl.plan.gpus import gpu
 from nemo_simplerl.plan.layout import Cluster, Layout, Sizes
@@ -141,6 +141,14 @@ def measure(cases: list[tuple[str, str | None]], tensor: int, pipeline: int, dis
     return found
 
 
+class AllPredicted(Rows):
+    """Rows whose every token but the first is a response's."""
+
+    @property
+    def mask_BT(self) -> torch.Tensor:
+        return torch.ones_like(self.tokens_BS[:, 1:], dtype=torch.float32)
+
+
 def measure_role(role: str, hf: dict, asked: ActorConfig, mesh: Mesh, distributed: bool) -> dict[str, int]:
     """Bytes that stay (resident), and the peaks of an update and of a pass without gradients above them."""
     seed = 0 if role == "critic" else None
@@ -150,23 +158,22 @@ def measure_role(role: str, hf: dict, asked: ActorConfig, mesh: Mesh, distribute
             param.normal_(0, 0.02)
     learner = Learner(gpt, OPTIM, mesh, total_updates=4, use_distributed_optimizer=distributed)
 
-    def head(output_SBX, micro):
+    def answer(hidden_SBH, micro):
         if role == "critic":
-            return output_SBX
-        targets_SB = torch.zeros(output_SBX.shape[:2], dtype=torch.int64)
-        return vocab_parallel_logprob_entropy(output_SBX, targets_SB, group=mesh.tensor, vocab_size=hf["vocab_size"])[0]
+            return head.values(gpt, hidden_SBH, micro)
+        return head.logprobs_entropy(gpt, hidden_SBH, micro, mesh, vocab_size=hf["vocab_size"])[0]
 
     def update():
-        learner.update([micro], lambda output_SBX, micro: (head(output_SBX, micro).mean(), {}))
+        learner.update([micro], lambda *args: (answer(*args).mean(), {}))
 
-    micro = Rows(torch.randint(0, hf["vocab_size"], (SAMPLES, LENGTH)))
+    micro = AllPredicted(torch.randint(0, hf["vocab_size"], (SAMPLES, LENGTH)))
     update()  # the first one makes the moments
     repeats = 1 if mesh.world_size == 1 else 4
     gc.collect()
     return {
         f"{role} resident": resident_bytes(learner),
         f"{role} update": peak_bytes(update, repeats),
-        f"{role} forward": peak_bytes(lambda: learner.forward_only([micro], head), repeats),
+        f"{role} forward": peak_bytes(lambda: learner.forward_only([micro], answer), repeats),
     }
 
 

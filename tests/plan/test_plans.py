@@ -42,11 +42,11 @@ BROKEN = {
         ["pipeline_model_parallel_size=8 does not divide the model's 28 layers"],
     ),
     "batch": (
-        ["actor.global_batch_size=102"],
+        ["actor.global_batch_size=102", "actor.micro_batch_tokens=null"],
         ["=102 does not divide the samples of a step", "=102 is not a multiple of actor.micro_batch_size=2"],
     ),
     "critic's batch": (
-        ["critic.global_batch_size=96", "critic.micro_batch_size=5"],
+        ["critic.global_batch_size=96", "critic.micro_batch_size=5", "critic.micro_batch_tokens=null"],
         ["critic.global_batch_size=96 does not divide", "=96 is not a multiple of critic.micro_batch_size=5"],
     ),
     "positions": (
@@ -221,7 +221,7 @@ def test_the_numbers_of_a_step_are_those_worked_by_hand(data):
     assert numbers["samples_per_step"] == 8192  # 1024 prompts x 8
     assert numbers["samples_per_rank"] == 4096
     assert numbers["actor_updates_per_step"] == 64  # 8192 / 128
-    assert numbers["actor_micro_batches_per_update"] == 32  # 128 / (2 x 2)
+    assert numbers["actor_micro_batches_per_update"] == 16  # 128 / 2 samples, 4 of 4,024 tokens in 16,384
     assert numbers["max_tokens_per_step"] == 8192 * 4024
     assert numbers["kv_bytes_per_token"] == 2 * 28 * 4 * 128 * 2  # keys and values x layers x groups x head size x bf16
     assert numbers["engines"] == 8

@@ -141,6 +141,15 @@ def test_hostile_text_is_shown_as_it_is_written(page):
     assert page.complaints == []
 
 
+def test_fifty_thousand_samples_are_filtered_without_a_complaint(page, tmp_path):
+    run = write_run(tmp_path / "run", steps=100, per_step=500)
+    page.open(write_page([run], run / "report.html").as_uri())
+    assert page.value(COUNT) == "51,375 of 51,375 samples"
+    choose(page, source="training", step=77)
+    assert page.value(COUNT) == "500 of 51,375 samples"
+    assert len(page.value(CARDS)) == 20 and page.complaints == []
+
+
 def test_a_served_page_comes_again_when_the_run_grows(browser, tmp_path):
     run = write_run(tmp_path / "run", steps=2)
     follower = Follower([run / "metrics.jsonl"], lambda version: build_page([run], follow=version))

@@ -21,6 +21,7 @@ LAYOUTS = {
     "TP2 with sequence parallel": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
     "PP2": (2, {"pipeline_model_parallel_size": 2}),
     "DP2": (2, {}),
+    "DP2 that reduces while it computes": (2, {"overlap_grad_reduce": True}),  # updates differ in micro-batches
     "TP1 with recomputation": (1, {"recompute_granularity": "full"}),
 }
 # Two sequences or three to a row; the longest alone is longer than the smaller one.
@@ -67,7 +68,7 @@ def _gradients(folder: str, layout: dict) -> list[float]:
         actor, critic = roles.actor, roles.critic
 
         def language_loss(*args):
-            return sft_loss(*args, actor.hf["vocab_size"], mesh)
+            return sft_loss(actor.learner.gpt, *args, actor.hf["vocab_size"], mesh)
 
         found = []
         for learner, sizes, loss in (

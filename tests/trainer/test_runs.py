@@ -55,7 +55,7 @@ def _continued(run_dir: Path, step: int, target: Path) -> Path:
 def _metrics(run_dir: Path, after: int) -> list[dict[str, float]]:
     """Lines of the steps after `after`, without timings and what tells of rounding and of buckets alone."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    of_layout = ("time/", "consistency/", "refit/buckets", "policy/first_ratio", "policy/ratio_deviation")
+    of_layout = ("time/", "memory/", "consistency/", "refit/buckets", "policy/first_ratio", "policy/ratio_deviation")
     return [
         {key: value for key, value in line.items() if not key.startswith(of_layout)}
         for line in lines

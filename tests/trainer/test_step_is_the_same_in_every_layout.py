@@ -15,6 +15,12 @@ LAYOUTS = {
     "PP2": (2, {"pipeline_model_parallel_size": 2}),
     "DP2": (2, {}),
     "DP2 with the distributed optimizer": (2, {"use_distributed_optimizer": True}),
+    "DP2 that reduces while it computes": (2, {"overlap_grad_reduce": True, "micro_batch_size": 1}),
+    "DP2 with both": (2, {"overlap_grad_reduce": True, "use_distributed_optimizer": True, "micro_batch_size": 1}),
+    "PP2 x DP2 that reduces while it computes": (
+        4,
+        {"overlap_grad_reduce": True, "pipeline_model_parallel_size": 2, "micro_batch_size": 1},
+    ),
     "TP2 x PP2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
 }
 

@@ -210,7 +210,7 @@ def test_a_stop_within_a_step_at_tp2_x_pp2_goes_on_at_dp2(tmp_path):
 
 def _metrics(run_dir: Path) -> list[dict[str, float]]:
     """Without timings, and what tells of rounding and of buckets alone."""
-    of_layout = ("time/", "consistency/", "refit/buckets", "policy/first_ratio", "policy/ratio_deviation")
+    of_layout = ("time/", "memory/", "consistency/", "refit/buckets", "policy/first_ratio", "policy/ratio_deviation")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith(of_layout)} for line in lines]
 

@@ -56,3 +56,18 @@ def test_a_timed_method_bills_its_object_and_gives_its_answer():
     engine = Engine()
     assert engine.generate(2, seed=40) == 42
     assert engine.timer.drain() == {"time/rollout": 3.0}
+
+
+def test_the_peak_of_device_memory_belongs_to_every_phase_that_was_open():
+    gib = 2**30
+    peaks = Clock(9 * gib, 5 * gib, 3 * gib, 4 * gib, 7 * gib, 6 * gib)
+    timer = PhaseTimer(Clock(*range(6)), take_peak=peaks)
+    with timer("update"):  # 9 before it
+        with timer("forward"):  # 5 before it, 3 in it
+            pass
+        pass  # 4 after it
+    with timer("refit"):  # 7 before it
+        pass
+    found = timer.drain()
+    memory = {name: value for name, value in found.items() if name.startswith("memory/")}
+    assert memory == {"memory/update_gb": 5.0, "memory/forward_gb": 3.0, "memory/refit_gb": 6.0}

@@ -1,5 +1,6 @@
 """The warm start, broken off and taken up again."""
 
+import json
 import os
 from pathlib import Path
 
@@ -35,9 +36,21 @@ def _warm_start(overrides: list[str], breaks_at: str) -> tuple[list[str], bool]:
 
 
 def _overrides(folder: Path, data: list[str], *more: str) -> list[str]:
-    sizes = ["sft.global_batch_size=4", "sft.micro_batch_size=2", "sft.epochs=1", "sft.save_every=4"]
+    sizes = [
+        "sft.global_batch_size=4",
+        "sft.micro_batch_size=2",
+        "sft.epochs=1",
+        "sft.save_every=4",
+        "sft.eval_every=3",
+    ]
     places = [f"trainer.run_dir={folder}", f"sft.output={folder}/sft", "trainer.async_save=false"]
     return [*SMALL, *data, *sizes, *places, *more]
+
+
+def _books(run_dir: Path) -> list[dict[str, float]]:
+    """Its lines without their times."""
+    lines = [json.loads(line) for line in (run_dir / "warm_start.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("sft_time/")} for line in lines]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -52,6 +65,7 @@ def test_a_warm_start_goes_on_where_it_was_broken_off_and_ends_with_the_same_wei
     assert all(done and "warm start: resumed after update 4" in said for said, done in found)
     weights = [(folder / "sft/model.safetensors").read_bytes() for folder in (whole, broken)]
     assert weights[0] == weights[1]
+    assert _books(broken) == _books(whole) and len(_books(whole)) == 11
     assert not (broken / "sft.checkpoints").exists()
 
 

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from nemo_simplerl.trainer.files import append_jsonl, atomic_write, read_jsonl, truncate_jsonl
+from nemo_simplerl.files import append_jsonl, atomic_write, read_jsonl, truncate_jsonl
 
 
 def test_atomic_write_replaces_text_and_bytes_and_leaves_nothing_else_behind(tmp_path):

@@ -1,0 +1,79 @@
+"""What the last stage's hidden states say: log-probabilities of responses, values, logits.
+
+Legend: S padded sequence length of a micro-batch, B its samples, T = S - 1 predicted tokens, H hidden size, N tokens of
+responses. Under sequence parallelism a tensor rank's hidden states are its share of S.
+"""
+
+from typing import Protocol
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from torch import Tensor
+
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.parallel.vocab import linear_logprob_entropy
+
+
+class Responses(Protocol):
+    """What is asked of a micro-batch. Where `mask_BT` is 0 no token is predicted."""
+
+    @property
+    def tokens_BS(self) -> Tensor: ...
+    @property
+    def mask_BT(self) -> Tensor: ...
+
+
+def logprobs_entropy(
+    gpt: GPTModel,
+    hidden_SBH: Tensor,
+    micro: Responses,
+    mesh: Mesh,
+    *,
+    vocab_size: int,
+    temperature: float = 1.0,
+    fp32: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """float32 [B, T] each: of the responses' tokens, 0 elsewhere. The output layer works for those tokens alone."""
+    is_response_BT = micro.mask_BT > 0
+    logprobs_N, entropy_N = linear_logprob_entropy(
+        _of_tokens(hidden_SBH, is_response_BT, gpt, mesh),
+        output_weight(gpt),
+        micro.tokens_BS[:, 1:][is_response_BT],
+        group=mesh.tensor,
+        vocab_size=vocab_size,
+        temperature=temperature,
+        fp32=fp32,
+    )
+    nothing_BT = torch.zeros_like(micro.mask_BT)
+    logprobs_BT, entropy_BT = (nothing_BT.masked_scatter(is_response_BT, of_N) for of_N in (logprobs_N, entropy_N))
+    return logprobs_BT, entropy_BT
+
+
+def values(gpt: GPTModel, hidden_SBH: Tensor, micro: Responses) -> Tensor:
+    """float32 [B, T] of a critic: the value of the state before each token."""
+    values_SB1, _ = gpt.output_layer(hidden_SBH)
+    return values_SB1[: micro.tokens_BS.shape[1] - 1, :, 0].T.contiguous()
+
+
+def output(gpt: GPTModel, hidden_SBH: Tensor) -> Tensor:
+    """The output layer's whole answer: logits [S, B, V/TP], or values [S, B, 1] of a critic."""
+    return gpt.output_layer(hidden_SBH, weight=None if gpt.is_critic else output_weight(gpt))[0]
+
+
+def output_weight(gpt: GPTModel) -> Tensor:
+    """[V/TP, H], on the last stage."""
+    tied = gpt.share_embeddings_and_output_weights
+    return gpt.shared_embedding_or_output_weight() if tied else gpt.output_layer.weight
+
+
+def _of_tokens(hidden_SBH: Tensor, is_wanted_BT: Tensor, gpt: GPTModel, mesh: Mesh) -> Tensor:
+    """[N, H] of the tokens wanted, on every tensor rank; backward sums what the ranks' shards of the vocabulary say."""
+    split = gpt.config.sequence_parallel and mesh.tp_size > 1
+    if split:
+        hidden_SBH = gather_from_sequence_parallel_region(hidden_SBH, group=mesh.tensor)
+    hidden_NH = hidden_SBH.transpose(0, 1)[:, : is_wanted_BT.shape[1]][is_wanted_BT]
+    return hidden_NH if split else copy_to_tensor_model_parallel_region(hidden_NH, group=mesh.tensor)
