@@ -1,75 +1,135 @@
-"""Where a PPO step's time goes, against what this machine's matrix products could do. Prints one JSON line.
+"""A PPO step of this project, step by step beside other sides doing the same work. Prints one JSON line.
 
-usage: python scripts/bench/step.py [OVERRIDE...]     (on one rank; the quickstart's model and batch, not warm-started)
+usage: python scripts/bench/step.py [--model S|M] [--variant fixed|varied] [--prompts N] [--steps N]
+                                    [--against trl,roofline] [--trl-python PYTHON] [OVERRIDE ...]
 
-`products_share` is the time the passes' matrix products would take at the speed of large products, measured in the same
-run, divided by the time the passes took: 1 is the limit; padding, attention, small shapes and overhead are missing.
+The work is bench/sides/work.py's; `trl` is TRL's PPOTrainer (TRL 1.12.0, in PYTHON's environment), `roofline` the
+needed matrix work of training alone in bare PyTorch. Each side is a process of its own that lives through the run;
+they take turns, a step each, after one warm-up step each that is not counted. Overrides are for this project's
+configuration.
+
+A step is called contended where other processes, or the machine's host, took more than a tenth of the processors
+while it ran. All steps are in the output. `ratio` is the median over all of a side's steps, over ours;
+`ratio_uncontended` the same without contended steps on both sides. For the roofline it is its training (passes and
+updates) over ours: the share of the limit that is reached.
 """
 
+import argparse
 import json
+import os
+import statistics
+import subprocess
 import sys
-import tempfile
-import time
+from pathlib import Path
 
-import torch
+SIDES = Path(__file__).with_name("sides")
+SCRIPTS = {"ours": "ours.py", "trl": "trl_ppo.py", "roofline": "roofline.py"}
+TRAINING = ("passes", "updates")
+CONTENDED = 0.1
+DEFAULT_PROMPTS = {"S": 32, "M": 8}
 
-from nemo_simplerl.config.load import load
-from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.trainer.loop import ppo_step
-from nemo_simplerl.trainer.start import join_world, open_run
-
-STEPS = 3
-# Forward passes a token: old log-probabilities, reference, values; an update is one forward and two backward.
-PASSES = {"old_logprobs": 1, "reference_logprobs": 1, "values": 1, "actor_update": 3, "critic_update": 3}
+Step = dict[str, float]
 
 
-def main(overrides: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        settings = [f"trainer.run_dir={folder}/run", "sft.output=null", "trainer.tensorboard=false", *overrides]
-        config = load(["experiment=quickstart", *settings], world_size=1)
-        with join_world(config) as mesh, open_run(config, mesh, time.monotonic()) as run:
-            run.roles.refit(version=0)
-            ppo_step(1, run.prompts_of(1), run.roles)
-            run.roles.timer.drain()
-            metrics = [ppo_step(step, run.prompts_of(step), run.roles)[0] for step in range(2, 2 + STEPS)]
-            seconds = {name: total / STEPS for name, total in run.roles.timer.drain().items()}
-            response_tokens = sum(line["rollout/tokens"] for line in metrics) / STEPS
-            prompt_tokens = (
-                config.rollout.n_samples_per_prompt
-                * sum(len(prompt.token_ids) for step in range(2, 2 + STEPS) for prompt in run.prompts_of(step))
-                / STEPS
-            )
-            gpt = run.roles.actor.learner.gpt
-            flops_per_token = 2 * sum(param.numel() for param in gpt.parameters() if param.ndim == 2)
-            peak = product_flops_per_second(mesh)
-    in_passes = sum(seconds[f"time/{phase}"] for phase in PASSES)
-    flops = flops_per_token * sum(PASSES.values()) * (prompt_tokens + response_tokens)
-    print(
-        json.dumps(
-            {
-                "bench": "step",
-                "device": str(mesh.device),
-                "threads": torch.get_num_threads(),
-                "samples": config.data.rollout_batch_size * config.rollout.n_samples_per_prompt,
-                "tokens": round(prompt_tokens + response_tokens),
-                "rollout_tokens_per_second": round(response_tokens / seconds["time/rollout"]),
-                "products_share": round(flops / peak / in_passes, 3),
-                "seconds": {name.removeprefix("time/"): round(value, 3) for name, value in seconds.items()},
-            }
+class Side:
+    """A process that takes a step when it is told to."""
+
+    def __init__(self, name: str, python: str, arguments: list[str]):
+        self.name = name
+        self.process = subprocess.Popen(
+            [python, str(SIDES / SCRIPTS[name]), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))},
         )
-    )
+        self._answer()
+
+    def step(self) -> Step:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> Step:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended with exit code {self.process.wait()}; its messages are above.")
+        return json.loads(line)
 
 
-def product_flops_per_second(mesh: Mesh, size: int = 1024, repeats: int = 10) -> float:
-    """Floating-point operations a second of float32 products of this size."""
-    left, right = torch.randn(2, size, size, device=mesh.device)
-    left @ right
-    started = time.perf_counter()
-    for _ in range(repeats):
-        product = left @ right
-    float(product[0, 0])  # waits for the device
-    return 2 * size**3 * repeats / (time.perf_counter() - started)
+def main() -> None:
+    args, overrides = arguments()
+    given = [args.model, args.variant, str(args.prompts or DEFAULT_PROMPTS[args.model])]
+    names = ["ours", *(name for name in args.against.split(",") if name)]
+    pythons = {"trl": args.trl_python}
+    sides = [
+        Side(name, pythons.get(name, sys.executable), given + (overrides if name == "ours" else [])) for name in names
+    ]
+    for side in sides:
+        side.step()
+    steps: dict[str, list[Step]] = {name: [] for name in names}
+    for number in range(args.steps):
+        for side in sides:
+            steps[side.name].append(side.step())
+            print(f"step {number + 1} {side.name}: {steps[side.name][-1]}", file=sys.stderr)
+    for side in sides:
+        side.close()
+    print(json.dumps(report(args, given, steps)))
+
+
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(DEFAULT_PROMPTS), default="S")
+    parser.add_argument("--variant", choices=("fixed", "varied"), default="varied")
+    parser.add_argument("--prompts", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--against", default="")
+    parser.add_argument("--trl-python", default=sys.executable)
+    args, overrides = parser.parse_known_args()
+    if unknown := sorted(set(filter(None, args.against.split(","))) - set(SCRIPTS)):
+        parser.error(f"--against knows trl and roofline, not {unknown}")
+    return args, overrides
+
+
+def report(args: argparse.Namespace, given: list[str], steps: dict[str, list[Step]]) -> dict:
+    return {
+        "bench": "step",
+        "model": args.model,
+        "variant": args.variant,
+        "prompts": int(given[2]),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        **{name: medians(taken) for name, taken in steps.items()},
+        **{f"against_{name}": against(name, taken, steps["ours"]) for name, taken in steps.items() if name != "ours"},
+        "steps": {
+            name: [{key: round(value, 3) for key, value in step.items()} for step in taken]
+            for name, taken in steps.items()
+        },
+    }
+
+
+def medians(taken: list[Step]) -> Step:
+    return {key: round(statistics.median(step[key] for step in taken), 3) for key in taken[0]}
+
+
+def against(name: str, theirs: list[Step], ours: list[Step]) -> dict[str, float | int | None]:
+    """Their seconds over ours, and how many steps of each side were contended."""
+    quiet = [[step for step in taken if step["others"] <= CONTENDED] for taken in (theirs, ours)]
+    return {
+        "ratio": ratio(name, theirs, ours),
+        "ratio_uncontended": ratio(name, *quiet) if all(quiet) else None,
+        "left_out": [len(theirs) - len(quiet[0]), len(ours) - len(quiet[1])],
+    }
+
+
+def ratio(name: str, theirs: list[Step], ours: list[Step]) -> float:
+    phases = TRAINING if name == "roofline" else ("step",)
+    seconds = [statistics.median(sum(step[phase] for phase in phases) for step in taken) for taken in (theirs, ours)]
+    return round(seconds[0] / seconds[1], 3)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
