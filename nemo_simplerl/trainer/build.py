@@ -15,11 +15,11 @@ from nemo_simplerl.model.source import kind_of, open_source
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.hf import HfEngine
-from nemo_simplerl.trainer import guards
 from nemo_simplerl.trainer.actor import Actor
 from nemo_simplerl.trainer.critic import Critic
 from nemo_simplerl.trainer.grader import Grader
-from nemo_simplerl.trainer.guards import BadUpdates
+from nemo_simplerl.trainer.guard import finite
+from nemo_simplerl.trainer.guard.finite import BadUpdates
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.prepare import model_folder
 from nemo_simplerl.trainer.roles import Roles
@@ -94,7 +94,7 @@ def bad_updates(
 ) -> BadUpdates:
     """Where the updates of a model go that are left out."""
     trainer = config.trainer
-    folder = Path(trainer.run_dir) / guards.FOLDER
+    folder = Path(trainer.run_dir) / finite.FOLDER
     return BadUpdates(folder, role, first_step, updates_per_step, trainer.max_bad_updates, say)
 
 

@@ -22,7 +22,7 @@ from nemo_simplerl.model import schedule
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import all_reduce_metrics, any_rank
 from nemo_simplerl.parallel.waits import waiting
-from nemo_simplerl.trainer.guards import BadUpdates, not_finite
+from nemo_simplerl.trainer.guard.finite import BadUpdates, not_finite
 
 
 class Learner:

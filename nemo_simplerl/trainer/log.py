@@ -14,8 +14,8 @@ from rich.console import Console
 
 from nemo_simplerl.config.schema import WandbConfig
 from nemo_simplerl.files import append_jsonl, atomic_write, jsonl_text, truncate_jsonl
+from nemo_simplerl.trainer.guard.stop import STOPPED_FILE
 from nemo_simplerl.trainer.progress import Progress
-from nemo_simplerl.trainer.stop import STOPPED_FILE
 from nemo_simplerl.trainer.wandb_log import WandbLog
 
 
@@ -25,7 +25,7 @@ class RunLog:
     `resume_step` is the step of the checkpoint that the run continues from: what later steps wrote is
     dropped, since they will happen again. With None the run starts over: metrics, rollouts, evaluations and
     summary of an earlier run in the folder are dropped. `total_steps` is set once it is known.
-    `reach`: see trainer.faults.
+    `reach`: see trainer.guard.faults.
     """
 
     def __init__(

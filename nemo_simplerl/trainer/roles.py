@@ -23,8 +23,8 @@ from nemo_simplerl.rollout.refit import verified_refit
 from nemo_simplerl.trainer.actor import Actor
 from nemo_simplerl.trainer.critic import Critic
 from nemo_simplerl.trainer.grader import Grader
-from nemo_simplerl.trainer.guards import require_finite
-from nemo_simplerl.trainer.record import Key, digest_of
+from nemo_simplerl.trainer.guard.finite import require_finite
+from nemo_simplerl.trainer.saving.record import Key, digest_of
 from nemo_simplerl.trainer.step import StepInHand
 from nemo_simplerl.trainer.timing import PhaseTimer, timed
 

@@ -12,8 +12,8 @@ from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.reward.pool import Grade
 from nemo_simplerl.rollout.base import Completion
 from nemo_simplerl.rollout.distribute import BrokenOff
-from nemo_simplerl.trainer.journal import Journal
-from nemo_simplerl.trainer.record import (
+from nemo_simplerl.trainer.saving.journal import Journal
+from nemo_simplerl.trainer.saving.record import (
     Key,
     StepRecord,
     is_first_of_replica,

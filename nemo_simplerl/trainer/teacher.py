@@ -17,7 +17,7 @@ from nemo_simplerl.trainer.benchmark import Question, answer, load_engine, remem
 from nemo_simplerl.trainer.build import build_engine, sampling_of, tokenizer_of
 from nemo_simplerl.trainer.grader import build_grader
 from nemo_simplerl.trainer.prepare import model_folder
-from nemo_simplerl.trainer.record import digest_of
+from nemo_simplerl.trainer.saving.record import digest_of
 from nemo_simplerl.trainer.start import join_world, silent
 
 

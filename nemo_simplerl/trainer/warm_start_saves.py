@@ -11,11 +11,11 @@ from nemo_simplerl.config.run_dir import deciding
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.waits import waiting
-from nemo_simplerl.trainer import checkpoint
 from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.manifest import Manifest, versions
 from nemo_simplerl.trainer.prepare import model_folder
-from nemo_simplerl.trainer.saver import Saver
+from nemo_simplerl.trainer.saving import checkpoint
+from nemo_simplerl.trainer.saving.manifest import Manifest, versions
+from nemo_simplerl.trainer.saving.saver import Saver
 
 # Of the keys that decide a run's weights, those that decide the warm start's.
 _KEYS = ("model.", "sft.", "data.sft_path", "data.template", "data.prompt_trailing_newline", "trainer.seed")

@@ -2,7 +2,7 @@
 
 usage: scripts/bench/kills.py [--kills 20] [--ranks 1] [--seed 1] [--folder FOLDER]
 
-Each kill strikes at a random point of trainer.faults, at a random visit to it, on a random rank; the run is then
+Each kill strikes at a random point of trainer.guard.faults, at a random visit to it, on a random rank; the run is then
 started again. After KILLS_A_RUN kills a run is left to finish, and another begins until the kills are used up. Every
 finished run must have the weights, the optimizer's state, the samples, the evaluations and, timings aside, the metrics
 of the run left alone, byte for byte. Exits with 1 where one has not.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from nemo_simplerl.config.load import compose
-from nemo_simplerl.trainer.alarms import Alarms, alarms
+from nemo_simplerl.trainer.guard.alarms import Alarms, alarms
 
 CONFIG = compose(["experiment=quickstart"])
 LIMITS = replace(CONFIG.trainer.alarms, window=4, spike_factor=10.0, min_entropy=0.02, min_reward_share=0.1)

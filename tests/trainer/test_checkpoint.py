@@ -28,13 +28,13 @@ from nemo_simplerl.model.load import layer_offset
 from nemo_simplerl.model.source import EMBEDDING, HEAD, full_shape, head_mapping
 from nemo_simplerl.model.torch_dist import read_index
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
-from nemo_simplerl.trainer import checkpoint, optimizer_state
 from nemo_simplerl.trainer.build import build_learner, mesh_of
-from nemo_simplerl.trainer.checkpoint import Retention, drop_old, find_intact, superseded
 from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.manifest import FileFacts, Manifest, share_of, write_manifest
-from nemo_simplerl.trainer.place import Place, place_of
-from nemo_simplerl.trainer.saver import Saver
+from nemo_simplerl.trainer.saving import checkpoint, optimizer_state
+from nemo_simplerl.trainer.saving.checkpoint import Retention, drop_old, find_intact, superseded
+from nemo_simplerl.trainer.saving.manifest import FileFacts, Manifest, share_of, write_manifest
+from nemo_simplerl.trainer.saving.place import Place, place_of
+from nemo_simplerl.trainer.saving.saver import Saver
 from ranks import run_ranks
 from tiny import save_hf_model, small_config
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_simplerl.config.load import load
-from nemo_simplerl.trainer.faults import POINTS, Faults
+from nemo_simplerl.trainer.guard.faults import POINTS, Faults
 from nemo_simplerl.trainer.loop import train
 from nemo_simplerl.trainer.start import join_world, open_run
 from ranks import run_ranks

@@ -15,10 +15,17 @@ from nemo_simplerl.data.batch import collate
 from nemo_simplerl.parallel.mesh import destroy_mesh
 from nemo_simplerl.reward.pool import Grade
 from nemo_simplerl.rollout.base import Completion
-from nemo_simplerl.trainer.faults import Faults
-from nemo_simplerl.trainer.journal import Journal
+from nemo_simplerl.trainer.guard.faults import Faults
 from nemo_simplerl.trainer.loop import train
-from nemo_simplerl.trainer.record import Key, StepRecord, local_column_BT, record_from, response_tokens, whole_column
+from nemo_simplerl.trainer.saving.journal import Journal
+from nemo_simplerl.trainer.saving.record import (
+    Key,
+    StepRecord,
+    local_column_BT,
+    record_from,
+    response_tokens,
+    whole_column,
+)
 from nemo_simplerl.trainer.start import join_world, open_run, start_training
 from ranks import run_ranks
 from small_run import SMALL, books, train_here

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import pytest
 
 from nemo_simplerl.parallel.waits import Waits
-from nemo_simplerl.trainer import processes
-from nemo_simplerl.trainer.beats import Beat, Failure, decode, encode
-from nemo_simplerl.trainer.postmortem import culprits, report, stacks
-from nemo_simplerl.trainer.processes import Process
-from nemo_simplerl.trainer.watchdog import Limits
+from nemo_simplerl.trainer.guard import processes
+from nemo_simplerl.trainer.guard.beats import Beat, Failure, decode, encode
+from nemo_simplerl.trainer.guard.postmortem import culprits, report, stacks
+from nemo_simplerl.trainer.guard.processes import Process
+from nemo_simplerl.trainer.guard.watchdog import Limits
 
 LIMITS = Limits(dead_after_s=30.0, unchanged_s=100.0, by_name={"rollout": 50.0})
 

@@ -16,9 +16,9 @@ from forked_runs import different, problems_in, start
 from nemo_simplerl.parallel.mesh import destroy_mesh
 from nemo_simplerl.reward.pool import RewardPool
 from nemo_simplerl.rollout.distribute import BrokenOff
-from nemo_simplerl.trainer.record import Key
+from nemo_simplerl.trainer.guard.stop import Stop, Stopping
+from nemo_simplerl.trainer.saving.record import Key
 from nemo_simplerl.trainer.step import StepInHand
-from nemo_simplerl.trainer.stop import Stop, Stopping
 from nemo_simplerl.trainer.updates import UpdateSeries
 from ranks import run_ranks
 

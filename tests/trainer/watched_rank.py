@@ -1,7 +1,7 @@
 """A rank that does what a training rank does, without a model: phases, collectives, a reward worker. Run as a script.
 
 Megatron stays out: on a busy machine it takes half a minute to import.
-watched_rank.py RUN_DIR OVERRIDE... ; SIMPLERL_FAULTS as in trainer.faults; the ranks in FAILS raise in actor_update.
+watched_rank.py RUN_DIR OVERRIDE... ; SIMPLERL_FAULTS as in guard.faults; the ranks in FAILS raise in actor_update.
 """
 
 import os
@@ -16,9 +16,9 @@ import torch.distributed as dist
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.reward.pool import RewardPool
-from nemo_simplerl.trainer.faults import Faults
+from nemo_simplerl.trainer.guard.faults import Faults
+from nemo_simplerl.trainer.guard.watchdog import failures_told, watched
 from nemo_simplerl.trainer.timing import PhaseTimer
-from nemo_simplerl.trainer.watchdog import failures_told, watched
 
 
 def main(run_dir: str, *overrides: str) -> None:

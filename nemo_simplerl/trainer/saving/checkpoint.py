@@ -1,9 +1,9 @@
 """Checkpoints of a run: what is on disk, which of it can be trusted, and what may go.
 
-A checkpoint is a folder named for its place (trainer.place). `actor/` and `critic/` are unpacked `.nemo` archives with
-the optimizer's state in `optimizer/` (trainer.optimizer_state); any parallel layout reads both. Orders and samples are
+A checkpoint is a folder named for its place (saving.place). `actor/` and `critic/` are unpacked `.nemo` archives with
+the optimizer's state in `optimizer/` (saving.optimizer_state); any parallel layout reads both. Orders and samples are
 functions of (seed, step), so no generator's state belongs to it. In the middle of a step, `step/record.npz` holds what
-the step goes on from (trainer.record). The file `latest` beside the folders names the one to resume from.
+the step goes on from (saving.record). The file `latest` beside the folders names the one to resume from.
 """
 
 import os
@@ -21,9 +21,9 @@ from nemo_simplerl.model.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects, of_first_rank
-from nemo_simplerl.trainer import optimizer_state
 from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.manifest import (
+from nemo_simplerl.trainer.saving import optimizer_state
+from nemo_simplerl.trainer.saving.manifest import (
     Manifest,
     file_problems,
     read_manifest,
@@ -31,8 +31,8 @@ from nemo_simplerl.trainer.manifest import (
     share_of,
     write_manifest,
 )
-from nemo_simplerl.trainer.place import Place, place_of
-from nemo_simplerl.trainer.record import StepRecord, record_from
+from nemo_simplerl.trainer.saving.place import Place, place_of
+from nemo_simplerl.trainer.saving.record import StepRecord, record_from
 
 LATEST = "latest"
 RECORD = "step/record.npz"
@@ -131,7 +131,7 @@ def commit(folder: Path, manifest: Manifest, reach: Callable[[str], None] = lamb
     """Make a checkpoint of the files in its partial folder: manifest, rename, then `latest`. On one rank.
 
     Raises OSError where that fails or a file is not there in its full size; what was there before then stands. `reach`:
-    see trainer.faults.
+    see trainer.guard.faults.
     """
     partial, final = partial_folder(folder, manifest.place), folder / manifest.place.name
     for name, facts in manifest.files.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nemo_simplerl.files import atomic_write
 from nemo_simplerl.parallel.reductions import of_first_rank
-from nemo_simplerl.trainer.record import Key, StepRecord, record_from
+from nemo_simplerl.trainer.saving.record import Key, StepRecord, record_from
 
 JOURNAL = "journal"  # in the run directory
 
@@ -14,7 +14,7 @@ class Journal:
     """RUN_DIR/journal/step_NNNNNN.npz, one a step since the last checkpoint.
 
     Rank 0 reads and writes. A journal that cannot be written is told through `say` and costs only the time to sample
-    again. `reach`: see trainer.faults.
+    again. `reach`: see trainer.guard.faults.
     """
 
     def __init__(

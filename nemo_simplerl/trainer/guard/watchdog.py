@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 
 from nemo_simplerl.config.schema import TrainerConfig
 from nemo_simplerl.parallel.waits import Waits, waiting
-from nemo_simplerl.trainer import processes
-from nemo_simplerl.trainer.beats import Beat, Exchange, Failure, Seen, connect, host_of_ranks
-from nemo_simplerl.trainer.postmortem import AGENT, culprits, named, report, stacks
+from nemo_simplerl.trainer.guard import processes
+from nemo_simplerl.trainer.guard.beats import Beat, Exchange, Failure, Seen, connect, host_of_ranks
+from nemo_simplerl.trainer.guard.postmortem import AGENT, culprits, named, report, stacks
 
 STATUS = 70  # EX_SOFTWARE: of every rank that the watchdog ends
 REPORT = "watchdog.txt"  # in the run directory

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nemo_simplerl.trainer.beats import Beat, Frames
+from nemo_simplerl.trainer.guard.beats import Beat, Frames
 
 AGENT = -1  # in the place of a rank: torchrun's agent, which hosts the store
 _SHOWN = 8  # innermost frames of a rank's main thread

@@ -23,11 +23,11 @@ from nemo_simplerl.model.source import HF_FILES, WEIGHTS
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.parallel.waits import waiting
-from nemo_simplerl.trainer import optimizer_state
-from nemo_simplerl.trainer.checkpoint import Retention, commit, drop_old, partial_folder
 from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.manifest import FileFacts, HashedFolder, Manifest
-from nemo_simplerl.trainer.place import Place
+from nemo_simplerl.trainer.saving import optimizer_state
+from nemo_simplerl.trainer.saving.checkpoint import Retention, commit, drop_old, partial_folder
+from nemo_simplerl.trainer.saving.manifest import FileFacts, HashedFolder, Manifest
+from nemo_simplerl.trainer.saving.place import Place
 
 _WRITE = "checkpoint.write"
 
@@ -114,7 +114,7 @@ class Saver:
     model_folder: config.json and the tokenizer, packed beside each model's weights.
     in_background: `save` returns when the state is copied; without, when it is on disk, and no copy is made.
     on_complete: told the place of each complete checkpoint, on rank 0's thread; what it raises as OSError is told.
-    reach: see trainer.faults.
+    reach: see trainer.guard.faults.
     """
 
     def __init__(

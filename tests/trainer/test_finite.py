@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemo_simplerl.data.problems import Problem, Prompt
-from nemo_simplerl.trainer.guards import BadUpdates, forget_bad_updates, read_micro_batches, require_finite
+from nemo_simplerl.trainer.guard.finite import BadUpdates, forget_bad_updates, read_micro_batches, require_finite
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.metrics import update_metrics
 from ranks import run_ranks

@@ -14,7 +14,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from nemo_simplerl.trainer.processes import Process
+from nemo_simplerl.trainer.guard.processes import Process
 
 Frames = list[str]  # one line a frame, innermost last
 
