@@ -13,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+CPU_TILE = 512, 1024  # fits the cache: 0.85 of the time of 1,024 x 4,096 at a vocabulary of 4,096
+GPU_TILE = 2048, 4096  # 32 MiB of float32
+
 
 def linear_logprob_entropy(
     hidden: Tensor,
@@ -22,8 +25,7 @@ def linear_logprob_entropy(
     group: dist.ProcessGroup | None,
     vocab_size: int,
     temperature: float = 1.0,
-    chunk_tokens: int = 1024,
-    chunk_vocab: int = 4096,
+    tile: tuple[int, int] | None = None,
     fp32: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of `targets` and entropy of softmax(hidden @ weight.T / temperature): two float32 tensors [N].
@@ -36,7 +38,8 @@ def linear_logprob_entropy(
 
     Products are in the dtype of the weight. The softmax runs over the tiles as they come (Milakov and Gimelshein 2018,
     arXiv:1805.02867), and backward computes them once more, a third of the layer's work on top: work space is a few
-    float32 tensors [chunk_tokens, chunk_vocab] whatever N and V are, beside the gradients, which are summed in float32.
+    float32 tensors of `tile` (tokens, columns; None takes what suits the device) whatever N and V are, beside the
+    gradients, which are summed in float32.
 
     fp32=False rounds as a log-softmax in the dtype of the weight does: the scaled logits and every log-probability,
     forward and backward; sums are float32 either way.
@@ -47,6 +50,7 @@ def linear_logprob_entropy(
     size, rank = (1, 0) if group is None else (group.size(), group.rank())
     _refuse_misuse(hidden, weight, targets, size, vocab_size, temperature)
     num_rows = weight.shape[0]
+    chunk_tokens, chunk_vocab = tile or (GPU_TILE if weight.is_cuda else CPU_TILE)
     shard = _Shard(
         group=group if size > 1 else None,
         first=rank * num_rows,
@@ -169,6 +173,7 @@ class _LogprobEntropy(torch.autograd.Function):
                 _add_product(hidden_grad_NH[tokens], grad_CW, weight_VH[columns])
                 if weight_grad_VH is not None:
                     _add_product(weight_grad_VH[columns], grad_CW.T, hidden_NH[tokens])
+                del grad_CW
         if weight_grad_VH is not None:
             weight_grad_VH = weight_grad_VH.to(weight_VH.dtype)
         return hidden_grad_NH.to(hidden_NH.dtype), weight_grad_VH, None, None
@@ -191,6 +196,7 @@ def _statistics(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, shard: 
             exp_CW = logits_CW.sub_(max_C[:, None]).exp()
             sums_3N[0, tokens] += exp_CW.sum(dim=-1)
             sums_3N[1, tokens] += exp_CW.mul_(logits_CW).sum(dim=-1)
+            del logits_CW, exp_CW  # before the next tile is made
     if shard.group is not None:
         own_max_N = max_N.clone()
         dist.all_reduce(max_N, op=dist.ReduceOp.MAX, group=shard.group)

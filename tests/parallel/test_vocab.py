@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nemo_simplerl.parallel.vocab import linear_logprob_entropy
 
 NUM_TOKENS, HIDDEN, VOCAB, PADDED = 9, 6, 37, 40
-TILES = {"chunk_tokens": 4, "chunk_vocab": 10}
+TILE = 4, 10
 
 
 def _inputs(dtype=torch.float32):
@@ -21,7 +21,7 @@ def _inputs(dtype=torch.float32):
 
 
 def _tiled(hidden_NH, weight_VH, targets_N, **changes):
-    arguments = {"group": None, "vocab_size": VOCAB, **TILES}
+    arguments = {"group": None, "vocab_size": VOCAB, "tile": TILE}
     return linear_logprob_entropy(hidden_NH, weight_VH, targets_N, **(arguments | changes))
 
 
@@ -42,12 +42,12 @@ def _gradients(function, inputs, outputs, weights_2N):
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
 @pytest.mark.parametrize("outputs", [(0,), (1,), (0, 1)])
-@pytest.mark.parametrize("tiles", [{}, {"chunk_tokens": 100, "chunk_vocab": 100}])
-def test_equals_the_dense_softmax_forward_and_backward(temperature, outputs, tiles):
+@pytest.mark.parametrize("tile", [TILE, None])
+def test_equals_the_dense_softmax_forward_and_backward(temperature, outputs, tile):
     hidden_NH, weight_VH, targets_N, weights_2N = _inputs()
 
     def tiled(*inputs):
-        return _tiled(*inputs, targets_N, temperature=temperature, **tiles)
+        return _tiled(*inputs, targets_N, temperature=temperature, tile=tile)
 
     def dense(*inputs):
         return _dense(*inputs, targets_N, temperature)
@@ -81,7 +81,7 @@ def test_gradient_equals_central_differences_in_float64():
     targets_N, weights_2N = targets_N[:3], weights_2N[:, :3].double()
 
     def weighted_sum(*inputs):
-        outputs = _tiled(*inputs, targets_N, temperature=0.8, chunk_tokens=2)
+        outputs = _tiled(*inputs, targets_N, temperature=0.8, tile=(2, 10))
         return sum((weight_N * output_N).sum() for weight_N, output_N in zip(weights_2N, outputs, strict=True))
 
     leaves = [tensor.clone().requires_grad_() for tensor in (hidden_NH[:3], weight_VH)]
@@ -129,18 +129,18 @@ def _of_logits(logits_NV, targets_N, **changes):
 
 def test_a_uniform_row_by_hand():
     logprobs_N, entropy_N = _of_logits(
-        torch.full((1, PADDED), 4.0), torch.tensor([3]), vocab_size=8, temperature=0.5, chunk_vocab=3
+        torch.full((1, PADDED), 4.0), torch.tensor([3]), vocab_size=8, temperature=0.5, tile=(4, 3)
     )
     log_8 = 2.0794415
     assert float(logprobs_N) == pytest.approx(-log_8)
     assert float(entropy_N) == pytest.approx(log_8)
 
 
-@pytest.mark.parametrize("chunk_vocab", [1, 2, 3])
-def test_huge_logits_stay_finite(chunk_vocab):
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_huge_logits_stay_finite(columns):
     logits_NV = torch.tensor([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4]])
     targets_N = torch.tensor([1, 2])
-    logprobs_N, entropy_N = _of_logits(logits_NV, targets_N, vocab_size=3, chunk_vocab=chunk_vocab)
+    logprobs_N, entropy_N = _of_logits(logits_NV, targets_N, vocab_size=3, tile=(4, columns))
     torch.testing.assert_close(logprobs_N, torch.tensor([-2e4, -1.0986123]))
     torch.testing.assert_close(entropy_N, torch.tensor([0.0, 1.0986123]))
 
@@ -190,7 +190,7 @@ def test_no_tensor_is_larger_than_a_tile_but_the_gradients(fp32, dtype):
     weight_VH = torch.randn(vocab + 3, hidden).to(dtype).requires_grad_()
     targets_N = torch.randint(0, vocab, (num_tokens,))
     with _Allocations(hidden_NH.numel(), weight_VH.numel()) as allocations:
-        logprobs_N, entropy_N = _tiled(hidden_NH, weight_VH, targets_N, vocab_size=vocab, fp32=fp32, chunk_tokens=20)
+        logprobs_N, entropy_N = _tiled(hidden_NH, weight_VH, targets_N, vocab_size=vocab, fp32=fp32, tile=(20, 10))
         torch.autograd.grad((logprobs_N + entropy_N).sum(), (hidden_NH, weight_VH))
     assert allocations.largest == 20 * 10
 

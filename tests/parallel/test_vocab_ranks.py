@@ -17,7 +17,7 @@ def _outputs_and_gradients(weight_VH, group):
     hidden_NH = torch.randn(NUM_TOKENS, HIDDEN, generator=generator, requires_grad=True)
     weight_VH = weight_VH.clone().requires_grad_()
     outputs = linear_logprob_entropy(
-        hidden_NH, weight_VH, targets_N, group=group, vocab_size=VOCAB, temperature=0.7, chunk_tokens=4, chunk_vocab=5
+        hidden_NH, weight_VH, targets_N, group=group, vocab_size=VOCAB, temperature=0.7, tile=(4, 5)
     )
     (weights_2N * torch.stack(outputs)).sum().backward()
     return *(output.detach() for output in outputs), hidden_NH.grad, weight_VH.grad

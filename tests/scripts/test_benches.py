@@ -1,0 +1,85 @@
+"""The benches run in their smallest form and print one JSON line; the formulas in them count what is computed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ranks import run_ranks
+
+BENCHES = Path(__file__).parents[2] / "scripts/bench"
+
+
+def bench(script, *arguments):
+    """What the script prints."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHES / script), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
+
+
+def test_the_logprob_bench_finds_tiles_small_and_exact():
+    sizes = ("--tokens=64", "--vocab=20000", "--hidden=16", "--tile", "64", "4096")
+    found = bench("logprob.py", *sizes, "--repeats=1", "--threads=1")
+    extra = found["extra_mb"]
+    logits_mb, tile_mb = 64 * 20000 * 4 / 1e6, 64 * 4096 * 4 / 1e6
+    assert tile_mb < extra["tiled"]["forward_backward"] < 4 * tile_mb
+    assert 2 * logits_mb < extra["dense"]["forward_backward"] < 6 * logits_mb
+    assert 0 < found["growth_per_token"]["forward"] < 4 * 16
+    for differences in found["largest_difference"].values():
+        assert differences.keys() == {"logprob", "entropy", "hidden_gradient", "weight_gradient"}
+    assert max(found["largest_difference"]["tiled_from_float64"].values()) < 1e-5
+    assert found["seconds"].keys() == {"tiled", "dense"}
+
+
+@pytest.mark.slow
+def test_the_scaling_bench_tells_what_a_token_costs_at_every_size():
+    found = bench("scaling.py", "--samples=64,128", "--vocab=512,1024", "--axes=samples,vocab", "--repeats=1")
+    sizes = {axis: [row[axis] for row in found[axis]] for axis in found["spread"]}
+    assert sizes == {"samples": [64, 128], "vocab": [512, 1024]}
+    for axis in sizes:
+        assert all(row[cost] > 0 for row in found[axis] for cost in ("train_us", "rollout_us", "cpu_us"))
+    assert all("rss_growth_mb" in row for row in found["samples"])
+
+
+@pytest.mark.slow
+def test_the_gpu_bench_runs_all_its_parts_in_a_toy_size():
+    found = bench("gpu.py", "--smoke", "--peak=2", "--repeats=1")
+    toy = found["models"]["toy"]
+    for name in ("update", "logprobs"):
+        assert toy[name]["mfu"] == pytest.approx(toy[name]["tflops"] / 2, rel=1e-3)
+    assert toy["refit"]["bytes"] == 2 * toy["build"]["parameters"]
+    assert toy["refit"]["gb_per_s"] > 0 and toy["rollout"]["tokens_per_s"] > 0
+
+
+def toy_flops():
+    """Of a pass of the toy without gradients: as counted, and by the formula of gpu.py."""
+    sys.path.insert(0, str(BENCHES))
+    import gpu
+
+    config = gpu.configuration(gpu.SMALL)
+    mesh = gpu.mesh_of(config)
+    actor = gpu.actor_of(gpu.TOY, config, mesh, transformer_engine=False)
+    batch = gpu.random_batch(gpu.TOY, gpu.SMALL, mesh.device)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no fused kernel of a CPU
+        actor.logprobs(batch)
+    gpu.destroy_mesh()
+    return counter.get_total_flops(), gpu.forward_flops(gpu.TOY, gpu.SMALL)
+
+
+@pytest.mark.slow
+def test_the_flops_of_a_pass_are_those_that_torch_counts():
+    ((counted, by_formula),) = run_ranks(toy_flops, 1)
+    # 8 sequences of 32 tokens, 2 layers of attention 64 wide, which torch counts as if every token saw all others.
+    unmasked = 8 * 2 * 2 * 64 * 32**2
+    assert counted == by_formula + unmasked
