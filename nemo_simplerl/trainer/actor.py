@@ -119,8 +119,9 @@ class Actor:
         if tolerance is not None and not deviation <= tolerance:
             raise RuntimeError(
                 f"At a step's first update the policy has not moved, yet |ratio - 1| reached {deviation:.3g} "
-                f"(algo.ratio_tolerance={tolerance:g}): the passes before and during the update disagree. Check the "
-                "precision, or raise the tolerance (null only reports it) where bf16 rounding explains the gap."
+                f"(algo.ratio_tolerance={tolerance:g}): the passes before and during the update disagree, or, "
+                "under algo.old_logprobs=engine, engine and trainer. Check the precision, or raise the tolerance (null "
+                "only reports it) where bf16 rounding explains the gap."
             )
 
     @torch.no_grad()

@@ -45,15 +45,15 @@ def consistency_gate(batch: Batch, old_logprobs_BT: Tensor, roles: Roles, step: 
 def old_logprobs(batch: Batch, roles: Roles) -> Tensor:
     """float32 [B, T]: the policy's before the step's first update, from where algo.old_logprobs says. Collective.
 
-    Under `engine` the trainer computes those of the first update's samples, which the gate compares; the others are the
-    engine's own. Where the gate trips, and is not off, the trainer computes them all.
+    Under `engine` the trainer computes those of a probe, samples of the first update, which the gate compares; the
+    others are the engine's own. Where the gate trips, and is not off, the trainer computes them all.
     """
     compute = roles.actor.logprobs if roles.config.algo.old_logprobs == "trainer" else partial(_mixed, roles=roles)
     return roles.column("old_logprobs", batch, compute)
 
 
 def _mixed(batch: Batch, roles: Roles) -> Tensor:
-    probe = batch.select(range(_probed_rows(roles)))
+    probe = batch.select(range(_probed_rows(batch, roles)))
     mixed_BT = batch.engine_logprobs_BT.clone()
     mixed_BT[: len(probe)] = roles.actor.logprobs(probe)
     tripped = _figures(batch, mixed_BT, torch.ones_like(mixed_BT), roles)["tripped"]
@@ -76,13 +76,13 @@ def _compared_BT(batch: Batch, roles: Roles) -> Tensor:
     """float32, 1 where the engine sampled a token that the trainer computed the log-probability of too."""
     mask_BT = batch.engine_mask_BT.clone()
     if roles.config.algo.old_logprobs == "engine":
-        mask_BT[_probed_rows(roles) :] = 0.0
+        mask_BT[_probed_rows(batch, roles) :] = 0.0
     return mask_BT
 
 
-def _probed_rows(roles: Roles) -> int:
-    """Samples of this data rank in the step's first update."""
-    return roles.config.actor.global_batch_size // roles.mesh.dp_size
+def _probed_rows(batch: Batch, roles: Roles) -> int:
+    """This data rank's samples of the step's first update, a sixteenth of its rollout at most."""
+    return min(roles.config.actor.global_batch_size // roles.mesh.dp_size, -(-len(batch) // 16))
 
 
 def _weights(config: ConsistencyConfig, engine_BT: Tensor, trainer_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -30,11 +30,11 @@ def _steps(folder: str, algo: dict) -> tuple[list[dict[str, float]], int]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_the_steps_are_the_same_and_the_trainer_computes_the_first_update_alone(model, world_size):
+def test_the_steps_are_the_same_and_the_trainer_computes_a_probe_alone(model, world_size):
     trainers = run_ranks(_steps, world_size, model, {})
     engines = run_ranks(_steps, world_size, model, ENGINE)
     for (wanted, all_samples), (got, probed) in zip(trainers, engines, strict=True):
-        assert (all_samples * world_size, probed * world_size) == (16, 8)
+        assert (all_samples * world_size, probed) == (16, 2)  # a step: one of a rank's eight samples, or four
         for step in (0, 1):
             assert wanted[step].keys() == got[step].keys()
             for key, value in wanted[step].items():
@@ -44,7 +44,7 @@ def test_the_steps_are_the_same_and_the_trainer_computes_the_first_update_alone(
 
 
 def _guessed(folder: str) -> None:
-    with scripted_roles(folder, HALF, ENGINE) as roles:
+    with scripted_roles(folder, HALF, ENGINE | {"ratio_tolerance": "null"}) as roles:
         _use(roles, GuessingEngine(131))
         said = _set(roles, policy="warn", max_difference=0.1, max_share=0.0)
         seen = {}
@@ -61,7 +61,7 @@ def _guessed(folder: str) -> None:
         assert metrics["consistency/share_beyond"] > 0.75, "tokens that nobody computed twice are not compared"
         batch, old_BT = seen["given"][:2]
         is_engines_B = ((old_BT == batch.engine_logprobs_BT) | (batch.mask_BT == 0)).all(dim=1)
-        assert is_engines_B.tolist() == [False] * 4 + [True] * 4
+        assert is_engines_B.tolist() == [False] + [True] * 7
         assert said == []
 
 

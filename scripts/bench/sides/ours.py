@@ -72,6 +72,7 @@ def settings(given: work.Work, folder: Path) -> list[str]:
         "rollout.stop_token_ids": "[]",
         "rollout.consistency.policy": "off",  # an EOS put in place of a token has that token's log-probability
         "algo.old_logprobs": "engine",  # TRL takes them from generation too
+        "algo.ratio_tolerance": "null",  # the same EOS
         "algo.kl_coef": work.KL_COEF,
         "sft.output": "null",
         "trainer.run_dir": folder / "run",
