@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from nemo_simplerl.cli.launch import guarded, is_first_rank
+from nemo_simplerl.cli.launch import guarded, is_first_rank, sampling_of
 from nemo_simplerl.data.distill import Request, kept, missing
 from nemo_simplerl.data.problems import Problem
 from nemo_simplerl.data.templates import NAMES
@@ -127,13 +127,7 @@ def _from_model(args: argparse.Namespace, problems: list[Problem]) -> Answers:
         benchmarks=(),
         data=args.problems,
         output=args.out.with_name(args.out.name + ".teacher"),
-        template=args.template,
-        prompt_trailing_newline=not args.no_trailing_newline,
-        samples=args.samples,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        max_tokens=args.max_tokens,
-        seed=args.seed,
+        **sampling_of(args),
         limit=None,
         compare=False,
     )

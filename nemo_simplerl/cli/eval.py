@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nemo_simplerl.cli.launch import guarded, is_first_rank
+from nemo_simplerl.cli.launch import guarded, is_first_rank, sampling_of
 from nemo_simplerl.data.templates import NAMES
 from nemo_simplerl.eval.benchmarks import BENCHMARKS
 
@@ -26,13 +26,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         benchmarks=tuple(args.benchmarks.split(",")),
         data=args.data,
         output=args.out,
-        template=args.template,
-        prompt_trailing_newline=not args.no_trailing_newline,
-        samples=args.samples,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        max_tokens=args.max_tokens,
-        seed=args.seed,
+        **sampling_of(args),
         limit=args.limit,
         compare=args.compare,
     )

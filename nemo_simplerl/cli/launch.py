@@ -1,9 +1,11 @@
 """What the training commands share: check the configuration before torch loads, then run one rank of the world."""
 
+import argparse
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import load
@@ -35,6 +37,12 @@ def guarded(start: Callable[[], int]) -> int:
             raise
         _tell(f"error: {error}")
         return 2
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """How a model is asked, as trainer.benchmark.Question has it, from options that eval and distill share."""
+    names = ("template", "samples", "temperature", "top_p", "max_tokens", "seed")
+    return {name: getattr(args, name) for name in names} | {"prompt_trailing_newline": not args.no_trailing_newline}
 
 
 def is_first_rank() -> bool:

@@ -28,8 +28,8 @@ def mini_batches(
     """Cut the rollout into updates of `sizes.global_batch_size` samples, `epochs` times over. Collective.
 
     Beside `columns_BT`, each micro-batch has the column weights_BT: what each token weighs in the mean of its update
-    over all data ranks, by `aggregation` (algo.loss.token_weights). Data rank r holds rows r, r + DP, ... of the
-    rollout's permutation (see Roles.local_rows), so update k has the same samples at every data-parallel size.
+    over all data ranks, by `aggregation` (algo.loss.token_weights). The batch holds this data rank's share of every
+    update, one behind the other (see Roles.local_rows): update k has the same samples at every data-parallel size.
     """
     size = sizes.global_batch_size // mesh.dp_size
     # Within an update the order is free: rows of like length share a micro-batch, which is cut to its longest.
