@@ -4,8 +4,14 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
 from nemo_simplerl.config.load import load
 from nemo_simplerl.data import arithmetic
+from nemo_simplerl.model.archive import list_files
+from nemo_simplerl.model.source import open_source
+from nemo_simplerl.model.torch_dist import read_index
+from nemo_simplerl.model.verify import different_tensors
 from nemo_simplerl.trainer.start import start_training
 
 SMALL = [
@@ -49,3 +55,14 @@ def books(run_dir: Path) -> dict[str, object]:
     ]
     rows = {str(path.relative_to(run_dir)): path.read_bytes() for path in sorted(run_dir.glob("*/step_*.jsonl"))}
     return {"metrics": json.dumps(metrics), "rows": rows}
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    """Weights and optimizers of two finished runs of four steps are the same to the bit."""
+    folders = [path / "checkpoints/step_000004" for path in (one, other)]
+    for role in ("actor", "critic"):
+        assert different_tensors(*(open_source(folder, critic=role == "critic") for folder in folders), None) == []
+        states = [read_index(list_files(folder / role), "optimizer") for folder in folders]
+        assert states[0].keys() == states[1].keys() and states[0]
+        for key in states[0]:
+            assert torch.equal(states[0][key].read(), states[1][key].read()), (role, key)

@@ -107,6 +107,15 @@ def _sequence_parallel_needs_tensor_parallel(config: Config) -> Iterator[str]:
         )
 
 
+def _fp8_is_for_bf16(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.fp8 is not None and model.precision != "bf16":
+        yield (
+            f"model.fp8={model.fp8} quantises products of bfloat16 tensors, but model.precision={model.precision}. "
+            "Set model.precision=bf16, or model.fp8=null."
+        )
+
+
 def _lr_falls(config: Config, section: str) -> Iterator[str]:
     optim = getattr(config, section).optim
     if optim.min_lr > optim.lr:
@@ -339,6 +348,7 @@ _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     *(partial(_updates_fill_the_rollout, section=section) for section in ("actor", "critic")),
     *(partial(_lr_falls, section=section) for section in ("actor", "critic", "sft")),
     _sequence_parallel_needs_tensor_parallel,
+    _fp8_is_for_bf16,
     _rewards_are_ordered,
     _reward_urls_are_urls,
     _masked_responses_get_no_eos,

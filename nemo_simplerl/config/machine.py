@@ -19,6 +19,7 @@ class Machine:
     has_gpu: bool
     has_transformer_engine: bool
     has_wandb: bool = True
+    has_gradient_fusion: bool = True  # Apex's extension
 
 
 def this_machine() -> Machine:
@@ -29,6 +30,7 @@ def this_machine() -> Machine:
         has_gpu=devices and not hidden,
         has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
         has_wandb=importlib.util.find_spec("wandb") is not None,
+        has_gradient_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
     )
 
 
@@ -43,6 +45,24 @@ def _transformer_engine_is_there(config: Config, machine: Machine) -> Iterator[s
             f"model.transformer_engine=true needs {_lacking(machine)}. "
             "Set model.transformer_engine=null to use it only where it is there, "
             "or work in the container image, which has it."
+        )
+
+
+def _kernels_are_there(config: Config, machine: Machine) -> Iterator[str]:
+    model = config.model
+    asked = {"apply_rope_fusion=true": model.apply_rope_fusion, f"fp8={model.fp8}": model.fp8}
+    for setting in (name for name, value in asked.items() if value):
+        if model.transformer_engine is False:
+            yield (
+                f"model.{setting} is a kernel of Transformer Engine, and model.transformer_engine=false. "
+                "Set model.transformer_engine=null, or leave the kernel out."
+            )
+        elif not (machine.has_gpu and machine.has_transformer_engine):
+            yield f"model.{setting} needs {_lacking(machine)}. Leave it at null."
+    if model.gradient_accumulation_fusion and not (machine.has_gpu and machine.has_gradient_fusion):
+        yield (
+            "model.gradient_accumulation_fusion=true needs a GPU and Apex's extension fused_weight_gradient_mlp_cuda, "
+            "and not both are there. Set it to false."
         )
 
 
@@ -128,6 +148,7 @@ def _lacking(machine: Machine) -> str:
 
 _RULES = (
     _transformer_engine_is_there,
+    _kernels_are_there,
     _wandb_is_there,
     _context_parallel_can_run,
     _train_file_exists,

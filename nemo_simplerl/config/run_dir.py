@@ -11,6 +11,7 @@ from nemo_simplerl.config.schema import Config
 # Keys and sections that do not change the weights a run ends with.
 FREE_KEYS = frozenset(
     {
+        "actor.offload_adam_states",
         "trainer.stop_after_step",
         "trainer.max_time",
         "trainer.resume",

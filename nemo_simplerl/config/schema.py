@@ -28,6 +28,11 @@ class ModelConfig:
     tokenizer: str | None  # null: the tokenizer in `path`
     precision: Literal["bf16", "fp32"]  # of weights and activations; log-probabilities are always float32
     transformer_engine: bool | None  # null: use Transformer Engine layers where the package and a GPU are there
+    apply_rope_fusion: bool | None  # null: where Transformer Engine layers are used
+    gradient_accumulation_fusion: bool  # weight gradients added to the float32 buffer by Apex's kernel
+    fp8: Literal["e4m3", "hybrid"] | None  # matrix products of Transformer Engine layers, actor's and critic's
+    # Those whose scales come from the tensors at hand: "delayed" has a history, which checkpoints do not hold.
+    fp8_recipe: Literal["tensorwise", "blockwise", "mxfp8"]
     create: CreateConfig | None  # null: `path` must exist
 
 
@@ -54,6 +59,8 @@ class ActorConfig:
     sequence_parallel: bool
     use_distributed_optimizer: bool
     overlap_grad_reduce: bool  # while the last micro-batch of an update still computes
+    # Between a role's updates its moments and float32 masters wait in host memory, and gradients have none at all.
+    offload_adam_states: bool
     recompute_granularity: Literal["full", "selective"] | None
     micro_batch_size: int  # samples a rank holds in one forward + backward
     forward_micro_batch_size: int  # samples a rank holds in one forward-only pass

@@ -1,7 +1,9 @@
 """A Megatron-core GPTModel from a Hugging Face config.json."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from nemo_simplerl.config.schema import ActorConfig
+from nemo_simplerl.config.schema import ActorConfig, ModelConfig
 from nemo_simplerl.model.families import check_hf_config, family_of
 from nemo_simplerl.model.hf_map import heads_of, mapping
 from nemo_simplerl.model.local_layers import RmsNorm, SdpaAttention
@@ -45,10 +47,30 @@ def use_transformer_engine(wanted: bool | None) -> bool:
     return True
 
 
+def kernel_options(model: ModelConfig, *, transformer_engine: bool) -> dict[str, Any]:
+    """Fields of TransformerConfig that `model` chooses: fused kernels and FP8."""
+    rope = model.apply_rope_fusion
+    return {
+        "apply_rope_fusion": transformer_engine if rope is None else rope,
+        "gradient_accumulation_fusion": model.gradient_accumulation_fusion,
+        "fp8": model.fp8,
+        "fp8_recipe": model.fp8_recipe,
+    }
+
+
 def transformer_config(
-    hf: dict, layout: ActorConfig, *, dtype: torch.dtype, on_gpu: bool, deterministic: bool = False
+    hf: dict,
+    layout: ActorConfig,
+    *,
+    dtype: torch.dtype,
+    on_gpu: bool,
+    deterministic: bool = False,
+    kernels: Mapping[str, Any] | None = None,
 ) -> TransformerConfig:
-    """Megatron's config for an HF config and a parallel layout. Fusions that need CUDA kernels follow `on_gpu`."""
+    """Megatron's config for an HF config and a parallel layout. Fusions that need CUDA kernels follow `on_gpu`.
+
+    kernels: see `kernel_options`; None fuses and quantises nothing.
+    """
     heads, family = heads_of(hf), family_of(hf)
     return TransformerConfig(
         num_layers=hf["num_hidden_layers"],
@@ -86,13 +108,12 @@ def transformer_config(
         batch_p2p_sync=on_gpu,
         # The loss arrives as a sum already divided by the global count: neither micro-batches nor DP divide again.
         calculate_per_token_loss=True,
-        gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
         bias_activation_fusion=on_gpu,
         bias_dropout_fusion=on_gpu,
-        apply_rope_fusion=False,
         deterministic_mode=deterministic and on_gpu,
+        **(kernels or {}),
     )
 
 
@@ -117,6 +138,7 @@ def build_gpt_model(
     transformer_engine: bool,
     critic_seed: int | None = None,
     deterministic: bool = False,
+    kernels: Mapping[str, Any] | None = None,
 ) -> GPTModel:
     """The layers of this rank's pipeline stage, uninitialised. With `critic_seed` the last stage has a ValueHead.
 
@@ -124,7 +146,7 @@ def build_gpt_model(
     the last one's.
     """
     on_gpu = mesh.device.type == "cuda"
-    config = transformer_config(hf, layout, dtype=dtype, on_gpu=on_gpu, deterministic=deterministic)
+    config = transformer_config(hf, layout, dtype=dtype, on_gpu=on_gpu, deterministic=deterministic, kernels=kernels)
     is_critic = critic_seed is not None
     gpt = _Trunk(
         config=config,

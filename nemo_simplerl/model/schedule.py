@@ -10,8 +10,10 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
+from megatron.core.fp8_utils import get_fp8_align_size
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from nemo_simplerl.parallel.mesh import Mesh
@@ -95,7 +97,7 @@ def forward_backward(model, micro_batches: Sequence[MicroBatch], loss: Loss, mes
 
 def _run(model, micro_batch: MicroBatch, mesh: Mesh) -> Tensor:
     """Hidden states of the tokens in Megatron's layout, [S, B, H]."""
-    tokens_BS = _padded_for_sequence_parallel(micro_batch.tokens_BS, model, mesh)
+    tokens_BS = _padded(micro_batch.tokens_BS, model.config, mesh)
     positions_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS)
     packing = _packing(micro_batch, tokens_BS.shape[1]) if micro_batch.is_packed else None
     return model(tokens_BS, positions_BS, None, packed_seq_params=packing)
@@ -103,20 +105,21 @@ def _run(model, micro_batch: MicroBatch, mesh: Mesh) -> Tensor:
 
 def _packing(micro_batch: MicroBatch, num_tokens: int) -> PackedSeqParams:
     """Where each sequence begins and ends; padding at the end of the row counts as one more."""
-    ends = micro_batch.lengths_B.cumsum(0)
-    if num_tokens > micro_batch.tokens_BS.shape[1]:
-        ends = torch.cat([ends, ends.new_tensor([num_tokens])])
-    bounds = torch.nn.functional.pad(ends, (1, 0)).to(torch.int32)
-    longest = int(micro_batch.lengths_B.max())
+    lengths = micro_batch.lengths_B
+    if (num_padding := num_tokens - micro_batch.tokens_BS.shape[1]) > 0:
+        lengths = torch.cat([lengths, lengths.new_tensor([num_padding])])
+    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    longest = int(lengths.max())
     return PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest
     )
 
 
-def _padded_for_sequence_parallel(tokens_BS: Tensor, model, mesh: Mesh) -> Tensor:
-    if not model.config.sequence_parallel or mesh.tp_size == 1:
-        return tokens_BS
-    return torch.nn.functional.pad(tokens_BS, (0, -tokens_BS.shape[1] % mesh.tp_size))
+def _padded(tokens_BS: Tensor, config: TransformerConfig, mesh: Mesh) -> Tensor:
+    """To what every tensor rank can take an equal part of, and of a size that FP8 kernels take."""
+    parts = mesh.tp_size if config.sequence_parallel else 1
+    multiple = parts * (get_fp8_align_size(config.fp8_recipe) if config.fp8 else 1)
+    return torch.nn.functional.pad(tokens_BS, (0, -tokens_BS.shape[1] % multiple))
 
 
 def _schedule(step, model, micro_batches, mesh: Mesh, *, forward_only: bool, collect_non_loss_data: bool) -> list:

@@ -96,6 +96,7 @@ def _one_rank_model(source: Source, mesh: Mesh):
         sequence_parallel=False,
         use_distributed_optimizer=False,
         overlap_grad_reduce=False,
+        offload_adam_states=False,
         recompute_granularity=None,
         micro_batch_size=1,
         forward_micro_batch_size=1,

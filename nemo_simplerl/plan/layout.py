@@ -38,6 +38,7 @@ _OTHERS = (
     *(f"{role}.{name}micro_batch_tokens" for role in ("actor", "critic") for name in ("", "forward_")),
     "actor.sequence_parallel",
     "actor.use_distributed_optimizer",
+    "actor.offload_adam_states",
     "actor.recompute_granularity",
     "rollout.engine",
     "rollout.verify_refit",
@@ -79,6 +80,7 @@ class Layout:
     pipeline: int
     sequence_parallel: bool
     distributed_optimizer: bool
+    offloads: bool  # between the updates of a role its optimizer waits in host memory
     recompute: str | None  # full, selective
     param_bytes: int
     fused: bool  # Transformer Engine's kernels; else the local layers
@@ -201,6 +203,7 @@ def _layout(config: Config, shape: ModelShape, cluster: Cluster) -> Layout:
         pipeline=actor.pipeline_model_parallel_size,
         sequence_parallel=actor.sequence_parallel,
         distributed_optimizer=actor.use_distributed_optimizer,
+        offloads=actor.offload_adam_states and not cluster.gpu.is_cpu,
         recompute=actor.recompute_granularity,
         param_bytes=_BYTES[config.model.precision],
         fused=not cluster.gpu.is_cpu and config.model.transformer_engine is not False,

@@ -1,5 +1,6 @@
 """Memory of a run, phase by phase: bytes on the GPU that needs most, and in a node's host memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_simplerl.plan import engine
@@ -8,6 +9,7 @@ from nemo_simplerl.plan.engine import Cache
 from nemo_simplerl.plan.layout import Layout
 from nemo_simplerl.plan.shapes import largest_tensor, qkv_width, rank_parameters, vocab_rows
 
+ROLES = ("actor", "critic")
 # Adam in float32: two moments; in bf16 training the weights' float32 masters too. Gradients are summed in float32.
 _MOMENTS, _MASTER, _GRADIENT = 8, 4, 4
 # A rollout as tensors, bytes per sample and position: tokens (8) and four masks or log-probabilities (16), the same
@@ -77,6 +79,16 @@ def resident(layout: Layout, stage: int, *, critic: bool, stepped: bool = True) 
     }
 
 
+def held(layout: Layout, stage: int, *, updating: Sequence[str], stepped: bool = True) -> dict[str, int]:
+    """`resident` of both roles; where they offload, gradients and optimizer of the roles `updating` alone."""
+    parts: dict[str, int] = {}
+    for role in ROLES:
+        for name, size in resident(layout, stage, critic=role == "critic", stepped=stepped).items():
+            if role in updating or not layout.offloads or name == f"{role} weights":
+                parts[name] = size
+    return parts
+
+
 def optimizer_work(layout: Layout) -> int:
     """Temporaries of a step: none in Transformer Engine's fused Adam; two float32 tensors as large as the largest
     parameter where torch steps them one by one."""
@@ -93,6 +105,11 @@ def host_memory(layout: Layout) -> dict[str, int]:
     parts = {"trainer processes": ranks * _PROCESS}
     if layout.keeps_reference:
         parts["reference weights"] = ranks * _reference(layout)
+    if layout.offloads:
+        parts["offloaded optimizers"] = ranks * max(
+            sum(size for name, size in held(layout, stage, updating=ROLES).items() if name.endswith(" optimizer"))
+            for stage in range(layout.pipeline)
+        )
     if layout.engine == "trtllm" and layout.engine_sleeps:
         parts["sleeping engine's weights"] = ranks * engine.weights(layout)
     if layout.reward_workers:
@@ -107,14 +124,14 @@ def _reference(layout: Layout) -> int:
 
 
 def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cache]:
-    before = resident(layout, stage, critic=False, stepped=False) | resident(layout, stage, critic=True, stepped=False)
-    both = resident(layout, stage, critic=False) | resident(layout, stage, critic=True)
-    if layout.cluster.gpu.is_cpu and layout.keeps_reference:
-        for parts in (before, both):
-            parts["reference weights"] = _reference(layout)
+    reference = (
+        {"reference weights": _reference(layout)} if layout.cluster.gpu.is_cpu and layout.keeps_reference else {}
+    )
+    making, made = (held(layout, stage, updating=roles, stepped=False) | reference for roles in (("critic",), ()))
+    still = held(layout, stage, updating=()) | reference
     weights, work = engine.weights(layout), engine.workspace(layout)
     cache = engine.cache(
-        layout, capacity - sum(before.values()) - weights, capacity - sum(both.values()) - weights - work
+        layout, capacity - sum(made.values()) - weights, capacity - sum(still.values()) - weights - work
     )
     awake = {"engine weights": weights}
     is_trtllm = layout.engine == "trtllm"
@@ -126,19 +143,20 @@ def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cac
     # or resumed run finds it there.
     refit = awake | ({"engine KV cache": cache.bytes} if is_trtllm else {}) | refit_buffers(layout)
     # The distributed optimizer moves the weights into one buffer, and both copies exist for a moment.
-    moving = {"weights on their way": before["critic weights"]} if layout.distributed_optimizer else {}
+    moving = {"weights on their way": making["critic weights"]} if layout.distributed_optimizer else {}
     forward = max(
         forward_activations(layout, layout.actor.forward_micro, stage, critic=False),
         forward_activations(layout, layout.critic.forward_micro, stage, critic=True),
     )
     phases = [
-        Phase("start", before | max(moving, refit, key=lambda parts: sum(parts.values()))),
-        Phase("rollout", both | awake | {"engine KV cache": cache.bytes, "engine sampling": work}),
-        Phase("log-probabilities", both | kept | batch | {"activations": forward}),
+        max(Phase("start", making | moving), Phase("start", made | refit), key=lambda phase: phase.peak),
+        Phase("rollout", still | awake | {"engine KV cache": cache.bytes, "engine sampling": work}),
+        Phase("log-probabilities", still | kept | batch | {"activations": forward}),
         *(
             Phase(
                 f"{role} update",
-                both
+                held(layout, stage, updating=(role,))
+                | reference
                 | kept
                 | batch
                 | {
@@ -149,7 +167,7 @@ def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cac
             )
             for role, sizes in (("critic", layout.critic), ("actor", layout.actor))
         ),
-        Phase("refit", both | refit),
+        Phase("refit", still | refit),
     ]
     return phases, cache
 

@@ -166,6 +166,8 @@ def _changes(layout: Layout) -> Iterator[tuple[str, Layout]]:
         yield "actor.use_distributed_optimizer=true", replace(layout, distributed_optimizer=True)
     if layout.tensor > 1 and not layout.sequence_parallel:
         yield "actor.sequence_parallel=true", replace(layout, sequence_parallel=True)
+    if not layout.offloads and not layout.cluster.gpu.is_cpu:
+        yield "actor.offload_adam_states=true", replace(layout, offloads=True)
     yield from _engine_changes(layout)
     for role in ("actor", "critic"):
         sizes: Sizes = getattr(layout, role)

@@ -92,6 +92,7 @@ class TrtllmEngine:
         self.unit_size: int | None = None
         self.generates = rank == 0  # whether this rank is the leader
         self._uuid = device_uuid(device, rank)
+        self._together(lambda: return_cached_memory(device))
         places = self._together(lambda: Place(self._uuid, physical_index(device), socket.gethostname()))
         try:
             self._lead(lambda: self._start(llm_arguments(str(model_path), dtype, max_model_len, settings), places))

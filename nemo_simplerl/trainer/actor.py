@@ -73,7 +73,8 @@ class Actor:
             advantages_BT=advantages_BT,
             gate_weights_BT=gate_weights_BT,
         )
-        return self.series.over(minis, self._update)
+        with self.learner.updating():
+            return self.series.over(minis, self._update)
 
     def hf_buckets(self, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights under Hugging Face names; every rank must consume all buckets, using each before the next."""

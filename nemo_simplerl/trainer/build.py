@@ -10,7 +10,7 @@ from nemo_simplerl.config.schema import Config, OptimConfig
 from nemo_simplerl.data.problems import Prompt, load_problems, render_prompts
 from nemo_simplerl.data.tokenizer import check_vocab, load_tokenizer, stop_ids
 from nemo_simplerl.model.load import load_weights
-from nemo_simplerl.model.provider import build_gpt_model, read_hf_config, use_transformer_engine
+from nemo_simplerl.model.provider import build_gpt_model, kernel_options, read_hf_config, use_transformer_engine
 from nemo_simplerl.model.source import kind_of, open_source
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
@@ -61,21 +61,25 @@ def build_learner(
     *,
     total_updates: int,
     is_critic: bool = False,
+    offload_adam_states: bool = False,
     bad_updates: BadUpdates | None = None,
 ) -> Learner:
     """The model on disk at `path` in this rank's shard, with its optimizer. Collective.
 
-    A critic may start from an actor, with a fresh value head.
+    A critic may start from an actor, with a fresh value head. `offload_adam_states` is for a learner that shares the
+    device with others.
     """
+    transformer_engine = use_transformer_engine(config.model.transformer_engine)
     source = open_source(path, critic=is_critic and path == config.critic.path and kind_of(path) == "checkpoint")
     gpt = build_gpt_model(
         source.hf,
         config.actor,
         mesh,
         dtype=DTYPES[config.model.precision],
-        transformer_engine=use_transformer_engine(config.model.transformer_engine),
+        transformer_engine=transformer_engine,
         critic_seed=config.trainer.seed if is_critic else None,
         deterministic=config.trainer.deterministic,
+        kernels=kernel_options(config.model, transformer_engine=transformer_engine),
     )
     load_weights(gpt, source, mesh)
     return Learner(
@@ -85,6 +89,7 @@ def build_learner(
         total_updates=total_updates,
         use_distributed_optimizer=config.actor.use_distributed_optimizer,
         overlap_grad_reduce=config.actor.overlap_grad_reduce,
+        offload_adam_states=offload_adam_states,
         bad_updates=bad_updates,
     )
 
@@ -179,12 +184,14 @@ def build_roles(
         algo.ppo_epochs * samples // section.global_batch_size for section in (config.actor, config.critic)
     )
     first_actor_step = algo.critic_warmup_steps + 1
+    offload = config.actor.offload_adam_states
     actor_learner = build_learner(
         config,
         model_path,
         config.actor.optim,
         mesh,
         total_updates=max(total_steps - algo.critic_warmup_steps, 1) * actor_updates,
+        offload_adam_states=offload,
         bad_updates=bad_updates(config, "actor", first_actor_step, actor_updates, say),
     )
     critic_learner = build_learner(
@@ -194,6 +201,7 @@ def build_roles(
         mesh,
         total_updates=total_steps * critic_updates,
         is_critic=True,
+        offload_adam_states=offload,
         bad_updates=bad_updates(config, "critic", 1, critic_updates, say),
     )
     timer = PhaseTimer(on_enter=reached)

@@ -50,7 +50,8 @@ class Critic:
             old_values_BT=old_values_BT,
             returns_BT=returns_BT,
         )
-        return self.series.over(minis, self._update)
+        with self.learner.updating():
+            return self.series.over(minis, self._update)
 
     def _update(self, mini: MiniBatch, is_first: bool) -> dict[str, float]:
         return self.learner.update(mini, self._loss)

@@ -4,6 +4,7 @@ Actor, critic and the warm start each hold one.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from megatron.core.distributed import (
@@ -23,13 +24,16 @@ from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import all_reduce_metrics, any_rank
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.guard.finite import BadUpdates, not_finite
+from nemo_simplerl.trainer.offload import Offload
+from nemo_simplerl.trainer.optimizer_parts import inner_optimizers
 
 
 class Learner:
     """Forward passes and updates of one model.
 
     `total_updates` is the length of the learning-rate schedule; `updates` counts the updates, made or left out.
-    `bad_updates` None: what is left out is nowhere written down, and there is no end to it.
+    `bad_updates` None: what is left out is nowhere written down, and there is no end to it. `offload_adam_states`: see
+    trainer.offload; updates are then made in `updating`.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Learner:
         total_updates: int,
         use_distributed_optimizer: bool,
         overlap_grad_reduce: bool = False,
+        offload_adam_states: bool = False,
         bad_updates: BadUpdates | None = None,
     ):
         self.gpt, self.optim, self.mesh, self.total_updates = gpt, optim, mesh, total_updates
@@ -75,6 +80,11 @@ class Learner:
             use_gloo_process_groups=False,
             pg_collection=mesh.collection,
         )
+        self._offload = Offload(self.model, self.optimizer, mesh.device) if offload_adam_states else None
+
+    def updating(self) -> AbstractContextManager[None]:
+        """Around updates: what they need and nobody else is on the device."""
+        return nullcontext() if self._offload is None else self._offload.while_updating()
 
     def forward_only(self, micro_batches: Sequence[schedule.MicroBatch], head: schedule.Head) -> list[Tensor]:
         """`head` of each micro-batch, on every rank of the replica. Collective."""
@@ -112,7 +122,7 @@ class Learner:
 
     def _step(self, grad_norm: float) -> None:
         """What Megatron's optimizer.step does once it knows the norm."""
-        for optimizer in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+        for optimizer in inner_optimizers(self.optimizer):
             params = optimizer.get_parameters()
             if params and optimizer.config.clip_grad > 0.0:
                 clip_grad_by_total_norm_fp32(params, max_norm=optimizer.config.clip_grad, total_norm=grad_norm)

@@ -39,6 +39,7 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
             "385 ffn_hidden_size",
         ),
         (["actor.sequence_parallel=true"], 1, "actor.tensor_model_parallel_size=1"),
+        (["model.fp8=hybrid"], 1, "Set model.precision=bf16"),
         (["critic.global_batch_size=96", "critic.micro_batch_size=32"], 1, "critic.global_batch_size=96"),
         (["actor.micro_batch_size=16", "critic.micro_batch_size=8", "sft.output=null"], 8, "Use 128"),
         (["critic.micro_batch_size=8", "sft.output=null"], 4, "actor.global_batch_size=64 is not a multiple"),
@@ -140,6 +141,27 @@ def test_transformer_engine_is_refused_where_the_package_is_not():
     assert check_machine(config, GPU) == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("model.apply_rope_fusion=true", "needs a GPU"),
+        ("model.fp8=hybrid", "model.fp8=hybrid needs a GPU"),
+        ("model.gradient_accumulation_fusion=true", "Apex"),
+    ],
+)
+def test_kernels_are_refused_where_they_are_not_and_taken_where_they_are(setting, reason):
+    config, _ = quickstart(setting, "model.precision=bf16")
+    (problem,) = check_machine(config, CPU)
+    assert reason in problem
+    assert check_machine(config, GPU) == []
+
+
+def test_kernels_of_transformer_engine_and_layers_without_it_are_refused_together():
+    config, _ = quickstart("model.fp8=e4m3", "model.transformer_engine=false", "model.precision=bf16")
+    (problem,) = check_machine(config, GPU)
+    assert "model.fp8=e4m3" in problem and "model.transformer_engine=null" in problem
+
+
 def test_files_that_are_there_pass_and_others_are_named(tmp_path):
     here = tmp_path / "train.jsonl"
     here.touch()
@@ -161,7 +183,7 @@ def hf_folder(path, **changes) -> ModelConfig:
         "max_position_embeddings": 128,
     }
     (path / "config.json").write_text(json.dumps({**hf, **changes}))
-    return ModelConfig(path=str(path), tokenizer=None, precision="fp32", transformer_engine=None, create=None)
+    return dataclasses.replace(quickstart()[0].model, path=str(path), create=None)
 
 
 def test_the_shape_comes_from_the_models_own_config(tmp_path):

@@ -75,6 +75,7 @@ def plan_layout(
         pipeline=pipeline,
         sequence_parallel=tensor > 1,
         distributed_optimizer=distributed,
+        offloads=False,
         recompute=recompute,
         param_bytes=4,
         fused=False,

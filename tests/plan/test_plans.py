@@ -11,6 +11,7 @@ from nemo_simplerl.plan.report import Plan, as_dict
 from nemo_simplerl.plan.shapes import PRESETS
 
 RECIPE = "experiment=simplerl_zero_qwen2.5_math_7b"
+STAYS = "actor.offload_adam_states=false"
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ BROKEN = {
         ["room for no sequence"],
     ),
     "sequence parallel alone": (
-        ["actor.tensor_model_parallel_size=1", "actor.recompute_granularity=null"],
+        ["actor.tensor_model_parallel_size=1", "actor.recompute_granularity=null", STAYS],
         [
             "actor.sequence_parallel=true splits",
             "memory: start",
@@ -161,7 +162,9 @@ def test_the_7b_recipe_runs_on_nodes_of_eight_80_gb_gpus(nodes, data):
     assert refused[(8, 1)] == "TP 8 does not divide 28 attention heads"
     assert refused[(1, 8)] == "PP 8 does not divide 28 layers"
     if nodes == 1:
-        assert "lacks" in refused[(1, 1)] and "lacks" in refused[(2, 1)]
+        assert "lacks" in refused[(1, 1)]
+        assert (2, 1) in costs
+        assert any((no.tensor, no.pipeline) == (2, 1) for no in plan_of(data, STAYS, suggest=True).refusals)
     assert set(costs).isdisjoint(refused)
 
 
@@ -170,6 +173,7 @@ def test_the_7b_recipe_does_not_fit_one_gpu_of_141_gb_and_the_plan_says_why(data
         data,
         "actor.tensor_model_parallel_size=1",
         "actor.sequence_parallel=false",
+        STAYS,
         ranks=1,
         name="h200-141g",
         suggest=True,
@@ -208,14 +212,30 @@ def test_a_suggested_layout_runs_when_it_is_asked_for(data):
 
 
 def test_the_first_change_makes_the_run_fit(data):
-    plan = plan_of(data, "rollout.engine=trtllm")
+    plan = plan_of(data, "rollout.engine=trtllm", STAYS)
     change, is_enough = plan.first_change.split(" ")[0], plan.first_change.endswith("makes it fit.")
     assert plan.problems and is_enough
-    assert plan_of(data, "rollout.engine=trtllm", change).problems == []
+    assert plan_of(data, "rollout.engine=trtllm", STAYS, change).problems == []
+
+
+def test_offloaded_state_is_on_the_gpu_in_the_updates_of_its_role_alone(data):
+    stays, waits = (plan_of(data, *more, "rollout.engine=trtllm").memory for more in ([STAYS], []))
+    parts = {phase.name: phase.parts for phase in waits.phases}
+    of_stays = {phase.name: phase.parts for phase in stays.phases}
+    for role, other in (("actor", "critic"), ("critic", "actor")):
+        mine = {f"{role} gradients", f"{role} optimizer"}
+        assert mine <= parts[f"{role} update"].keys()
+        assert mine.isdisjoint(parts[f"{other} update"])
+        for phase in ("start", "rollout", "log-probabilities", "refit"):
+            assert mine.isdisjoint(parts[phase]) and mine <= of_stays[phase].keys()
+    # Of both roles over the node: 12 bytes a parameter, each held by one of the eight ranks but for the norms.
+    assert waits.host["offloaded optimizers"] == pytest.approx(12 * (7_615_616_512 + 7_070_626_304), rel=1e-3)
+    assert "offloaded optimizers" not in stays.host
+    assert waits.cache.sequences > 1.7 * stays.cache.sequences
 
 
 def test_the_numbers_of_a_step_are_those_worked_by_hand(data):
-    found = json.loads(json.dumps(as_dict(plan_of(data))))
+    found = json.loads(json.dumps(as_dict(plan_of(data, STAYS))))
     numbers = found["numbers"]
     assert numbers["data_parallel_size"] == 2  # 8 / TP 4
     assert numbers["samples_per_step"] == 8192  # 1024 prompts x 8

@@ -73,7 +73,11 @@ def test_it_samples_what_the_hf_engine_samples_given_that_ones_draws(engine, hf)
     for params in (SAMPLED, GREEDY, replace(SAMPLED, stop_token_ids=())):
         seeds = SEEDS[: len(PROMPTS) * params.n]
         expected = hf.generate(PROMPTS, params, seeds)
-        assert engine.generate(PROMPTS, params, seeds) == expected
+        found = engine.generate(PROMPTS, params, seeds)
+        # Its process may have another number of threads, and sums in another order.
+        for got, wanted in zip(found, expected, strict=True):
+            assert got.logprobs == pytest.approx(wanted.logprobs, abs=1e-5)
+            assert replace(got, logprobs=()) == replace(wanted, logprobs=())
         assert {completion.weight_version for completion in expected} == {3}
         if params is SAMPLED:
             assert {completion.finish_reason for completion in expected} == {"stop", "length"}

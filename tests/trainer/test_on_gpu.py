@@ -2,12 +2,18 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from nemo_simplerl.model import head
+from nemo_simplerl.model.schedule import Rows
+from nemo_simplerl.parallel.mesh import destroy_mesh, leave_together
+from nemo_simplerl.trainer.build import build_learner, mesh_of
 from ranks import run_ranks
 from small_run import SMALL, train_here
+from tiny import save_hf_model, small_config
 
 pytestmark = pytest.mark.gpu
 HAS_TRANSFORMER_ENGINE = importlib.util.find_spec("transformer_engine") is not None
@@ -29,3 +35,31 @@ def test_a_run_on_one_gpu_agrees_with_its_engine(tmp_path, data, precision, tran
     for line in lines:
         assert line["policy/first_ratio_deviation"] < tolerance
         assert line["consistency/logprob_diff_mean"] < tolerance
+
+
+def _allocated(folder: str) -> dict[str, int]:
+    """Bytes of tensors on the GPU within and after an update of a bfloat16 actor that offloads, and its parameters."""
+    config = small_config(folder, {}, {})
+    config = replace(config, model=replace(config.model, precision="bf16", transformer_engine=False))
+    mesh = mesh_of(config)
+    learner = build_learner(config, folder, config.actor.optim, mesh, total_updates=4, offload_adam_states=True)
+
+    def loss(hidden_SBH, micro):
+        return head.output(learner.gpt, hidden_SBH).float().pow(2).mean(), {}
+
+    with learner.updating():
+        learner.update([Rows(torch.arange(24, device=mesh.device).view(2, 12))], loss)
+        within = torch.cuda.memory_allocated()
+    found = {"within": within, "after": torch.cuda.memory_allocated()}
+    found["parameters"] = sum(param.numel() for param in learner.gpt.parameters())
+    leave_together()
+    destroy_mesh()
+    return found
+
+
+def test_offloaded_state_leaves_the_gpu(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    (found,) = run_ranks(_allocated, 1, str(save_hf_model(tmp_path / "model")))
+    # Gradients 4 bytes a parameter, masters 4, moments 8.
+    assert found["within"] - found["after"] >= 16 * found["parameters"]

@@ -14,13 +14,9 @@ from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import load
 from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.data.tokenizer import build_tokenizer
-from nemo_simplerl.model.archive import list_files
-from nemo_simplerl.model.source import open_source
-from nemo_simplerl.model.torch_dist import read_index
-from nemo_simplerl.model.verify import different_tensors
 from nemo_simplerl.trainer.start import start_training
 from ranks import run_ranks
-from small_run import SMALL, books, train_here
+from small_run import SMALL, assert_same_state, books, train_here
 
 FORWARD = "forward_micro_batch_size"
 BF16 = ["model.precision=bf16", "algo.ratio_tolerance=null"]
@@ -30,16 +26,6 @@ ONE_BY_ONE = [f"{role}.{size}=1" for role in ("actor", "critic") for size in ("m
 
 def _train(run_dir: Path, overrides: list[str], *more: str, world_size: int = 1) -> None:
     run_ranks(train_here, world_size, [*SMALL, f"trainer.run_dir={run_dir}", *overrides, *more])
-
-
-def _assert_same_state(one: Path, other: Path) -> None:
-    folders = [path / "checkpoints/step_000004" for path in (one, other)]
-    for role in ("actor", "critic"):
-        assert different_tensors(*(open_source(folder, critic=role == "critic") for folder in folders), None) == []
-        states = [read_index(list_files(folder / role), "optimizer") for folder in folders]
-        assert states[0].keys() == states[1].keys() and states[0]
-        for key in states[0]:
-            assert torch.equal(states[0][key].read(), states[1][key].read()), (role, key)
 
 
 def _continued(run_dir: Path, step: int, target: Path) -> Path:
@@ -80,7 +66,7 @@ def test_a_rerun_is_identical_and_a_stopped_run_resumes_to_the_same_end(tmp_path
     _train(tmp_path / "stopped", data, *layout, world_size=world_size)
     for other in ("again", "stopped"):
         assert books(tmp_path / other) == books(tmp_path / "whole")
-        _assert_same_state(tmp_path / "whole", tmp_path / other)
+        assert_same_state(tmp_path / "whole", tmp_path / other)
     summary = json.loads((tmp_path / "stopped/summary.json").read_text())
     assert summary["steps"] == 4
     assert {"accuracy_before", "accuracy_after", "format_rate_after", "train_seconds"} <= summary.keys()

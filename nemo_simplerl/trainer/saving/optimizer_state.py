@@ -7,13 +7,11 @@ ranks that share a shard under the distributed optimizer write a range of it eac
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from torch import Tensor
 
 from nemo_simplerl.model import hf_map
@@ -22,11 +20,11 @@ from nemo_simplerl.model.source import EMBEDDING, HEAD, full_shape, head_mapping
 from nemo_simplerl.model.torch_dist import BlockSink, GlobalTensor
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.learner import Learner
+from nemo_simplerl.trainer.optimizer_parts import MOMENTS, inner_optimizers, moments_of, stepped_parts
 
 FOLDER = "optimizer"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _MASTER = "master"  # the float32 copy that is stepped in place of bfloat16 weights
-KINDS = (*_MOMENTS, _MASTER)
+KINDS = (*MOMENTS, _MASTER)
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,7 @@ def add_state(file: BlockSink, learner: Learner, hf: dict, mesh: Mesh) -> None:
         is_others = (entry.tp_dim is None and mesh.tp_rank != 0) or (piece.is_replicated and mesh.dp_rank != 0)
         if is_others or _is_tied_copy(piece.name, learner.gpt, hf):
             continue
-        state = piece.adam.state.get(piece.stepped, {})
-        tensors = {kind: state[kind] for kind in _MOMENTS if kind in state}
+        tensors = moments_of(piece.adam, piece.stepped)
         if piece.has_master:
             tensors[_MASTER] = piece.stepped
         for kind, tensor in tensors.items():
@@ -80,7 +77,7 @@ def restore_state(
         shards = _Shards(stored, name, head_mapping(is_critic, name), full_shape(name, hf, is_critic), tp_size)
         targets = {_MASTER: piece.stepped} if piece.has_master else {}
         if updates:
-            moments = {kind: torch.empty_like(piece.stepped) for kind in _MOMENTS}
+            moments = {kind: torch.empty_like(piece.stepped) for kind in MOMENTS}
             piece.adam.state[piece.stepped].update(moments)
             targets |= moments
         for kind, target in targets.items():
@@ -138,31 +135,14 @@ def _is_tied_copy(name: str, gpt: GPTModel, hf: dict) -> bool:
 def _pieces(learner: Learner) -> Iterator[_Piece]:
     offset = layer_offset(learner.gpt)
     names = {param: hf_map.full_name(name, offset) for name, param in learner.gpt.named_parameters()}
-    for inner in _inner_optimizers(learner):
+    for inner in inner_optimizers(learner.optimizer):
         is_replicated = not isinstance(inner, DistributedOptimizer)
-        for param, stepped, start in _stepped(inner):
+        for param, stepped, start in stepped_parts(inner):
             yield _Piece(names[param], param, stepped, start, inner.optimizer, is_replicated)
 
 
-def _stepped(inner: Any) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """(model parameter, what Adam steps of it, the first element of that in the flattened parameter)."""
-    if isinstance(inner, DistributedOptimizer):
-        # Not by `_get_main_param_and_optimizer_states`: it takes one parameter for another in a group of both dtypes,
-        # such as a bfloat16 critic with its float32 head.
-        params = chain(*inner.model_fp32_groups, *inner.model_float16_groups)
-        parts = chain(*inner.shard_fp32_groups, *inner.shard_fp32_from_float16_groups)
-        for param, part in zip(params, parts, strict=True):
-            yield param, part, inner._get_model_param_range_map(param)["param"].start
-    elif isinstance(inner, Float16OptimizerWithFloat16Params):
-        params = chain(*inner.fp32_from_fp32_groups, *inner.float16_groups)
-        copies = chain(*inner.fp32_from_fp32_groups, *inner.fp32_from_float16_groups)
-        yield from ((param, copy, 0) for param, copy in zip(params, copies, strict=True))
-    else:
-        yield from ((param, param, 0) for group in inner.param_groups for param in group["params"])
-
-
 def _set_steps(learner: Learner) -> None:
-    for inner in _inner_optimizers(learner):
+    for inner in inner_optimizers(learner.optimizer):
         adam = inner.optimizer
         for group in adam.param_groups:
             if not _counts_by_parameter(adam):
@@ -174,7 +154,7 @@ def _set_steps(learner: Learner) -> None:
 
 def _check_steps(learner: Learner) -> None:
     steps: set[int] = set()
-    for inner in _inner_optimizers(learner):
+    for inner in inner_optimizers(learner.optimizer):
         adam = inner.optimizer
         if _counts_by_parameter(adam):
             steps |= {int(state["step"]) for state in adam.state.values()}
@@ -187,7 +167,3 @@ def _check_steps(learner: Learner) -> None:
 def _counts_by_parameter(adam: Any) -> bool:
     """torch's Adam counts steps in the state of each parameter; the fused ones of TE and Apex in the param group."""
     return isinstance(adam, torch.optim.Adam | torch.optim.AdamW)
-
-
-def _inner_optimizers(learner: Learner) -> list[Any]:
-    return getattr(learner.optimizer, "chained_optimizers", [learner.optimizer])
