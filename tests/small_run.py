@@ -22,6 +22,7 @@ SMALL = [
     "model.create.vocab_size=512",
     "actor.global_batch_size=8",
     "actor.micro_batch_size=4",
+    *(f"{role}.{name}micro_batch_tokens=null" for role in ("actor", "critic") for name in ("", "forward_")),
     "critic.global_batch_size=8",
     "critic.micro_batch_size=4",
     "data.rollout_batch_size=4",

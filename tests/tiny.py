@@ -141,10 +141,10 @@ class ScriptedEngine:
 def small_config(folder: str, actor: dict, algo: dict) -> Config:
     """The quickstart's configuration for a model of `save_hf_model`, in updates and micro-batches of 4 samples."""
     sizes = {"micro_batch_size": 4, "forward_micro_batch_size": 4, "global_batch_size": 4}
+    sizes |= {"micro_batch_tokens": "null", "forward_micro_batch_tokens": "null"}
     optim = {"optim.lr": 1e-3, "optim.lr_warmup_fraction": 0.0}
     actor = sizes | optim | actor
-    shared = {*sizes, "micro_batch_tokens", "forward_micro_batch_tokens"}
-    critic = optim | {key: value for key, value in actor.items() if key in shared}
+    critic = optim | {key: value for key, value in actor.items() if key in sizes}
     sections = {
         "actor": actor,
         "critic": critic,

@@ -107,12 +107,18 @@ def _sequence_parallel_needs_tensor_parallel(config: Config) -> Iterator[str]:
         )
 
 
-def _fp8_is_for_bf16(config: Config) -> Iterator[str]:
+def _transformer_engine_is_for_bf16(config: Config) -> Iterator[str]:
     model = config.model
-    if model.fp8 is not None and model.precision != "bf16":
+    asked = {
+        "transformer_engine=true": model.transformer_engine,
+        "apply_rope_fusion=true": model.apply_rope_fusion,
+        f"fp8={model.fp8}": model.fp8,
+    }
+    for setting in (name for name, value in asked.items() if value and model.precision != "bf16"):
         yield (
-            f"model.fp8={model.fp8} quantises products of bfloat16 tensors, but model.precision={model.precision}. "
-            "Set model.precision=bf16, or model.fp8=null."
+            f"model.{setting} is for bfloat16, and model.precision={model.precision}: Transformer Engine's products of "
+            "float32 tensors are TF32, and its attention takes none in packed rows. Set model.precision=bf16, or leave "
+            "it at null."
         )
 
 
@@ -348,7 +354,7 @@ _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     *(partial(_updates_fill_the_rollout, section=section) for section in ("actor", "critic")),
     *(partial(_lr_falls, section=section) for section in ("actor", "critic", "sft")),
     _sequence_parallel_needs_tensor_parallel,
-    _fp8_is_for_bf16,
+    _transformer_engine_is_for_bf16,
     _rewards_are_ordered,
     _reward_urls_are_urls,
     _masked_responses_get_no_eos,

@@ -27,7 +27,7 @@ class ModelConfig:
     path: str  # a Hugging Face folder, a .nemo file or folder, or a training checkpoint (checkpoints/step_N)
     tokenizer: str | None  # null: the tokenizer in `path`
     precision: Literal["bf16", "fp32"]  # of weights and activations; log-probabilities are always float32
-    transformer_engine: bool | None  # null: use Transformer Engine layers where the package and a GPU are there
+    transformer_engine: bool | None  # null: use Transformer Engine layers where the package and a GPU are, in bf16
     apply_rope_fusion: bool | None  # null: where Transformer Engine layers are used
     gradient_accumulation_fusion: bool  # weight gradients added to the float32 buffer by Apex's kernel
     fp8: Literal["e4m3", "hybrid"] | None  # matrix products of Transformer Engine layers, actor's and critic's

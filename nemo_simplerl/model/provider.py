@@ -1,6 +1,9 @@
 """A Megatron-core GPTModel from a Hugging Face config.json."""
 
 import json
+import os
+import shutil
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +35,12 @@ def read_hf_config(path: str | Path) -> dict:
     return config
 
 
-def use_transformer_engine(wanted: bool | None) -> bool:
-    """Whether to build Transformer Engine layers. Raises ValueError where they are asked for and cannot run."""
-    if wanted is False or not torch.cuda.is_available():
+def use_transformer_engine(wanted: bool | None, dtype: torch.dtype) -> bool:
+    """Whether to build Transformer Engine layers. Raises ValueError where they are asked for and cannot run.
+
+    Not unasked in float32: their products would be TF32, and they attend to no packed rows in it.
+    """
+    if wanted is False or not torch.cuda.is_available() or (wanted is None and dtype != torch.bfloat16):
         if wanted:
             raise ValueError("model.transformer_engine=true needs a GPU, and none is visible; set it to null or false.")
         return False
@@ -64,6 +70,7 @@ def transformer_config(
     *,
     dtype: torch.dtype,
     on_gpu: bool,
+    transformer_engine: bool = False,
     deterministic: bool = False,
     kernels: Mapping[str, Any] | None = None,
 ) -> TransformerConfig:
@@ -110,11 +117,18 @@ def transformer_config(
         calculate_per_token_loss=True,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        bias_activation_fusion=on_gpu,
-        bias_dropout_fusion=on_gpu,
+        bias_activation_fusion=on_gpu and _can_compile(),
+        bias_dropout_fusion=on_gpu and _can_compile(),
         deterministic_mode=deterministic and on_gpu,
+        transformer_impl="transformer_engine" if transformer_engine else "local",
         **(kernels or {}),
     )
+
+
+def _can_compile() -> bool:
+    """Whether torch.compile, by which Megatron fuses elementwise work, finds a C compiler and Python's headers."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
@@ -145,12 +159,19 @@ def build_gpt_model(
     Every stage answers hidden states in Megatron's layout, [S, B, H]; model.head makes log-probabilities or values of
     the last one's.
     """
-    on_gpu = mesh.device.type == "cuda"
-    config = transformer_config(hf, layout, dtype=dtype, on_gpu=on_gpu, deterministic=deterministic, kernels=kernels)
+    config = transformer_config(
+        hf,
+        layout,
+        dtype=dtype,
+        on_gpu=mesh.device.type == "cuda",
+        transformer_engine=transformer_engine,
+        deterministic=deterministic,
+        kernels=kernels,
+    )
     is_critic = critic_seed is not None
     gpt = _Trunk(
         config=config,
-        transformer_layer_spec=_layer_spec(config, transformer_engine),
+        transformer_layer_spec=_layer_spec(config),
         vocab_size=padded_vocab_size(hf["vocab_size"], mesh.tp_size),
         max_sequence_length=hf["max_position_embeddings"],
         pre_process=mesh.is_first_stage,
@@ -186,8 +207,8 @@ def _mark_sharded_weights(gpt: GPTModel) -> None:
             set_tensor_model_parallel_attributes(param, is_parallel=True, dim=tp_dim, stride=1)
 
 
-def _layer_spec(config: TransformerConfig, transformer_engine: bool):
-    if transformer_engine:
+def _layer_spec(config: TransformerConfig):
+    if config.transformer_impl == "transformer_engine":
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)

@@ -99,13 +99,15 @@ def _run(model, micro_batch: MicroBatch, mesh: Mesh) -> Tensor:
     """Hidden states of the tokens in Megatron's layout, [S, B, H]."""
     tokens_BS = _padded(micro_batch.tokens_BS, model.config, mesh)
     positions_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS)
-    packing = _packing(micro_batch, tokens_BS.shape[1]) if micro_batch.is_packed else None
+    # Local attention and rotary embedding read the bounds as numbers, in every layer.
+    on_host = model.config.transformer_impl == "local"
+    packing = _packing(micro_batch, tokens_BS.shape[1], on_host=on_host) if micro_batch.is_packed else None
     return model(tokens_BS, positions_BS, None, packed_seq_params=packing)
 
 
-def _packing(micro_batch: MicroBatch, num_tokens: int) -> PackedSeqParams:
+def _packing(micro_batch: MicroBatch, num_tokens: int, *, on_host: bool) -> PackedSeqParams:
     """Where each sequence begins and ends; padding at the end of the row counts as one more."""
-    lengths = micro_batch.lengths_B
+    lengths = micro_batch.lengths_B.cpu() if on_host else micro_batch.lengths_B
     if (num_padding := num_tokens - micro_batch.tokens_BS.shape[1]) > 0:
         lengths = torch.cat([lengths, lengths.new_tensor([num_padding])])
     bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)

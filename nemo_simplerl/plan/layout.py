@@ -206,7 +206,9 @@ def _layout(config: Config, shape: ModelShape, cluster: Cluster) -> Layout:
         offloads=actor.offload_adam_states and not cluster.gpu.is_cpu,
         recompute=actor.recompute_granularity,
         param_bytes=_BYTES[config.model.precision],
-        fused=not cluster.gpu.is_cpu and config.model.transformer_engine is not False,
+        fused=not cluster.gpu.is_cpu
+        and config.model.transformer_engine is not False
+        and config.model.precision == "bf16",
         actor=_sizes(actor, rollout),
         critic=_sizes(critic, rollout),
         prompts=config.data.rollout_batch_size,

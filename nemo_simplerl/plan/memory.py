@@ -7,7 +7,7 @@ from nemo_simplerl.plan import engine
 from nemo_simplerl.plan.activations import forward_activations, update_activations
 from nemo_simplerl.plan.engine import Cache
 from nemo_simplerl.plan.layout import Layout
-from nemo_simplerl.plan.shapes import largest_tensor, qkv_width, rank_parameters, vocab_rows
+from nemo_simplerl.plan.shapes import largest_tensor, qkv_width, rank_parameters
 
 ROLES = ("actor", "critic")
 # Adam in float32: two moments; in bf16 training the weights' float32 masters too. Gradients are summed in float32.
@@ -89,16 +89,6 @@ def held(layout: Layout, stage: int, *, updating: Sequence[str], stepped: bool =
     return parts
 
 
-def optimizer_work(layout: Layout) -> int:
-    """Temporaries of a step: none in Transformer Engine's fused Adam; two float32 tensors as large as the largest
-    parameter where torch steps them one by one."""
-    if layout.fused:
-        return 0
-    shape = layout.shape
-    widest = max(vocab_rows(shape, layout.tensor), 2 * shape.ffn_hidden_size // layout.tensor)
-    return 2 * 4 * widest * shape.hidden_size
-
-
 def host_memory(layout: Layout) -> dict[str, int]:
     """Of one node, at most."""
     ranks = layout.cluster.gpus_per_node
@@ -159,11 +149,7 @@ def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cac
                 | reference
                 | kept
                 | batch
-                | {
-                    "activations": max(
-                        update_activations(layout, sizes, stage, critic=role == "critic"), optimizer_work(layout)
-                    )
-                },
+                | {"activations": update_activations(layout, sizes, stage, critic=role == "critic")},
             )
             for role, sizes in (("critic", layout.critic), ("actor", layout.actor))
         ),

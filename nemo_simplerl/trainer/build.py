@@ -69,13 +69,14 @@ def build_learner(
     A critic may start from an actor, with a fresh value head. `offload_adam_states` is for a learner that shares the
     device with others.
     """
-    transformer_engine = use_transformer_engine(config.model.transformer_engine)
+    dtype = DTYPES[config.model.precision]
+    transformer_engine = use_transformer_engine(config.model.transformer_engine, dtype)
     source = open_source(path, critic=is_critic and path == config.critic.path and kind_of(path) == "checkpoint")
     gpt = build_gpt_model(
         source.hf,
         config.actor,
         mesh,
-        dtype=DTYPES[config.model.precision],
+        dtype=dtype,
         transformer_engine=transformer_engine,
         critic_seed=config.trainer.seed if is_critic else None,
         deterministic=config.trainer.deterministic,

@@ -25,13 +25,14 @@ from nemo_simplerl.parallel.reductions import all_reduce_metrics, any_rank
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.guard.finite import BadUpdates, not_finite
 from nemo_simplerl.trainer.offload import Offload
-from nemo_simplerl.trainer.optimizer_parts import inner_optimizers
+from nemo_simplerl.trainer.optimizer_parts import fuse_torch_adam, inner_optimizers
 
 
 class Learner:
     """Forward passes and updates of one model.
 
-    `total_updates` is the length of the learning-rate schedule; `updates` counts the updates, made or left out.
+    `total_updates` is the length of the learning-rate schedule; `updates` counts the updates, made or left out, and
+    `skipped` those left out, of which Adam knows nothing.
     `bad_updates` None: what is left out is nowhere written down, and there is no end to it. `offload_adam_states`: see
     trainer.offload; updates are then made in `updating`.
     """
@@ -49,7 +50,7 @@ class Learner:
         bad_updates: BadUpdates | None = None,
     ):
         self.gpt, self.optim, self.mesh, self.total_updates = gpt, optim, mesh, total_updates
-        self.updates, self.bad_updates = 0, bad_updates
+        self.updates, self.skipped, self.bad_updates = 0, 0, bad_updates
         config = gpt.config
         self.model = DistributedDataParallel(
             config=config,
@@ -80,7 +81,13 @@ class Learner:
             use_gloo_process_groups=False,
             pg_collection=mesh.collection,
         )
+        fuse_torch_adam(self.optimizer)
         self._offload = Offload(self.model, self.optimizer, mesh.device) if offload_adam_states else None
+
+    @property
+    def steps(self) -> int:
+        """Of the optimizer: the updates made."""
+        return self.updates - self.skipped
 
     def updating(self) -> AbstractContextManager[None]:
         """Around updates: what they need and nobody else is on the device."""
@@ -114,6 +121,7 @@ class Learner:
             is_skipped = any_rank(bool(wrong), self.mesh.device)
             self.updates += 1
             if is_skipped:
+                self.skipped += 1
                 if self.bad_updates is not None:
                     self.bad_updates.note(self.updates - 1, micro_batches, wrong, self.mesh)
                 return {"lr": lr, "skipped": 1.0}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+import torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from torch import Tensor
@@ -14,6 +15,19 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def inner_optimizers(optimizer: Any) -> list[Any]:
     """Megatron's optimizers, one an Adam: a model's parameters may be shared out to several."""
     return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def fuse_torch_adam(optimizer: Any) -> None:
+    """Have torch's Adam, which stands in for the fused ones of Transformer Engine and Apex, step in one kernel too."""
+    for inner in inner_optimizers(optimizer):
+        if is_torch_adam(inner.optimizer):
+            for group in inner.optimizer.param_groups:
+                group["fused"] = True
+
+
+def is_torch_adam(adam: Any) -> bool:
+    """It counts steps in the state of each parameter; those of Transformer Engine and Apex in the param group."""
+    return isinstance(adam, torch.optim.Adam | torch.optim.AdamW)
 
 
 def stepped_parts(inner: Any) -> Iterator[tuple[Tensor, Tensor, int]]:

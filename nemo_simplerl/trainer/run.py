@@ -163,6 +163,7 @@ class Run:
             updates_in_step=place.updates,
             weight_version=self.weight_version(place.steps),
             updates={name: learner.updates for name, learner in self._learners.items()},
+            skipped={name: learner.skipped for name, learner in self._learners.items()},
             layout=checkpoint.layout_of(self.roles.mesh),
             evaluation={} if place.updates else self.scores,
             versions=versions(),

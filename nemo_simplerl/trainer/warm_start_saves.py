@@ -80,6 +80,7 @@ class WarmStartSaves:
             updates_in_step=0,
             weight_version=0,
             updates={name: learner.updates for name, learner in self._learners.items()},
+            skipped={name: learner.skipped for name, learner in self._learners.items()},
             layout=checkpoint.layout_of(self._mesh),
             evaluation={},
             versions=versions(),

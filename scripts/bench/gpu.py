@@ -40,7 +40,7 @@ from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.data.batch import Batch, collate
-from nemo_simplerl.model.provider import build_gpt_model, use_transformer_engine
+from nemo_simplerl.model.provider import build_gpt_model, kernel_options, use_transformer_engine
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh
 from nemo_simplerl.plan.shapes import PRESETS, attention_width, qkv_width
 from nemo_simplerl.rollout.base import Completion, SamplingParams
@@ -142,7 +142,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--local-layers", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
-    args.transformer_engine = use_transformer_engine(False if args.local_layers else None)
+    args.transformer_engine = use_transformer_engine(False if args.local_layers else None, torch.bfloat16)
     if odd := sorted(set(args.models.split(",")) - set(MODELS)):
         parser.error(f"--models knows {', '.join(MODELS)}, not {', '.join(odd)}")
     args.peak = args.peak * 1e12 if args.peak else None
@@ -198,7 +198,14 @@ def measure(
 
 def actor_of(shape: ModelShape, config: Config, mesh: Mesh, *, transformer_engine: bool) -> Actor:
     hf = hf_config(shape).to_dict()
-    gpt = build_gpt_model(hf, config.actor, mesh, dtype=torch.bfloat16, transformer_engine=transformer_engine)
+    gpt = build_gpt_model(
+        hf,
+        config.actor,
+        mesh,
+        dtype=torch.bfloat16,
+        transformer_engine=transformer_engine,
+        kernels=kernel_options(config.model, transformer_engine=transformer_engine),
+    )
     with torch.no_grad():
         for name, param in gpt.named_parameters():
             if "norm" in name:

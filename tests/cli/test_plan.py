@@ -39,11 +39,12 @@ def test_a_run_that_cannot_be_exits_with_1_and_lists_why(data, capsys):
 
 
 def test_json_is_one_object(data, capsys):
-    assert run([*RECIPE, "--json", "--suggest", data, "rollout.engine=trtllm"]) == 1
+    asked = ["rollout.engine=trtllm", "actor.offload_adam_states=false"]
+    assert run([*RECIPE, "--json", "--suggest", data, *asked]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["can_run"] is False and found["problems"]
     assert found["suggestions"] == sorted(found["suggestions"], key=lambda one: one["cost"])
-    assert found["first_change"].startswith("rollout.trtllm.free_gpu_memory_fraction=")
+    assert found["first_change"].startswith("actor.offload_adam_states=true")
 
 
 @pytest.mark.parametrize("argv", [[], [*RECIPE, "--gpu", "abacus"], [*RECIPE, "--nodes", "0"], [*RECIPE, "--fast"]])

@@ -19,7 +19,9 @@ ONE_TEMPERATURE = ["algo.logprob_temperature=one", "rollout.temperature=0.6"]  #
 
 
 def quickstart(*overrides: str) -> tuple[Config, ModelShape]:
-    config = compose(["experiment=quickstart", "model.path=no/such/folder", *overrides])
+    """In rows of samples, whose sizes have rules of their own."""
+    padded = [f"{role}.micro_batch_tokens=null" for role in ("actor", "critic")]
+    config = compose(["experiment=quickstart", "model.path=no/such/folder", *padded, *overrides])
     return config, read_shape(config.model)
 
 
@@ -39,7 +41,8 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
             "385 ffn_hidden_size",
         ),
         (["actor.sequence_parallel=true"], 1, "actor.tensor_model_parallel_size=1"),
-        (["model.fp8=hybrid"], 1, "Set model.precision=bf16"),
+        (["model.fp8=hybrid"], 1, "model.fp8=hybrid is for bfloat16"),
+        (["model.transformer_engine=true"], 1, "Set model.precision=bf16"),
         (["critic.global_batch_size=96", "critic.micro_batch_size=32"], 1, "critic.global_batch_size=96"),
         (["actor.micro_batch_size=16", "critic.micro_batch_size=8", "sft.output=null"], 8, "Use 128"),
         (["critic.micro_batch_size=8", "sft.output=null"], 4, "actor.global_batch_size=64 is not a multiple"),

@@ -56,7 +56,7 @@ WRONG = [
     ),
     (
         "an update that does not fill the rollout and one that does not split over micro-batches",
-        [QUICKSTART, "actor.global_batch_size=96", "critic.micro_batch_size=24"],
+        [QUICKSTART, "actor.global_batch_size=96", "critic.micro_batch_size=24", "critic.micro_batch_tokens=null"],
         1,
         [
             ("actor.global_batch_size=96 does not divide", "64 or 128"),

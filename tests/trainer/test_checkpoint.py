@@ -22,9 +22,10 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from nemo_simplerl.config.schema import Config
-from nemo_simplerl.model import hf_map
+from nemo_simplerl.model import head, hf_map
 from nemo_simplerl.model.archive import list_files
 from nemo_simplerl.model.load import layer_offset
+from nemo_simplerl.model.schedule import Rows
 from nemo_simplerl.model.source import EMBEDDING, HEAD, full_shape, head_mapping
 from nemo_simplerl.model.torch_dist import read_index
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
@@ -103,6 +104,7 @@ def _manifest(step: int, learners: dict[str, Learner], mesh: Mesh, score: float 
         step=step,
         weight_version=step,
         updates={role: learner.updates for role, learner in learners.items()},
+        skipped={role: learner.skipped for role, learner in learners.items()},
         layout=checkpoint.layout_of(mesh),
         evaluation={"eval/accuracy": score},
         versions={},
@@ -176,6 +178,33 @@ def _resume_of_every_kind(folder: Path, model: str) -> None:
 
 def test_every_kind_of_optimizer_goes_on_bit_for_bit_where_it_stopped(tmp_path, models):
     run_ranks(_resume_of_every_kind, 2, tmp_path, models["untied"])
+
+
+def _leave_out_one(learner: Learner) -> None:
+    def loss(hidden_SBH, micro):
+        return head.output(learner.gpt, hidden_SBH).sum() * torch.nan, {}
+
+    assert learner.update([Rows(torch.arange(8).view(1, 8))], loss)["skipped"] == 1.0
+
+
+def _resume_behind_a_bad_update(folder: Path, model: str) -> None:
+    for made in (0, 2):
+        trained, hf, mesh = _trained(model, {}, updates=made)
+        for learner in trained.values():
+            _leave_out_one(learner)
+        _save(folder / str(made), 1, trained, mesh, model)
+        fresh, _, _ = _learners(model, {})
+        checkpoint.load(find_intact(folder / str(made), mesh), fresh, mesh)
+        for learners in (trained, fresh):
+            for learner in learners.values():
+                assert (learner.updates, learner.steps) == (made + 1, made)
+                _update(learner, hf, mesh)
+        _assert_same(trained, fresh)
+    _leave()
+
+
+def test_an_update_left_out_is_no_step_of_adams_before_a_save_and_after(tmp_path, models):
+    run_ranks(_resume_behind_a_bad_update, 1, tmp_path, models["untied"])
 
 
 def _hand_on(folder: Path, models: dict[str, str]) -> None:

@@ -19,14 +19,20 @@ pytestmark = pytest.mark.gpu
 HAS_TRANSFORMER_ENGINE = importlib.util.find_spec("transformer_engine") is not None
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("transformer_engine", ["false", "true"])
-def test_a_run_on_one_gpu_agrees_with_its_engine(tmp_path, data, precision, transformer_engine):
+# Long enough for two samples or three.
+PACKED = [f"{role}.{name}micro_batch_tokens=256" for role in ("actor", "critic") for name in ("", "forward_")]
+
+
+@pytest.mark.parametrize("rows", [[], PACKED], ids=["padded", "packed"])
+@pytest.mark.parametrize(
+    ("precision", "transformer_engine"), [("fp32", "false"), ("fp32", "null"), ("bf16", "false"), ("bf16", "true")]
+)
+def test_a_run_on_one_gpu_agrees_with_its_engine(tmp_path, data, precision, transformer_engine, rows):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if transformer_engine == "true" and not HAS_TRANSFORMER_ENGINE:
         pytest.skip("Transformer Engine is not installed")
-    overrides = [f"model.precision={precision}", f"model.transformer_engine={transformer_engine}"]
+    overrides = [f"model.precision={precision}", f"model.transformer_engine={transformer_engine}", *rows]
     overrides += ["algo.ratio_tolerance=null", f"trainer.run_dir={tmp_path}"]
     run_ranks(train_here, 1, [*SMALL, *data, *overrides])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][1:]

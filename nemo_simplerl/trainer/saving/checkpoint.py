@@ -117,6 +117,7 @@ def load(found: Found, learners: Mapping[str, Learner], mesh: Mesh) -> None:
             mesh,
             tp_size=saved.layout[_TENSOR_SIZE],
             updates=saved.updates[name],
+            skipped=saved.skipped.get(name, 0),
         )
 
 

@@ -29,15 +29,17 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`updates` counts those of each role's optimizer; `evaluation` has the step's metrics, where it was evaluated.
+    """`evaluation` has the step's metrics, where it was evaluated.
 
-    step: steps done. updates_in_step: and updates made, of both roles, of the step after them.
+    step: steps done. updates_in_step: and updates made, of both roles, of the step after them. updates: of each role's
+    optimizer, made or left out. skipped: those left out.
     """
 
     step: int
     updates_in_step: int = 0
     weight_version: int
     updates: dict[str, int]
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     layout: dict[str, int]
     evaluation: dict[str, float]
     versions: dict[str, str]

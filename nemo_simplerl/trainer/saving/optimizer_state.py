@@ -20,7 +20,13 @@ from nemo_simplerl.model.source import EMBEDDING, HEAD, full_shape, head_mapping
 from nemo_simplerl.model.torch_dist import BlockSink, GlobalTensor
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.optimizer_parts import MOMENTS, inner_optimizers, moments_of, stepped_parts
+from nemo_simplerl.trainer.optimizer_parts import (
+    MOMENTS,
+    inner_optimizers,
+    is_torch_adam,
+    moments_of,
+    stepped_parts,
+)
 
 FOLDER = "optimizer"
 _MASTER = "master"  # the float32 copy that is stepped in place of bfloat16 weights
@@ -64,26 +70,34 @@ def add_state(file: BlockSink, learner: Learner, hf: dict, mesh: Mesh) -> None:
 
 @torch.no_grad()
 def restore_state(
-    learner: Learner, stored: Mapping[str, GlobalTensor], hf: dict, mesh: Mesh, *, tp_size: int, updates: int
+    learner: Learner,
+    stored: Mapping[str, GlobalTensor],
+    hf: dict,
+    mesh: Mesh,
+    *,
+    tp_size: int,
+    updates: int,
+    skipped: int,
 ) -> None:
-    """Fill the optimizer with what `updates` updates left in a run of tensor-parallel size `tp_size`.
+    """Fill the optimizer with what `updates` updates left in a run of tensor-parallel size `tp_size`, `skipped` of them
+    not made.
 
     Reads from disk what this rank holds; where the tensor-parallel size differs, the parameters it holds a part of.
     Raises ValueError where `stored` lacks a tensor or has one of another shape.
     """
-    learner.updates, is_critic = updates, learner.gpt.is_critic
+    learner.updates, learner.skipped, is_critic = updates, skipped, learner.gpt.is_critic
     for piece in _pieces(learner):
         name = EMBEDDING if _is_tied_copy(piece.name, learner.gpt, hf) else piece.name
         shards = _Shards(stored, name, head_mapping(is_critic, name), full_shape(name, hf, is_critic), tp_size)
         targets = {_MASTER: piece.stepped} if piece.has_master else {}
-        if updates:
+        if learner.steps:
             moments = {kind: torch.empty_like(piece.stepped) for kind in MOMENTS}
             piece.adam.state[piece.stepped].update(moments)
             targets |= moments
         for kind, target in targets.items():
             flat = shards.part(kind, mesh.tp_rank, mesh.tp_size, piece.start, piece.start + target.numel())
             target.copy_(flat.view(target.shape))
-    if updates:
+    if learner.steps:
         _set_steps(learner)
     _check_steps(learner)
 
@@ -145,25 +159,20 @@ def _set_steps(learner: Learner) -> None:
     for inner in inner_optimizers(learner.optimizer):
         adam = inner.optimizer
         for group in adam.param_groups:
-            if not _counts_by_parameter(adam):
-                group["step"] = learner.updates
+            if not is_torch_adam(adam):
+                group["step"] = learner.steps
                 continue
             for stepped in group["params"]:
-                adam.state[stepped]["step"] = torch.tensor(float(learner.updates))  # as torch's Adam makes it
+                adam.state[stepped]["step"] = torch.tensor(float(learner.steps), device=learner.mesh.device)
 
 
 def _check_steps(learner: Learner) -> None:
     steps: set[int] = set()
     for inner in inner_optimizers(learner.optimizer):
         adam = inner.optimizer
-        if _counts_by_parameter(adam):
+        if is_torch_adam(adam):
             steps |= {int(state["step"]) for state in adam.state.values()}
         else:
             steps |= {int(group["step"]) for group in adam.param_groups if group["params"] and "step" in group}
-    if steps - {learner.updates}:
-        raise RuntimeError(f"the optimizer counts {sorted(steps)} steps and its learner {learner.updates} updates.")
-
-
-def _counts_by_parameter(adam: Any) -> bool:
-    """torch's Adam counts steps in the state of each parameter; the fused ones of TE and Apex in the param group."""
-    return isinstance(adam, torch.optim.Adam | torch.optim.AdamW)
+    if steps - {learner.steps}:
+        raise RuntimeError(f"the optimizer counts {sorted(steps)} steps and its learner {learner.steps} updates.")
