@@ -14,6 +14,7 @@ from nemo_simplerl.data.batch import Batch, MicroBatch
 from nemo_simplerl.data.packing import together
 from nemo_simplerl.model import head
 from nemo_simplerl.model.export import hf_buckets
+from nemo_simplerl.trainer.host_memory import host_places
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import MiniBatch, forward_micro_batches, mini_batches
 from nemo_simplerl.trainer.timing import PhaseTimer, timed
@@ -134,8 +135,7 @@ class Actor:
             waiting.copy_(leaving)
 
 
+@torch.no_grad()
 def _host_copy(gpt: torch.nn.Module) -> list[Tensor]:
-    """The parameters in host memory, page-locked where a GPU reads them."""
-    return [
-        param.detach().cpu().pin_memory() if param.is_cuda else param.detach().clone() for param in gpt.parameters()
-    ]
+    params = list(gpt.parameters())
+    return [place.copy_(param) for place, param in zip(host_places(params), params, strict=True)]

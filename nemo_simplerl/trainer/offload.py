@@ -8,6 +8,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
+from nemo_simplerl.trainer.host_memory import host_places
 from nemo_simplerl.trainer.optimizer_parts import inner_optimizers, moments_of, stepped_parts
 
 
@@ -47,22 +48,22 @@ class Offload:
         self._optimizer.zero_grad()  # Adam's own gradients are views of the buffers
         for gradients in self._gradients:
             gradients.untyped_storage().resize_(0)
-        had_been = {id(tensor): host for tensor, host in self._on_host}
-        moves = [(tensor, self._host_of(tensor, had_been.get(id(tensor)))) for tensor in self._state()]
-        for tensor, host in moves:
-            host.copy_(tensor, non_blocking=True)
+        tensors = list(self._state())
+        places = self._places(tensors)
+        for tensor, place in zip(tensors, places, strict=True):
+            place.copy_(tensor, non_blocking=True)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        for tensor, host in moves:
-            tensor.data = host
+        for tensor, place in zip(tensors, places, strict=True):
+            tensor.data = place
         self._on_host = []
 
-    def _host_of(self, tensor: Tensor, before: Tensor | None) -> Tensor:
-        """Where it had been, for page-locking memory takes longer than filling it; or new memory."""
-        needs_pin = self._device.type == "cuda"
-        if before is not None and before.device.type == "cpu" and before.is_pinned() == needs_pin:
-            return before
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=needs_pin)
+    def _places(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Where each had been, for page-locking memory takes longer than filling it; new places for the others."""
+        is_gpu = self._device.type == "cuda"
+        had_been = {id(tensor): host for tensor, host in self._on_host if not is_gpu or host.is_pinned()}
+        fresh = iter(host_places([tensor for tensor in tensors if id(tensor) not in had_been]))
+        return [had_been[id(tensor)] if id(tensor) in had_been else next(fresh) for tensor in tensors]
 
     def _state(self) -> Iterator[Tensor]:
         for inner in inner_optimizers(self._optimizer):

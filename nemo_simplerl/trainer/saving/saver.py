@@ -23,6 +23,7 @@ from nemo_simplerl.model.source import HF_FILES, WEIGHTS
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.parallel.waits import waiting
+from nemo_simplerl.trainer.host_memory import host_places
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.saving import optimizer_state
 from nemo_simplerl.trainer.saving.checkpoint import Retention, commit, drop_old, partial_folder
@@ -94,17 +95,22 @@ class HostCopies:
 
     def take(self, folder: str, blocks: _Blocks) -> _Blocks:
         """`blocks` with each tensor replaced by its copy, complete once the device is synchronised."""
+        missing = {
+            self._place(folder, block): block.tensor
+            for block in blocks.items
+            if block.tensor is not None and self._place(folder, block) not in self._kept
+        }
+        self._kept |= zip(missing, host_places(list(missing.values())), strict=True)
         return _Blocks([self._copied(folder, block) for block in blocks.items])
 
     def _copied(self, folder: str, block: _Block) -> _Block:
-        tensor = block.tensor
-        if tensor is None:
+        if block.tensor is None:
             return block
-        place = (folder, block.key, block.offsets)
-        if place not in self._kept:
-            self._kept[place] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        self._kept[place].copy_(tensor, non_blocking=True)
-        return replace(block, tensor=self._kept[place])
+        copy = self._kept[self._place(folder, block)]
+        return replace(block, tensor=copy.copy_(block.tensor, non_blocking=True))
+
+    def _place(self, folder: str, block: _Block) -> tuple:
+        return folder, block.key, block.offsets
 
 
 class Saver:

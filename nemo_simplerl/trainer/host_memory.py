@@ -1,0 +1,32 @@
+"""Host memory that device tensors are copied into."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_BLOCK = 2**30
+_ALIGNMENT = 64
+
+
+def host_places(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """For each tensor one of its shape and type in host memory: page-locked, so that copies are fast and need nobody to
+    wait, where the tensor is on a GPU.
+
+    Several share a block of memory. torch rounds page-locked ones up to a power of two, so that a block a tensor would
+    take up to twice as much.
+    """
+    places = {on_gpu: _in_blocks([one for one in tensors if one.is_cuda == on_gpu], on_gpu) for on_gpu in (False, True)}
+    return [next(places[tensor.is_cuda]) for tensor in tensors]
+
+
+def _in_blocks(tensors: Sequence[Tensor], page_locked: bool) -> Iterator[Tensor]:
+    sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors]
+    left, room, block = sum(sizes), 0, torch.empty(0)
+    for tensor, size in zip(tensors, sizes, strict=True):
+        if size > room:
+            room = max(size, min(left, _BLOCK))
+            block = torch.empty(room, dtype=torch.uint8, pin_memory=page_locked)
+        start = block.numel() - room
+        yield block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        room, left = room - size, left - size
