@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import xxhash
 from torch import Tensor
 
 from nemo_simplerl.model import hf_map, nemo_config, old_layouts, safetensors_io, torch_dist
@@ -63,6 +64,15 @@ class Source:
     @property
     def num_bytes(self) -> int:
         return sum(spec.num_bytes for spec in self.specs.values())
+
+
+def fingerprint(source: Source) -> str:
+    """Of the first layer's attention weights: some megabytes that any training changes."""
+    hasher = xxhash.xxh3_64()
+    for name in sorted(source.specs):
+        if name.startswith("decoder.layers.0.self_attention.") and len(source.specs[name].shape) > 1:
+            hasher.update(source.read(name).contiguous().flatten().view(torch.uint8).numpy())
+    return hasher.hexdigest()
 
 
 def kind_of(path: str | Path) -> Kind:

@@ -32,9 +32,11 @@ from nemo_simplerl.rollout.refit import bucketed, digest, verified_refit
 from nemo_simplerl.trainer.build import build_engine, sampling_of, tokenizer_of
 from nemo_simplerl.trainer.grader import build_grader
 from nemo_simplerl.trainer.prepare import model_folder
+from nemo_simplerl.trainer.saving.record import digest_of
 from nemo_simplerl.trainer.start import join_world, silent
 
 CHUNK = 128  # problems between two writes
+_PROBLEMS = "_problems_xxh3"  # behind a benchmark's name, in the settings: a fingerprint of its file
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def run_benchmarks(ask: Question, config: Config, say: Callable[[str], None]) ->
         ):
             weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
             settings = settings_of(config, weights, ask.limit)
+            settings |= {f"{name}{_PROBLEMS}": fingerprint(prompts[name]) for name in ask.benchmarks}
             remember(ask.output, settings, mesh)
             results = {}
             for name in ask.benchmarks:
@@ -126,6 +129,11 @@ def settings_of(config: Config, weights: str, limit: int | None) -> dict[str, An
         "seed": config.trainer.seed,
         "limit": limit,
     }
+
+
+def fingerprint(prompts: Sequence[Prompt]) -> str:
+    """Of what was asked, and which answers count."""
+    return digest_of([(prompt.token_ids, prompt.problem.id, prompt.problem.answer) for prompt in prompts])
 
 
 def _prompts(name: str, problems: Sequence, tokenizer, config: Config) -> list[Prompt]:
@@ -165,15 +173,16 @@ def remember(output: Path, settings: dict[str, Any], mesh: Mesh) -> None:
 
 
 def _other_settings(output: Path, settings: dict[str, Any]) -> str | None:
+    """None, and the settings on disk, where the folder has no others. Benchmarks may be added to it."""
     path = output / "settings.json"
-    if not path.is_file():
-        atomic_write(path, json.dumps(settings, indent=2) + "\n")
-        return None
-    before = json.loads(path.read_text())
+    before = json.loads(path.read_text()) if path.is_file() else settings
+    added = {key: value for key, value in settings.items() if key.endswith(_PROBLEMS) and key not in before}
+    after = before | added
     if changed := [
-        f"{key} was {before.get(key)!r} and is {value!r}" for key, value in settings.items() if before.get(key) != value
+        f"{key} was {after.get(key)!r} and is {value!r}" for key, value in settings.items() if after.get(key) != value
     ]:
         return f"{output} holds answers under other settings: {'; '.join(changed)}. Choose another --out."
+    atomic_write(path, json.dumps(after, indent=2) + "\n")
     return None
 
 

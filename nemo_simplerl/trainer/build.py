@@ -11,7 +11,7 @@ from nemo_simplerl.data.problems import Prompt, load_problems, render_prompts
 from nemo_simplerl.data.tokenizer import check_vocab, load_tokenizer, stop_ids
 from nemo_simplerl.model.load import load_weights
 from nemo_simplerl.model.provider import build_gpt_model, kernel_options, read_hf_config, use_transformer_engine
-from nemo_simplerl.model.source import kind_of, open_source
+from nemo_simplerl.model.source import fingerprint, kind_of, open_source
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.hf import HfEngine
@@ -93,6 +93,15 @@ def build_learner(
         offload_adam_states=offload_adam_states,
         bad_updates=bad_updates,
     )
+
+
+def origin_of(config: Config, model_path: str) -> str:
+    """Fingerprint of the weights that actor and critic start from, which may be others at the same paths."""
+    critic = config.critic.path
+    sources = [open_source(model_path)]
+    if critic is not None:
+        sources.append(open_source(critic, critic=kind_of(critic) == "checkpoint"))
+    return " ".join(fingerprint(source) for source in sources)
 
 
 def bad_updates(
@@ -232,5 +241,6 @@ def build_roles(
         eos_id=tokenizer.eos_token_id,
         timer=timer,
         say=say,
+        origin=origin_of(config, model_path),
         in_hand=in_hand,
     )

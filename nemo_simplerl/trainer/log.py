@@ -160,8 +160,7 @@ def _drop_after(run_dir: Path, resume_step: int | None) -> None:
     for path in [*run_dir.glob("rollouts/step_*.jsonl"), *run_dir.glob("eval/step_*.jsonl")]:
         if (match := re.fullmatch(r"step_(\d+)", path.stem)) and int(match[1]) > last:
             path.unlink()
-    if resume_step is None:
-        (run_dir / "summary.json").unlink(missing_ok=True)
+    (run_dir / "summary.json").unlink(missing_ok=True)  # written again at the end
     truncate_jsonl(run_dir / "metrics.jsonl", lambda row: row["step"] <= last)
 
 

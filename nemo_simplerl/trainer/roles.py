@@ -44,6 +44,7 @@ class Roles:
     eos_id: int
     timer: PhaseTimer
     say: Callable[[str], None]  # a line in the run's log
+    origin: str = ""  # fingerprint of the weights that the run began with
     in_hand: StepInHand = field(default_factory=StepInHand)
 
     @timed("rollout")
@@ -149,7 +150,7 @@ class Roles:
             seeds,
             [config.algo.ppo_epochs, config.critic.global_batch_size, config.actor.global_batch_size],
         ]
-        return Key(step, self.engine.weight_version, digest_of(asked), digest_of(deciding(config)))
+        return Key(step, self.engine.weight_version, digest_of(asked), digest_of([self.origin, deciding(config)]))
 
     def _sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Completion]:
         self.engine.wake()

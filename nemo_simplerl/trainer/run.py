@@ -1,5 +1,6 @@
 """A run: its roles, its prompts, its step count and its books. What loop.train calls between steps."""
 
+import shutil
 import time
 from dataclasses import dataclass, field
 from itertools import product
@@ -21,7 +22,7 @@ from nemo_simplerl.trainer.log import RunLog
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.saving import checkpoint
 from nemo_simplerl.trainer.saving.checkpoint import Found
-from nemo_simplerl.trainer.saving.manifest import Manifest, versions
+from nemo_simplerl.trainer.saving.manifest import MANIFEST, Manifest, versions
 from nemo_simplerl.trainer.saving.place import Place
 from nemo_simplerl.trainer.saving.saver import Saver
 from nemo_simplerl.trainer.summary import summary_of
@@ -132,6 +133,8 @@ class Run:
         last = run_dir / CHECKPOINTS / Place(self.total_steps).name
         for kind, name in product(self.config.trainer.export, self._learners):
             target = Target(kind, run_dir / kind / (f"{name}.nemo" if kind == "nemo" else name))
+            if _is_older(target.path, last / MANIFEST):
+                _remove(target.path)  # of an earlier end, which the run was told to go beyond
             if not target.path.exists():
                 source = open_source(last, "checkpoint", critic=name == "critic")
                 convert(source, target, progress=lambda done, total: None)
@@ -174,3 +177,14 @@ class Run:
     @property
     def _learners(self) -> dict[str, Learner]:
         return {"actor": self.roles.actor.learner, "critic": self.roles.critic.learner}
+
+
+def _is_older(path: Path, than: Path) -> bool:
+    return path.exists() and path.stat().st_mtime_ns < than.stat().st_mtime_ns
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -78,8 +78,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     journal = Journal(run_dir / JOURNAL, is_writer=mesh.rank == 0, say=log.say, reach=faults.reach)
     if mesh.rank == 0:
         stop.forget()
-        if found is None:
-            forget_bad_updates(trainer.run_dir)
+        forget_bad_updates(run_dir, ("actor", "critic"), 0 if found is None else found.manifest.place.steps_begun)
         if not trainer.resume:
             journal.forget(None)
     with closing(log):

@@ -13,11 +13,10 @@ from nemo_simplerl.data.problems import Problem, render_prompts
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.files import read_jsonl
 from nemo_simplerl.model.source import open_source
-from nemo_simplerl.trainer.benchmark import Question, answer, load_engine, remember, settings_of
+from nemo_simplerl.trainer.benchmark import Question, answer, fingerprint, load_engine, remember, settings_of
 from nemo_simplerl.trainer.build import build_engine, sampling_of, tokenizer_of
 from nemo_simplerl.trainer.grader import build_grader
 from nemo_simplerl.trainer.prepare import model_folder
-from nemo_simplerl.trainer.saving.record import digest_of
 from nemo_simplerl.trainer.start import join_world, silent
 
 
@@ -50,8 +49,8 @@ def sample_solutions(
             closing(build_engine(config, str(model_folder(config)), mesh, tokenizer)) as engine,
         ):
             weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
-            asked = digest_of([(prompt.token_ids, prompt.problem.id, prompt.problem.answer) for prompt in prompts])
-            remember(ask.output, settings_of(config, weights, None) | {"problems_xxh3": asked}, mesh)
+            settings = settings_of(config, weights, None) | {"problems_xxh3": fingerprint(prompts)}
+            remember(ask.output, settings, mesh)
             for k in range(ask.samples):
                 seed = sample_seed(ask.seed, 0, 0, k)
                 answer(f"sample_{k}", prompts, engine, grader.grade, params, ask.output, seed, tell)

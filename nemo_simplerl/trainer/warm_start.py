@@ -20,6 +20,7 @@ from nemo_simplerl.model import head
 from nemo_simplerl.model.shards import export
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.build import bad_updates, build_learner, hf_config_of_run, tokenizer_of
+from nemo_simplerl.trainer.guard.finite import forget_bad_updates
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import mini_batches
 from nemo_simplerl.trainer.prepare import model_folder
@@ -74,6 +75,8 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None], wandb: Wa
         closing(WarmStartEval(config, learner, tokenizer, say)) as held_out,
     ):
         done = saves.resume()
+        if mesh.rank == 0:
+            forget_bad_updates(config.trainer.run_dir, ("sft",), done)
         with closing(WarmStartLog(config.trainer, done, total, mesh.rank == 0, wandb, say)) as log:
             if done == 0 and held_out.is_due(0, total):
                 log.update(0, held_out.measure(0))

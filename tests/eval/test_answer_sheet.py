@@ -15,6 +15,7 @@ from nemo_simplerl.eval.sheet import answer_of, answer_sheet
 from nemo_simplerl.reward.grade import judge
 from nemo_simplerl.reward.pool import Grade
 from nemo_simplerl.rollout.base import Completion, SamplingParams
+from nemo_simplerl.trainer.benchmark import _other_settings
 from nemo_simplerl.trainer.prepare import create_model
 from ranks import run_ranks
 
@@ -130,6 +131,26 @@ def test_killed_and_resumed_or_on_two_or_four_ranks_the_numbers_are_the_same(fol
         out = tmp_path / f"on_{world_size}"
         assert run_ranks(_evaluate, world_size, folder, out) == [0] * world_size
         assert _files(out) == whole
+
+
+def test_benchmarks_may_be_added_to_a_folder_and_their_files_may_not_change(tmp_path):
+    first, second = {"seed": 1, "amc23_problems_xxh3": "a"}, {"seed": 1, "math500_problems_xxh3": "b"}
+    assert _other_settings(tmp_path, first) is None
+    assert _other_settings(tmp_path, second) is None
+    assert _other_settings(tmp_path, first | second) is None
+    refusal = _other_settings(tmp_path, first | {"amc23_problems_xxh3": "c"})
+    assert "amc23_problems_xxh3 was 'a' and is 'c'" in refusal and "Choose another --out" in refusal
+
+
+@pytest.mark.slow
+def test_answers_to_another_file_are_not_taken_for_answers_to_this_one(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    asked = (tmp_path / "data", tmp_path / "out", "--limit", "2")
+    assert run_ranks(_evaluate, 1, *asked) == [0]
+    file = tmp_path / "data/gsm8k.jsonl"
+    file.write_text(file.read_text().replace("#### 1", "#### 2", 1))
+    ((status, told),) = run_ranks(_refusal, 1, *asked)
+    assert status == 2 and "gsm8k_problems_xxh3 was" in told
 
 
 def _refusal(folder, out, *options):

@@ -132,6 +132,18 @@ def test_the_first_update_of_a_step_may_be_the_bad_one(model):
     assert second["skipped"] == 0.0 and second["grad_norm"] > 0
 
 
+def test_bad_updates_of_a_history_that_was_left_are_forgotten(tmp_path):
+    names = ["step_000003_actor_1", "step_000004_critic_2", "step_000005_actor_1", "step_000009_sft_1"]
+    (tmp_path / "bad_updates").mkdir()
+    for name in names:
+        (tmp_path / f"bad_updates/{name}_rank0.pt").touch()
+    forget_bad_updates(tmp_path, ("actor", "critic"), after=4)
+    assert sorted(path.name.removesuffix("_rank0.pt") for path in (tmp_path / "bad_updates").iterdir()) == [
+        *names[:2],
+        names[3],
+    ]
+
+
 def test_samples_of_numbers_that_are_not_finite_are_named():
     good_BT, bad_BT = torch.zeros(3, 2), torch.tensor([[0.0, 0.0], [0.0, torch.nan], [torch.inf, 0.0]])
     require_finite({"values": good_BT}, [4, 0, 7], 2, 3, ALONE)
@@ -159,6 +171,7 @@ def test_a_critic_that_explodes_is_told_from_its_updates_to_its_values(tmp_path)
     with pytest.raises(AssertionError, match="step 2: not finite before any update: values of sample"):
         run_ranks(train_here, 1, overrides)
     assert [path.name for path in (run_dir / "bad_updates").iterdir()] == ["step_000001_critic_2_rank0.pt"]
-    forget_bad_updates(run_dir)
+    forget_bad_updates(run_dir, ("actor", "critic"), 0)
+    assert list((run_dir / "bad_updates").iterdir()) == []
     with pytest.raises(AssertionError, match="1 updates, and trainer.max_bad_updates=0"):
         run_ranks(train_here, 1, [*overrides, "trainer.max_bad_updates=0"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from nemo_simplerl.config.load import load
 from nemo_simplerl.data.batch import collate
@@ -140,11 +141,17 @@ def test_a_journal_forgets_what_a_checkpoint_holds_and_a_full_disk_ends_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def _resumed_after(fault: str, overrides: list[str]) -> tuple[bool, int, int]:
-    """Whether the run with the fault came to its end; how many samples were drawn and graded when it was resumed."""
+def _resumed_after(fault: str, overrides: list[str], remade: Path | None = None) -> tuple[bool, int, int]:
+    """Whether the run with the fault came to its end; how many samples were drawn and graded when it was resumed.
+
+    remade: a model that gets other weights in between.
+    """
     os.environ["SIMPLERL_FAULTS"] = fault
     is_done = start_training(load(overrides, world_size=1))
     os.environ["SIMPLERL_FAULTS"] = ""
+    if remade is not None:
+        weights = {name: tensor * 1.01 for name, tensor in load_file(remade / "model.safetensors").items()}
+        save_file(weights, remade / "model.safetensors", metadata={"format": "pt"})
     drawn, graded = [], []
     config = load(overrides, world_size=1)
     with join_world(config) as mesh, open_run(config, mesh, time.monotonic()) as run:
@@ -166,3 +173,10 @@ def test_a_resumed_step_is_neither_sampled_nor_graded_again(tmp_path, data, poin
     assert found == [(False, drawn, graded)]
     assert books(tmp_path / "stopped") == books(tmp_path / "whole")
     assert list((tmp_path / "stopped/journal").iterdir()) == []
+
+
+def test_samples_of_a_model_that_was_made_anew_at_its_path_are_not_taken(tmp_path, data):
+    overrides = [*SMALL, *data, "trainer.max_steps=1", "trainer.eval_every=0", "data.eval_path=null"]
+    overrides += [f"trainer.run_dir={tmp_path}"]
+    found = run_ranks(_resumed_after, 1, "signal@old_logprobs#1,name=TERM", overrides, tmp_path / "base")
+    assert found == [(False, 16, 16)]

@@ -14,6 +14,8 @@ from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import load
 from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.data.tokenizer import build_tokenizer
+from nemo_simplerl.model.source import open_source
+from nemo_simplerl.model.verify import different_tensors
 from nemo_simplerl.trainer.start import start_training
 from ranks import run_ranks
 from small_run import SMALL, assert_same_state, books, train_here
@@ -111,6 +113,21 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path, data):
     before = books(tmp_path / "run")
     _train(tmp_path / "run", data, "trainer.max_steps=1")
     assert books(tmp_path / "run") == before
+
+
+def test_a_run_that_is_told_to_go_on_beyond_its_end_exports_and_sums_up_anew(tmp_path, data):
+    run_dir = tmp_path / "run"
+    _train(run_dir, data, "trainer.max_steps=1")
+    at_first = load_file(run_dir / "hf/actor/model.safetensors")
+    beyond = ["trainer.max_steps=2", "trainer.resume_allow=[trainer.max_steps]"]
+    _train(run_dir, data, *beyond, "trainer.stop_after_step=1")
+    assert not (run_dir / "summary.json").exists()
+    _train(run_dir, data, *beyond)
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 2
+    exported, trained = (open_source(run_dir / place) for place in ("hf/actor", "checkpoints/step_000002"))
+    assert different_tensors(exported, trained, None) == []
+    now = load_file(run_dir / "hf/actor/model.safetensors")
+    assert any(not torch.equal(now[name], at_first[name]) for name in now)
 
 
 def test_a_run_directory_of_other_settings_is_refused(tmp_path, data):

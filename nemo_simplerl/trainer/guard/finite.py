@@ -63,10 +63,12 @@ class BadUpdates:
         self.say(f"{what} ({count} of at most {self.limit})")
 
 
-def forget_bad_updates(run_dir: str | Path) -> None:
-    """Remove what an earlier run left there."""
+def forget_bad_updates(run_dir: str | Path, roles: Sequence[str], after: int) -> None:
+    """Remove what was left there by steps behind `after`: they are made anew, perhaps with other settings."""
     for path in (Path(run_dir) / FOLDER).glob("step_*.pt"):
-        path.unlink()
+        match = re.match(r"step_(\d+)_([a-z]+)_", path.name)
+        if match and match[2] in roles and int(match[1]) > after:
+            path.unlink()
 
 
 def write_micro_batches(path: Path, micro_batches: Sequence[MicroBatch], facts: Mapping[str, object]) -> None:

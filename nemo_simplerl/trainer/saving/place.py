@@ -14,6 +14,10 @@ class Place:
     updates: int = 0
 
     @property
+    def steps_begun(self) -> int:
+        return self.steps + (self.updates > 0)
+
+    @property
     def name(self) -> str:
         """Of its checkpoint: step_000002 after two steps, step_000003_update_0012 in the third after 12 updates."""
         if self.updates:

@@ -25,7 +25,7 @@ _LISTS = ("texts", "versions", "seeds")  # of packed completions; its other entr
 @dataclass(frozen=True)
 class Key:
     """What a record belongs to. `asked` fingerprints prompts, sampling, seeds and sizes of the updates; `lineage` every
-    setting that decides the weights."""
+    setting that decides the weights, and those that the run began with."""
 
     step: int
     weight_version: int | None
