@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_simplerl.cli.launch import guarded, is_first_rank, sampling_of
-from nemo_simplerl.data.distill import Request, kept, missing
+from nemo_simplerl.data.distill import Request, answers_to, fingerprint, kept, missing, require_different_ids
 from nemo_simplerl.data.problems import Problem
 from nemo_simplerl.data.templates import NAMES
 
@@ -26,12 +26,12 @@ class Endpoint:
     """
 
     def __init__(self, url: str, settings: dict[str, Any], *, timeout_s: float, retries: int):
-        self._url, self._settings, self._timeout_s, self._retries = url.rstrip("/"), settings, timeout_s, retries
+        self._url, self.settings, self._timeout_s, self._retries = url.rstrip("/"), settings, timeout_s, retries
         self._of_thread = threading.local()
 
     def ask(self, request: Request) -> dict[str, str]:
         """The response and its finish_reason. Raises OSError where it cannot be had (requests' exceptions are such)."""
-        body = self._settings | {"messages": request.messages(), "n": 1, "seed": request.sample}
+        body = self.settings | {"messages": request.messages(), "n": 1, "seed": request.sample}
         answer = self._session().post(f"{self._url}/chat/completions", json=body, timeout=self._timeout_s)
         if not answer.ok:
             raise OSError(f"{self._url} answered {answer.status_code}: {' '.join(answer.text.split())[:300]}")
@@ -82,6 +82,7 @@ def _distill(args: argparse.Namespace) -> int:
         raise ValueError(f"{' '.join(args.overrides)}: settings of the engine mean nothing to an endpoint.")
     fields = {"question": args.question, "answer": args.answer}
     problems = [problem for problem in problems_of(args.problems, fields) if problem.answer]
+    require_different_ids(problems)
     done, source, failures = (_from_endpoint if args.endpoint else _from_model)(args, problems)
     if not is_first_rank():
         return 0
@@ -103,10 +104,13 @@ def _from_endpoint(args: argparse.Namespace, problems: list[Problem]) -> Answers
     from nemo_simplerl.reward.pool import RewardPool
 
     record = args.out.with_name(args.out.name + ".samples")
-    done = truncate_jsonl(record, lambda row: True)
+    settings = {name: getattr(args, name) for name in ("model", "temperature", "top_p", "max_tokens")}
+    rows = truncate_jsonl(record, lambda row: True)
+    done = answers_to(problems, settings, rows)
+    if others := len(rows) - len(done):
+        print(f"{others} samples in {record} answer other questions or were asked for otherwise, and are not used")
     requests = missing(problems, args.samples, done)
     print(f"{len(problems)} problems, {len(done)} samples are there, {len(requests)} to ask for")
-    settings = {name: getattr(args, name) for name in ("model", "temperature", "top_p", "max_tokens")}
     endpoint = Endpoint(args.endpoint, settings, timeout_s=args.timeout, retries=args.retries)
     with RewardPool(args.workers, timeout_s=10.0, memory_limit_mb=1024) as pool:
         failures = _sample(requests, endpoint, pool, record, done, args.connections)
@@ -142,6 +146,7 @@ def _sample(
     from nemo_simplerl.files import append_jsonl
 
     failures: list[str] = []
+    num_before = len(done)
     waiting = iter(requests)
     with ThreadPoolExecutor(num_connections) as threads:
         running: dict[Future, Request] = {}
@@ -161,11 +166,12 @@ def _sample(
                     answer = future.result()
                 except OSError as error:
                     failures.append(str(error))
-                    if len(failures) >= 10 and len(failures) > len(done):
+                    if len(failures) >= 10 and len(failures) > len(done) - num_before:
                         continue  # nothing works: what runs comes to its end, nothing new is asked
                 else:
                     verdict = pool.grade([(request.problem.answer, answer["response"])])[0].verdict
                     row = {"id": request.problem.id, "sample": request.sample, **answer, "verdict": verdict}
+                    row["asked"] = fingerprint(request.problem, endpoint.settings)
                     append_jsonl(record, row)
                     done.append(row)
                     if len(done) % 100 == 0:

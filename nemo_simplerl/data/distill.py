@@ -1,8 +1,12 @@
 """Long chains of thought for the warm start, sampled from a stronger model: what to ask, and what to keep."""
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import xxhash
 
 from nemo_simplerl.data.problems import Problem
 from nemo_simplerl.data.templates import INSTRUCTION
@@ -22,6 +26,28 @@ class Request:
     def messages(self) -> list[dict[str, str]]:
         """The recipe's instruction as the system's turn, the question as the user's."""
         return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": self.problem.question}]
+
+
+def fingerprint(problem: Problem, settings: Mapping[str, Any]) -> str:
+    """Of what is asked of whom, and which answer is right."""
+    asked = json.dumps([problem.question, problem.answer, dict(settings)], sort_keys=True)
+    return xxhash.xxh3_64_hexdigest(asked.encode())
+
+
+def answers_to(
+    problems: Sequence[Problem], settings: Mapping[str, Any], rows: Iterable[Sample]
+) -> list[dict[str, Any]]:
+    """Those of a record's rows that answer these problems under these settings, with the ids that the problems have
+    now. A row's `asked` is its fingerprint."""
+    id_of = {fingerprint(problem, settings): problem.id for problem in problems}
+    return [{**row, "id": id_of[row["asked"]]} for row in rows if row.get("asked") in id_of]
+
+
+def require_different_ids(problems: Sequence[Problem]) -> None:
+    """Raises ValueError where two problems have one id: their answers could not be told apart."""
+    counts = Counter(problem.id for problem in problems)
+    if again := [id_ for id_, count in counts.items() if count > 1]:
+        raise ValueError(f"{len(again)} ids stand for several problems, such as {again[0]!r}. Give each its own.")
 
 
 def missing(problems: Sequence[Problem], num_samples: int, done: Iterable[Sample]) -> list[Request]:

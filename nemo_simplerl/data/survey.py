@@ -49,13 +49,15 @@ def survey(
         if is_as_sure(match.kind, rules.overlap):
             name, problem = others[match.second]
             reasons.setdefault(match.first, f"{match.kind} in {name} ({problem.id})")
-    for match in in_set:
-        if is_as_sure(match.kind, rules.duplicate):
-            reasons.setdefault(match.second, f"{match.kind} to {problems[match.first].id}")
     if lengths is not None and rules.max_prompt_tokens is not None:
         for index, length in enumerate(lengths):
             if length > rules.max_prompt_tokens:
                 reasons.setdefault(index, f"prompt of {length} tokens")
+    # Of those that are left, the first copy stays.
+    left = [index for index in range(len(problems)) if index not in reasons]
+    for match in duplicates([questions[index] for index in left]) if rules.duplicate else []:
+        if is_as_sure(match.kind, rules.duplicate):
+            reasons.setdefault(left[match.second], f"{match.kind} to {problems[left[match.first]].id}")
     kept = [problem for index, problem in enumerate(problems) if index not in reasons]
     report = {
         "problems": len(problems),

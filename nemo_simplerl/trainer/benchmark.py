@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.problems import Prompt, render_prompts
-from nemo_simplerl.eval.benchmarks import load_benchmark
+from nemo_simplerl.eval.benchmarks import BENCHMARKS, load_benchmark
 from nemo_simplerl.eval.results import averages, summarize
 from nemo_simplerl.eval.run import Grader
 from nemo_simplerl.eval.sheet import answer_sheet
@@ -106,17 +106,18 @@ def run_benchmarks(ask: Question, config: Config, say: Callable[[str], None]) ->
             closing(build_engine(config, str(model_folder(config)), mesh, tokenizer)) as engine,
         ):
             weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
-            settings = settings_of(config, weights, ask.limit)
+            settings = settings_of(config, weights, ask.limit, params)
             settings |= {f"{name}{_PROBLEMS}": fingerprint(prompts[name]) for name in ask.benchmarks}
             remember(ask.output, settings, mesh)
-            results = {}
+            results = of_first_rank(_earlier(ask.output) if mesh.rank == 0 else {}, "benchmark")
             for name in ask.benchmarks:
                 results[name] = answer(name, prompts[name], engine, grader.grade, params, ask.output, ask.seed, tell)
+                results = {known: results[known] for known in BENCHMARKS if known in results}
                 _write(ask, settings, results, mesh)
         return {"settings": settings, "benchmarks": results, **averages(results)}
 
 
-def settings_of(config: Config, weights: str, limit: int | None) -> dict[str, Any]:
+def settings_of(config: Config, weights: str, limit: int | None, params: SamplingParams) -> dict[str, Any]:
     """What decides the responses; plain values."""
     rollout = config.rollout
     names = ("engine", "n_samples_per_prompt", "max_response_tokens", "temperature", "top_p", "top_k", "stop")
@@ -125,6 +126,7 @@ def settings_of(config: Config, weights: str, limit: int | None) -> dict[str, An
         "template": config.data.template,
         "prompt_trailing_newline": config.data.prompt_trailing_newline,
         **{name: getattr(rollout, name) for name in names},
+        "stop_token_ids": list(params.stop_token_ids),
         "precision": config.model.precision,
         "seed": config.trainer.seed,
         "limit": limit,
@@ -234,6 +236,12 @@ def _whole_chunks(path: Path, num_prompts: int, n: int) -> list[dict]:
     done = len(read_jsonl(path)) // n
     whole = num_prompts if done >= num_prompts else done // CHUNK * CHUNK
     return truncate_jsonl(path, lambda row: row["question"] < whole)
+
+
+def _earlier(output: Path) -> dict[str, Any]:
+    """Figures of the folder's benchmarks, given under the same settings."""
+    path = output / "results.json"
+    return json.loads(path.read_text())["benchmarks"] if path.is_file() else {}
 
 
 def _write(ask: Question, settings: dict[str, Any], results: dict[str, Any], mesh: Mesh) -> None:

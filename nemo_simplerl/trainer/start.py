@@ -32,7 +32,7 @@ from nemo_simplerl.trainer.saving.journal import JOURNAL, Journal
 from nemo_simplerl.trainer.saving.saver import Saver
 from nemo_simplerl.trainer.step import StepInHand
 from nemo_simplerl.trainer.wandb_log import WandbLog
-from nemo_simplerl.trainer.warm_start import warm_start
+from nemo_simplerl.trainer.warm_start import StoppedEarly, warm_start
 
 
 def start_training(config: Config, started: float | None = None) -> bool:
@@ -42,11 +42,15 @@ def start_training(config: Config, started: float | None = None) -> bool:
     cannot be used.
     """
     started = time.monotonic() if started is None else started
-    with join_world(config) as mesh, open_run(config, mesh, started) as run, failures_told(), run.stop:
+    with join_world(config) as mesh:
         try:
-            train(run)
-        except Stopping as asked:
-            run.leave(str(asked))
+            with open_run(config, mesh, started) as run, failures_told(), run.stop:
+                try:
+                    train(run)
+                except Stopping as asked:
+                    run.leave(str(asked))
+                    return False
+        except StoppedEarly:
             return False
     return True
 
@@ -87,9 +91,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         for note in (*determinism.notes(trainer.deterministic), *(found.notes if found else ()), *notes, *eval_notes):
             log.say(note)
         with closing(build_grader(config.reward, log.say)) as grader:
-            model_path = (
-                config.model.path if config.sft.output is None else warm_start(config, mesh, log.say, log.wandb)
-            )
+            model_path = config.model.path if config.sft.output is None else _warm_start(config, mesh, log, stop)
             roles = build_roles(
                 config,
                 model_path,
@@ -120,6 +122,21 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
                     faults,
                     alarms,
                 )
+
+
+def _warm_start(config: Config, mesh: Mesh, log: RunLog, stop: Stop) -> str:
+    """The folder it ends in. StoppedEarly, and what is to be known of it written down, where it was asked to stop."""
+    try:
+        with stop:
+            return warm_start(config, mesh, log.say, log.wandb, stop.safe_point)
+    except StoppedEarly as asked:
+        if mesh.rank == 0:
+            stop.forget()
+        log.stopped({"step": 0, "updates_in_step": asked.update, "reason": str(asked)})
+        log.say(
+            f"stopped after update {asked.update} of the warm start: {asked}. Start the same command again to go on."
+        )
+        raise
 
 
 def _checkpoint_to_resume(trainer: TrainerConfig, mesh: Mesh) -> Found | None:

@@ -49,7 +49,7 @@ def sample_solutions(
             closing(build_engine(config, str(model_folder(config)), mesh, tokenizer)) as engine,
         ):
             weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
-            settings = settings_of(config, weights, None) | {"problems_xxh3": fingerprint(prompts)}
+            settings = settings_of(config, weights, None, params) | {"problems_xxh3": fingerprint(prompts)}
             remember(ask.output, settings, mesh)
             for k in range(ask.samples):
                 seed = sample_seed(ask.seed, 0, 0, k)

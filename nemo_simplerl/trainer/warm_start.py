@@ -3,6 +3,7 @@
 Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, H hidden size.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,7 @@ from nemo_simplerl.model.shards import export
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.build import bad_updates, build_learner, hf_config_of_run, tokenizer_of
 from nemo_simplerl.trainer.guard.finite import forget_bad_updates
+from nemo_simplerl.trainer.guard.stop import Stopping
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.minibatches import mini_batches
 from nemo_simplerl.trainer.prepare import model_folder
@@ -30,10 +32,25 @@ from nemo_simplerl.trainer.warm_start_log import WarmStartLog
 from nemo_simplerl.trainer.warm_start_saves import WarmStartSaves
 
 
-def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None], wandb: WandbLog | None = None) -> str:
+class StoppedEarly(Stopping):
+    """The ranks have agreed to stop after `update` updates of the warm start, which are saved."""
+
+    def __init__(self, update: int, reason: str):
+        super().__init__(reason)
+        self.update = update
+
+
+def warm_start(
+    config: Config,
+    mesh: Mesh,
+    say: Callable[[str], None],
+    wandb: WandbLog | None = None,
+    safe_point: Callable[[], None] = lambda: None,
+) -> str:
     """Train model.path on data.sft_path and save the result at sft.output; returns that folder. Collective.
 
-    wandb: on rank 0, where trainer.wandb is enabled. A folder that is complete is used as it is; a warm start that was
+    wandb: on rank 0, where trainer.wandb is enabled. safe_point: called after every update; where it raises Stopping,
+    what is done is saved, and StoppedEarly raised. A folder that is complete is used as it is; a warm start that was
     broken off goes on from its last checkpoint. Raises ValueError for rows that cannot be used.
     """
     output, sft = config.sft.output, config.sft
@@ -41,6 +58,8 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None], wandb: Wa
     if (Path(output) / "config.json").is_file():
         say(f"warm start: {output} is there already")
         return output
+    if os.path.lexists(output):
+        raise ValueError(f"sft.output={output} exists and holds no model. Remove it, or choose another name.")
     tokenizer = tokenizer_of(config)
     examples, report = load_sft(
         config.data.sft_path,
@@ -87,6 +106,12 @@ def warm_start(config: Config, mesh: Mesh, say: Callable[[str], None], wandb: Wa
                     metrics |= held_out.measure(update)
                 log.update(update, metrics)
                 saves.after(update)
+                if update < total:
+                    try:
+                        safe_point()
+                    except Stopping as asked:
+                        saves.leave(update)
+                        raise StoppedEarly(update, str(asked)) from asked
         export(Path(output), learner.gpt, hf, model_folder(config), mesh)
         saves.forget()
     return output

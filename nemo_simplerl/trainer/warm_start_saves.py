@@ -15,6 +15,7 @@ from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.prepare import model_folder
 from nemo_simplerl.trainer.saving import checkpoint
 from nemo_simplerl.trainer.saving.manifest import Manifest, versions
+from nemo_simplerl.trainer.saving.place import Place
 from nemo_simplerl.trainer.saving.saver import Saver
 
 # Of the keys that decide a run's weights, those that decide the warm start's.
@@ -62,6 +63,13 @@ class WarmStartSaves:
             self._saver.settle(wait_for_it=False)
         if is_due:
             self._saver.save(self._learners, self._manifest(update))
+
+    def leave(self, update: int) -> None:
+        """Save after `update` in any case. Collective. Raises RuntimeError where the save fails."""
+        self._saver.settle(wait_for_it=True)
+        if self._saver.saved != Place(update):
+            self._saver.save(self._learners, self._manifest(update))
+            self._saver.finish()
 
     def forget(self) -> None:
         """Remove the folder. Collective."""

@@ -115,6 +115,13 @@ def test_long_prompts_are_left_out_by_the_tokens_of_the_template(tmp_path):
     ]
 
 
+def test_of_copies_the_first_that_can_be_used_stays(tmp_path):
+    rows = [{"question": "Same?", "answer": answer, "id": id_} for id_, answer in (("a", ""), ("b", "1"), ("c", "1"))]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    found = _reported(tmp_path, tmp_path / "a.json", "--drop-duplicates", "identical")
+    assert {drop["id"]: drop["reason"] for drop in found["dropped"]} == {"a": "no gold answer", "c": "identical to b"}
+
+
 def test_golds_that_the_grader_does_not_accept_of_themselves_are_named(tmp_path):
     rows = [{"question": "q", "answer": "1/2"}, {"question": "r", "answer": "} and {"}]
     (tmp_path / "a.json").write_text(json.dumps(rows))

@@ -115,6 +115,25 @@ def test_a_call_that_was_broken_off_goes_on_with_what_is_missing(problems):
     assert {row["source"] for row in rows} == {"teacher"}
 
 
+def test_answers_count_for_the_question_and_the_settings_that_they_were_asked_for(problems, capsys):
+    with endpoint(lambda question, seed, nth: (200, _right(question), {})) as (url, asked):
+        assert _distill(problems, url, "--samples", "1")[0] == 0
+        problems.write_text(problems.read_text().split("\n", 1)[1])  # each id is the next one's now
+        status, rows = _distill(problems, url, "--samples", "1")
+        assert sum(asked.values()) == 12
+        assert (status, [row["id"] for row in rows]) == (0, [f"row-{i}/0" for i in range(11)])
+        assert all(row["response"] == _right(row["question"]) for row in rows)
+        assert "1 samples in" in capsys.readouterr().out
+        _distill(problems, url, "--samples", "1", "--temperature", "0.1")
+    assert sum(asked.values()) == 12 + 11
+
+
+def test_ids_of_several_problems_are_refused(problems, capsys):
+    problems.write_text('{"id": "a", "question": "1 + 1?", "answer": "2"}\n' * 2)
+    assert _distill(problems, "http://localhost:1") == (2, None)
+    assert "1 ids stand for several problems, such as 'a'" in capsys.readouterr().err
+
+
 def test_a_reply_that_takes_too_long_is_asked_for_again(problems):
     def reply(question, seed, nth):
         return 200, _right(question), {"Sleep": "3" if nth == 1 and question == PROBLEMS[3].question else "0"}
@@ -131,6 +150,14 @@ def test_an_endpoint_that_never_works_is_left_after_a_few_requests(problems, cap
     assert (status, rows) == (1, [])
     assert sum(asked.values()) < 20
     assert "answered 403: forbidden" in capsys.readouterr().err
+
+
+def test_answers_of_before_do_not_make_a_dead_endpoint_look_alive(problems, capsys):
+    with endpoint(lambda question, seed, nth: (200, _right(question), {})) as (url, _):
+        assert _distill(problems, url, "--samples", "4")[0] == 0
+    with endpoint(lambda question, seed, nth: (403, "forbidden", {})) as (url, asked):
+        assert _distill(problems, url, "--samples", "50")[0] == 1
+    assert sum(asked.values()) < 20
 
 
 def test_only_right_whole_and_different_responses_are_kept():

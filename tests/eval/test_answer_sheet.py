@@ -145,12 +145,17 @@ def test_benchmarks_may_be_added_to_a_folder_and_their_files_may_not_change(tmp_
 @pytest.mark.slow
 def test_answers_to_another_file_are_not_taken_for_answers_to_this_one(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data/aime24.jsonl").write_text('{"question": "What is 2 + 2?", "answer": "4"}\n' * 2)
     asked = (tmp_path / "data", tmp_path / "out", "--limit", "2")
     assert run_ranks(_evaluate, 1, *asked) == [0]
+    assert run_ranks(_evaluate, 1, *asked, "--benchmarks", "aime24") == [0]
+    assert list(json.loads((tmp_path / "out/results.json").read_text())["benchmarks"]) == ["aime24", "gsm8k"]
     file = tmp_path / "data/gsm8k.jsonl"
     file.write_text(file.read_text().replace("#### 1", "#### 2", 1))
     ((status, told),) = run_ranks(_refusal, 1, *asked)
     assert status == 2 and "gsm8k_problems_xxh3 was" in told
+    ((status, told),) = run_ranks(_refusal, 1, *asked, "--benchmarks", "aime24", "rollout.stop_token_ids=[7]")
+    assert status == 2 and "stop_token_ids was" in told
 
 
 def _refusal(folder, out, *options):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from nemo_simplerl.config.load import load
-from nemo_simplerl.trainer.start import join_world
+from nemo_simplerl.trainer.start import join_world, start_training
 from nemo_simplerl.trainer.warm_start import warm_start
 from ranks import run_ranks
-from small_run import SMALL, few_problems
+from small_run import SMALL, books, few_problems, train_here
 
 
 class BrokenOff(Exception):
@@ -69,9 +69,34 @@ def test_a_warm_start_goes_on_where_it_was_broken_off_and_ends_with_the_same_wei
     assert not (broken / "sft.checkpoints").exists()
 
 
+def _trained_to_its_end(overrides: list[str]) -> bool:
+    return start_training(load(overrides, world_size=int(os.environ["WORLD_SIZE"])))
+
+
+def test_a_run_that_is_stopped_in_its_warm_start_saves_and_goes_on_to_the_same_end(tmp_path):
+    data = few_problems(tmp_path)
+    whole, stopped = (_overrides(tmp_path / name, data, "trainer.max_steps=1") for name in ("whole", "stopped"))
+    assert run_ranks(_trained_to_its_end, 2, whole) == [True, True]
+    assert run_ranks(_trained_to_its_end, 2, [*stopped, "trainer.max_time=00:00:00:01"]) == [False, False]
+    told = json.loads((tmp_path / "stopped/stopped.json").read_text())
+    assert told["step"] == 0 and told["updates_in_step"] >= 1 and "max_time" in told["reason"]
+    assert (tmp_path / f"stopped/sft.checkpoints/step_{told['updates_in_step']:06d}").is_dir()
+    assert run_ranks(_trained_to_its_end, 2, stopped) == [True, True]
+    assert not (tmp_path / "stopped/stopped.json").exists()
+    assert _books(tmp_path / "stopped") == _books(tmp_path / "whole")
+    assert books(tmp_path / "stopped") == books(tmp_path / "whole")
+
+
 def test_a_checkpoint_of_other_settings_is_left_out(tmp_path):
     data = few_problems(tmp_path)
     run_ranks(_warm_start, 1, _overrides(tmp_path / "run", data), "warm start: update 6/")
     changed = _overrides(tmp_path / "run", data, "sft.optim.lr=1e-4")
     ((said, done),) = run_ranks(_warm_start, 1, changed, "")
     assert done and any("begun with other settings and is left out" in text for text in said)
+
+
+def test_a_folder_in_the_place_of_the_result_is_refused_before_the_work(tmp_path):
+    data = few_problems(tmp_path)
+    (tmp_path / "sft").mkdir()
+    with pytest.raises(AssertionError, match=r"sft exists and holds no model\. Remove it"):
+        run_ranks(train_here, 1, _overrides(tmp_path, data))
