@@ -39,8 +39,11 @@ def answers_to(
 ) -> list[dict[str, Any]]:
     """Those of a record's rows that answer these problems under these settings, with the ids that the problems have
     now. A row's `asked` is its fingerprint."""
-    id_of = {fingerprint(problem, settings): problem.id for problem in problems}
-    return [{**row, "id": id_of[row["asked"]]} for row in rows if row.get("asked") in id_of]
+    ids_of: dict[str, list[str]] = {}  # questions may be there twice
+    for problem in problems:
+        ids_of.setdefault(fingerprint(problem, settings), []).append(problem.id)
+    known = [(row, ids_of[row["asked"]]) for row in rows if row.get("asked") in ids_of]
+    return [{**row, "id": row["id"] if row["id"] in ids else ids[0]} for row, ids in known]
 
 
 def require_different_ids(problems: Sequence[Problem]) -> None:

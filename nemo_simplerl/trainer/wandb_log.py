@@ -12,6 +12,7 @@ from typing import Any
 
 from nemo_simplerl.config.schema import WandbConfig
 from nemo_simplerl.files import atomic_write
+from nemo_simplerl.trainer.guard.stop import Stopping
 
 ID_FILE = "wandb_id"
 COLUMNS = ("id", "prompt", "response", "gold", "verdict", "reward", "length", "finish_reason")
@@ -52,7 +53,8 @@ class WandbLog:
 
     def close(self) -> None:
         """Send what is left, and say how much failed."""
-        exit_code = 0 if sys.exc_info()[0] is None else 1
+        error = sys.exc_info()[1]
+        exit_code = 0 if error is None or isinstance(error, Stopping) else 1
         if self._run is not None:
             self._try(lambda: self._run.finish(exit_code=exit_code))
         if self.failures:

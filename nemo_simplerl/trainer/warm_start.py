@@ -90,7 +90,7 @@ def warm_start(
     )
     hf = hf_config_of_run(config)
     with (
-        closing(WarmStartSaves(config, learner, mesh, say)) as saves,
+        closing(WarmStartSaves(config, learner, examples, mesh, say)) as saves,
         closing(WarmStartEval(config, learner, tokenizer, say)) as held_out,
     ):
         done = saves.resume()

@@ -51,6 +51,7 @@ class WarmStartEval:
             self._grader = self._opened.enter_context(closing(build_grader(config.reward, say)))
             engine = build_engine(config, str(model_folder(config)), mesh, tokenizer)
             self._engine = self._opened.enter_context(closing(engine))
+            self._engine.sleep()  # updates may come first
 
     def is_due(self, update: int, last: int) -> bool:
         """After `update` updates of `last`."""

@@ -1,14 +1,17 @@
 """Checkpoints of the warm start: killed, it goes on in any layout, and ends with the weights it would have had."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 import xxhash
 
 from nemo_simplerl.config.run_dir import deciding
 from nemo_simplerl.config.schema import Config
+from nemo_simplerl.data.sft import SftExample
+from nemo_simplerl.model.source import fingerprint, open_source
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.learner import Learner
@@ -28,12 +31,19 @@ class WarmStartSaves:
     All ranks call alike.
     """
 
-    def __init__(self, config: Config, learner: Learner, mesh: Mesh, say: Callable[[str], None]):
+    def __init__(
+        self,
+        config: Config,
+        learner: Learner,
+        examples: Sequence[SftExample],
+        mesh: Mesh,
+        say: Callable[[str], None],
+    ):
         output = Path(str(config.sft.output))
         self.folder = output.with_name(f"{output.name}.checkpoints")
         self._learners, self._mesh, self._say, self._every = {"actor": learner}, mesh, say, config.sft.save_every
         asked = [(key, value) for key, value in deciding(config).items() if key.startswith(_KEYS)]
-        self._digest = xxhash.xxh3_64_hexdigest(repr(sorted(asked)).encode())
+        self._digest = _digest(repr(sorted(asked)), fingerprint(open_source(config.model.path)), examples)
         self._saver = Saver(
             self.folder,
             mesh,
@@ -95,3 +105,12 @@ class WarmStartSaves:
             config_xxh3=self._digest,
             files={},
         )
+
+
+def _digest(settings: str, origin: str, examples: Sequence[SftExample]) -> str:
+    """Of what decides the weights: files may be others under their old names."""
+    hasher = xxhash.xxh3_64(f"{settings} {origin}".encode())
+    for example in examples:
+        for ids in (example.prompt_ids, example.response_ids):
+            hasher.update(np.array([len(ids), *ids], dtype=np.int64))
+    return hasher.hexdigest()

@@ -128,6 +128,14 @@ def test_answers_count_for_the_question_and_the_settings_that_they_were_asked_fo
     assert sum(asked.values()) == 12 + 11
 
 
+def test_a_question_that_is_there_twice_is_asked_for_twice_and_no_more(problems):
+    problems.write_text(problems.read_text() + problems.read_text().splitlines(keepends=True)[0])
+    with endpoint(lambda question, seed, nth: (200, _right(question), {})) as (url, asked):
+        for _ in range(2):
+            status, rows = _distill(problems, url, "--samples", "1")
+            assert (status, len(rows), sum(asked.values())) == (0, 13, 13)
+
+
 def test_ids_of_several_problems_are_refused(problems, capsys):
     problems.write_text('{"id": "a", "question": "1 + 1?", "answer": "2"}\n' * 2)
     assert _distill(problems, "http://localhost:1") == (2, None)

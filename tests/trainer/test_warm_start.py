@@ -87,11 +87,15 @@ def test_a_run_that_is_stopped_in_its_warm_start_saves_and_goes_on_to_the_same_e
     assert books(tmp_path / "stopped") == books(tmp_path / "whole")
 
 
-def test_a_checkpoint_of_other_settings_is_left_out(tmp_path):
+@pytest.mark.parametrize("changed", ["settings", "examples"])
+def test_a_checkpoint_of_other_settings_or_examples_is_left_out(tmp_path, changed):
     data = few_problems(tmp_path)
     run_ranks(_warm_start, 1, _overrides(tmp_path / "run", data), "warm start: update 6/")
-    changed = _overrides(tmp_path / "run", data, "sft.optim.lr=1e-4")
-    ((said, done),) = run_ranks(_warm_start, 1, changed, "")
+    more = ["sft.optim.lr=1e-4"] if changed == "settings" else []
+    if changed == "examples":
+        lines = (tmp_path / "sft.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "sft.jsonl").write_text("".join(lines[1:] + lines[:1]))
+    ((said, done),) = run_ranks(_warm_start, 1, _overrides(tmp_path / "run", data, *more), "")
     assert done and any("begun with other settings and is left out" in text for text in said)
 
 
