@@ -1,5 +1,6 @@
 """The page served while a run goes on."""
 
+import functools
 import http.client
 import os
 import signal
@@ -83,7 +84,10 @@ def test_nothing_answers_after_the_end(tmp_path):
 def test_the_command_serves_a_run_until_it_is_interrupted(tmp_path):
     run = write_run(tmp_path / "run", steps=2)
     command = [sys.executable, "-m", "nemo_simplerl", "report", str(run), "--follow"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell has what it puts in the background ignore SIGINT, tests too, and with them what they start.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, preexec_fn=heed, **pipes) as process:
         try:
             url = process.stdout.readline().split()[0]
             with urllib.request.urlopen(url, timeout=30) as answer:
