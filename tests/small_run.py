@@ -67,3 +67,10 @@ def assert_same_state(one: Path, other: Path) -> None:
         assert states[0].keys() == states[1].keys() and states[0]
         for key in states[0]:
             assert torch.equal(states[0][key].read(), states[1][key].read()), (role, key)
+
+
+def leave_bad_updates(run_dir: Path, *names: str) -> None:
+    """As rank 0 leaves them, without their content."""
+    (run_dir / "bad_updates").mkdir(exist_ok=True)
+    for name in names:
+        (run_dir / f"bad_updates/{name}_rank0.pt").touch()

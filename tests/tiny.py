@@ -166,18 +166,8 @@ def scripted_roles(folder: str, actor_changes: dict, algo_changes: dict) -> Iter
     timer = PhaseTimer()
     hf = read_hf_config(folder)
     grader = RewardPool(1, timeout_s=20.0, memory_limit_mb=1024)
-    learner, critic = (
-        build_learner(
-            config,
-            folder,
-            optim,
-            mesh,
-            total_updates=8,
-            is_critic=is_critic,
-            offload_adam_states=config.actor.offload_adam_states,
-        )
-        for is_critic in (False, True)
-    )
+    learner = build_learner(config, folder, optim, mesh, total_updates=8)
+    critic = build_learner(config, folder, optim, mesh, total_updates=8, is_critic=True)
     sampling = SamplingParams(n=2, max_tokens=12, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=(0,))
     yield Roles(
         config=config,

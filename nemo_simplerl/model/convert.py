@@ -80,7 +80,7 @@ def appearing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
+        remove(partial)
         yield partial
         for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
             _sync(file)
@@ -89,7 +89,7 @@ def appearing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise ValueError(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 def small_files_of(
@@ -193,7 +193,8 @@ def _cast(spec: Spec, dtype: torch.dtype | None) -> Spec:
     return spec if dtype is None else Spec(spec.name, spec.shape, dtype)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file, a folder with all in it, or a link and not what it points to; nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -79,6 +79,7 @@ def transformer_config(
     kernels: see `kernel_options`; None fuses and quantises nothing.
     """
     heads, family = heads_of(hf), family_of(hf)
+    fuses = on_gpu and _can_compile()
     return TransformerConfig(
         num_layers=hf["num_hidden_layers"],
         hidden_size=hf["hidden_size"],
@@ -117,8 +118,8 @@ def transformer_config(
         calculate_per_token_loss=True,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        bias_activation_fusion=on_gpu and _can_compile(),
-        bias_dropout_fusion=on_gpu and _can_compile(),
+        bias_activation_fusion=fuses,
+        bias_dropout_fusion=fuses,
         deterministic_mode=deterministic and on_gpu,
         transformer_impl="transformer_engine" if transformer_engine else "local",
         **(kernels or {}),

@@ -1,6 +1,5 @@
 """A run: its roles, its prompts, its step count and its books. What loop.train calls between steps."""
 
-import shutil
 import time
 from dataclasses import dataclass, field
 from itertools import product
@@ -12,7 +11,7 @@ from nemo_simplerl.config.load import to_yaml
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import StepSampler
-from nemo_simplerl.model.convert import Target, convert
+from nemo_simplerl.model.convert import Target, convert, remove
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.trainer.guard.alarms import Alarms
 from nemo_simplerl.trainer.guard.faults import Faults
@@ -134,7 +133,7 @@ class Run:
         for kind, name in product(self.config.trainer.export, self._learners):
             target = Target(kind, run_dir / kind / (f"{name}.nemo" if kind == "nemo" else name))
             if _is_older(target.path, last / MANIFEST):
-                _remove(target.path)  # of an earlier end, which the run was told to go beyond
+                remove(target.path)  # of an earlier end, which the run was told to go beyond
             if not target.path.exists():
                 source = open_source(last, "checkpoint", critic=name == "critic")
                 convert(source, target, progress=lambda done, total: None)
@@ -165,8 +164,7 @@ class Run:
             step=place.steps,
             updates_in_step=place.updates,
             weight_version=self.weight_version(place.steps),
-            updates={name: learner.updates for name, learner in self._learners.items()},
-            skipped={name: learner.skipped for name, learner in self._learners.items()},
+            **checkpoint.counts_of(self._learners),
             layout=checkpoint.layout_of(self.roles.mesh),
             evaluation={} if place.updates else self.scores,
             versions=versions(),
@@ -181,10 +179,3 @@ class Run:
 
 def _is_older(path: Path, than: Path) -> bool:
     return path.exists() and path.stat().st_mtime_ns < than.stat().st_mtime_ns
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

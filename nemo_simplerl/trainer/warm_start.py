@@ -61,24 +61,8 @@ def warm_start(
     if os.path.lexists(output):
         raise ValueError(f"sft.output={output} exists and holds no model. Remove it, or choose another name.")
     tokenizer = tokenizer_of(config)
-    examples, report = load_sft(
-        config.data.sft_path,
-        tokenizer,
-        template=config.data.template,
-        trailing_newline=config.data.prompt_trailing_newline,
-        max_tokens=sft.max_tokens,
-        overlong=sft.overlong,
-    )
-    say(
-        f"warm start: {report.num_kept} examples, the longest of {report.longest} tokens (limit {sft.max_tokens}), "
-        f"{report.num_dropped} dropped as too long"
-    )
+    examples = _examples(config, tokenizer, say)
     updates_per_epoch = len(examples) // sft.global_batch_size
-    if updates_per_epoch == 0:
-        raise ValueError(
-            f"{config.data.sft_path} leaves {len(examples)} examples, fewer than sft.global_batch_size="
-            f"{sft.global_batch_size}; lower it or bring more examples."
-        )
     total = sft.epochs * updates_per_epoch
     learner = build_learner(
         config,
@@ -115,6 +99,29 @@ def warm_start(
         export(Path(output), learner.gpt, hf, model_folder(config), mesh)
         saves.forget()
     return output
+
+
+def _examples(config: Config, tokenizer, say: Callable[[str], None]) -> list[SftExample]:
+    """Of data.sft_path. Raises ValueError where they are too few for an update."""
+    sft = config.sft
+    examples, report = load_sft(
+        config.data.sft_path,
+        tokenizer,
+        template=config.data.template,
+        trailing_newline=config.data.prompt_trailing_newline,
+        max_tokens=sft.max_tokens,
+        overlong=sft.overlong,
+    )
+    say(
+        f"warm start: {report.num_kept} examples, the longest of {report.longest} tokens (limit {sft.max_tokens}), "
+        f"{report.num_dropped} dropped as too long"
+    )
+    if len(examples) < sft.global_batch_size:
+        raise ValueError(
+            f"{config.data.sft_path} leaves {len(examples)} examples, fewer than sft.global_batch_size="
+            f"{sft.global_batch_size}; lower it or bring more examples."
+        )
+    return examples
 
 
 def _examples_of(

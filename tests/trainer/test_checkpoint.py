@@ -103,8 +103,7 @@ def _manifest(step: int, learners: dict[str, Learner], mesh: Mesh, score: float 
     return Manifest(
         step=step,
         weight_version=step,
-        updates={role: learner.updates for role, learner in learners.items()},
-        skipped={role: learner.skipped for role, learner in learners.items()},
+        **checkpoint.counts_of(learners),
         layout=checkpoint.layout_of(mesh),
         evaluation={"eval/accuracy": score},
         versions={},

@@ -12,7 +12,7 @@ from nemo_simplerl.trainer.guard.finite import BadUpdates, forget_bad_updates, r
 from nemo_simplerl.trainer.learner import Learner
 from nemo_simplerl.trainer.metrics import update_metrics
 from ranks import run_ranks
-from small_run import SMALL, few_problems, train_here
+from small_run import SMALL, few_problems, leave_bad_updates, train_here
 from tiny import save_hf_model, scripted_roles
 
 LAYOUTS = {
@@ -134,9 +134,7 @@ def test_the_first_update_of_a_step_may_be_the_bad_one(model):
 
 def test_bad_updates_of_a_history_that_was_left_are_forgotten(tmp_path):
     names = ["step_000003_actor_1", "step_000004_critic_2", "step_000005_actor_1", "step_000009_sft_1"]
-    (tmp_path / "bad_updates").mkdir()
-    for name in names:
-        (tmp_path / f"bad_updates/{name}_rank0.pt").touch()
+    leave_bad_updates(tmp_path, *names)
     forget_bad_updates(tmp_path, ("actor", "critic"), after=4)
     assert sorted(path.name.removesuffix("_rank0.pt") for path in (tmp_path / "bad_updates").iterdir()) == [
         *names[:2],

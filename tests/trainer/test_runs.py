@@ -18,7 +18,7 @@ from nemo_simplerl.model.source import open_source
 from nemo_simplerl.model.verify import different_tensors
 from nemo_simplerl.trainer.start import start_training
 from ranks import run_ranks
-from small_run import SMALL, assert_same_state, books, train_here
+from small_run import SMALL, assert_same_state, books, leave_bad_updates, train_here
 
 FORWARD = "forward_micro_batch_size"
 BF16 = ["model.precision=bf16", "algo.ratio_tolerance=null"]
@@ -122,7 +122,12 @@ def test_a_run_that_is_told_to_go_on_beyond_its_end_exports_and_sums_up_anew(tmp
     beyond = ["trainer.max_steps=2", "trainer.resume_allow=[trainer.max_steps]"]
     _train(run_dir, data, *beyond, "trainer.stop_after_step=1")
     assert not (run_dir / "summary.json").exists()
+    (run_dir / "hf/actor").rename(tmp_path / "kept")
+    (run_dir / "hf/actor").symlink_to(tmp_path / "kept")
+    leave_bad_updates(run_dir, "step_000001_actor_1", "step_000002_critic_1")
     _train(run_dir, data, *beyond)
+    assert [path.name for path in (run_dir / "bad_updates").iterdir()] == ["step_000001_actor_1_rank0.pt"]
+    assert not (run_dir / "hf/actor").is_symlink() and (tmp_path / "kept/model.safetensors").exists()
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 2
     exported, trained = (open_source(run_dir / place) for place in ("hf/actor", "checkpoints/step_000002"))
     assert different_tensors(exported, trained, None) == []

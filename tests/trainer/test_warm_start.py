@@ -10,7 +10,7 @@ from nemo_simplerl.config.load import load
 from nemo_simplerl.trainer.start import join_world, start_training
 from nemo_simplerl.trainer.warm_start import warm_start
 from ranks import run_ranks
-from small_run import SMALL, books, few_problems, train_here
+from small_run import SMALL, books, few_problems, leave_bad_updates, train_here
 
 
 class BrokenOff(Exception):
@@ -81,7 +81,9 @@ def test_a_run_that_is_stopped_in_its_warm_start_saves_and_goes_on_to_the_same_e
     told = json.loads((tmp_path / "stopped/stopped.json").read_text())
     assert told["step"] == 0 and told["updates_in_step"] >= 1 and "max_time" in told["reason"]
     assert (tmp_path / f"stopped/sft.checkpoints/step_{told['updates_in_step']:06d}").is_dir()
+    leave_bad_updates(tmp_path / "stopped", "step_000011_sft_1")
     assert run_ranks(_trained_to_its_end, 2, stopped) == [True, True]
+    assert list((tmp_path / "stopped/bad_updates").iterdir()) == []
     assert not (tmp_path / "stopped/stopped.json").exists()
     assert _books(tmp_path / "stopped") == _books(tmp_path / "whole")
     assert books(tmp_path / "stopped") == books(tmp_path / "whole")

@@ -76,6 +76,13 @@ def layout_of(mesh: Mesh) -> dict[str, int]:
     }
 
 
+def counts_of(learners: Mapping[str, Learner]) -> dict[str, dict[str, int]]:
+    """What a manifest says of the learners: `updates` and `skipped`."""
+    return {
+        name: {role: getattr(learner, name) for role, learner in learners.items()} for name in ("updates", "skipped")
+    }
+
+
 def in_words(layout: Mapping[str, int]) -> str:
     tensor, pipeline, data = layout.values()
     return f"TP{tensor} x PP{pipeline} x DP{data}"
