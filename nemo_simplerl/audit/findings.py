@@ -8,7 +8,7 @@ from itertools import islice
 from nemo_simplerl.audit import patterns
 from nemo_simplerl.audit.rows import Row
 from nemo_simplerl.reward.extract import final_answers
-from nemo_simplerl.reward.pool import Grade, Item
+from nemo_simplerl.reward.serving.pool import Grade, Item
 
 # Kind -> what it means, in the order of the report.
 KINDS = {

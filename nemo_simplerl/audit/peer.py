@@ -7,7 +7,7 @@ import importlib.util
 import sys
 
 from nemo_simplerl.reward.grade import Judgement
-from nemo_simplerl.reward.worker import serve
+from nemo_simplerl.reward.serving.worker import serve
 
 COMMAND = (sys.executable, "-m", "nemo_simplerl.audit.peer")
 

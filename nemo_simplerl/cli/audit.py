@@ -12,7 +12,7 @@ from nemo_simplerl.audit import peer
 from nemo_simplerl.audit.findings import ask_again, ask_peer, audit
 from nemo_simplerl.audit.rows import files_of, read_rows
 from nemo_simplerl.audit.table import as_dict, tables
-from nemo_simplerl.reward.pool import RewardPool
+from nemo_simplerl.reward.serving.pool import RewardPool
 
 _WORKERS = min(os.cpu_count() or 1, 8)
 _PLAIN_WIDTH = 160  # where the output is no terminal

@@ -18,7 +18,7 @@ def run(argv: list[str]) -> int:
     # Every tensor is read into fresh memory: huge pages halve what that costs. torch reads this when it is imported,
     # which happens here and not at the top, so that `--help` and a wrong flag answer at once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from nemo_simplerl.model.convert import convert
+    from nemo_simplerl.model.conversion.convert import convert
     from nemo_simplerl.model.source import open_source
 
     try:
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 def _target(args: argparse.Namespace):
     import torch
 
-    from nemo_simplerl.model.convert import Target
+    from nemo_simplerl.model.conversion.convert import Target
 
     if not 0 < args.shard_gb < math.inf:
         raise ValueError(f"--shard-gb must be positive, got {args.shard_gb}.")
@@ -75,7 +75,7 @@ def _tell_about_tokenizer(source, target) -> None:
 
 
 def _verify(source, target) -> int:
-    from nemo_simplerl.model.verify import verify
+    from nemo_simplerl.model.conversion.verify import verify
 
     problems = verify(source, target, say=print)
     for problem in problems:

@@ -74,7 +74,7 @@ def _counter(args: argparse.Namespace):
 
 def _unreachable(problems: Sequence) -> list[str]:
     """Problems whose own gold answer, in a box, the grader does not accept: no response can be right."""
-    from nemo_simplerl.reward.pool import RewardPool
+    from nemo_simplerl.reward.serving.pool import RewardPool
 
     with RewardPool(1, timeout_s=10.0, memory_limit_mb=1024) as pool:
         grades = pool.grade([(problem.answer, rf"\boxed{{{problem.answer}}}") for problem in problems])

@@ -101,7 +101,7 @@ Answers = tuple[list[dict], str, list[str]]  # the samples, who gave them, why r
 
 def _from_endpoint(args: argparse.Namespace, problems: list[Problem]) -> Answers:
     from nemo_simplerl.files import truncate_jsonl
-    from nemo_simplerl.reward.pool import RewardPool
+    from nemo_simplerl.reward.serving.pool import RewardPool
 
     record = args.out.with_name(args.out.name + ".samples")
     settings = {name: getattr(args, name) for name in ("model", "temperature", "top_p", "max_tokens")}
@@ -123,8 +123,8 @@ def _from_model(args: argparse.Namespace, problems: list[Problem]) -> Answers:
     # Values that have no default and that no sampling reads.
     values = ["model.path=none", "data.train_path=none.jsonl", f"reward.num_workers={args.workers}"]
     config = compose([*values, *args.overrides])
-    from nemo_simplerl.trainer.benchmark import Question, configured
-    from nemo_simplerl.trainer.teacher import sample_solutions
+    from nemo_simplerl.trainer.offline.benchmark import Question, configured
+    from nemo_simplerl.trainer.offline.teacher import sample_solutions
 
     ask = Question(
         model=Path(args.model),

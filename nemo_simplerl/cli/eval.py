@@ -19,7 +19,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     # Values that have no default and that no evaluation reads.
     config = compose(["model.path=none", "data.train_path=none.jsonl", *args.overrides])
-    from nemo_simplerl.trainer.benchmark import Question, configured, run_benchmarks
+    from nemo_simplerl.trainer.offline.benchmark import Question, configured, run_benchmarks
 
     ask = Question(
         model=args.model,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 
-from nemo_simplerl.reward.client import TOKEN_VARIABLE
+from nemo_simplerl.reward.serving.client import TOKEN_VARIABLE
 
 
 def run(argv: list[str]) -> int:
@@ -18,8 +18,8 @@ def run(argv: list[str]) -> int:
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
         return _fail("the token must be printable ASCII without spaces, such as `openssl rand -hex 16` prints")
     # After the arguments are known to make sense: FastAPI takes half a second to import.
-    from nemo_simplerl.reward.pool import RewardPool
-    from nemo_simplerl.reward.server import Limits, run_server
+    from nemo_simplerl.reward.serving.pool import RewardPool
+    from nemo_simplerl.reward.serving.server import Limits, run_server
 
     try:
         listener = listen(args.host, args.port)

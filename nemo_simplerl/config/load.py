@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import nemo_simplerl
 from nemo_simplerl.config.build import build, keys_of
-from nemo_simplerl.config.check import check
 from nemo_simplerl.config.errors import ConfigErrors, Findings, suggest
-from nemo_simplerl.config.machine import Machine, check_machine, this_machine
 from nemo_simplerl.config.resolve import resolve
+from nemo_simplerl.config.rules.check import check
+from nemo_simplerl.config.rules.machine import Machine, check_machine, this_machine
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape, decides_shape, read_shape
 

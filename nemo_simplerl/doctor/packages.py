@@ -81,7 +81,7 @@ def is_real_apex() -> bool:
 
 def engine_findings(versions: Mapping[str, str | None]) -> tuple[str, list[str]]:
     """A line on the installed TensorRT-LLM held against the calls that we make, and the problems."""
-    from nemo_simplerl.rollout.contract import CONTRACT, differences, installed_source
+    from nemo_simplerl.rollout.trtllm.contract import CONTRACT, differences, installed_source
 
     source = installed_source()
     if source is None:

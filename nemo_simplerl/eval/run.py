@@ -9,7 +9,7 @@ from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.parallel.waits import waiting
-from nemo_simplerl.reward.pool import Grade
+from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
 

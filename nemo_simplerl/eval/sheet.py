@@ -8,7 +8,7 @@ from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.eval.run import Grader, grade_sharded, responses_of, sample_rows
 from nemo_simplerl.reward.extract import final_answers
-from nemo_simplerl.reward.normalize import normalize_answer
+from nemo_simplerl.reward.parsing.normalize import normalize_answer
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
 

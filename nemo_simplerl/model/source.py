@@ -13,10 +13,11 @@ import torch
 import xxhash
 from torch import Tensor
 
-from nemo_simplerl.model import hf_map, nemo_config, old_layouts, safetensors_io, torch_dist
-from nemo_simplerl.model.archive import Extent, list_files
+from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.families import check_hf_config, family_of
-from nemo_simplerl.model.safetensors_io import Spec
+from nemo_simplerl.model.formats import nemo_config, old_layouts, safetensors_io, torch_dist
+from nemo_simplerl.model.formats.archive import Extent, list_files
+from nemo_simplerl.model.formats.safetensors_io import Spec
 
 Kind = Literal["hf", "nemo", "checkpoint"]
 CONFIG_YAML = "model_config.yaml"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nemo_simplerl.config.load import examine
-from nemo_simplerl.config.machine import Machine
+from nemo_simplerl.config.rules.machine import Machine
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan.layout import Cluster, Layout, layout_of, problems_of_the_cluster, warnings_of, wished_layout
 from nemo_simplerl.plan.memory import Memory, memory

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from nemo_simplerl.reward.equivalence import compare
+from nemo_simplerl.reward.comparing.equivalence import compare
 from nemo_simplerl.reward.extract import final_answers
 
 if TYPE_CHECKING:  # a reward worker starts without building the whole configuration

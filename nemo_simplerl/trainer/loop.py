@@ -13,7 +13,7 @@ from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.eval.run import sample_rows
 from nemo_simplerl.trainer.consistency import consistency_gate, old_logprobs
-from nemo_simplerl.trainer.metrics import advantage_metrics, sample_metrics, update_metrics
+from nemo_simplerl.trainer.logging.metrics import advantage_metrics, sample_metrics, update_metrics
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.run import Run
 

@@ -16,17 +16,17 @@ from nemo_simplerl.data.sampler import even_share, sample_seed
 from nemo_simplerl.eval.run import Evaluation, evaluate, grade_sharded, responses_of
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.reward.grade import reward_of
-from nemo_simplerl.reward.pool import Grade
+from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
 from nemo_simplerl.rollout.refit import verified_refit
-from nemo_simplerl.trainer.actor import Actor
-from nemo_simplerl.trainer.critic import Critic
-from nemo_simplerl.trainer.grader import Grader
 from nemo_simplerl.trainer.guard.finite import require_finite
+from nemo_simplerl.trainer.learners.actor import Actor
+from nemo_simplerl.trainer.learners.critic import Critic
+from nemo_simplerl.trainer.logging.timing import PhaseTimer, timed
 from nemo_simplerl.trainer.saving.record import Key, digest_of
-from nemo_simplerl.trainer.step import StepInHand
-from nemo_simplerl.trainer.timing import PhaseTimer, timed
+from nemo_simplerl.trainer.saving.step import StepInHand
+from nemo_simplerl.trainer.setup.grader import Grader
 
 _EVALUATION_STREAM = 1  # keeps evaluation's sample seeds apart from training's, which count steps
 

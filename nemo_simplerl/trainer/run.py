@@ -11,21 +11,21 @@ from nemo_simplerl.config.load import to_yaml
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import StepSampler
-from nemo_simplerl.model.convert import Target, convert, remove
+from nemo_simplerl.model.conversion.convert import Target, convert, remove
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.trainer.guard.alarms import Alarms
 from nemo_simplerl.trainer.guard.faults import Faults
 from nemo_simplerl.trainer.guard.stop import Stop
-from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.log import RunLog
+from nemo_simplerl.trainer.learners.learner import Learner
+from nemo_simplerl.trainer.logging.log import RunLog
+from nemo_simplerl.trainer.logging.summary import summary_of
+from nemo_simplerl.trainer.logging.timing import host_gb
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.saving import checkpoint
 from nemo_simplerl.trainer.saving.checkpoint import Found
 from nemo_simplerl.trainer.saving.manifest import MANIFEST, Manifest, versions
 from nemo_simplerl.trainer.saving.place import Place
 from nemo_simplerl.trainer.saving.saver import Saver
-from nemo_simplerl.trainer.summary import summary_of
-from nemo_simplerl.trainer.timing import host_gb
 
 CHECKPOINTS = "checkpoints"  # in the run directory
 

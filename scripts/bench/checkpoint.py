@@ -24,9 +24,9 @@ from torch import Tensor
 from transformers import Qwen2Config
 
 from nemo_simplerl.config.load import compose
-from nemo_simplerl.model.provider import build_gpt_model
+from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
-from nemo_simplerl.trainer.learner import Learner
+from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.saving.checkpoint import Retention, find_intact, layout_of
 from nemo_simplerl.trainer.saving.manifest import Manifest
 from nemo_simplerl.trainer.saving.saver import Saver

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from nemo_simplerl.model import hf_map, safetensors_io
+from nemo_simplerl.model import hf_map
+from nemo_simplerl.model.formats import safetensors_io
 from nemo_simplerl.model.source import hf_specs
 
 SHAPE = {

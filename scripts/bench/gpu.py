@@ -40,16 +40,16 @@ from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.data.batch import Batch, collate
-from nemo_simplerl.model.provider import build_gpt_model, kernel_options, use_transformer_engine
+from nemo_simplerl.model.network.provider import build_gpt_model, kernel_options, use_transformer_engine
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh
 from nemo_simplerl.plan.shapes import PRESETS, attention_width, qkv_width
 from nemo_simplerl.rollout.base import Completion, SamplingParams
-from nemo_simplerl.rollout.hf import HfEngine
+from nemo_simplerl.rollout.hf.hf import HfEngine
 from nemo_simplerl.rollout.refit import verified_refit
-from nemo_simplerl.trainer.actor import Actor
 from nemo_simplerl.trainer.build import mesh_of
-from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.timing import PhaseTimer
+from nemo_simplerl.trainer.learners.actor import Actor
+from nemo_simplerl.trainer.learners.learner import Learner
+from nemo_simplerl.trainer.logging.timing import PhaseTimer
 
 PEAKS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}  # FLOP/s by the device's name
 MODELS = {

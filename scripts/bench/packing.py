@@ -23,13 +23,13 @@ import torch
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.schema import Config, CreateConfig
 from nemo_simplerl.data.batch import Batch, collate
-from nemo_simplerl.model.provider import read_hf_config
+from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.parallel.mesh import destroy_mesh
-from nemo_simplerl.trainer.actor import Actor
 from nemo_simplerl.trainer.build import build_learner, mesh_of
-from nemo_simplerl.trainer.critic import Critic
-from nemo_simplerl.trainer.prepare import create_model
-from nemo_simplerl.trainer.timing import PhaseTimer
+from nemo_simplerl.trainer.learners.actor import Actor
+from nemo_simplerl.trainer.learners.critic import Critic
+from nemo_simplerl.trainer.logging.timing import PhaseTimer
+from nemo_simplerl.trainer.setup.prepare import create_model
 
 MODEL = CreateConfig(
     hidden_size=128,

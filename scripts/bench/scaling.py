@@ -43,11 +43,11 @@ from packing import MODEL, build, configuration, step
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.rollout.base import Completion, SamplingParams
-from nemo_simplerl.rollout.hf import HfEngine
-from nemo_simplerl.trainer.actor import Actor
+from nemo_simplerl.rollout.hf.hf import HfEngine
 from nemo_simplerl.trainer.build import mesh_of
-from nemo_simplerl.trainer.critic import Critic
-from nemo_simplerl.trainer.prepare import create_model
+from nemo_simplerl.trainer.learners.actor import Actor
+from nemo_simplerl.trainer.learners.critic import Critic
+from nemo_simplerl.trainer.setup.prepare import create_model
 
 SIZES = {"samples": "256,1024,4096", "length": "64,128,256", "vocab": "512,4096,32768"}
 ROW_TOKENS, PROMPT_TOKENS, SAMPLES_PER_PROMPT, BATCH = 2048, (8, 16), 8, 128

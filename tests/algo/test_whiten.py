@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from nemo_simplerl.algo.advantages import masked_moments, whiten
 from nemo_simplerl.algo.loss import explained_variance
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 
 def test_whiten_by_hand():

@@ -11,7 +11,7 @@ import pytest
 from nemo_simplerl.audit import peer
 from nemo_simplerl.audit.findings import KINDS, ask_again, ask_peer, audit
 from nemo_simplerl.audit.rows import Row, files_of, read_rows
-from nemo_simplerl.reward.pool import Grade
+from nemo_simplerl.reward.serving.pool import Grade
 
 ROOT = Path(__file__).parents[2]
 

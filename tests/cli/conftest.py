@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from forms import converted, save_critic, save_model
+from support.forms import converted, save_critic, save_model
 
 
 @pytest.fixture(scope="module")

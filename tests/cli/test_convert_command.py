@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from forms import converted, repacked, same_bits, tensors_of
 from nemo_simplerl.cli.convert import run
-from nemo_simplerl.model import convert as conversion
-from nemo_simplerl.model.torch_dist import GlobalTensor
+from nemo_simplerl.model.conversion import convert as conversion
+from nemo_simplerl.model.formats.torch_dist import GlobalTensor
+from support.forms import converted, repacked, same_bits, tensors_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,7 +106,7 @@ def test_an_exception_on_the_way_leaves_nothing(made, tmp_path, monkeypatch, err
 KILLED = """
 import sys, time
 from nemo_simplerl.cli.convert import run
-from nemo_simplerl.model.torch_dist import RankFile
+from nemo_simplerl.model.formats.torch_dist import RankFile
 whole = RankFile.add
 def slow(self, key, *rest):
     if "final_layernorm" in key:

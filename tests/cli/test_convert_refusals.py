@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from forms import converted, repacked, tensors_of, write_tar
 from nemo_simplerl.cli.convert import run
+from support.forms import converted, repacked, tensors_of, write_tar
 
 METADATA, DISTCP, YAML = "model_weights/.metadata", "model_weights/__0_0.distcp", "model_config.yaml"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nemo_simplerl.config.check import check
 from nemo_simplerl.config.load import choices, compose, conf_dir, from_yaml, load, to_dict, to_yaml
+from nemo_simplerl.config.rules.check import check
 from nemo_simplerl.config.shape import ModelShape, read_shape
 
 ZERO_7B = "simplerl_zero_qwen2.5_math_7b"

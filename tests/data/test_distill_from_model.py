@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_simplerl.cli.distill import run
 from nemo_simplerl.config.schema import CreateConfig
-from nemo_simplerl.trainer.prepare import create_model
-from ranks import run_ranks
+from nemo_simplerl.trainer.setup.prepare import create_model
+from support.ranks import run_ranks
 
 NUM_PROBLEMS = 200  # two chunks of every sample
 ANSWER = "\\boxed{7}"

@@ -13,11 +13,11 @@ from nemo_simplerl.data.problems import Problem, Prompt
 from nemo_simplerl.eval.results import averages, summarize
 from nemo_simplerl.eval.sheet import answer_of, answer_sheet
 from nemo_simplerl.reward.grade import judge
-from nemo_simplerl.reward.pool import Grade
+from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion, SamplingParams
-from nemo_simplerl.trainer.benchmark import _other_settings
-from nemo_simplerl.trainer.prepare import create_model
-from ranks import run_ranks
+from nemo_simplerl.trainer.offline.benchmark import _other_settings
+from nemo_simplerl.trainer.setup.prepare import create_model
+from support.ranks import run_ranks
 
 PROMPTS = [Prompt(Problem(f"p{i}", f"{i} + 1 = ?", str(i + 1), None, None), f"{i} + 1 = ?", (i,)) for i in range(10)]
 

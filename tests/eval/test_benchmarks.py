@@ -11,7 +11,7 @@ from nemo_simplerl.eval.seed_results import REPORTED, average
 from nemo_simplerl.eval.sheet import answer_sheet
 from nemo_simplerl.eval.table import comparison_table, reported_table, results_table
 from nemo_simplerl.reward.grade import grade_text
-from nemo_simplerl.reward.pool import RewardPool
+from nemo_simplerl.reward.serving.pool import RewardPool
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "eval"

@@ -10,8 +10,8 @@ import torch
 
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.rollout.refit import bucketed
-from nemo_simplerl.rollout.trtllm import TrtllmEngine
-from tiny import save_hf_model
+from nemo_simplerl.rollout.trtllm.trtllm import TrtllmEngine
+from support.tiny import save_hf_model
 
 VOCAB, MAX_MODEL_LEN = 300, 1200
 

@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_simplerl.model import hf_map
-from nemo_simplerl.model.export import hf_stream
-from nemo_simplerl.model.load import load_weights
-from nemo_simplerl.model.provider import build_gpt_model
-from nemo_simplerl.model.shards import export
+from nemo_simplerl.model.conversion.shards import export
+from nemo_simplerl.model.network.provider import build_gpt_model
+from nemo_simplerl.model.sharding.export import hf_stream
+from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
-from ranks import run_ranks
-from tiny import layout, save_hf_model
+from support.ranks import run_ranks
+from support.tiny import layout, save_hf_model
 
 HF = {
     "model_type": "qwen3",

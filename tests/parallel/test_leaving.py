@@ -1,7 +1,7 @@
 import time
 
 from nemo_simplerl.parallel.mesh import build_mesh, destroy_mesh, leave_together
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 
 def _arrive_and_leave() -> tuple[float, float]:

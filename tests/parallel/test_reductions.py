@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_simplerl.parallel.reductions import all_reduce_metrics, any_rank, gather_objects, of_first_rank
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 
 def test_alone_metrics_become_floats_in_the_order_given():

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_simplerl.parallel.vocab import linear_logprob_entropy
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 # Four ranks of 12 rows: rank 2 holds 5 rows of vocabulary and 7 of padding, rank 3 only padding.
 NUM_TOKENS, HIDDEN, VOCAB, PADDED = 11, 5, 29, 48

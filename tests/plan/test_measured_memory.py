@@ -14,17 +14,17 @@ from torch.profiler import ProfilerActivity, profile
 
 from nemo_simplerl.config.schema import ActorConfig
 from nemo_simplerl.config.shape import ModelShape
-from nemo_simplerl.model import head
-from nemo_simplerl.model.provider import build_gpt_model
-from nemo_simplerl.model.schedule import Rows
+from nemo_simplerl.model.network import head
+from nemo_simplerl.model.network.provider import build_gpt_model
+from nemo_simplerl.model.network.schedule import Rows
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
 from nemo_simplerl.plan.activations import forward_activations, update_activations
 from nemo_simplerl.plan.gpus import gpu
 from nemo_simplerl.plan.layout import Cluster, Layout, Sizes
 from nemo_simplerl.plan.memory import resident
-from nemo_simplerl.trainer.learner import Learner
-from ranks import run_ranks
-from tiny import OPTIM, layout
+from nemo_simplerl.trainer.learners.learner import Learner
+from support.ranks import run_ranks
+from support.tiny import OPTIM, layout
 
 TOLERANCE = 0.15
 SAMPLES, LENGTH = 4, 256

@@ -8,10 +8,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.model.hf_map import num_parameters
-from nemo_simplerl.model.provider import build_gpt_model
+from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.parallel.mesh import build_mesh, destroy_mesh
 from nemo_simplerl.plan.shapes import PRESETS, rank_parameters
-from tiny import layout
+from support.tiny import layout
 
 # As their model cards and safetensors indices say; tied embeddings once.
 PUBLISHED = {

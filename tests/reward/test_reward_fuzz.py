@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nemo_simplerl.reward.equivalence import compare
+from nemo_simplerl.reward.comparing.equivalence import compare
 from nemo_simplerl.reward.grade import SIMPLERL_REWARDS, grade_text
 
 _TEXT = (

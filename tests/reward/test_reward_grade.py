@@ -55,7 +55,8 @@ def test_every_verdict_has_a_reward():
 
 
 def test_the_room_loads_no_torch_and_no_sympy():
-    modules = ("equivalence", "evaluate", "extract", "grade", "parse", "pool", "worker", "worker_process")
+    modules = ("extract", "grade", "parsing.parse", "comparing.equivalence", "comparing.evaluate")
+    modules += ("serving.pool", "serving.worker", "serving.worker_process")
     lines = [f"import nemo_simplerl.reward.{name}" for name in modules]
     lines += [
         "import sys",

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from nemo_simplerl.reward.equivalence import equivalent
+from nemo_simplerl.reward.comparing.equivalence import equivalent
 
 
 def _expression(draw, depth):

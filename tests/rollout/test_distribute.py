@@ -8,10 +8,10 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.distribute import BrokenOff, deal, generate_sharded, pack, unpack
-from nemo_simplerl.rollout.hf import HfEngine
+from nemo_simplerl.rollout.hf.hf import HfEngine
 from nemo_simplerl.rollout.units import units
-from ranks import run_ranks
-from tiny import save_hf_model
+from support.ranks import run_ranks
+from support.tiny import save_hf_model
 
 PARAMS = SamplingParams(n=2, max_tokens=8, temperature=1.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=(3, 50, 90))
 PROMPTS = [[5, 9, 11], [7], [3, 1, 4, 1, 5, 9, 2, 6], [100, 101, 102, 103], [7, 8]]

@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from links import Linked, flipped, on
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.hf import HfEngine
+from nemo_simplerl.rollout.hf.hf import HfEngine
 from nemo_simplerl.rollout.refit import bucketed, copy_and_digest, device_digest, digest, verified_refit
-from tiny import ScriptedEngine, save_hf_model
+from support.links import Linked, flipped, on
+from support.tiny import ScriptedEngine, save_hf_model
 
 PARAMS = SamplingParams(n=1, max_tokens=4, temperature=0.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=())
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -10,17 +10,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from links import Linked, flipped, on
-from nemo_simplerl.model.export import hf_buckets
-from nemo_simplerl.model.load import load_weights
-from nemo_simplerl.model.provider import build_gpt_model
+from nemo_simplerl.model.network.provider import build_gpt_model
+from nemo_simplerl.model.sharding.export import hf_buckets
+from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.hf import HfEngine
+from nemo_simplerl.rollout.hf.hf import HfEngine
 from nemo_simplerl.rollout.refit import digest, verified_refit
-from ranks import run_ranks
-from tiny import layout, save_hf_model
+from support.links import Linked, flipped, on
+from support.ranks import run_ranks
+from support.tiny import layout, save_hf_model
 
 BUCKET_BYTES = 100_000
 PARAMS = SamplingParams(n=1, max_tokens=4, temperature=0.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from debian import PATH, provide
 
-from ports import free_port
+from support.ports import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 # cred_expire: a job that is queued again waits until its old credentials have expired, two minutes by default.

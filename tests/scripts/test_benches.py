@@ -10,7 +10,7 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 BENCHES = Path(__file__).parents[2] / "scripts/bench"
 

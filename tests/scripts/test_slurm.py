@@ -11,11 +11,11 @@ from debian import Unavailable
 from slurm_cluster import Cluster, cluster
 
 from nemo_simplerl.config.schema import CreateConfig
+from nemo_simplerl.model.conversion.verify import different_tensors
 from nemo_simplerl.model.source import open_source
-from nemo_simplerl.model.verify import different_tensors
-from nemo_simplerl.trainer.prepare import create_model
-from ports import free_port
-from small_run import SMALL, books, few_problems
+from nemo_simplerl.trainer.setup.prepare import create_model
+from support.ports import free_port
+from support.small_run import SMALL, books, few_problems
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [*SMALL, "trainer.max_steps=3", "trainer.eval_every=0", "actor.tensor_model_parallel_size=2"]

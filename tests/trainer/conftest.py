@@ -1,6 +1,6 @@
 import pytest
 
-from small_run import few_problems
+from support.small_run import few_problems
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import torch
 from nemo_simplerl.config.load import compose, to_yaml
 from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.data.problems import Problem, Prompt
-from nemo_simplerl.rollout.hf import HfEngine
+from nemo_simplerl.rollout.hf.hf import HfEngine
 from nemo_simplerl.trainer.consistency import consistency_gate
 from nemo_simplerl.trainer.loop import ppo_step
 from nemo_simplerl.trainer.roles import Roles
-from ranks import run_ranks
-from tiny import ScriptedEngine, save_hf_model, scripted_roles
+from support.ranks import run_ranks
+from support.tiny import ScriptedEngine, save_hf_model, scripted_roles
 
 PROMPTS = [Prompt(Problem(str(i), "", "1", None, None), "", tuple(range(3, 8 + i))) for i in range(4)]
 ONE_UPDATE = {"global_batch_size": 8, "micro_batch_size": 2}

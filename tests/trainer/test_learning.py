@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_simplerl.data.rows import write_rows
-from small_run import SMALL
+from support.small_run import SMALL
 
 ROOT = Path(__file__).parents[2]
 SIZES = [

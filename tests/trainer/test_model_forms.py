@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from nemo_simplerl.model.convert import Target, convert
+from nemo_simplerl.model.conversion.convert import Target, convert
+from nemo_simplerl.model.conversion.verify import different_tensors
 from nemo_simplerl.model.source import open_source
-from nemo_simplerl.model.verify import different_tensors
-from ranks import run_ranks
-from small_run import SMALL, books, train_here
+from support.ranks import run_ranks
+from support.small_run import SMALL, books, train_here
 
 
 def _train(run_dir: Path, *overrides: str, world_size: int = 1) -> None:

@@ -3,10 +3,10 @@
 import pytest
 from test_consistency_gate import PROMPTS, GuessingEngine, _set, _use
 
-from nemo_simplerl.rollout.hf import HfEngine
+from nemo_simplerl.rollout.hf.hf import HfEngine
 from nemo_simplerl.trainer.loop import ppo_step
-from ranks import run_ranks
-from tiny import save_hf_model, scripted_roles
+from support.ranks import run_ranks
+from support.tiny import save_hf_model, scripted_roles
 
 ENGINE = {"old_logprobs": "engine", "ratio_tolerance": 1e-4}
 HALF = {"global_batch_size": 4, "micro_batch_size": 2}  # two updates of the eight samples

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nemo_simplerl.model import head
-from nemo_simplerl.model.schedule import Rows
+from nemo_simplerl.model.network import head
+from nemo_simplerl.model.network.schedule import Rows
 from nemo_simplerl.parallel.mesh import destroy_mesh, leave_together
 from nemo_simplerl.trainer.build import build_learner, mesh_of
-from ranks import run_ranks
-from small_run import SMALL, train_here
-from tiny import save_hf_model, small_config
+from support.ranks import run_ranks
+from support.small_run import SMALL, train_here
+from support.tiny import save_hf_model, small_config
 
 pytestmark = pytest.mark.gpu
 HAS_TRANSFORMER_ENGINE = importlib.util.find_spec("transformer_engine") is not None

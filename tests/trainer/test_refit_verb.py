@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from nemo_simplerl.config.load import compose
+from nemo_simplerl.trainer.logging.timing import PhaseTimer
 from nemo_simplerl.trainer.roles import Roles
-from nemo_simplerl.trainer.timing import PhaseTimer
-from tiny import ScriptedEngine
+from support.tiny import ScriptedEngine
 
 WEIGHTS = [("a", torch.arange(6.0)), ("b", torch.ones(2**18))]
 

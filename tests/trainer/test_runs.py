@@ -14,11 +14,11 @@ from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import load
 from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.data.tokenizer import build_tokenizer
+from nemo_simplerl.model.conversion.verify import different_tensors
 from nemo_simplerl.model.source import open_source
-from nemo_simplerl.model.verify import different_tensors
 from nemo_simplerl.trainer.start import start_training
-from ranks import run_ranks
-from small_run import SMALL, assert_same_state, books, leave_bad_updates, train_here
+from support.ranks import run_ranks
+from support.small_run import SMALL, assert_same_state, books, leave_bad_updates, train_here
 
 FORWARD = "forward_micro_batch_size"
 BF16 = ["model.precision=bf16", "algo.ratio_tolerance=null"]

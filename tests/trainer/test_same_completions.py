@@ -7,8 +7,8 @@ import pytest
 
 from nemo_simplerl.config.load import load
 from nemo_simplerl.trainer.start import join_world, open_run
-from ranks import run_ranks
-from small_run import SMALL
+from support.ranks import run_ranks
+from support.small_run import SMALL
 
 LAYOUTS = {
     "TP2": (2, ["actor.tensor_model_parallel_size=2"]),

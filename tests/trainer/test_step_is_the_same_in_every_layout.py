@@ -6,8 +6,8 @@ import pytest
 
 from nemo_simplerl.data.problems import Problem, Prompt
 from nemo_simplerl.trainer.loop import ppo_step
-from ranks import run_ranks
-from tiny import save_hf_model, scripted_roles
+from support.ranks import run_ranks
+from support.tiny import save_hf_model, scripted_roles
 
 LAYOUTS = {
     "TP2": (2, {"tensor_model_parallel_size": 2}),

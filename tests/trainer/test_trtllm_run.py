@@ -12,8 +12,8 @@ from fakes.small_engine import NothingStays
 from nemo_simplerl.config.load import load
 from nemo_simplerl.data.rows import write_rows
 from nemo_simplerl.trainer.start import start_warm_start
-from ranks import run_ranks
-from small_run import SMALL, train_here
+from support.ranks import run_ranks
+from support.small_run import SMALL, train_here
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch.distributed as dist
 
 from nemo_simplerl.files import atomic_write, sync_folder
-from nemo_simplerl.model import torch_dist
-from nemo_simplerl.model.archive import list_files
-from nemo_simplerl.model.load import load_weights
+from nemo_simplerl.model.formats import torch_dist
+from nemo_simplerl.model.formats.archive import list_files
+from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects, of_first_rank
-from nemo_simplerl.trainer.learner import Learner
+from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.saving import optimizer_state
 from nemo_simplerl.trainer.saving.manifest import (
     Manifest,

@@ -15,12 +15,12 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from nemo_simplerl.model import hf_map
-from nemo_simplerl.model.load import layer_offset
+from nemo_simplerl.model.formats.torch_dist import BlockSink, GlobalTensor
+from nemo_simplerl.model.sharding.load import layer_offset
 from nemo_simplerl.model.source import EMBEDDING, HEAD, full_shape, head_mapping
-from nemo_simplerl.model.torch_dist import BlockSink, GlobalTensor
 from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.trainer.learner import Learner
-from nemo_simplerl.trainer.optimizer_parts import (
+from nemo_simplerl.trainer.learners.learner import Learner
+from nemo_simplerl.trainer.learners.optimizer_parts import (
     MOMENTS,
     inner_optimizers,
     is_torch_adam,

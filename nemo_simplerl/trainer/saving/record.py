@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nemo_simplerl.data.batch import Batch
 from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.reward.pool import Grade
+from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion
 from nemo_simplerl.rollout.distribute import pack, unpack
 

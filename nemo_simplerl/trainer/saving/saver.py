@@ -17,14 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_simplerl.model import shards, torch_dist
-from nemo_simplerl.model.provider import read_hf_config
+from nemo_simplerl.model.conversion import shards
+from nemo_simplerl.model.formats import torch_dist
+from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.source import HF_FILES, WEIGHTS
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.parallel.waits import waiting
-from nemo_simplerl.trainer.host_memory import host_places
-from nemo_simplerl.trainer.learner import Learner
+from nemo_simplerl.trainer.learners.host_memory import host_places
+from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.saving import optimizer_state
 from nemo_simplerl.trainer.saving.checkpoint import Retention, commit, drop_old, partial_folder
 from nemo_simplerl.trainer.saving.manifest import FileFacts, HashedFolder, Manifest

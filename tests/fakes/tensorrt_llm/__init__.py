@@ -1,8 +1,8 @@
-"""A CPU double of TensorRT-LLM 1.2: its package layout and signatures as far as rollout/trtllm.py uses them.
+"""A CPU double of TensorRT-LLM 1.2: its package layout and signatures as far as rollout/trtllm/trtllm.py uses them.
 
 A Hugging Face model runs in real Ray worker processes, takes weights as pickled handles of shared memory, and enforces
-what the real engine needs and would punish late, by a crash, a hang or wrong samples. tests/rollout/test_contract.py
-holds its source against the same contract as the real package's.
+what the real engine needs and would punish late, by a crash, a hang or wrong samples.
+tests/rollout/trtllm/test_contract.py holds its source against the same contract as the real package's.
 """
 
 import os

@@ -1,0 +1,160 @@
+"""Rules that look at this machine: its files, packages and GPU. Kept apart so that `check` stays pure."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from nemo_simplerl.config.rules.check import run_rules
+from nemo_simplerl.config.schema import Config
+
+# One of them tells a Hugging Face folder, an unpacked .nemo or a training checkpoint.
+_MODEL_FILES = ("config.json", "model_config.yaml", "manifest.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    has_gpu: bool
+    has_transformer_engine: bool
+    has_wandb: bool = True
+    has_gradient_fusion: bool = True  # Apex's extension
+
+
+def this_machine() -> Machine:
+    """What can be told without importing torch: NVIDIA's device files and the installed packages."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    devices = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()  # dxg: the GPU under WSL
+    return Machine(
+        has_gpu=devices and not hidden,
+        has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
+        has_wandb=importlib.util.find_spec("wandb") is not None,
+        has_gradient_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+    )
+
+
+def check_machine(config: Config, machine: Machine, reported: frozenset[str] = frozenset()) -> list[str]:
+    """Problems of files, packages and devices. Rules that would read a key in `reported` are skipped."""
+    return run_rules(config, reported, [partial(rule, machine=machine) for rule in _RULES])
+
+
+def _transformer_engine_is_there(config: Config, machine: Machine) -> Iterator[str]:
+    if config.model.transformer_engine and not (machine.has_gpu and machine.has_transformer_engine):
+        yield (
+            f"model.transformer_engine=true needs {_lacking(machine)}. "
+            "Set model.transformer_engine=null to use it only where it is there, "
+            "or work in the container image, which has it."
+        )
+
+
+def _kernels_are_there(config: Config, machine: Machine) -> Iterator[str]:
+    model = config.model
+    asked = {"apply_rope_fusion=true": model.apply_rope_fusion, f"fp8={model.fp8}": model.fp8}
+    for setting in (name for name, value in asked.items() if value):
+        if model.transformer_engine is False:
+            yield (
+                f"model.{setting} is a kernel of Transformer Engine, and model.transformer_engine=false. "
+                "Set model.transformer_engine=null, or leave the kernel out."
+            )
+        elif not (machine.has_gpu and machine.has_transformer_engine):
+            yield f"model.{setting} needs {_lacking(machine)}. Leave it at null."
+    if model.gradient_accumulation_fusion and not (machine.has_gpu and machine.has_gradient_fusion):
+        yield (
+            "model.gradient_accumulation_fusion=true needs a GPU and Apex's extension fused_weight_gradient_mlp_cuda, "
+            "and not both are there. Set it to false."
+        )
+
+
+def _wandb_is_there(config: Config, machine: Machine) -> Iterator[str]:
+    if config.trainer.wandb.enabled and not machine.has_wandb:
+        yield (
+            "trainer.wandb.enabled=true needs the package wandb, which is not installed. "
+            'Install it with: pip install "nemo-simplerl[wandb]", or set trainer.wandb.enabled=false.'
+        )
+
+
+def _context_parallel_can_run(config: Config, machine: Machine) -> Iterator[str]:
+    size = config.actor.context_parallel_size
+    if size == 1:
+        return
+    lacks_engine = not (machine.has_gpu and machine.has_transformer_engine)
+    reason = (
+        f"needs {_lacking(machine)}: attention across the ranks of one sequence exists only in Transformer Engine's "
+        "GPU kernels"
+        if lacks_engine
+        else "is not supported yet: the passes of this version do not cut sequences over ranks"
+    )
+    yield f"actor.context_parallel_size={size} {reason}. Set actor.context_parallel_size=1."
+
+
+def _train_file_exists(config: Config, machine: Machine) -> Iterator[str]:
+    yield from _file("data.train_path", config.data.train_path, config)
+
+
+def _eval_file_exists(config: Config, machine: Machine) -> Iterator[str]:
+    if config.data.eval_path is not None:
+        yield from _file("data.eval_path", config.data.eval_path, config)
+
+
+def _sft_file_exists(config: Config, machine: Machine) -> Iterator[str]:
+    if config.sft.output is not None and config.data.sft_path is not None:
+        yield from _file("data.sft_path", config.data.sft_path, config)
+
+
+def _sft_eval_file_exists(config: Config, machine: Machine) -> Iterator[str]:
+    path = config.data.sft_eval_path
+    if config.sft.output is not None and config.sft.eval_every and path is not None and not Path(path).is_file():
+        yield (
+            f"data.sft_eval_path={path!r} is not a file (looked for {Path(path).absolute()}). Give a file of held-out "
+            "demonstrations, or data.sft_eval_path=null."
+        )
+
+
+def _critic_exists(config: Config, machine: Machine) -> Iterator[str]:
+    if config.critic.path is None:
+        return
+    path = Path(config.critic.path)
+    if not path.is_file() and not any((path / name).is_file() for name in _MODEL_FILES):
+        yield (
+            f"critic.path={config.critic.path!r} is no model: no .nemo file, and no folder with one of "
+            f"{', '.join(_MODEL_FILES)}. "
+            "Give a saved critic, or critic.path=null to start from model.path with a fresh value head."
+        )
+
+
+def _tokenizer_exists(config: Config, machine: Machine) -> Iterator[str]:
+    if config.model.tokenizer is not None and not Path(config.model.tokenizer).is_dir():
+        yield (
+            f"model.tokenizer={config.model.tokenizer!r} is not a folder. "
+            "Give a folder with tokenizer.json, or model.tokenizer=null to use the one in model.path."
+        )
+
+
+def _file(key: str, path: str, config: Config) -> Iterator[str]:
+    if not Path(path).is_file() and config.data.generate is None:
+        yield (
+            f"{key}={path!r} is not a file (looked for {Path(path).absolute()}). Give {key}=FILE, or "
+            "data.generate=arithmetic to have arithmetic problems written there."
+        )
+
+
+def _lacking(machine: Machine) -> str:
+    lacking = [] if machine.has_gpu else ["a GPU, and none is visible"]
+    if not machine.has_transformer_engine:
+        lacking.append("the package transformer_engine, which is not installed")
+    return " and ".join(lacking)
+
+
+_RULES = (
+    _transformer_engine_is_there,
+    _kernels_are_there,
+    _wandb_is_there,
+    _context_parallel_can_run,
+    _train_file_exists,
+    _eval_file_exists,
+    _sft_file_exists,
+    _sft_eval_file_exists,
+    _critic_exists,
+    _tokenizer_exists,
+)

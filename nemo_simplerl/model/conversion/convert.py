@@ -1,0 +1,210 @@
+"""Hugging Face folders, `.nemo` archives and training checkpoints turned into one another, a tensor at a time."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nemo_simplerl.model.conversion import nemo_writer
+from nemo_simplerl.model.conversion.nemo_writer import folder_writer
+from nemo_simplerl.model.formats import safetensors_io
+from nemo_simplerl.model.formats.archive import Extent, TarWriter
+from nemo_simplerl.model.formats.nemo_config import nemo_config
+from nemo_simplerl.model.formats.safetensors_io import Spec
+from nemo_simplerl.model.source import Kind, Source, hf_config_of, hf_specs, hf_tensors, tokenizer_files
+
+_OVERHEAD = 1.01  # records, padding, headers
+_SLACK = 32 << 20
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to write. dtype None keeps each tensor's own; `tokenizer` is a folder that replaces the source's files."""
+
+    kind: Kind
+    path: Path
+    dtype: torch.dtype | None = None
+    shard_bytes: int = 4_000_000_000
+    tokenizer: Path | None = None
+
+
+def convert(source: Source, target: Target, progress: Callable[[int, int], None]) -> None:
+    """Write `source` as `target`. It appears under its name when it is complete and on disk, or not at all.
+
+    progress: called with the bytes done and the bytes in all, after each tensor.
+    Raises ValueError, before anything is written, where the target exists, the disk is too small, or the tokenizer
+    does not fit the vocabulary.
+    """
+    small = small_files_of(source, tokenizer=target.tokenizer, dtype=target.dtype)
+    specs = {name: _cast(spec, target.dtype) for name, spec in source.specs.items()}
+    total = sum(spec.num_bytes for spec in specs.values())
+    check_room(target.path, int(total * _OVERHEAD) + _SLACK)
+    root = source.path.parent if source.kind == "checkpoint" else source.path
+    if target.path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{target.path} lies inside {root}, which is read; choose a place outside.")
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        done = 0
+        for name, tensor in _read_ahead(source):
+            yield name, tensor.to(specs[name].dtype)
+            done += specs[name].num_bytes
+            progress(done, total)
+
+    if target.kind == "hf":
+        _write_hf(source, target, specs, tensors(), small)
+    else:
+        _write_nemo(source, target, specs, tensors(), small)
+
+
+def check_room(path: Path, num_bytes: int) -> None:
+    """Raises ValueError where `path` exists, or cannot be made, or its disk has not `num_bytes` left."""
+    if os.path.lexists(path):
+        raise ValueError(f"{path} exists; choose another name or remove it.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+        raise ValueError(f"{path} cannot be made: {folder} is not a folder that may be written to.")
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ValueError(f"{path} needs {num_bytes / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free.")
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, which is renamed to it when the block ends well and removed when it does not."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
+        yield partial
+        for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
+            _sync(file)
+        os.rename(partial, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise ValueError(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        remove(partial)
+
+
+def small_files_of(
+    source: Source, *, tokenizer: Path | None = None, dtype: torch.dtype | None = None
+) -> dict[str, bytes | Extent]:
+    """config.json for weights of `dtype` (None: the source's), and the tokenizer's and generation's files.
+
+    tokenizer: a folder whose files replace the source's. Raises ValueError where it does not fit the vocabulary.
+    """
+    hf = hf_config_of(source.hf, source.is_critic) | {"torch_dtype": str(dtype or source.dtype).removeprefix("torch.")}
+    hf.pop("dtype", None)  # the same under a newer name, which would win
+    files: dict[str, bytes | Extent] = dict(source.small_files)
+    files.pop("config.json", None)
+    if tokenizer is not None:
+        given, original = tokenizer_files(tokenizer)
+        if not given.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}:
+            raise ValueError(f"{tokenizer} holds no tokenizer.json, tokenizer.model or vocab file.")
+        files = {name: file for name, file in files.items() if name == "generation_config.json"} | given
+        hf |= {key: original[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in original}
+    check_tokenizer(files, hf["vocab_size"])
+    return {"config.json": (json.dumps(hf, indent=2) + "\n").encode()} | files
+
+
+def check_tokenizer(files: Mapping[str, bytes | Extent], vocab_size: int) -> None:
+    """Raises ValueError where tokenizer.json has ids beyond the model's vocabulary, or is no tokenizer."""
+    if "tokenizer.json" not in files:
+        return
+    file = files["tokenizer.json"]
+    try:
+        tokenizer = json.loads(file.read() if isinstance(file, Extent) else file)
+        vocabulary = tokenizer["model"]["vocab"]
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        largest = max(map(int, (*ids, *(token["id"] for token in tokenizer.get("added_tokens", [])))))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"tokenizer.json is no tokenizer of the tokenizers library: {error!r}.") from error
+    if largest >= vocab_size:
+        raise ValueError(
+            f"tokenizer.json has ids up to {largest}, but the model's vocabulary is {vocab_size}; "
+            "the tokenizer belongs to another model."
+        )
+
+
+def _write_hf(source: Source, target: Target, specs: dict[str, Spec], tensors, small) -> None:
+    planned = [spec for name in specs for spec in hf_specs(name, source.hf, specs[name].dtype, source.is_critic)]
+    with appearing(target.path) as partial:
+        partial.mkdir()
+        for name, content in small.items():
+            (partial / name).write_bytes(content.read() if isinstance(content, Extent) else content)
+        stream = hf_tensors(tensors, source.hf, source.is_critic)
+        safetensors_io.write_folder(partial, planned, stream, target.shard_bytes)
+
+
+def _write_nemo(source: Source, target: Target, specs: dict[str, Spec], tensors, small) -> None:
+    config = nemo_config(
+        source.hf,
+        dtype=next(iter(specs.values())).dtype,
+        tokenizer=_tokenizer_location(source, target),
+        critic=source.is_critic,
+    )
+    num_layers = source.hf["num_hidden_layers"]
+    with appearing(target.path) as partial:
+        if target.kind == "checkpoint":
+            folder = partial / ("critic" if source.is_critic else "actor")
+            _write_all(folder_writer(folder), config, small, tensors, num_layers, source.is_critic)
+            (partial / "manifest.json").write_text(json.dumps({"step": 0, "weights_only": True}) + "\n")
+            return
+        with open(partial, "wb") as file:
+            tar = TarWriter(file)
+            _write_all(tar.add, config, small, tensors, num_layers, source.is_critic)
+            tar.finish()
+
+
+def _write_all(create: nemo_writer.Create, config: dict, small, tensors, num_layers: int, is_critic: bool) -> None:
+    nemo_writer.write_small_files(create, config, small)
+    nemo_writer.write_weights(create, tensors, num_layers, is_critic=is_critic)
+
+
+def _tokenizer_location(source: Source, target: Target) -> str | None:
+    """Where NeMo, which does not look into the archive for it, is to load the tokenizer from."""
+    if target.tokenizer is not None:
+        return str(target.tokenizer.absolute())
+    if source.kind == "hf":
+        return str(source.path.absolute())
+    return source.tokenizer
+
+
+def _read_ahead(source: Source) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter, the next one being read while the last one is written."""
+    names = list(source.specs)
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(source.read, names[0])
+        for name, following in zip(names, [*names[1:], None], strict=True):
+            tensor = ahead.result()
+            if following is not None:
+                ahead = reader.submit(source.read, following)
+            yield name, tensor
+            del tensor
+
+
+def _cast(spec: Spec, dtype: torch.dtype | None) -> Spec:
+    return spec if dtype is None else Spec(spec.name, spec.shape, dtype)
+
+
+def remove(path: Path) -> None:
+    """A file, a folder with all in it, or a link and not what it points to; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,104 @@
+"""What a `.nemo` holds, written into a tar or a folder: config, weights as a Megatron distributed checkpoint, and the
+Hugging Face files that make it self-contained.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+import yaml
+from torch import Tensor
+
+from nemo_simplerl.model.formats import torch_dist
+from nemo_simplerl.model.formats.archive import Extent
+from nemo_simplerl.model.source import CONFIG_YAML, HEAD, HF_FILES, NEMO_HEAD, NEMO_HEAD_BIAS, WEIGHTS
+
+# Opens a file of the archive for writing.
+Create = Callable[[str], AbstractContextManager[BinaryIO]]
+_LAYERS = "decoder.layers."
+# Transformer Engine's modules, each of which looks for a state of its own. Empty says: no fp8 scales.
+_EXTRA_STATES = (
+    "self_attention.core_attention",
+    "self_attention.linear_qkv",
+    "self_attention.linear_proj",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
+
+
+def folder_writer(folder: Path) -> Create:
+    """Opens files below `folder` for writing; each is on disk when it is closed."""
+
+    @contextmanager
+    def create(name: str):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+
+    return create
+
+
+def stacked_key(name: str) -> tuple[str, int | None]:
+    """Key of a canonical parameter in NeMo's checkpoint, and its row where layers are stacked into one tensor."""
+    if not name.startswith(_LAYERS):
+        return f"model.{name}", None
+    layer, _, rest = name.removeprefix(_LAYERS).partition(".")
+    return f"model.{_LAYERS}{rest}", int(layer)
+
+
+def add_param(
+    file: torch_dist.BlockSink,
+    name: str,
+    part: Tensor,
+    shape: tuple[int, ...],
+    num_layers: int,
+    offsets: tuple[int, ...] | None = None,
+) -> None:
+    """Store `part` of the canonical parameter of full `shape`; `offsets` None says that it is the whole."""
+    key, row = stacked_key(name)
+    offsets = offsets or (0,) * len(shape)
+    if row is not None:
+        part, shape, offsets = part[None], (num_layers, *shape), (row, *offsets)
+    file.add(key, part, shape, offsets)
+
+
+def add_extra_states(file: torch_dist.BlockSink, num_layers: int) -> None:
+    for layer in range(num_layers):
+        for module in _EXTRA_STATES:
+            file.add_object(f"model.{_LAYERS}{module}._extra_state/shard_{layer}_{num_layers}", [None])
+
+
+def write_weights(create: Create, tensors: Iterable[tuple[str, Tensor]], num_layers: int, *, is_critic: bool) -> None:
+    """Every canonical parameter, whole, in one rank's file; a critic's head as NeMo-Aligner names it."""
+    name_of_file = torch_dist.rank_file_name(0)
+    torch_dist.import_early()
+    with create(f"{WEIGHTS}/{name_of_file}") as stream:
+        file = torch_dist.RankFile(stream, name_of_file)
+        for name, tensor in tensors:
+            if is_critic and name == HEAD:
+                add_head(file, tensor)
+            else:
+                add_param(file, name, tensor, tuple(tensor.shape), num_layers)
+        add_extra_states(file, num_layers)
+    torch_dist.write_index(lambda name: create(f"{WEIGHTS}/{name}"), file.written)
+
+
+def add_head(file: torch_dist.BlockSink, weight: Tensor) -> None:
+    """A value head. NeMo-Aligner's has a bias, ours has none: zero."""
+    file.add(f"model.{NEMO_HEAD}", weight, weight.shape, (0, 0))
+    file.add(f"model.{NEMO_HEAD_BIAS}", torch.zeros(1, dtype=weight.dtype), (1,), (0,))
+
+
+def write_small_files(create: Create, config: dict, small_files: Mapping[str, bytes | Extent]) -> None:
+    """`model_config.yaml`, and below `hf/` the config.json and tokenizer files."""
+    with create(CONFIG_YAML) as stream:
+        stream.write(yaml.safe_dump(config, sort_keys=False).encode())
+    for name, content in small_files.items():
+        with create(f"{HF_FILES}/{name}") as stream:
+            stream.write(content.read() if isinstance(content, Extent) else content)

@@ -1,0 +1,97 @@
+"""The weights of a live, sharded model as an unpacked `.nemo`, each rank writing what it holds."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core.models.gpt import GPTModel
+
+from nemo_simplerl.model import hf_map
+from nemo_simplerl.model.conversion import nemo_writer
+from nemo_simplerl.model.conversion.convert import Target, convert
+from nemo_simplerl.model.formats import torch_dist
+from nemo_simplerl.model.formats.archive import Extent
+from nemo_simplerl.model.formats.nemo_config import nemo_config
+from nemo_simplerl.model.sharding.load import layer_offset
+from nemo_simplerl.model.source import HEAD, WEIGHTS, full_shape, hf_config_of, open_source, tokenizer_files
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.parallel.reductions import gather_objects
+
+
+@torch.no_grad()
+def save_shards(
+    folder: Path, gpt: GPTModel, hf: dict, small_files: Mapping[str, bytes | Extent], tokenizer: str, mesh: Mesh
+) -> None:
+    """Write the model below `folder`, on disk on return. Collective over the world; one data rank of each shard writes.
+
+    hf: the model's HF config. small_files: its config.json and tokenizer files, to be packed beside the weights.
+    tokenizer: the folder that NeMo is to load the tokenizer from.
+    """
+    create, written = nemo_writer.folder_writer(folder), []
+    if mesh.dp_rank == 0:
+        name = torch_dist.rank_file_name(mesh.rank)
+        with create(f"{WEIGHTS}/{name}") as stream:
+            file = torch_dist.RankFile(stream, name)
+            add_shards(file, gpt, hf, mesh)
+        written = file.written
+    everyones = gather_objects(written, dist.group.WORLD)
+    if mesh.rank != 0:
+        return
+    write_rest(create, gpt, hf, small_files, tokenizer)
+    torch_dist.write_index(lambda name: create(f"{WEIGHTS}/{name}"), [item for part in everyones for item in part])
+
+
+def export(path: Path, gpt: GPTModel, hf: dict, model_folder: Path, mesh: Mesh) -> None:
+    """Write the model as a Hugging Face folder. Collective. model_folder: where its tokenizer files are.
+
+    Raises ValueError when `path` exists.
+    """
+    partial = path.with_name(f".{path.name}.shards")
+    if mesh.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    dist.barrier()
+    save_shards(partial / "actor", gpt, hf, small_files(model_folder, gpt.is_critic), str(model_folder), mesh)
+    if mesh.rank == 0:
+        convert(open_source(partial / "actor", "nemo"), Target("hf", path), progress=lambda done, total: None)
+        shutil.rmtree(partial)
+    dist.barrier()
+
+
+def small_files(model_folder: Path, is_critic: bool) -> dict[str, bytes | Extent]:
+    """What goes beside the weights of a model whose config.json and tokenizer files are in `model_folder`."""
+    files, hf = tokenizer_files(model_folder)
+    return {"config.json": json.dumps(hf_config_of(hf, is_critic), indent=2).encode()} | files
+
+
+def add_shards(file: torch_dist.BlockSink, gpt: GPTModel, hf: dict, mesh: Mesh) -> None:
+    """Hand `file` this rank's part of the weights, its share of what tensor ranks hold alike included.
+
+    To be called on one data rank of each shard.
+    """
+    num_layers, offset = hf["num_hidden_layers"], layer_offset(gpt)
+    for mcore_name, param in gpt.named_parameters():
+        name = hf_map.full_name(mcore_name, offset)
+        if gpt.is_critic and name == HEAD:
+            if mesh.tp_rank == 0:
+                nemo_writer.add_head(file, param.detach())
+            continue
+        if name == HEAD and hf.get("tie_word_embeddings", False):
+            continue  # the last stage's copy of the embeddings
+        entry, shape = hf_map.mapping(name), full_shape(name, hf, gpt.is_critic)
+        if entry.tp_dim is None and mesh.tp_rank != 0:
+            continue
+        for offsets, block in hf_map.blocks(entry, param.detach(), mesh.tp_rank, mesh.tp_size, shape):
+            nemo_writer.add_param(file, name, block, shape, num_layers, offsets)
+    if mesh.rank == 0:
+        nemo_writer.add_extra_states(file, num_layers)
+
+
+def write_rest(
+    create: nemo_writer.Create, gpt: GPTModel, hf: dict, small_files: Mapping[str, bytes | Extent], tokenizer: str
+) -> None:
+    """What stands beside the weights, as `save_shards` takes it. On one rank."""
+    config = nemo_config(hf, dtype=next(gpt.parameters()).dtype, tokenizer=tokenizer, critic=gpt.is_critic)
+    nemo_writer.write_small_files(create, config, small_files)

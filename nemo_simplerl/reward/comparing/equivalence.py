@@ -1,0 +1,268 @@
+r"""Whether an answer says the same as the gold answer: first the same spelling, then the same tree, type by type.
+
+Nothing is evaluated as code, and every step is bounded (`policy.Limits`).
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from nemo_simplerl.reward.comparing.choice import choice_letter, chosen_letter, fingerprint
+from nemo_simplerl.reward.comparing.exact import exact
+from nemo_simplerl.reward.comparing.listing import is_collection, same_collection
+from nemo_simplerl.reward.comparing.named import (
+    Named,
+    is_label,
+    is_name,
+    named,
+    same_name,
+    same_relation,
+    with_argument_of,
+)
+from nemo_simplerl.reward.comparing.realset import is_set_like, same_set
+from nemo_simplerl.reward.comparing.values import same_expression
+from nemo_simplerl.reward.parsing.normalize import MAX_ANSWER_CHARS, normalize_answer
+from nemo_simplerl.reward.parsing.parse import readings
+from nemo_simplerl.reward.parsing.tree import (
+    IMAGINARY,
+    PI,
+    Based,
+    Clock,
+    Degrees,
+    Listing,
+    Matrix,
+    Modular,
+    Node,
+    Number,
+    Percent,
+    PlusMinus,
+    Product,
+    Quantity,
+    Ratio,
+    Relation,
+    SetOf,
+    Sum,
+    Symbol,
+    Tuple,
+    Words,
+    contains,
+    contains_node,
+    quotient,
+    substituted,
+    symbols_of,
+)
+from nemo_simplerl.reward.parsing.words import UNITS
+from nemo_simplerl.reward.policy import POLICY
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`parsed` is False where the answer has no tree, so that only its text could be compared."""
+
+    equal: bool
+    parsed: bool
+
+
+def equivalent(gold: str, answer: str) -> bool:
+    """Whether `answer` is right where `gold` is. Blank text is equivalent to nothing."""
+    return compare(gold, answer).equal
+
+
+def compare(gold: str, answer: str) -> Comparison:
+    """The comparison of two answers as they stand in a box or a data set."""
+    if max(len(gold), len(answer)) > MAX_ANSWER_CHARS:
+        same_text = bool(gold.strip()) and gold.strip() == answer.strip()
+        return Comparison(same_text, parsed=False)
+    gold_text, answer_text = normalize_answer(gold), normalize_answer(answer)
+    if not gold_text or not answer_text:
+        return Comparison(False, parsed=False)
+    if gold_text == answer_text:
+        return Comparison(True, parsed=True)
+    letter = choice_letter(gold_text)
+    if letter is not None and (chosen := chosen_letter(answer_text)) is not None:
+        return Comparison(letter == chosen, parsed=True)
+    answers = readings(answer_text)
+    golds = readings(gold_text)
+    if any(same(one, _in_terms_of(one, two)) for one in golds for two in answers):
+        return Comparison(True, parsed=True)
+    if POLICY.decimal_comma and _is_decimal_comma(gold_text, answer_text):
+        return Comparison(True, parsed=True)
+    mark = fingerprint(gold_text) if not golds or not answers else None
+    return Comparison(mark is not None and mark == fingerprint(answer_text), parsed=bool(answers))
+
+
+def _is_decimal_comma(gold: str, answer: str) -> bool:
+    """1,5 where the gold answer is 1.5. Not 1,500, which is a thousand and a half, or two numbers."""
+    whole, comma, decimals = answer.partition(",")
+    is_number = comma and whole.lstrip("-").isdigit() and decimals.isdigit() and len(decimals) != 3
+    return bool(is_number) and gold == f"{whole}.{decimals}"
+
+
+_PARAMETERS = frozenset("kmn")
+
+
+def _in_terms_of(gold: Node, answer: Node) -> Node:
+    """The answer in the gold answer's letters: engineers write j for i, and n pi is k pi for any integer."""
+    if "j" not in symbols_of(gold) and "j" in symbols_of(answer) and contains_node(gold, IMAGINARY):
+        return substituted(answer, "j", IMAGINARY)
+    ours, theirs = symbols_of(gold) & _PARAMETERS, symbols_of(answer) & _PARAMETERS
+    if len(ours) == len(theirs) == 1 and ours != theirs and contains_node(gold, PI) and contains_node(answer, PI):
+        return substituted(answer, next(iter(theirs)), Symbol(next(iter(ours))))
+    return answer
+
+
+def same(gold: Node, answer: Node) -> bool:
+    """Whether two trees are the same answer."""
+    for compared in _RUNGS:
+        verdict = compared(gold, answer)
+        if verdict is not None:
+            return verdict
+    return False
+
+
+def _wrappers(gold: Node, answer: Node) -> bool | None:
+    """Units, moduli, sets of one."""
+    if isinstance(gold, Words) or isinstance(answer, Words):
+        return gold == answer or (isinstance(gold, Words) and isinstance(answer, Words) and _same_words(gold, answer))
+    if isinstance(gold, Quantity) or isinstance(answer, Quantity):
+        return _same_quantity(gold, answer)
+    if isinstance(gold, Modular) and isinstance(answer, Modular):
+        return same(gold.modulus, answer.modulus) and same(gold.body, answer.body)
+    if isinstance(answer, Modular) and not isinstance(gold, Relation):
+        return same(gold, answer.body)
+    for one, two in ((gold, answer), (answer, gold)):
+        if isinstance(one, SetOf) and len(one.items) == 1 and not is_collection(two) and not is_set_like(two):
+            return same(one.items[0], answer) if one is gold else same(gold, one.items[0])
+    return None
+
+
+def _same_words(gold: Words, answer: Words) -> bool:
+    strip = ("a ", "an ", "the ")
+    left, right = (
+        next((text[len(a) :] for a in strip if text.startswith(a)), text) for text in (gold.text, answer.text)
+    )
+    return left == right
+
+
+def _same_quantity(gold: Node, answer: Node) -> bool:
+    """Units are dropped; but where both have one of the same dimension, the values are converted."""
+    if isinstance(gold, (Percent, Degrees)) or isinstance(answer, (Percent, Degrees)):
+        return False
+    one = gold if isinstance(gold, Quantity) else Quantity(gold, "")
+    two = answer if isinstance(answer, Quantity) else Quantity(answer, "")
+    left, right = UNITS.get(one.unit), UNITS.get(two.unit)
+    if left is None or right is None or left[0] != right[0] or left[1] == right[1]:
+        return same(one.body, two.body)
+    scale = Number(right[1] / left[1])
+    return same(one.body, Product((scale, two.body)))
+
+
+def _exact_types(gold: Node, answer: Node) -> bool | None:
+    """Types that are compared as a whole: times, numbers in a base, matrices, ratios."""
+    if isinstance(gold, (Based, Clock)) or isinstance(answer, (Based, Clock)):
+        return gold == answer
+    if isinstance(gold, Ratio) or isinstance(answer, Ratio):
+        return _same_ratio(gold, answer)
+    if isinstance(gold, Matrix) or isinstance(answer, Matrix):
+        if not isinstance(answer, (Matrix, Tuple)) or not isinstance(gold, (Matrix, Tuple)):
+            return None if isinstance(gold, Relation) or isinstance(answer, Relation) else False
+        left, right = _rows(gold), _rows(answer)
+        if len(left) != len(right):
+            return False
+        return all(len(one) == len(two) and all(map(same, one, two)) for one, two in zip(left, right, strict=True))
+    return None
+
+
+def _rows(node: Matrix | Tuple) -> tuple[tuple[Node, ...], ...]:
+    if isinstance(node, Matrix):
+        return node.rows
+    return tuple((item,) for item in node.items) if POLICY.column_vector_is_tuple else (node.items,)
+
+
+def _same_ratio(gold: Node, answer: Node) -> bool | None:
+    if isinstance(gold, Relation) or isinstance(answer, Relation):
+        return None
+    if isinstance(gold, Ratio) and isinstance(answer, Ratio):
+        if len(gold.parts) != len(answer.parts):
+            return False
+        if all(map(same, gold.parts, answer.parts)):
+            return True
+        cross = zip(gold.parts[1:], answer.parts[1:], strict=True)
+        first, second = gold.parts[0], answer.parts[0]
+        return all(
+            exact(one) != 0 and exact(two) != 0 and same_expression(Product((first, two)), Product((second, one)))
+            for one, two in cross
+        )
+    for ratio, other in ((gold, answer), (answer, gold)):
+        if isinstance(ratio, Ratio) and len(ratio.parts) == 2 and not is_collection(other):
+            value = quotient(ratio.parts[0], ratio.parts[1])
+            return same(value, other) if ratio is gold else same(other, value)
+    return False
+
+
+def _sets(gold: Node, answer: Node) -> bool | None:
+    """Where one side can only be a set of reals, both are read as such."""
+    if not is_set_like(gold) and not is_set_like(answer):
+        return None
+    if same_set(gold, answer, same):
+        return True
+    if isinstance(gold, Relation) and isinstance(answer, Relation):
+        if gold.operators == answer.operators == ("in",):
+            return same(gold.sides[0], answer.sides[0]) and same(gold.sides[1], answer.sides[1])
+        return same_relation(gold, answer, same)
+    for one, two in ((gold, answer), (answer, gold)):
+        if isinstance(one, Relation) and one.operators == ("in",) and not isinstance(two, Relation):
+            return same(one.sides[1], answer) if one is gold else same(gold, one.sides[1])
+    stated, other = named(gold, same), named(answer, same)
+    if (stated is None) != (other is None):  # M = (0, 4)
+        return same(stated.value if stated else gold, other.value if other else answer)
+    if isinstance(gold, Listing) and isinstance(answer, Listing):
+        return same_collection(gold, answer, same)
+    return False
+
+
+def _equations(gold: Node, answer: Node) -> bool | None:
+    if not isinstance(gold, Relation) and not isinstance(answer, Relation):
+        return None
+    if is_collection(gold) and not isinstance(gold, Tuple) or is_collection(answer) and not isinstance(answer, Tuple):
+        return None
+    left, right = named(gold, same), named(answer, same)
+    if left is not None and right is not None:
+        right = with_argument_of(left.name, right)
+        if same_name(left.name, right.name) and _same_value(left, right):
+            return True
+    elif left is not None and not isinstance(answer, Relation):
+        return (left.name is None or is_name(left.name)) and _same_value(left, Named(None, answer))
+    elif right is not None and not isinstance(gold, Relation):
+        return _states_value(right) and _same_value(Named(None, gold), right)
+    if isinstance(gold, Relation) and isinstance(answer, Relation):
+        return same_relation(gold, answer, same)
+    return False
+
+
+def _states_value(statement: Named) -> bool:
+    """A sum of symbols that equals zero is an equation in standard form, not a value."""
+    name = statement.name
+    if name is None or is_name(name):
+        return True
+    return is_label(name) and not (isinstance(name, Sum) and statement.value == Number(Fraction(0)))
+
+
+def _same_value(gold: Named, answer: Named) -> bool:
+    return same(gold.value, answer.value)
+
+
+def _collections(gold: Node, answer: Node) -> bool | None:
+    if is_collection(gold) or is_collection(answer) or contains(gold, PlusMinus) or contains(answer, PlusMinus):
+        return same_collection(gold, answer, lambda one, two: one == two or same_item(one, two))
+    return None
+
+
+def same_item(gold: Node, answer: Node) -> bool:
+    if gold == answer:
+        return True
+    if isinstance(gold, PlusMinus) or isinstance(answer, PlusMinus):
+        return False
+    return same(gold, answer)
+
+
+_RUNGS = (_wrappers, _exact_types, _sets, _equations, _collections, same_expression)

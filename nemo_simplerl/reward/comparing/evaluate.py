@@ -1,0 +1,315 @@
+r"""Numerical values in high precision, and equality by values at random points.
+
+Two expressions in the same symbols that agree to 30 digits at several random points are equal for every
+purpose of a grader; one disagreement shows that they are not. Every step is bounded: a huge power, an
+argument too large for a function or an addition that drowns one term raises `Unevaluable`.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+from nemo_simplerl.reward.comparing.exact import Undefined
+from nemo_simplerl.reward.parsing.tree import (
+    Call,
+    Constant,
+    Degrees,
+    Node,
+    Number,
+    Percent,
+    Power,
+    Product,
+    Quantity,
+    Sum,
+    Symbol,
+    children,
+    contains,
+    symbols_of,
+)
+
+_PRECISION_BITS = 240
+_TOLERANCE_BITS = 100  # of the relative difference: 30 digits
+_REAL_POINTS = 4  # points where both are real that have to agree
+_COMPLEX_POINTS = 3
+_ATTEMPTS = 14
+_MAX_EXPONENT_BITS = 64
+_MAX_ARGUMENT_BITS = 300
+
+
+class Unevaluable(Exception):
+    """The value is out of reach: too large, a function without a value, a sum that is not evaluated."""
+
+
+_contexts = threading.local()  # a context changes its precision for a while: one for each thread
+
+
+def _context(precision: int) -> Any:
+    found = getattr(_contexts, f"bits_{precision}", None)
+    if found is None:
+        import mpmath  # late: most answers are compared without it
+
+        found = mpmath.mp.clone()
+        found.prec = precision
+        setattr(_contexts, f"bits_{precision}", found)
+    return found
+
+
+class Evaluator:
+    """Values of trees at one point. `log_base` is the base of a `log` without one: 10 or e."""
+
+    def __init__(self, point: Mapping[str, Fraction], precision: int = _PRECISION_BITS, log_base: str = "e") -> None:
+        self.mp = _context(precision)
+        self.point = {name: self.mp.mpf(value.numerator) / value.denominator for name, value in point.items()}
+        self.log_base = log_base
+
+    def value(self, node: Node) -> Any:
+        """The value as an mpmath number. Undefined or Unevaluable where it has none."""
+        try:
+            return self._bounded(self._value(node))
+        except (ZeroDivisionError, ValueError) as error:
+            raise Undefined(str(error)) from error
+        except (OverflowError, MemoryError, NotImplementedError, TypeError) as error:
+            raise Unevaluable(str(error)) from error
+        except self.mp.NoConvergence as error:
+            raise Unevaluable(str(error)) from error
+
+    def _bounded(self, value: Any) -> Any:
+        if self.mp.isnan(value) or self.mp.isinf(value):
+            raise Undefined("not a number")
+        return value
+
+    def _value(self, node: Node) -> Any:
+        mp = self.mp
+        if isinstance(node, Number):
+            return mp.mpf(node.value.numerator) / node.value.denominator
+        if isinstance(node, Symbol):
+            if node.name not in self.point:
+                raise Unevaluable(f"no value for {node.name}")
+            return self.point[node.name]
+        if isinstance(node, Constant):
+            return self._constant(node.name)
+        if isinstance(node, Sum):
+            return self._sum([self.value(term) for term in node.terms])
+        if isinstance(node, Product):
+            total = mp.mpf(1)
+            for factor in node.factors:
+                total = total * self.value(factor)
+            return total
+        if isinstance(node, Power):
+            base = self.value(node.base)
+            if self.mp.im(base) == 0 and self.mp.re(base) < 0 and (sign := _sign_of_odd_root(node.exponent)):
+                return sign * self._power(-base, self.value(node.exponent))
+            return self._power(base, self.value(node.exponent))
+        if isinstance(node, Degrees):
+            return self.value(node.body) * mp.pi / 180
+        if isinstance(node, Percent):
+            return self.value(node.body) / 100
+        if isinstance(node, Quantity):
+            return self.value(node.body)
+        if isinstance(node, Call):
+            return self._call(node)
+        raise Unevaluable(type(node).__name__)
+
+    def _constant(self, name: str) -> Any:
+        if name == "pi":
+            return +self.mp.pi
+        if name == "e":
+            return +self.mp.e
+        if name == "i":
+            return self.mp.mpc(0, 1)
+        raise Unevaluable(name)
+
+    def _bits(self, value: Any) -> int:
+        """The binary exponent of the magnitude; very low for zero."""
+        return -(10**9) if value == 0 else int(self.mp.mag(value))
+
+    def _sum(self, values: list[Any]) -> Any:
+        sizes = [self._bits(value) for value in values if value != 0]
+        if sizes and max(sizes) - min(sizes) > self.mp.prec // 2:
+            raise Unevaluable("a term drowns in the others")
+        return self.mp.fsum(values)
+
+    def _power(self, base: Any, exponent: Any) -> Any:
+        if base == 0:
+            if self.mp.re(exponent) <= 0:
+                raise Undefined("zero to a power that is not positive")
+            return base
+        if self._bits(exponent) > _MAX_EXPONENT_BITS or abs(self._bits(base)) > 10**9:
+            raise Unevaluable("a power too large")
+        return self.mp.power(base, exponent)
+
+    def _call(self, node: Call) -> Any:
+        args = [self.value(arg) for arg in node.args]
+        function = _FUNCTIONS.get(node.name)
+        if function is None:
+            raise Unevaluable(node.name)
+        limit = _MAX_ARGUMENT_BITS if node.name not in ("ln", "log", "abs") else 10**9
+        if any(self._bits(arg) > limit for arg in args):
+            raise Unevaluable("an argument too large")
+        if node.name == "log" and len(args) == 1:
+            return self.mp.log(args[0]) / (self.mp.log(10) if self.log_base == "10" else 1)
+        return function(self.mp, args)
+
+
+def _sign_of_odd_root(exponent: Node) -> int:
+    """The sign of a negative number to this power, as school has it: cube roots are real. 0 for other powers."""
+    if not isinstance(exponent, Number) or exponent.value.denominator == 1 or exponent.value.denominator % 2 == 0:
+        return 0
+    return -1 if exponent.value.numerator % 2 else 1
+
+
+def _real(mp: Any, args: list[Any]) -> list[Any]:
+    if any(mp.im(arg) != 0 for arg in args):
+        raise Unevaluable("a complex argument")
+    return [mp.re(arg) for arg in args]
+
+
+def _gamma(mp: Any, argument: Any) -> Any:
+    if mp.mag(argument) > 40 if argument != 0 else False:
+        raise Unevaluable("a factorial too large")
+    return mp.gamma(argument + 1)
+
+
+def _binomial(mp: Any, args: list[Any]) -> Any:
+    upper, lower = args
+    return _gamma(mp, upper) / (_gamma(mp, lower) * _gamma(mp, upper - lower))
+
+
+def _stepped(step: Callable[[Any, Any], Any]) -> Callable[[Any, list[Any]], Any]:
+    def apply(mp: Any, args: list[Any]) -> Any:
+        (value,) = _real(mp, args)
+        if mp.mag(value) > 150 if value != 0 else False:
+            raise Unevaluable("too large to round")
+        if abs(value - mp.nint(value)) < mp.mpf(2) ** -100 and value != mp.nint(value):
+            value = mp.nint(value)  # an integer but for rounding
+        return step(mp, value)
+
+    return apply
+
+
+def _one(name: str) -> Callable[[Any, list[Any]], Any]:
+    def apply(mp: Any, args: list[Any]) -> Any:
+        (value,) = args
+        return getattr(mp, name)(value)
+
+    return apply
+
+
+_FUNCTIONS: dict[str, Callable[[Any, list[Any]], Any]] = {
+    **{name: _one(name) for name in ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth"]},
+    "arcsin": _one("asin"), "arccos": _one("acos"), "arctan": _one("atan"), "arccot": _one("acot"),
+    "arcsec": _one("asec"), "arccsc": _one("acsc"), "ln": _one("log"), "abs": _one("fabs"), "arg": _one("arg"),
+    "Re": _one("re"), "Im": _one("im"), "overline": _one("conj"), "sgn": _one("sign"),
+    "log": lambda mp, args: mp.log(args[0]) / mp.log(args[1]),
+    "factorial": lambda mp, args: _gamma(mp, args[0]),
+    "binomial": _binomial,
+    "floor": _stepped(lambda mp, value: mp.floor(value)),
+    "ceil": _stepped(lambda mp, value: mp.ceil(value)),
+    "max": lambda mp, args: max(_real(mp, args)),
+    "min": lambda mp, args: min(_real(mp, args)),
+}  # fmt: skip
+
+
+def number(node: Node, log_base: str = "e") -> Any:
+    """The value of a constant expression. Undefined or Unevaluable where it has none."""
+    return Evaluator({}, log_base=log_base).value(node)
+
+
+def real_number(node: Node) -> Any | None:
+    """The real value of a constant expression, or None."""
+    try:
+        value = number(node)
+    except (Undefined, Unevaluable):
+        return None
+    if value.__class__.__name__ == "mpc":
+        return value.real if value.imag == 0 else None
+    return value
+
+
+def same_values(left: Node, right: Node) -> bool:
+    """Whether both have the same values wherever both are real; where never, the same complex values.
+
+    False for different symbols, and where the values are out of reach.
+    """
+    bases = ("e", "10") if contains_plain_log(left) or contains_plain_log(right) else ("e",)
+    return any(_same_values(left, right, base) for base in bases)
+
+
+def contains_plain_log(node: Node) -> bool:
+    if not contains(node, Call):
+        return False
+    if isinstance(node, Call) and node.name == "log" and len(node.args) == 1:
+        return True
+    return any(contains_plain_log(child) for child in children(node))
+
+
+def _same_values(left: Node, right: Node, log_base: str) -> bool:
+    names = symbols_of(left)
+    if names != symbols_of(right):
+        return False
+    if not names:
+        return _agree(left, right, {}, log_base) is not None
+    real = unreal = unlike = 0
+    for point in random_points(sorted(names)):
+        try:
+            kind = _agree(left, right, point, log_base)
+        except Undefined:
+            continue
+        except Unevaluable:
+            return False
+        if kind is None:
+            return False
+        real, unreal, unlike = real + (kind == "real"), unreal + (kind == "complex"), unlike + (kind == "unlike")
+        if real >= _REAL_POINTS + 2:
+            return True
+    return real >= _REAL_POINTS or (real == unlike == 0 and unreal >= _COMPLEX_POINTS)
+
+
+def random_points(names: list[str]) -> list[dict[str, Fraction]]:
+    """Points for the symbols: of both signs, within and beyond the unit interval, the same on every call."""
+    draw = random.Random("/".join(names))
+    points = []
+    for attempt in range(_ATTEMPTS):
+        scale = (Fraction(1), Fraction(3), Fraction(7))[attempt % 3]
+        point = {}
+        for name in names:
+            size = Fraction(draw.randint(10**6, 10**9), 10**9) * scale
+            point[name] = -size if attempt % 4 == 3 or (attempt % 4 == 1 and draw.random() < 0.5) else size
+        points.append(point)
+    return points
+
+
+def _agree(left: Node, right: Node, point: dict[str, Fraction], log_base: str) -> str | None:
+    """`real` or `complex` where the values agree; None where they differ.
+
+    At a point with symbols, `skip` where only one value is real and `unlike` where two complex values differ:
+    branches of roots and logarithms differ where the problem is not defined.
+    """
+    try:
+        one, two = _pair(left, right, point, _PRECISION_BITS, log_base)
+    except (Undefined, Unevaluable):
+        if point:
+            raise
+        return None
+    complex_ = [
+        value.__class__.__name__ == "mpc" and abs(value.imag) > 2**-120 * (1 + abs(value)) for value in (one, two)
+    ]
+    if point and complex_[0] != complex_[1]:
+        return "skip"
+    size = max(abs(one), abs(two))
+    if size == 0:
+        return "real"
+    if abs(one - two) > size * 2.0**-_TOLERANCE_BITS:
+        if size > 2.0**-_TOLERANCE_BITS:
+            return "unlike" if point and complex_[0] else None
+        again = _pair(left, right, point, 3 * _PRECISION_BITS, log_base)  # both zero but for rounding?
+        if max(abs(value) for value in again) > size * 2.0**-_PRECISION_BITS:
+            return None
+    return "complex" if complex_[0] else "real"
+
+
+def _pair(left: Node, right: Node, point: dict[str, Fraction], precision: int, log_base: str) -> tuple[Any, Any]:
+    evaluator = Evaluator(point, precision, log_base)
+    return evaluator.value(left), evaluator.value(right)

@@ -1,0 +1,180 @@
+r"""Lists, sets and tuples: what counts as the same collection."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from nemo_simplerl.reward.comparing.evaluate import real_number
+from nemo_simplerl.reward.comparing.exact import Undefined, exact
+from nemo_simplerl.reward.comparing.named import Named, named, same_name, with_argument_of
+from nemo_simplerl.reward.comparing.signs import expansions
+from nemo_simplerl.reward.parsing.tree import (
+    ELLIPSIS,
+    Listing,
+    Node,
+    Number,
+    Relation,
+    SetOf,
+    Symbol,
+    Tuple,
+    contains,
+)
+
+Same = Callable[[Node, Node], bool]
+_MAX_COMPARED = 60  # items left to compare pair by pair after equal ones are paired
+
+
+def is_collection(node: Node) -> bool:
+    return isinstance(node, (Listing, SetOf, Tuple))
+
+
+def same_collection(gold: Node, answer: Node, same: Same) -> bool:
+    """Whether two collections agree; a single value is the collection of itself. Order counts in tuples only."""
+    gold, answer = _named_tuple(gold, same), _named_tuple(answer, same)
+    if isinstance(gold, Tuple) and isinstance(answer, Tuple):
+        return same_in_order(gold.items, answer.items, same)
+    if isinstance(gold, Tuple) or isinstance(answer, Tuple):
+        return _tuple_and_list(gold, answer, same)
+    left, right = statements(gold, same), statements(answer, same)
+    if left is None or right is None:
+        return False
+    if any(part.value == ELLIPSIS for part in (*left, *right)):
+        return same_in_order([part.value for part in left], [part.value for part in right], same)
+    solutions = all(isinstance(part.value, Tuple) for part in (*left, *right))  # a set of points, whatever is repeated
+    if solutions or isinstance(gold, SetOf) or isinstance(answer, SetOf):
+        left, right = _distinct(left, same), _distinct(right, same)
+    if len(left) != len(right):
+        return False
+    if _in_order(left) and not any(part.name for part in right):
+        return same_in_order([part.value for part in left], [part.value for part in right], same)
+    return _match(left, right, same)
+
+
+def _named_tuple(node: Node, same: Same) -> Node:
+    """(x, y) = (1, 2) as its value."""
+    statement = named(node, same) if isinstance(node, Relation) else None
+    return statement.value if statement is not None and isinstance(statement.value, Tuple) else node
+
+
+def same_in_order(left: "tuple[Node, ...] | list[Node]", right: "tuple[Node, ...] | list[Node]", same: Same) -> bool:
+    return len(left) == len(right) and all(map(same, left, right))
+
+
+def _tuple_and_list(gold: Node, answer: Node, same: Same) -> bool:
+    """(1, 2) and x = 1, y = 2, or 1, 2, 3: in order, and not where the tuple may be an interval."""
+    pair, other = (gold, answer) if isinstance(gold, Tuple) else (answer, gold)
+    if not isinstance(pair, Tuple) or not isinstance(other, Listing):
+        return False
+    parts = statements(other, same)
+    if parts is None or len(parts) != len(pair.items):
+        return False
+    names = [part.name for part in parts if part.name]
+    if len(set(names)) < len(names):  # x = 1, x = 2 are two solutions
+        return False
+    if len(names) < len(parts) == 2 and _rises(pair):
+        return False
+    values = [part.value for part in parts]
+    if pair is gold:
+        return same_in_order(pair.items, values, same)
+    return same_in_order(values, pair.items, same)
+
+
+def _rises(pair: Tuple) -> bool:
+    low, high = (real_number(item) for item in pair.items)
+    return low is None or high is None or bool(low < high)
+
+
+def statements(node: Node, same: Same) -> list[Named] | None:
+    r"""The items as named values, `\pm` written out. None where an equation among them states no value."""
+    items = node.items if isinstance(node, (Listing, SetOf)) else (node,)
+    found: list[Named] = []
+    for item in items:
+        if isinstance(item, Listing):  # p = 5, q = 2; p = 7, q = 2
+            parts = statements(item, same)
+            if parts is None:
+                return None
+            found.append(Named(None, Tuple(tuple(part.value for part in parts))))
+            continue
+        if isinstance(item, Relation):
+            statement = named(item, same)
+            if statement is None:
+                found.append(Named(None, item))
+                continue
+        else:
+            statement = Named(None, item)
+        values = expansions(statement.value)
+        if values is None and isinstance(statement.value, Listing):
+            values = list(statement.value.items)
+        found += [replace(statement, value=value) for value in values or [statement.value]]
+    if len(found) > 1 and found[0].name is not None and not any(part.name for part in found[1:]):
+        found = [replace(part, name=None) for part in found]  # a = 4, -8, -10
+    return found
+
+
+def _in_order(parts: list[Named]) -> bool:
+    """Whether the names tell the places of values: a = 1, b = 2; not x = 1, x = 2 and not x_1 = 1, x_2 = 2."""
+    names = [part.name for part in parts]
+    if len(parts) < 2 or not all(names):
+        return False
+    stems = {name.name.partition("_")[0] if isinstance(name, Symbol) else str(name) for name in names}
+    return len(stems) == len(names)
+
+
+def _distinct(parts: list[Named], same: Same) -> list[Named]:
+    found: list[Named] = []
+    keys: set[Node] = set()
+    for part in parts:
+        key = _key(part.value)
+        if key not in keys and (len(parts) > _MAX_COMPARED or not any(same(old.value, part.value) for old in found)):
+            keys.add(key)
+            found.append(part)
+    return found
+
+
+def _key(node: Node) -> Node:
+    """A node that is equal for equal rational values, so that these pair without a comparison."""
+    try:
+        value = exact(node)
+    except Undefined:
+        return node
+    return node if value is None else Number(value)
+
+
+def _match(left: list[Named], right: list[Named], same: Same) -> bool:
+    """Whether the items pair off. Names count where both items have one."""
+    if not any(part.name for part in left) or not any(part.name for part in right):
+        left, right = _unpaired(left, right)
+    if len(left) > _MAX_COMPARED:
+        return False
+    rest = list(right)
+    for part in left:
+        at = next((at for at, other in enumerate(rest) if _same_statement(part, other, same)), None)
+        if at is None:
+            return False
+        rest.pop(at)
+    return not rest
+
+
+def _unpaired(left: list[Named], right: list[Named]) -> tuple[list[Named], list[Named]]:
+    """What is left once items with equal keys are paired."""
+    if any(contains(part.value, (Relation, Listing)) for part in (*left, *right)):
+        return left, right
+    common = Counter(_key(part.value) for part in left) & Counter(_key(part.value) for part in right)
+    return _without(left, common), _without(right, common)
+
+
+def _without(parts: list[Named], common: "Counter[Node]") -> list[Named]:
+    remaining = Counter(common)
+    rest: list[Named] = []
+    for part in parts:
+        key = _key(part.value)
+        if remaining[key]:
+            remaining[key] -= 1
+        else:
+            rest.append(part)
+    return rest
+
+
+def _same_statement(gold: Named, answer: Named, same: Same) -> bool:
+    answer = with_argument_of(gold.name, answer)
+    return same_name(gold.name, answer.name) and same(gold.value, answer.value)

@@ -1,0 +1,206 @@
+r"""Equations: which of them only name a value (x = 5, f(x) = x^2), and which are curves or conditions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nemo_simplerl.reward.comparing.evaluate import real_number, same_values
+from nemo_simplerl.reward.comparing.exact import Undefined
+from nemo_simplerl.reward.comparing.polynomial import proportional, rational_function
+from nemo_simplerl.reward.parsing.tree import (
+    MINUS_ONE,
+    Call,
+    Matrix,
+    Node,
+    Number,
+    Power,
+    Product,
+    Ratio,
+    Relation,
+    Sum,
+    Symbol,
+    Tuple,
+    Words,
+    children,
+    contains,
+    negative,
+    substituted,
+    symbols_of,
+)
+from nemo_simplerl.reward.parsing.words import FUNCTIONS
+
+Same = Callable[[Node, Node], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A value with the name it was given; None where the equation had no name, as in 2 + 3 = 5."""
+
+    name: Node | None
+    value: Node
+
+
+def named(node: Node, same: Same) -> Named | None:
+    """The name and the value of an equation chain that states one value; None for all else.
+
+    Every further side has to repeat the value: x = 2 + 3 = 5 is 5, and x = 5 = 6 is nothing.
+    """
+    if not isinstance(node, Relation) or not set(node.operators) <= {"=", "~", "in"}:
+        return None
+    sides, operators = list(node.sides), list(node.operators)
+    if "in" in operators:
+        return None
+    if len(sides) == 2 and not is_name(sides[0]) and is_name(sides[1]):
+        sides.reverse()
+    name = sides[0] if is_name(sides[0]) else None
+    if name is None and not _is_constant(sides[0]) and is_label(sides[0]):
+        name = sides[0]
+    values, signs = (sides[1:], operators[1:]) if name is not None else (sides, operators)
+    if name is None and not all(_is_constant(value) for value in values):
+        return None
+    for before, sign, after in zip(values, signs, values[1:], strict=False):
+        agrees = _approximates(before, after) if sign == "~" else _opaque(before) or same(before, after)
+        if not agrees:
+            return None
+    exact = [value for value, sign in zip(values[1:], signs, strict=True) if sign == "="]
+    first = values[0] if name is not None or not _opaque(values[0]) else values[-1]
+    return Named(name, exact[-1] if exact else first)
+
+
+def is_name(node: Node) -> bool:
+    """Whether a side of an equation is a name on its own: x, f(x), (x, y), V:W, AB, a/b."""
+    if isinstance(node, (Symbol, Words)):
+        return True
+    if isinstance(node, Call):
+        return node.name not in FUNCTIONS and node.name not in ("factorial", "binomial", "abs", "floor", "ceil", "det")
+    if isinstance(node, Tuple):
+        return len(node.items) > 1 and all(is_name(item) for item in node.items)
+    if isinstance(node, Ratio):
+        return all(is_name(part) for part in node.parts)
+    if isinstance(node, Product) and all(isinstance(factor, Symbol) for factor in node.factors):
+        return all(isinstance(factor, Symbol) and factor.name[0].isupper() for factor in node.factors)
+    return _is_quotient_of_names(node)
+
+
+def _is_quotient_of_names(node: Node) -> bool:
+    if not isinstance(node, Product) or len(node.factors) != 2:
+        return False
+    top, bottom = node.factors
+    return isinstance(bottom, Power) and bottom.exponent == MINUS_ONE and is_name(top) and is_name(bottom.base)
+
+
+def is_label(node: Node) -> bool:
+    """Whether a left side is a quantity that a question may ask for: a + b, xy, x^2 + y^2, |z|, sin A.
+
+    Not a multiple, for 5u + v = 2 states no value, and not a lone power, for x^2 = 4 is unsolved.
+    """
+    if contains(node, (Relation, Tuple)) or not symbols_of(node):
+        return False
+    if isinstance(node, Call):
+        return True
+    return isinstance(node, (Sum, Product)) and len(symbols_of(node)) > 1 and not _has_coefficient(node)
+
+
+def _has_coefficient(node: Node) -> bool:
+    if isinstance(node, Number):
+        return abs(node.value) != 1
+    if isinstance(node, Power):
+        return _has_coefficient(node.base)
+    return any(_has_coefficient(child) for child in children(node))
+
+
+def _is_constant(node: Node) -> bool:
+    return not symbols_of(node) or _opaque(node)
+
+
+def _opaque(node: Node) -> bool:
+    """Whether the node is an operation that is never carried out: a sum, a limit, a determinant."""
+    return isinstance(node, Call) and (node.name in ("sum", "prod", "int", "lim", "det") or contains(node, Matrix))
+
+
+def _approximates(exact_side: Node, decimal: Node) -> bool:
+    """Whether the decimal is a rounding of the side before it, to its own precision."""
+    places = decimal.places if isinstance(decimal, Number) else None
+    value, rounded = real_number(exact_side), real_number(decimal)
+    if value is None or rounded is None:
+        return False
+    return bool(abs(value - rounded) <= 1.01 * 10.0 ** -(places or 0))
+
+
+def same_name(one: Node | None, two: Node | None) -> bool:
+    """Whether two names may stand for the same: one is missing, both are equal, or one is y and one f(x)."""
+    if one is None or two is None or one == two:
+        return True
+    return any(
+        isinstance(left, Symbol) and left.name == "y" and isinstance(right, Call) and right.args == (Symbol("x"),)
+        for left, right in ((one, two), (two, one))
+    )
+
+
+def with_argument_of(target: Node | None, statement: Named) -> Named:
+    """f(z) = z as f(x) = x, where the target is f(x): the argument of a definition is a bound name."""
+    name = statement.name
+    if not (isinstance(target, Call) and isinstance(name, Call) and len(target.args) == len(name.args) == 1):
+        return statement
+    old, new = name.args[0], target.args[0]
+    if target.name != name.name or not isinstance(old, Symbol) or not isinstance(new, Symbol) or old == new:
+        return statement
+    if new.name in symbols_of(statement.value):
+        return statement
+    return Named(target, substituted(statement.value, old.name, new))
+
+
+def same_relation(gold: Relation, answer: Relation, same: Same) -> bool:
+    """Whether two relations say the same: side by side, mirrored, or as equations up to a factor."""
+    if len(gold.sides) == len(answer.sides):
+        for other in (answer, _mirrored(answer)):
+            if other.operators == gold.operators and all(map(same, gold.sides, other.sides)):
+                return True
+    if gold.operators == ("=",) == answer.operators:
+        return _same_curve(gold, answer)
+    if len(gold.operators) == len(answer.operators) == 1:
+        return any(_same_inequality(gold, other) for other in (answer, _mirrored(answer)))
+    return False
+
+
+_MIRROR = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+
+
+def _mirrored(relation: Relation) -> Relation:
+    operators = tuple(_MIRROR.get(operator, operator) for operator in reversed(relation.operators))
+    return Relation(tuple(reversed(relation.sides)), operators)
+
+
+def _difference(relation: Relation) -> Node:
+    return Sum((relation.sides[0], negative(relation.sides[1])))
+
+
+def _same_curve(gold: Relation, answer: Relation) -> bool:
+    """Whether the differences of the sides are proportional, and not both zero everywhere."""
+    one, two = _difference(gold), _difference(answer)
+    if symbols_of(one) != symbols_of(two) or not symbols_of(one):
+        return False
+    try:
+        left, right = rational_function(one), rational_function(two)
+        if left is None or right is None or not left.top or not right.top:
+            return False
+        if proportional(left, right) is not None:
+            return True
+        # Curves are also the same with the denominators cleared.
+        if proportional(left.numerator(), right.numerator()) is not None:
+            return True
+        return not (left.pure and right.pure) and (same_values(one, two) or same_values(one, negative(two)))
+    except Undefined:
+        return False
+
+
+def _same_inequality(gold: Relation, answer: Relation) -> bool:
+    if gold.operators != answer.operators or not set(gold.operators) <= {"<", ">", "<=", ">=", "!="}:
+        return False
+    if not symbols_of(gold) or symbols_of(gold) != symbols_of(answer):
+        return False
+    try:
+        left, right = rational_function(_difference(gold)), rational_function(_difference(answer))
+        factor = proportional(left, right) if left is not None and right is not None else None
+    except Undefined:
+        return False
+    return factor is not None and (factor > 0 or gold.operators == ("!=",))

@@ -1,0 +1,262 @@
+"""A pool of reward workers that can be killed: no response, however hostile, takes longer than its deadline.
+
+Each worker has a thread that starts it, talks to it and replaces it. A future with a timeout would not do: it
+gives up waiting while the worker hangs on, and such a pool answers nothing after a few hostile responses.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, cast
+
+from nemo_simplerl.reward.grade import SIMPLERL_REWARDS, Verdict
+from nemo_simplerl.reward.serving.cache import GradeCache, answer_key
+from nemo_simplerl.reward.serving.worker_process import WORKER_COMMAND, WorkerDied, WorkerLate, WorkerProcess
+
+Item = tuple[str, str]  # gold answer, response
+# What became of the grading; "parse_failed": the answer is no mathematics the grader reads, so that only its spelling
+# was compared.
+Status = Literal["ok", "parse_failed", "timeout", "crash"]
+
+STARTUP_TIMEOUT_S = 60.0
+_MAX_CHUNK_ITEMS = 32
+_MAX_CHUNK_CHARS = 1_000_000
+_CHUNKS_A_WORKER = 4  # so that one slow chunk leaves the others work to share
+_CACHE_ENTRIES = 100_000  # some 30 MB
+_CLOSED_EARLY = "the reward pool was closed before the grading ended"
+_REPEATABLE: tuple[Status, ...] = ("ok", "parse_failed")  # the others may be the machine's doing
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """`ms` is the time the grading took, when it was done: an answer seen before is not graded again.
+
+    An item that timed out or crashed its worker is incorrect.
+    """
+
+    verdict: Verdict
+    status: Status
+    ms: float
+
+
+class RewardPool:
+    """`num_workers` processes that grade. Usable from several threads, from asyncio and as a context manager."""
+
+    def __init__(
+        self,
+        num_workers: int,
+        timeout_s: float,
+        memory_limit_mb: int,
+        command: Sequence[str] = WORKER_COMMAND,
+        cache_entries: int = _CACHE_ENTRIES,
+    ) -> None:
+        """Start the workers and wait until each is ready. RuntimeError where one does not start.
+
+        `timeout_s` bounds one item, not a call. `command` is what to run instead of the math grader; it gets
+        two more arguments, the memory limit in MB and this process's id, and speaks as `reward.worker` does.
+        """
+        if num_workers < 1 or timeout_s <= 0 or memory_limit_mb < 1:
+            raise ValueError(
+                "a reward pool needs num_workers >= 1, timeout_s > 0 and memory_limit_mb >= 1, "
+                f"got {num_workers}, {timeout_s} and {memory_limit_mb}"
+            )
+        self._lock = threading.Lock()
+        self._closed = False
+        self._cache: GradeCache[Grade] = GradeCache(cache_entries)
+        self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
+        self._drivers = [_Driver(self._chunks, timeout_s, memory_limit_mb, command) for _ in range(num_workers)]
+        for driver in self._drivers:
+            driver.start()
+        try:
+            for driver in self._drivers:
+                driver.started.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def grade(self, items: Sequence[Item]) -> list[Grade]:
+        """One grade an item, in order. RuntimeError where the pool is closed or a worker cannot restart.
+
+        Items of one call with the same gold answer and the same boxed content are graded once.
+        """
+        work = self._submit(items)
+        return self._collect(work, [chunk.grades.result() for chunk in work.chunks])
+
+    async def grade_async(self, items: Sequence[Item]) -> list[Grade]:
+        """As `grade`, in an event loop. Cancelled, it withdraws what no worker has begun."""
+        work = await asyncio.to_thread(self._submit, items)
+        graded = await asyncio.gather(*(asyncio.wrap_future(chunk.grades) for chunk in work.chunks))
+        return self._collect(work, graded)
+
+    def _submit(self, items: Sequence[Item]) -> "_Work":
+        keys = [answer_key(gold, response) for gold, response in items]
+        known = self._cache.find(keys)
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+        most = min(_MAX_CHUNK_ITEMS, -(-len(new) // (_CHUNKS_A_WORKER * len(self._drivers))))
+        chunks = [_Chunk(part, Future()) for part in chunked(list(new.values()), most)]
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the reward pool is closed")
+            for chunk in chunks:
+                self._chunks.put(chunk)
+        return _Work(keys, known, list(new), chunks)
+
+    def _collect(self, work: "_Work", graded: Sequence[list[Grade]]) -> list[Grade]:
+        new = dict(zip(work.new_keys, (grade for grades in graded for grade in grades), strict=True))
+        self._cache.keep((key, grade) for key, grade in new.items() if grade.status in _REPEATABLE)
+        grades = work.known | new
+        return [grades[key] for key in work.keys]
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the live workers, for monitoring."""
+        return [pid for driver in self._drivers if (pid := driver.worker_pid()) is not None]
+
+    def close(self) -> None:
+        """Kill the workers. A call of `grade` that still waits gets a RuntimeError. Safe to repeat."""
+        with self._lock:
+            first, self._closed = not self._closed, True
+        if not first:
+            return
+        for driver in self._drivers:
+            driver.stop()
+        for _ in self._drivers:
+            self._chunks.put(None)
+        for driver in self._drivers:
+            driver.join()
+
+    def __enter__(self) -> "RewardPool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    items: Sequence[Item]
+    grades: "Future[list[Grade]]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One call: a key an item, the grades known by key, and the chunks that hold the items of `new_keys`."""
+
+    keys: list[bytes]
+    known: dict[bytes, Grade]
+    new_keys: list[bytes]
+    chunks: list[_Chunk]
+
+
+def chunked(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
+    """Consecutive parts of at most `most` items. A part is one round trip, bounded in characters too."""
+    start = chars = 0
+    for end, (gold, response) in enumerate(items):
+        size = len(gold) + len(response)
+        if end > start and (end - start == most or chars + size > _MAX_CHUNK_CHARS):
+            yield items[start:end]
+            start, chars = end, 0
+        chars += size
+    if start < len(items):
+        yield items[start:]
+
+
+class _Driver(threading.Thread):
+    """The thread of one worker. It lives as long as the pool, and the system kills the worker with it."""
+
+    def __init__(
+        self,
+        chunks: "queue.SimpleQueue[_Chunk | None]",
+        timeout_s: float,
+        memory_limit_mb: int,
+        command: Sequence[str],
+    ) -> None:
+        super().__init__(name="reward-worker-driver", daemon=True)
+        self.started: Future[None] = Future()
+        self._chunks = chunks
+        self._timeout_s = timeout_s
+        self._memory_limit_mb = memory_limit_mb
+        self._command = command
+        self._lock = threading.Lock()  # between a new worker and stop()
+        self._stopped = False
+        self._worker: WorkerProcess | None = None
+
+    def run(self) -> None:
+        try:
+            self._live_worker()
+            self.started.set_result(None)
+        except Exception as error:  # handed to whoever made the pool
+            self.started.set_exception(error)
+        while (chunk := self._chunks.get()) is not None:
+            if not chunk.grades.set_running_or_notify_cancel():
+                continue
+            try:
+                chunk.grades.set_result(self._grade(chunk.items))
+            except Exception as error:  # handed to whoever asked for the grades
+                chunk.grades.set_exception(error)
+        self._discard_worker()
+
+    def stop(self) -> None:
+        """Called from another thread: kill the worker now and start no other."""
+        with self._lock:
+            self._stopped = True
+            if self._worker is not None:
+                self._worker.terminate()
+
+    def worker_pid(self) -> int | None:
+        worker = self._worker
+        return worker.pid if worker is not None and worker.is_alive() else None
+
+    def _grade(self, items: Sequence[Item]) -> list[Grade]:
+        grades: list[Grade] = []
+        while len(grades) < len(items):
+            worker = self._live_worker()
+            start = time.monotonic()
+            try:
+                worker.send(items[len(grades) :], start + self._timeout_s)
+                while len(grades) < len(items):
+                    grades.append(_read_grade(worker.receive(start + self._timeout_s)))
+                    start = time.monotonic()
+            except (WorkerLate, WorkerDied) as error:
+                if self._stopped:
+                    raise RuntimeError(_CLOSED_EARLY) from error
+                status: Status = "timeout" if isinstance(error, WorkerLate) else "crash"
+                grades.append(Grade("incorrect", status, 1000.0 * (time.monotonic() - start)))
+                self._discard_worker()
+        return grades
+
+    def _live_worker(self) -> WorkerProcess:
+        """The worker, or a new one where it has ended: a worker killed while idle costs no item its grade."""
+        if self._worker is not None and self._worker.is_alive() and not self._stopped:
+            return self._worker
+        self._discard_worker()
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError(_CLOSED_EARLY)
+            worker = self._worker = WorkerProcess(self._command, self._memory_limit_mb)
+        try:
+            worker.wait_ready(STARTUP_TIMEOUT_S)
+        except RuntimeError:
+            self._discard_worker()
+            raise
+        return worker
+
+    def _discard_worker(self) -> None:
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.discard()
+
+
+def _read_grade(answer: object) -> Grade:
+    """The grade in a worker's answer. WorkerDied where it is not one."""
+    if not isinstance(answer, dict) or answer.get("verdict") not in SIMPLERL_REWARDS:
+        raise WorkerDied(f"it answered {answer!r:.100}")
+    status: Status = "ok" if answer.get("parsed", True) else "parse_failed"
+    return Grade(cast(Verdict, answer["verdict"]), status, float(answer.get("ms", 0.0)))

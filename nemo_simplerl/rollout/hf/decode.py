@@ -1,0 +1,135 @@
+"""Prefill and decoding of one batch of responses with a transformers model.
+
+Shapes: P distinct prompts, R responses, B of them still running, L prompt columns, T new tokens, V vocabulary
+ids.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.hf.kv_cache import SharedPromptCache, padding_mask
+from nemo_simplerl.rollout.hf.sampling import sample
+from nemo_simplerl.rollout.stopping import StopRule
+
+_PREFILL_SCORES = 1 << 26  # bound on rows * columns**2 of one prefill, the size of its mask
+
+
+@dataclass(frozen=True)
+class Decoded:
+    tokens_RT: np.ndarray  # int64, valid up to lengths_R
+    logprobs_RT: np.ndarray  # float32, likewise
+    lengths_R: np.ndarray
+    is_stopped_R: np.ndarray  # False: ended by length
+
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    prompt_of_R: np.ndarray,
+    uniforms_RT: np.ndarray,
+    params: SamplingParams,
+    stop_rule: StopRule,
+    vocab_limit: int | None,
+) -> Decoded:
+    """Sample one response a row; each prompt is computed once.
+
+    prompt_of_R: ascending indices into `prompts`. uniforms_RT: float64 draws in [0, 1), one a token.
+    """
+    num_rows, device = len(prompt_of_R), model.device
+    tokens_RT = np.zeros((num_rows, params.max_tokens), dtype=np.int64)
+    logprobs_RT = np.zeros((num_rows, params.max_tokens), dtype=np.float32)
+    lengths_R = np.full(num_rows, params.max_tokens)
+    is_stopped_R = np.zeros(num_rows, dtype=bool)
+    prompt_lengths_R = np.array([len(prompt) for prompt in prompts])[prompt_of_R]
+    rows_B = np.arange(num_rows)
+    cache, logits_BV = prefill(model, prompts, prompt_of_R, params.max_tokens)
+    for step in range(params.max_tokens):
+        tokens_B, logprobs_B = sample(
+            logits_BV,
+            torch.from_numpy(uniforms_RT[rows_B, step]).to(device),
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            vocab_limit=vocab_limit,
+        )
+        tokens_RT[rows_B, step] = tokens_B.cpu().numpy()
+        logprobs_RT[rows_B, step] = logprobs_B.cpu().numpy()
+        stopped_B = stop_rule.stopped(tokens_RT, rows_B, step)
+        lengths_R[rows_B[stopped_B]] = step + 1
+        is_stopped_R[rows_B[stopped_B]] = True
+        if step + 1 == params.max_tokens or stopped_B.all():
+            break
+        if stopped_B.any():
+            slots_B = _drop(cache, stopped_B, device)
+            rows_B, tokens_B = rows_B[slots_B], tokens_B[torch.from_numpy(slots_B).to(device)]
+        positions_B = torch.from_numpy(prompt_lengths_R[rows_B] + step).to(device)
+        logits_BV = _forward_one(model, tokens_B, positions_B, cache)
+    return Decoded(tokens_RT, logprobs_RT, lengths_R, is_stopped_R)
+
+
+def prefill(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_of_R: np.ndarray, max_tokens: int
+) -> tuple[SharedPromptCache, Tensor]:
+    """A cache that holds the prompts, and the logits [R, V] of each row's first new token."""
+    device, dtype = model.device, model.dtype
+    columns = max(len(prompt) for prompt in prompts)
+    ids_PL = torch.zeros(len(prompts), columns, dtype=torch.int64)
+    for index, prompt in enumerate(prompts):
+        ids_PL[index, columns - len(prompt) :] = torch.tensor(prompt)
+    ids_PL = ids_PL.to(device)
+    pad_P = torch.tensor([columns - len(prompt) for prompt in prompts], device=device)
+    logits, layers = [], []
+    chunk = max(1, _PREFILL_SCORES // columns**2)
+    for first in range(0, len(prompts), chunk):
+        pad_C = pad_P[first : first + chunk]
+        prefilled = DynamicCache()
+        logits_CV = model(
+            input_ids=ids_PL[first : first + chunk],
+            attention_mask=_prompt_mask(pad_C, columns, dtype),
+            position_ids=(torch.arange(columns, device=device) - pad_C[:, None]).clamp_(min=0),
+            past_key_values=prefilled,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        logits.append(logits_CV)
+        layers.append([(layer.keys, layer.values) for layer in prefilled.layers])
+    keys_and_values = [tuple(map(torch.cat, zip(*chunks, strict=True))) for chunks in zip(*layers, strict=True)]
+    prompt_of_R = torch.tensor(prompt_of_R, device=device)
+    cache = SharedPromptCache(keys_and_values, padding_mask(pad_P, columns, dtype), prompt_of_R, max_tokens)
+    return cache, torch.cat(logits)[prompt_of_R]
+
+
+def _prompt_mask(pad_B: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, L, L]: causal, without the padding in front."""
+    causal_LL = torch.full((columns, columns), torch.finfo(dtype).min, dtype=dtype, device=pad_B.device).triu_(1)
+    return torch.minimum(causal_LL, padding_mask(pad_B, columns, dtype))
+
+
+def _forward_one(model: PreTrainedModel, tokens_B: Tensor, positions_B: Tensor, cache: SharedPromptCache) -> Tensor:
+    """Logits [B, V] after one more token a row."""
+    cache.open_column()
+    return model(
+        input_ids=tokens_B[:, None],
+        position_ids=positions_B[:, None],
+        past_key_values=cache,
+        use_cache=True,
+        rollout_cache=cache,
+    ).logits[:, -1]
+
+
+def _drop(cache: SharedPromptCache, stopped_B: np.ndarray, device: torch.device) -> np.ndarray:
+    """Take ended rows out of the cache; the old slot of each row that is left, in its new order."""
+    num_left = int((~stopped_B).sum())
+    holes = np.flatnonzero(stopped_B[:num_left])
+    movers = num_left + np.flatnonzero(~stopped_B[num_left:])
+    cache.keep(torch.from_numpy(movers).to(device), torch.from_numpy(holes).to(device), num_left)
+    slots = np.arange(num_left)
+    slots[holes] = movers
+    return slots

@@ -1,0 +1,154 @@
+"""The embedded engine: a transformers model on one device, sampled by a loop of our own."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_utils import no_init_weights
+
+from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
+from nemo_simplerl.rollout.hf.decode import Decoded, decode
+from nemo_simplerl.rollout.hf.hf_weights import copy_weights
+from nemo_simplerl.rollout.hf.kv_cache import ATTENTION
+from nemo_simplerl.rollout.hf.sampling import uniforms
+from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
+from nemo_simplerl.rollout.units import samples_of, units
+from nemo_simplerl.rollout.validity import Validity
+
+
+class HfEngine:
+    """A RolloutEngine of one rank. It reads config.json alone: its weights come from the first refit.
+
+    device, dtype: of the weights and activations; probabilities are float32 at least.
+    tokenizer: decodes stop strings and the text of completions; None leaves `text` empty and refuses stop
+    strings.
+    max_batch_size: sequences decoded at once. It bounds memory, and its say in what is sampled is rounding alone.
+    max_model_len: longest prompt + response, tokens; None takes the model's position limit.
+    vocab_limit: ids from here on (padding rows of the embedding) are never sampled; None samples all.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        tokenizer: TextDecoder | None,
+        max_batch_size: int,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_model_len: int | None = None,
+        vocab_limit: int | None = None,
+    ):
+        if max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}.")
+        self._device = torch.device(device)
+        self._model: PreTrainedModel | None = _build_model(model_path, self._device, dtype)
+        self._tokenizer = tokenizer
+        self.unit_size = max_batch_size
+        self.generates = True
+        self._max_model_len = max_model_len or self._model.config.max_position_embeddings
+        self._vocab_limit = vocab_limit
+        self._validity = Validity()
+        self._asleep = False
+
+    @property
+    def weight_version(self) -> int | None:
+        return self._validity.version
+
+    def refit(self, buckets: Iterable[Bucket], version: int, *, digests: bool = False) -> dict[str, int]:
+        """See RolloutEngine.refit. Tensors are copied into place and cast. A tied head may be left out."""
+        buckets = iter(buckets)
+        try:
+            model = self._awake_model()
+            with self._validity.replacing(version):
+                return copy_weights(model, buckets, digests=digests)
+        finally:
+            for _ in buckets:
+                pass
+
+    def invalidate(self, reason: str) -> None:
+        self._validity.invalidate(reason)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """See RolloutEngine.generate."""
+        model = self._awake_model()
+        version = self._validity.require()
+        vocab_size = model.config.vocab_size
+        check_request(prompts, params, seeds, vocab_size=vocab_size, max_model_len=self._max_model_len)
+        stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, vocab_size)
+        completions: list[Completion | None] = [None] * len(seeds)
+        for batch in self._batches(prompts, params.n):
+            batch_prompts = list(dict.fromkeys(sample // params.n for sample in batch))
+            rank_of_prompt = {prompt: rank for rank, prompt in enumerate(batch_prompts)}
+            batch_seeds = [seeds[sample] for sample in batch]
+            decoded = decode(
+                model,
+                [prompts[index] for index in batch_prompts],
+                np.array([rank_of_prompt[sample // params.n] for sample in batch]),
+                uniforms(batch_seeds, params.max_tokens),
+                params,
+                stop_rule,
+                self._vocab_limit,
+            )
+            for sample, completion in zip(batch, self._completions(decoded, batch_seeds, version), strict=True):
+                completions[sample] = completion
+        return completions
+
+    def sleep(self) -> None:
+        """Move the weights to host memory. Harmless when asleep."""
+        if self._model is not None and not self._asleep:
+            self._model.to("cpu")
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Bring the weights back: they are those of the last refit. Harmless when awake."""
+        if self._model is not None and self._asleep:
+            self._model.to(self._device)
+            self._asleep = False
+
+    def close(self) -> None:
+        self._model = None
+
+    def _awake_model(self) -> PreTrainedModel:
+        if self._model is None:
+            raise RuntimeError("the engine is closed; make a new one.")
+        if self._asleep:
+            raise RuntimeError("the engine is asleep; call wake() first.")
+        return self._model
+
+    def _batches(self, prompts: Sequence[Sequence[int]], n: int) -> Iterator[list[int]]:
+        """Indices of the samples decoded together."""
+        for unit in units([len(prompt) for prompt in prompts], n, self.unit_size):
+            samples = samples_of(unit, n)
+            for first in range(0, len(samples), self.unit_size):
+                yield samples[first : first + self.unit_size]
+
+    def _completions(self, decoded: Decoded, seeds: Sequence[int], version: int) -> Iterable[Completion]:
+        for row, seed in enumerate(seeds):
+            length = decoded.lengths_R[row]
+            token_ids = decoded.tokens_RT[row, :length].tolist()
+            yield Completion(
+                token_ids=tuple(token_ids),
+                logprobs=tuple(decoded.logprobs_RT[row, :length].tolist()),
+                text="" if self._tokenizer is None else self._tokenizer.decode(token_ids, skip_special_tokens=True),
+                finish_reason="stop" if decoded.is_stopped_R[row] else "length",
+                weight_version=version,
+                seed=seed,
+            )
+
+
+def _build_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of uninitialised weights. The caller's random state is left as it was."""
+    config = AutoConfig.from_pretrained(path)
+    if odd := set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        raise ValueError(
+            f"{path} has layers of kind {sorted(odd)}; this engine decodes full attention only. "
+            "For a Qwen2 model set use_sliding_window to false in config.json."
+        )
+    with no_init_weights(), device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    model.tie_weights()  # left out where weights are not initialised
+    return model.eval().requires_grad_(False)

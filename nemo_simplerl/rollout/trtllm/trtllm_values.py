@@ -1,0 +1,91 @@
+"""Our values as TensorRT-LLM's arguments, and its answers as ours. Pure: imports nothing of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemo_simplerl.config.schema import TrtllmConfig
+from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.stopping import StopRule
+
+EXTENSION = "nemo_simplerl.rollout.trtllm.trtllm_worker.Extension"
+
+
+def llm_arguments(model: str, dtype: torch.dtype, max_model_len: int, settings: TrtllmConfig) -> dict[str, Any]:
+    """What AsyncLLM is made with: `settings`, and settings.engine_args over all of it, section by section."""
+    graphs = {"enable_padding": True, "max_batch_size": settings.max_batch_size} if settings.cuda_graph else None
+    arguments: dict[str, Any] = {
+        "model": model,
+        "backend": "pytorch",
+        "dtype": str(dtype).removeprefix("torch."),
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "skip_tokenizer_init": True,
+        "load_format": "dummy",
+        "max_seq_len": max_model_len,
+        "max_input_len": max_model_len,  # its default refuses prompts of more than 1024 tokens
+        "max_batch_size": settings.max_batch_size,
+        "max_num_tokens": settings.max_num_tokens,
+        "kv_cache_config": {
+            "enable_block_reuse": True,
+            "free_gpu_memory_fraction": settings.free_gpu_memory_fraction,
+        },
+        "cuda_graph_config": graphs,
+        "sampler_type": settings.sampler_type,
+        "enable_sleep": settings.sleep,
+        "ray_worker_extension_cls": EXTENSION,
+    }
+    for key, value in settings.engine_args.items():
+        ours = arguments.get(key)
+        arguments[key] = ours | value if isinstance(ours, dict) and isinstance(value, dict) else value
+    return arguments
+
+
+def request_arguments(params: SamplingParams, seed: int) -> dict[str, Any]:
+    """The engine's SamplingParams of one sample. No end_id, so that the stop token is kept among the ids."""
+    greedy = params.temperature == 0
+    return {
+        "max_tokens": params.max_tokens,
+        # Greedy as the most probable of one: a temperature of 0 is a division in one of the two samplers.
+        "temperature": 1.0 if greedy else params.temperature,
+        "top_p": 1.0 if greedy else params.top_p,
+        "top_k": 1 if greedy else params.top_k,
+        "seed": seed % 2**64,
+        "logprobs": 1,
+        "end_id": -1,
+        "pad_id": 0,
+        "stop_token_ids": list(params.stop_token_ids) or None,
+        "include_stop_str_in_output": True,
+        "detokenize": False,
+    }
+
+
+def tokens_and_logprobs(output: Any, params: SamplingParams) -> tuple[list[int], list[float]]:
+    """Of one finished request. Raises RuntimeError where they are not what the trainer needs."""
+    (choice,) = output.outputs
+    token_ids = list(choice.token_ids)  # the engine's own list
+    if choice.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"the engine ended a request with {choice.finish_reason!r} instead of a stop or its length.")
+    if choice.finish_reason == "stop" and (not token_ids or token_ids[-1] not in params.stop_token_ids):
+        raise RuntimeError("the engine reports a stop, but the response does not end in one of stop_token_ids.")
+    if len(choice.logprobs) != len(token_ids):
+        raise RuntimeError(f"the engine gave {len(choice.logprobs)} log-probabilities of {len(token_ids)} tokens.")
+    if missing := [token for token, entry in zip(token_ids, choice.logprobs, strict=True) if token not in entry]:
+        raise RuntimeError(f"the engine gives no log-probability of token {missing[0]}, which it sampled.")
+    # By token: beside the sampled token an entry may hold the most probable one, and hold it first.
+    return token_ids, [entry[token].logprob for token, entry in zip(token_ids, choice.logprobs, strict=True)]
+
+
+def cut_at_stops(responses: Sequence[Sequence[int]], stop_rule: StopRule) -> tuple[list[int], list[bool]]:
+    """Length of each response up to and including the token of its first stop, and whether there is one."""
+    lengths = np.array([len(ids) for ids in responses])
+    tokens_RT = np.zeros((len(responses), int(lengths.max(initial=0))), dtype=np.int64)
+    for row, ids in enumerate(responses):
+        tokens_RT[row, : len(ids)] = ids
+    stopped = np.zeros(len(responses), dtype=bool)
+    for step in range(tokens_RT.shape[1]):
+        rows_B = np.flatnonzero((lengths > step) & ~stopped)
+        ended_B = rows_B[stop_rule.stopped(tokens_RT, rows_B, step)]
+        lengths[ended_B], stopped[ended_B] = step + 1, True
+    return lengths.tolist(), stopped.tolist()

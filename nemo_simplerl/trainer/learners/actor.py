@@ -1,0 +1,141 @@
+"""The policy: log-probabilities, reference log-probabilities, PPO updates, and its weights for the engine.
+
+Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, H hidden size.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from nemo_simplerl.algo.loss import Metrics, policy_loss
+from nemo_simplerl.config.schema import ActorConfig, AlgoConfig
+from nemo_simplerl.data.batch import Batch, MicroBatch
+from nemo_simplerl.data.packing import together
+from nemo_simplerl.model.network import head
+from nemo_simplerl.model.sharding.export import hf_buckets
+from nemo_simplerl.trainer.learners.host_memory import host_places
+from nemo_simplerl.trainer.learners.learner import Learner
+from nemo_simplerl.trainer.learners.minibatches import MiniBatch, forward_micro_batches, mini_batches
+from nemo_simplerl.trainer.learners.updates import UpdateSeries
+from nemo_simplerl.trainer.logging.timing import PhaseTimer, timed
+
+
+class Actor:
+    """Every method is collective over the world. `hf` is the model's Hugging Face config."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        hf: dict,
+        config: ActorConfig,
+        algo: AlgoConfig,
+        *,
+        temperature: float,
+        timer: PhaseTimer,
+        series: UpdateSeries | None = None,
+    ):
+        self.learner, self.hf, self.config, self.algo, self.timer = learner, hf, config, algo, timer
+        self.series = series or UpdateSeries()
+        self.temperature = temperature if algo.logprob_temperature == "sampling" else 1.0
+        self._reference = _host_copy(learner.gpt) if algo.kl_coef else None
+
+    @timed("old_logprobs")
+    def logprobs(self, batch: Batch) -> Tensor:
+        """float32 [B, T]: log pi(token | prefix) at the sampling temperature, 0 outside the response."""
+        return self._forward(batch)
+
+    @timed("reference_logprobs")
+    def reference_logprobs(self, batch: Batch) -> Tensor:
+        """The same under the policy that training started from, whose weights wait in host memory."""
+        self._swap_reference()
+        try:
+            return self._forward(batch)
+        finally:
+            self._swap_reference()
+
+    @timed("actor_update")
+    def update(
+        self, batch: Batch, old_logprobs_BT: Tensor, advantages_BT: Tensor, gate_weights_BT: Tensor
+    ) -> list[dict[str, float]]:
+        """PPO updates over the rollout, mini-batch by mini-batch. Returns the metrics of each.
+
+        `gate_weights_BT` multiplies what each token weighs in the loss and in its metrics; the counts that divide both
+        stay those of the whole update. Raises RuntimeError when the ratio at the first update is further from 1 than
+        algo.ratio_tolerance.
+        """
+        minis = mini_batches(
+            batch,
+            self.config,
+            aggregation=self.algo.loss_aggregation,
+            epochs=self.algo.ppo_epochs,
+            mesh=self.learner.mesh,
+            old_logprobs_BT=old_logprobs_BT,
+            advantages_BT=advantages_BT,
+            gate_weights_BT=gate_weights_BT,
+        )
+        with self.learner.updating():
+            return self.series.over(minis, self._update)
+
+    def hf_buckets(self, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+        """Full weights under Hugging Face names; every rank must consume all buckets, using each before the next."""
+        return hf_buckets(self.learner.gpt, self.hf, self.learner.mesh, max_bytes)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        micro_batches = forward_micro_batches(batch, self.config)
+        results = self.learner.forward_only(micro_batches, lambda *args: self._logprobs_entropy(*args)[0])
+        return together(results, micro_batches, batch.mask_BT)
+
+    def _update(self, mini: MiniBatch, is_first: bool) -> dict[str, float]:
+        metrics = self.learner.update(mini, self._loss)
+        if is_first and not metrics["skipped"]:
+            self._require_ratio_one(metrics["ratio_deviation_max"])
+        return metrics
+
+    def _loss(self, hidden_SBH: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
+        algo = self.algo
+        logprobs_BT, entropy_BT = self._logprobs_entropy(hidden_SBH, micro)
+        return policy_loss(
+            logprobs_BT,
+            micro.columns["old_logprobs_BT"],
+            micro.columns["advantages_BT"],
+            entropy_BT,
+            micro.columns["weights_BT"] * micro.columns["gate_weights_BT"],
+            ratio_eps=algo.ratio_eps,
+            entropy_bonus=algo.entropy_bonus,
+        )
+
+    def _logprobs_entropy(self, hidden_SBH: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        return head.logprobs_entropy(
+            self.learner.gpt,
+            hidden_SBH,
+            micro,
+            self.learner.mesh,
+            vocab_size=self.hf["vocab_size"],
+            temperature=self.temperature,
+            fp32=self.algo.logprob_precision == "fp32",
+        )
+
+    def _require_ratio_one(self, deviation: float) -> None:
+        tolerance = self.algo.ratio_tolerance
+        if tolerance is not None and not deviation <= tolerance:
+            raise RuntimeError(
+                f"At a step's first update the policy has not moved, yet |ratio - 1| reached {deviation:.3g} "
+                f"(algo.ratio_tolerance={tolerance:g}): the passes before and during the update disagree, or, "
+                "under algo.old_logprobs=engine, engine and trainer. Check the precision, or raise the tolerance (null "
+                "only reports it) where bf16 rounding explains the gap."
+            )
+
+    @torch.no_grad()
+    def _swap_reference(self) -> None:
+        assert self._reference is not None, "no reference is kept when algo.kl_coef is 0"
+        for param, waiting in zip(self.learner.gpt.parameters(), self._reference, strict=True):
+            leaving = param.clone()  # beside it: page-locked memory travels at the full speed of the bus
+            param.copy_(waiting, non_blocking=True)
+            waiting.copy_(leaving, non_blocking=True)
+
+
+@torch.no_grad()
+def _host_copy(gpt: torch.nn.Module) -> list[Tensor]:
+    params = list(gpt.parameters())
+    return [place.copy_(param) for place, param in zip(host_places(params), params, strict=True)]

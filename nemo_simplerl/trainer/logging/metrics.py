@@ -1,0 +1,84 @@
+"""What a step reports, under flat group/name keys.
+
+Legend: B samples of this data rank, T predicted tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_simplerl.algo.advantages import masked_moments
+from nemo_simplerl.algo.kl import kl_penalty
+from nemo_simplerl.algo.loss import explained_variance
+from nemo_simplerl.data.batch import Batch
+from nemo_simplerl.reward.serving.pool import Grade
+from nemo_simplerl.rollout.base import Completion
+
+
+def sample_metrics(
+    completions: Sequence[Completion], grades: Sequence[Grade], scores: Sequence[float]
+) -> dict[str, float]:
+    """Of the whole rollout, which every rank holds: rewards, verdicts, lengths."""
+    count = len(completions)
+    lengths = sorted(len(completion.token_ids) for completion in completions)
+    share = {
+        name: sum(grade.verdict == name for grade in grades) / count for name in ("correct", "incorrect", "no_answer")
+    }
+    return {
+        "reward/mean": sum(scores) / count,
+        "reward/correct_share": share["correct"],
+        "reward/incorrect_share": share["incorrect"],
+        "reward/no_answer_share": share["no_answer"],
+        "reward/format_rate": 1.0 - share["no_answer"],
+        "reward/parse_failed_share": sum(grade.status == "parse_failed" for grade in grades) / count,
+        "reward/timeout_share": sum(grade.status == "timeout" for grade in grades) / count,
+        "reward/crash_share": sum(grade.status == "crash" for grade in grades) / count,
+        "rollout/length_mean": sum(lengths) / count,
+        "rollout/length_p95": float(lengths[min(int(0.95 * count), count - 1)]),
+        "rollout/length_max": float(lengths[-1]),
+        "rollout/truncated_share": sum(completion.finish_reason == "length" for completion in completions) / count,
+        "rollout/tokens": float(sum(lengths)),
+        "rollout/weight_version": float(completions[0].weight_version),
+    }
+
+
+def advantage_metrics(
+    batch: Batch,
+    old_logprobs_BT: Tensor,
+    ref_logprobs_BT: Tensor,
+    values_BT: Tensor,
+    advantages_BT: Tensor,
+    returns_BT: Tensor,
+    group: dist.ProcessGroup,
+) -> dict[str, float]:
+    """Over the response tokens of all data ranks; `advantages_BT` before whitening. Collective."""
+    mask_BT = batch.mask_BT
+    means = {
+        "policy/kl_ref": old_logprobs_BT - ref_logprobs_BT,
+        "policy/kl_ref_k3": kl_penalty(old_logprobs_BT, ref_logprobs_BT, "k3"),
+    }
+    metrics = {name: float(masked_moments(column_BT, mask_BT, group)[0]) for name, column_BT in means.items()}
+    for name, column_BT in (("advantage", advantages_BT), ("return", returns_BT), ("value", values_BT)):
+        mean, variance = masked_moments(column_BT, mask_BT, group)
+        metrics |= {f"critic/{name}_mean": float(mean), f"critic/{name}_std": float(variance.sqrt())}
+    metrics["critic/explained_variance"] = float(explained_variance(values_BT, returns_BT, mask_BT, group))
+    return metrics
+
+
+def update_metrics(role: str, updates: Sequence[dict[str, float]]) -> dict[str, float]:
+    """A step's updates of one model: means, the largest of `_max` keys and of the gradient norm, the last rate.
+
+    Over the updates that were made; `skipped_updates` counts the others.
+    """
+    made = [update for update in updates if not update["skipped"]]
+    metrics = {f"{role}/lr": updates[-1]["lr"], f"{role}/skipped_updates": float(len(updates) - len(made))}
+    if not made:
+        return metrics
+    for name in [name for name in made[0] if name not in ("lr", "skipped")]:
+        values = [update[name] for update in made]
+        metrics[f"{role}/{name}"] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    metrics[f"{role}/grad_norm_max"] = max(update["grad_norm"] for update in made)
+    if "ratio_deviation_max" in updates[0]:
+        metrics[f"{role}/first_ratio_deviation"] = updates[0]["ratio_deviation_max"]
+    return metrics

@@ -1,0 +1,37 @@
+"""The grader of a run: workers on this machine, or the reward servers of reward.url."""
+
+import os
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+from nemo_simplerl.config.schema import RewardConfig
+from nemo_simplerl.parallel.reductions import gather_objects
+from nemo_simplerl.reward.serving.client import TOKEN_VARIABLE, RewardClient
+from nemo_simplerl.reward.serving.pool import RewardPool
+
+Grader = RewardPool | RewardClient
+
+
+def build_grader(reward: RewardConfig, say: Callable[[str], None]) -> Grader:
+    """A grader of this rank's own. Collective.
+
+    ValueError on every rank where one of them can use no reward server.
+    """
+    if reward.url is None:
+        return RewardPool(reward.num_workers, timeout_s=reward.timeout_s, memory_limit_mb=reward.memory_limit_mb)
+    client = RewardClient(reward.url, token=os.environ.get(TOKEN_VARIABLE))
+    useless: str | None = None
+    problems: list[str] = []
+    try:
+        problems = client.check()
+    except ValueError as error:
+        useless = str(error)
+    # Only the first rank tells what is wrong, so it has to know of the others.
+    for rank, (refusal, warnings) in enumerate(gather_objects((useless, problems), dist.group.WORLD)):
+        if refusal is not None:
+            client.close()
+            raise ValueError(f"rank {rank}: {refusal}")
+        for warning in warnings:
+            say(f"rank {rank}: {warning}")
+    return client

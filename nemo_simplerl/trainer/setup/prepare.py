@@ -1,0 +1,87 @@
+"""What must exist on disk before models are built: the generated task and the created base model."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from nemo_simplerl.config.schema import Config, CreateConfig
+from nemo_simplerl.data import arithmetic
+from nemo_simplerl.data.problems import load_problems
+from nemo_simplerl.data.rows import read_rows
+from nemo_simplerl.data.templates import render
+from nemo_simplerl.data.tokenizer import build_tokenizer, load_tokenizer
+from nemo_simplerl.files import atomic_write
+from nemo_simplerl.model.conversion.convert import small_files_of
+from nemo_simplerl.model.formats.archive import Extent
+from nemo_simplerl.model.source import open_source
+
+
+def prepare(config: Config) -> None:
+    """Write what is missing: the task where data.generate asks for one, then the model of model.create. On one rank."""
+    data = config.data
+    if data.generate == "arithmetic" and not Path(data.train_path).exists():
+        arithmetic.write_task(data.train_path, data.eval_path, data.sft_path, seed=config.trainer.seed)
+    if config.model.create is not None and not Path(config.model.path).exists():
+        create_model(config.model.path, config.model.create, _texts(config), seed=config.trainer.seed)
+    write_model_files(config)
+
+
+def model_folder(config: Config) -> Path:
+    """config.json and the tokenizer of the run's model as a Hugging Face folder, whatever form its weights come in."""
+    return Path(config.trainer.run_dir) / "model"
+
+
+def write_model_files(config: Config) -> None:
+    """Fill `model_folder`. Raises ValueError for a model that cannot be used, or one without a tokenizer."""
+    source = open_source(config.model.path)
+    tokenizer = None if config.model.tokenizer is None else Path(config.model.tokenizer)
+    files = small_files_of(source, tokenizer=tokenizer, dtype=None)
+    if not any("token" in name for name in files):
+        raise ValueError(f"{source.path} holds no tokenizer; set model.tokenizer to a folder that does.")
+    for name, content in files.items():
+        atomic_write(model_folder(config) / name, content.read() if isinstance(content, Extent) else content)
+
+
+def create_model(path: str | Path, create: CreateConfig, texts: list[str], *, seed: int) -> None:
+    """Save a Qwen2 model with random weights and a byte-level tokenizer trained on `texts`, in Hugging Face form."""
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    build_tokenizer(texts, create.vocab_size, partial)
+    tokenizer = load_tokenizer(partial)
+    config = Qwen2Config(
+        vocab_size=create.vocab_size,
+        hidden_size=create.hidden_size,
+        intermediate_size=create.ffn_hidden_size,
+        num_hidden_layers=create.num_layers,
+        num_attention_heads=create.num_attention_heads,
+        num_key_value_heads=create.num_query_groups,
+        max_position_embeddings=create.max_position_embeddings,
+        tie_word_embeddings=create.share_embeddings_and_output_weights,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(config).save_pretrained(partial)
+    os.replace(partial, path)
+
+
+def _texts(config: Config) -> list[str]:
+    """What the tokenizer is trained on: rendered prompts, gold answers, and the warm start's responses."""
+    data = config.data
+    problems, _ = load_problems(
+        data.train_path, data.question_field, data.answer_field, without_gold=data.rows_without_gold
+    )
+    texts = [
+        render(data.template, problem.question, trailing_newline=data.prompt_trailing_newline) + problem.answer
+        for problem in problems
+    ]
+    if data.sft_path is not None:
+        texts += [str(row.get("response", "")) for row in read_rows(data.sft_path)]
+    return texts

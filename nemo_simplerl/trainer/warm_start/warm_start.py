@@ -1,0 +1,157 @@
+"""The supervised warm start: cross-entropy on response tokens, through the same models and schedules as PPO.
+
+Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, H hidden size.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+from nemo_simplerl.algo.loss import Metrics
+from nemo_simplerl.config.schema import Config
+from nemo_simplerl.data.batch import MicroBatch
+from nemo_simplerl.data.sampler import sample_seed
+from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
+from nemo_simplerl.model.conversion.shards import export
+from nemo_simplerl.model.network import head
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.trainer.build import bad_updates, build_learner, hf_config_of_run, tokenizer_of
+from nemo_simplerl.trainer.guard.finite import forget_bad_updates
+from nemo_simplerl.trainer.guard.stop import Stopping
+from nemo_simplerl.trainer.learners.learner import Learner
+from nemo_simplerl.trainer.learners.minibatches import mini_batches
+from nemo_simplerl.trainer.logging.wandb_log import WandbLog
+from nemo_simplerl.trainer.setup.prepare import model_folder
+from nemo_simplerl.trainer.warm_start.warm_start_eval import WarmStartEval
+from nemo_simplerl.trainer.warm_start.warm_start_log import WarmStartLog
+from nemo_simplerl.trainer.warm_start.warm_start_saves import WarmStartSaves
+
+
+class StoppedEarly(Stopping):
+    """The ranks have agreed to stop after `update` updates of the warm start, which are saved."""
+
+    def __init__(self, update: int, reason: str):
+        super().__init__(reason)
+        self.update = update
+
+
+def warm_start(
+    config: Config,
+    mesh: Mesh,
+    say: Callable[[str], None],
+    wandb: WandbLog | None = None,
+    safe_point: Callable[[], None] = lambda: None,
+) -> str:
+    """Train model.path on data.sft_path and save the result at sft.output; returns that folder. Collective.
+
+    wandb: on rank 0, where trainer.wandb is enabled. safe_point: called after every update; where it raises Stopping,
+    what is done is saved, and StoppedEarly raised. A folder that is complete is used as it is; a warm start that was
+    broken off goes on from its last checkpoint. Raises ValueError for rows that cannot be used.
+    """
+    output, sft = config.sft.output, config.sft
+    assert output is not None, "config.check lets no warm start through without sft.output"
+    if (Path(output) / "config.json").is_file():
+        say(f"warm start: {output} is there already")
+        return output
+    if os.path.lexists(output):
+        raise ValueError(f"sft.output={output} exists and holds no model. Remove it, or choose another name.")
+    tokenizer = tokenizer_of(config)
+    examples = _examples(config, tokenizer, say)
+    updates_per_epoch = len(examples) // sft.global_batch_size
+    total = sft.epochs * updates_per_epoch
+    learner = build_learner(
+        config,
+        config.model.path,
+        sft.optim,
+        mesh,
+        total_updates=total,
+        bad_updates=bad_updates(config, "sft", 1, 1, say),
+    )
+    hf = hf_config_of_run(config)
+    with (
+        closing(WarmStartSaves(config, learner, examples, mesh, say)) as saves,
+        closing(WarmStartEval(config, learner, tokenizer, say)) as held_out,
+    ):
+        done = saves.resume()
+        if mesh.rank == 0:
+            forget_bad_updates(config.trainer.run_dir, ("sft",), done)
+        with closing(WarmStartLog(config.trainer, done, total, mesh.rank == 0, wandb, say)) as log:
+            if done == 0 and held_out.is_due(0, total):
+                log.update(0, held_out.measure(0))
+            for update in range(done + 1, total + 1):
+                chosen = _examples_of(update - 1, examples, updates_per_epoch, config, mesh)
+                metrics = _update(learner, chosen, hf["vocab_size"], config, tokenizer.pad_token_id)
+                if held_out.is_due(update, total):
+                    metrics |= held_out.measure(update)
+                log.update(update, metrics)
+                saves.after(update)
+                if update < total:
+                    try:
+                        safe_point()
+                    except Stopping as asked:
+                        saves.leave(update)
+                        raise StoppedEarly(update, str(asked)) from asked
+        export(Path(output), learner.gpt, hf, model_folder(config), mesh)
+        saves.forget()
+    return output
+
+
+def _examples(config: Config, tokenizer, say: Callable[[str], None]) -> list[SftExample]:
+    """Of data.sft_path. Raises ValueError where they are too few for an update."""
+    sft = config.sft
+    examples, report = load_sft(
+        config.data.sft_path,
+        tokenizer,
+        template=config.data.template,
+        trailing_newline=config.data.prompt_trailing_newline,
+        max_tokens=sft.max_tokens,
+        overlong=sft.overlong,
+    )
+    say(
+        f"warm start: {report.num_kept} examples, the longest of {report.longest} tokens (limit {sft.max_tokens}), "
+        f"{report.num_dropped} dropped as too long"
+    )
+    if len(examples) < sft.global_batch_size:
+        raise ValueError(
+            f"{config.data.sft_path} leaves {len(examples)} examples, fewer than sft.global_batch_size="
+            f"{sft.global_batch_size}; lower it or bring more examples."
+        )
+    return examples
+
+
+def _examples_of(
+    update: int, examples: list[SftExample], updates_per_epoch: int, config: Config, mesh: Mesh
+) -> list[SftExample]:
+    """This data rank's share of an update: every DP-th example of its part of the epoch's permutation."""
+    epoch, position = divmod(update, updates_per_epoch)
+    generator = torch.Generator().manual_seed(sample_seed(config.trainer.seed, epoch, 0, 0))
+    size = config.sft.global_batch_size
+    order = torch.randperm(len(examples), generator=generator)[position * size : (position + 1) * size].tolist()
+    return [examples[i] for i in order[mesh.dp_rank :: mesh.dp_size]]
+
+
+def _update(learner: Learner, examples: list[SftExample], vocab_size: int, config: Config, pad_id: int) -> dict:
+    mesh = learner.mesh
+    (mini,) = mini_batches(
+        collate_sft(examples, pad_id, mesh.device),
+        config.sft,
+        aggregation="token_mean",
+        epochs=1,
+        mesh=mesh,
+    )
+    metrics = learner.update(mini, lambda *args: sft_loss(learner.gpt, *args, vocab_size, mesh))
+    return {f"sft/{name}": value for name, value in metrics.items()}
+
+
+def sft_loss(
+    gpt: GPTModel, hidden_SBH: Tensor, micro: MicroBatch, vocab_size: int, mesh: Mesh
+) -> tuple[Tensor, Metrics]:
+    """Mean negative log-probability of the response tokens of the whole update."""
+    logprobs_BT, _ = head.logprobs_entropy(gpt, hidden_SBH, micro, mesh, vocab_size=vocab_size)
+    loss = -(micro.columns["weights_BT"] * logprobs_BT).sum()
+    return loss, {"loss": loss.detach()}

@@ -1,0 +1,101 @@
+"""What is measured of a warm start on its way: the loss of held-out demonstrations, and greedy accuracy."""
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_simplerl.config.schema import Config
+from nemo_simplerl.data.batch import MicroBatch
+from nemo_simplerl.data.packing import packed_micro_batches, together
+from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
+from nemo_simplerl.eval.run import evaluate
+from nemo_simplerl.model.network import head
+from nemo_simplerl.model.sharding.export import hf_buckets
+from nemo_simplerl.rollout.refit import verified_refit
+from nemo_simplerl.trainer.build import build_engine, build_prompts, hf_config_of_run, sampling_of
+from nemo_simplerl.trainer.learners.learner import Learner
+from nemo_simplerl.trainer.setup.grader import build_grader
+from nemo_simplerl.trainer.setup.prepare import model_folder
+
+
+class WarmStartEval:
+    """Evaluations of `learner` every sft.eval_every updates, before the first and after the last; 0: none.
+
+    data.sft_eval_path gives sft_eval/loss, data.eval_path sft_eval/accuracy and its kin, by an engine of its own.
+    Every method is collective.
+    """
+
+    def __init__(self, config: Config, learner: Learner, tokenizer, say: Callable[[str], None]):
+        self._config, self._learner, self._pad_id = config, learner, tokenizer.pad_token_id
+        self._hf = hf_config_of_run(config)
+        self._opened = ExitStack()
+        self._examples: list[SftExample] = []
+        data, mesh = config.data, learner.mesh
+        if config.sft.eval_every and data.sft_eval_path is not None:
+            self._examples, report = load_sft(
+                data.sft_eval_path,
+                tokenizer,
+                data.template,
+                trailing_newline=data.prompt_trailing_newline,
+                max_tokens=config.sft.max_tokens,
+                overlong="drop",
+            )
+            say(f"{data.sft_eval_path}: {report.num_kept} examples, {report.num_dropped} dropped as too long")
+        path = data.eval_path if config.sft.eval_every else None
+        self._prompts, _ = build_prompts(config, tokenizer, path, data.eval_limit)
+        if self._prompts:
+            self._sampling = sampling_of(config, tokenizer)
+            self._grader = self._opened.enter_context(closing(build_grader(config.reward, say)))
+            engine = build_engine(config, str(model_folder(config)), mesh, tokenizer)
+            self._engine = self._opened.enter_context(closing(engine))
+            self._engine.sleep()  # updates may come first
+
+    def is_due(self, update: int, last: int) -> bool:
+        """After `update` updates of `last`."""
+        every = self._config.sft.eval_every
+        return every > 0 and (update % every == 0 or update == last)
+
+    def measure(self, update: int) -> dict[str, float]:
+        loss = {"sft_eval/loss": self._loss()} if self._examples else {}
+        return loss | (self._accuracy(update) if self._prompts else {})
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def _loss(self) -> float:
+        """Mean negative log-probability of all held-out response tokens."""
+        mesh, sft = self._learner.mesh, self._config.sft
+        mine = sorted(self._examples, key=len)[mesh.dp_rank :: mesh.dp_size]
+        sums = torch.zeros(2, dtype=torch.float64, device=mesh.device)
+        if mine:
+            batch = collate_sft(mine, self._pad_id, mesh.device)
+            tokens = sft.micro_batch_tokens
+            micros = batch.micro_batches(sft.micro_batch_size) if not tokens else packed_micro_batches(batch, tokens)
+            logprobs_BT = together(self._learner.forward_only(micros, self._logprobs), micros, batch.mask_BT)
+            sums[0], sums[1] = -logprobs_BT.sum(), batch.mask_BT.sum()
+        dist.all_reduce(sums, group=mesh.data)
+        return float(sums[0] / sums[1])
+
+    def _logprobs(self, hidden_SBH: Tensor, micro: MicroBatch) -> Tensor:
+        learner, vocab_size = self._learner, self._hf["vocab_size"]
+        return head.logprobs_entropy(learner.gpt, hidden_SBH, micro, learner.mesh, vocab_size=vocab_size)[0]
+
+    def _accuracy(self, update: int) -> dict[str, float]:
+        config, engine, learner = self._config, self._engine, self._learner
+        engine.wake()
+        buckets = hf_buckets(learner.gpt, self._hf, learner.mesh, config.rollout.refit_bucket_mb * 2**20)
+        verified_refit(engine, buckets, update, verify=True, group=dist.group.WORLD)
+        found = evaluate(
+            self._prompts,
+            engine if engine.generates else None,
+            self._grader.grade,
+            self._sampling,
+            num_samples=0,
+            seed=config.trainer.seed,
+            group=dist.group.WORLD,
+        )
+        engine.sleep()  # the updates have its memory, until the next one
+        return {f"sft_{name}": value for name, value in found.metrics.items()}

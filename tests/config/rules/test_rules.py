@@ -1,0 +1,243 @@
+"""Rules on values, one small change away from a configuration that passes."""
+
+import dataclasses
+import json
+from typing import get_args, get_origin, get_type_hints
+
+import pytest
+
+from nemo_simplerl.config.load import compose
+from nemo_simplerl.config.rules.check import check
+from nemo_simplerl.config.rules.machine import Machine, check_machine
+from nemo_simplerl.config.rules.ranges import RANGES, in_words, inside
+from nemo_simplerl.config.schema import Config, ModelConfig
+from nemo_simplerl.config.shape import ModelShape, read_shape
+
+CPU = Machine(has_gpu=False, has_transformer_engine=False)
+GPU = Machine(has_gpu=True, has_transformer_engine=True)
+ONE_TEMPERATURE = ["algo.logprob_temperature=one", "rollout.temperature=0.6"]  # sampled at 0.6, trained at 1
+
+
+def quickstart(*overrides: str) -> tuple[Config, ModelShape]:
+    """In rows of samples, whose sizes have rules of their own."""
+    padded = [f"{role}.micro_batch_tokens=null" for role in ("actor", "critic")]
+    config = compose(["experiment=quickstart", "model.path=no/such/folder", *padded, *overrides])
+    return config, read_shape(config.model)
+
+
+def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
+    return check(*quickstart(*overrides), world_size)
+
+
+# quickstart: 4 layers, 4 heads, 2 groups, ffn 384, 160 positions; 64 prompts * 4 samples, updates of 64.
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "told"),
+    [
+        (["actor.tensor_model_parallel_size=2"], 3, "divides 3"),
+        (["actor.tensor_model_parallel_size=4"], 4, "2 query groups"),
+        (
+            ["model.create.ffn_hidden_size=385", "actor.tensor_model_parallel_size=2"],
+            2,
+            "385 ffn_hidden_size",
+        ),
+        (["actor.sequence_parallel=true"], 1, "actor.tensor_model_parallel_size=1"),
+        (["model.fp8=hybrid"], 1, "model.fp8=hybrid is for bfloat16"),
+        (["model.transformer_engine=true"], 1, "Set model.precision=bf16"),
+        (["critic.global_batch_size=96", "critic.micro_batch_size=32"], 1, "critic.global_batch_size=96"),
+        (["actor.micro_batch_size=16", "critic.micro_batch_size=8", "sft.output=null"], 8, "Use 128"),
+        (["critic.micro_batch_size=8", "sft.output=null"], 4, "actor.global_batch_size=64 is not a multiple"),
+        (["sft.micro_batch_size=48"], 1, "sft.micro_batch_size=48"),
+        (["sft.max_tokens=161"], 1, "sft.max_tokens=160 or less"),
+        (["rollout.max_prompt_tokens=160"], 1, "a shorter prompt"),
+        (["model.create.hidden_size=132"], 1, "128 or 136"),
+        (["model.create.num_query_groups=3"], 1, "1, 2 or 4"),
+        (["data.train_path=train.csv"], 1, ".jsonl"),
+        (["data.eval_path=null"], 1, "trainer.eval_every=0"),
+        (["sft.eval_every=5", "data.eval_path=null", "trainer.eval_every=0"], 1, "data.sft_eval_path=FILE"),
+        (["model.path=''"], 1, "model.path is empty"),
+        (["model.create.vocab_size=511"], 1, "at least 512"),
+        (["rollout.temperature=0"], 1, "a number above 0"),
+        (["rollout.verify_refit=0"], 1, "at least 1"),
+        (["rollout.consistency.max_share=1.1"], 1, "a number in [0, 1]"),
+        (["rollout.consistency.importance_cap=0.5"], 1, "at least 1"),
+        ([*ONE_TEMPERATURE, "rollout.consistency.policy=mask"], 1, "rollout.consistency.policy=mask"),
+        (["algo.old_logprobs=engine", "rollout.consistency.policy=mask"], 1, "policy=mask weighs every token"),
+        (["algo.old_logprobs=engine", "algo.overwrite_truncated_with_eos=true"], 1, "an EOS that the engine never"),
+        (["algo.old_logprobs=engine", *ONE_TEMPERATURE], 1, "takes them at rollout.temperature=0.6"),
+        ([*ONE_TEMPERATURE, "rollout.consistency.policy=correct"], 1, "rollout.consistency.policy=correct"),
+        ([*ONE_TEMPERATURE, "rollout.consistency.policy=stop"], 1, "rollout.temperature=0.6 every token differs"),
+    ],
+)
+def test_one_broken_rule_is_one_problem(overrides, world_size, told):
+    (problem,) = problems_of(*overrides, world_size=world_size)
+    assert told in problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size"),
+    [
+        (["actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=2"], 4),
+        (["actor.tensor_model_parallel_size=2", "actor.sequence_parallel=true"], 4),
+        (["sft.output=null", "sft.max_tokens=161", "sft.micro_batch_size=48", "data.sft_path=null"], 1),
+        (["algo.critic_warmup_steps=1000", "trainer.max_steps=null"], 1),
+        (["algo.kl_coef=0", "algo.value_clip=null", "algo.reward_clip=null", "actor.optim.clip_grad=0"], 1),
+        (["reward.incorrect=-1"], 1),
+        ([*ONE_TEMPERATURE, "rollout.consistency.policy=warn"], 1),
+        (["rollout.consistency.policy=stop", "algo.logprob_temperature=one", "rollout.temperature=1"], 1),
+        (["algo.old_logprobs=engine", "rollout.consistency.policy=stop"], 1),
+        (["actor.tensor_model_parallel_size=2", "data.rollout_batch_size=64"], None),
+    ],
+)
+def test_values_at_the_edge_of_a_rule_pass(overrides, world_size):
+    assert problems_of(*overrides, world_size=world_size) == []
+
+
+def test_without_a_shape_its_rules_are_silent():
+    config, shape = quickstart("actor.tensor_model_parallel_size=4", "rollout.max_response_tokens=4000")
+    assert len(check(config, shape, 4)) == 2
+    assert check(config, None, 4) == []
+
+
+def test_every_number_of_the_schema_has_a_range():
+    def numbers(kind: type, path: str) -> set[str]:
+        found = set()
+        for name, hint in get_type_hints(kind).items():
+            for option in get_args(hint) or (hint,):
+                if dataclasses.is_dataclass(option):
+                    found |= numbers(option, f"{path}{name}.")
+                elif option in (int, float) and get_origin(hint) is not list:
+                    found.add(f"{path}{name}")
+        return found
+
+    assert numbers(Config, "") == set(RANGES)
+
+
+@pytest.mark.parametrize(
+    ("interval", "within", "outside"),
+    [("(0, 1]", [1e-9, 1], [0, 1.1]), ("[0, 1)", [0, 0.999], [1, -1e-9]), ("[1, inf)", [1, 1e9], [0.5])],
+)
+def test_intervals_are_read_as_written_and_hold_no_infinity(interval, within, outside):
+    assert all(inside(value, interval) for value in within)
+    assert not any(inside(value, interval) for value in [*outside, float("inf"), float("nan")])
+
+
+def test_intervals_are_said_in_words():
+    assert [in_words(i) for i in ("[1, inf)", "(0, inf)", "[0, 1)", "(-inf, inf)")] == [
+        "at least 1",
+        "a number above 0",
+        "a number in [0, 1)",
+        "a finite number",
+    ]
+
+
+def test_context_parallel_is_refused_with_the_reason():
+    config, _ = quickstart("actor.context_parallel_size=2")
+    for machine, reason in ((CPU, "a GPU, and none is visible"), (GPU, "do not cut sequences over ranks")):
+        (problem,) = check_machine(config, machine)
+        assert reason in problem and "actor.context_parallel_size=1" in problem
+
+
+def test_transformer_engine_is_refused_where_the_package_is_not():
+    config, _ = quickstart("model.transformer_engine=true")
+    (problem,) = check_machine(config, Machine(has_gpu=True, has_transformer_engine=False))
+    assert "transformer_engine, which is not installed" in problem and "null" in problem
+    assert check_machine(config, GPU) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("model.apply_rope_fusion=true", "needs a GPU"),
+        ("model.fp8=hybrid", "model.fp8=hybrid needs a GPU"),
+        ("model.gradient_accumulation_fusion=true", "Apex"),
+    ],
+)
+def test_kernels_are_refused_where_they_are_not_and_taken_where_they_are(setting, reason):
+    config, _ = quickstart(setting, "model.precision=bf16")
+    (problem,) = check_machine(config, CPU)
+    assert reason in problem
+    assert check_machine(config, GPU) == []
+
+
+def test_kernels_of_transformer_engine_and_layers_without_it_are_refused_together():
+    config, _ = quickstart("model.fp8=e4m3", "model.transformer_engine=false", "model.precision=bf16")
+    (problem,) = check_machine(config, GPU)
+    assert "model.fp8=e4m3" in problem and "model.transformer_engine=null" in problem
+
+
+def test_files_that_are_there_pass_and_others_are_named(tmp_path):
+    here = tmp_path / "train.jsonl"
+    here.touch()
+    config, _ = quickstart(
+        "data.generate=null", f"data.train_path={here}", "data.eval_path=gone.jsonl", "sft.output=null"
+    )
+    (problem,) = check_machine(config, CPU)
+    assert "data.eval_path='gone.jsonl'" in problem
+
+
+def hf_folder(path, **changes) -> ModelConfig:
+    hf = {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 8,
+        "intermediate_size": 96,
+        "vocab_size": 1000,
+        "max_position_embeddings": 128,
+    }
+    (path / "config.json").write_text(json.dumps({**hf, **changes}))
+    return dataclasses.replace(quickstart()[0].model, path=str(path), create=None)
+
+
+def test_the_shape_comes_from_the_models_own_config(tmp_path):
+    shape = read_shape(hf_folder(tmp_path, num_key_value_heads=4, tie_word_embeddings=True))
+    assert shape == ModelShape(
+        num_layers=2,
+        hidden_size=64,
+        num_attention_heads=8,
+        num_query_groups=4,
+        ffn_hidden_size=96,
+        vocab_size=1000,
+        max_position_embeddings=128,
+        tied=True,
+        model_type="llama",
+    )
+    assert read_shape(hf_folder(tmp_path)).num_query_groups == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model_type": "gpt2"}, "supported: llama, qwen2, qwen3"),
+        ({"num_hidden_layers": None}, "num_hidden_layers"),
+    ],
+)
+def test_models_that_cannot_be_trained_here_are_refused(tmp_path, changes, told):
+    with pytest.raises(ValueError, match=told):
+        read_shape(hf_folder(tmp_path, **changes))
+
+
+def test_a_created_model_of_another_size_is_not_taken_over_in_silence(tmp_path):
+    config, _ = quickstart()
+    there = hf_folder(tmp_path, max_position_embeddings=160, num_hidden_layers=4)
+    with pytest.raises(ValueError, match="model.create.hidden_size=128.*Remove that folder"):
+        read_shape(dataclasses.replace(there, create=config.model.create))
+
+
+def test_held_out_demonstrations_are_looked_for_where_they_are_read(tmp_path):
+    file = tmp_path / "held_out.jsonl"
+    config, _ = quickstart(f"data.sft_eval_path={file}", "sft.eval_every=5")
+    (problem,) = check_machine(config, CPU)
+    assert f"data.sft_eval_path='{file}' is not a file" in problem
+    assert check_machine(quickstart(f"data.sft_eval_path={file}")[0], CPU) == []
+    file.touch()
+    assert check_machine(config, CPU) == []
+
+
+def test_weights_and_biases_are_refused_where_the_package_is_not():
+    config, _ = quickstart("trainer.wandb.enabled=true")
+    (problem,) = check_machine(config, dataclasses.replace(CPU, has_wandb=False))
+    assert 'pip install "nemo-simplerl[wandb]"' in problem
+    assert check_machine(config, CPU) == []
+    config, _ = quickstart()
+    assert check_machine(config, dataclasses.replace(CPU, has_wandb=False)) == []

@@ -1,0 +1,108 @@
+"""Engines that fail, die and end, and one that spans two ranks. Each test starts Ray clusters of its own."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from fakes.double import double_installed, install_double
+from fakes.small_engine import NothingStays, buckets_of, save_model, start_engine
+from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.distribute import generate_sharded
+from nemo_simplerl.rollout.refit import digest
+from nemo_simplerl.rollout.trtllm.handles import Staging
+from nemo_simplerl.rollout.trtllm.trtllm import engine_group, trtllm
+from support.ranks import run_ranks
+
+pytestmark = pytest.mark.slow
+
+SAMPLED = SamplingParams(n=2, max_tokens=6, temperature=1.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=(3, 50))
+GREEDY = replace(SAMPLED, n=1, temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("hf") / "model")
+
+
+@pytest.fixture(scope="module")
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_an_argument_that_the_engine_does_not_know_is_told_and_nothing_stays_behind(folder):
+    with double_installed("own"), NothingStays(), pytest.raises(ValueError, match="got invalid argument: max_turbo"):
+        start_engine(folder, engine_args={"max_turbo": 3})
+
+
+def test_a_dead_worker_is_an_error_and_close_leaves_no_process(folder, weights, monkeypatch):
+    monkeypatch.setattr(trtllm, "_HEARTBEAT_S", 0.5)
+    with double_installed("own"), NothingStays() as processes:
+        engine = start_engine(folder, cuda_graph=False, sleep=False)
+        try:
+            engine.refit(buckets_of(weights), 1)
+            engine.sleep()  # it keeps its memory, and refuses all the same
+            with pytest.raises(RuntimeError, match=r"call wake\(\)"):
+                engine.generate([[7]], GREEDY, [0])
+            engine.wake()
+            assert engine.generate([[7]], GREEDY, [0])[0].weight_version == 1
+            names = {process.name(): process for process in processes.started()}
+            assert {"raylet", "gcs_server"} <= names.keys()
+            [worker] = [process for name, process in names.items() if "RayWorkerWrapper" in name]
+            worker.kill()
+            with pytest.raises(Exception, match="died"):
+                engine.generate([[7]], GREEDY, [0])
+        finally:
+            engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.generate([[7]], GREEDY, [0])
+
+
+def on_two_ranks(folder):
+    """One engine of two ranks: what it digests and samples, how a rank's failure and a member's call end."""
+    dist.init_process_group("gloo")
+    install_double("own")
+    weights = load_file(folder / "model.safetensors")
+    told = {}
+    engine = start_engine(folder, group=engine_group(2), tensor_parallel_size=2)
+    try:
+        told["digests"] = engine.refit(buckets_of(weights), 1, digests=True)
+        if engine.generates:
+            told["first"] = engine.generate([[5, 9], [7]], SAMPLED, [1, 2, 3, 4])
+        else:
+            with pytest.raises(RuntimeError, match="another rank hosts"):
+                engine.generate([[7]], GREEDY, [0])
+        release, released = engine._release, folder / "released"
+        engine._release = lambda: (time.sleep(0.5), release(), released.touch())
+        engine.sleep()
+        assert released.exists(), "a member goes on only when the memory is free"
+        engine.wake()
+        if dist.get_rank() == 1:
+            Staging.handles, kept = None, Staging.handles
+        with pytest.raises(RuntimeError, match="rank 1 of the engine's group: TypeError") as error:
+            engine.refit(buckets_of(weights), 2)
+        told["failure"], told["version"] = str(error.value), engine.weight_version
+        if dist.get_rank() == 1:
+            Staging.handles = kept
+        engine.refit(buckets_of(weights), 3)
+        sampler = engine if engine.generates else None
+        told["second"] = generate_sharded(sampler, [[5, 9], [7]], SAMPLED, [1, 2, 3, 4], group=dist.group.WORLD)
+    finally:
+        engine.close()
+    return told
+
+
+def test_one_engine_of_two_ranks_takes_weights_from_both_and_samples_on_its_leader(folder, weights):
+    leader, member = run_ranks(on_two_ranks, 2, folder)
+    assert leader["digests"] == member["digests"] == {name: digest(tensor) for name, tensor in weights.items()}
+    assert leader["failure"] == member["failure"]
+    assert leader["version"] is member["version"] is None
+    assert [len(c.token_ids) > 0 for c in leader["first"]] == [True] * 4
+    assert (
+        leader["second"]
+        == member["second"]
+        == [replace(completion, weight_version=3) for completion in leader["first"]]
+    )

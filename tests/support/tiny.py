@@ -1,0 +1,187 @@
+"""Small models and layouts that many tests share."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from nemo_simplerl.config.load import compose
+from nemo_simplerl.config.schema import ActorConfig, Config, OptimConfig
+from nemo_simplerl.model.network.provider import read_hf_config
+from nemo_simplerl.parallel.mesh import destroy_mesh, leave_together
+from nemo_simplerl.reward.serving.pool import RewardPool
+from nemo_simplerl.rollout.base import Completion, SamplingParams
+from nemo_simplerl.rollout.refit import digest
+from nemo_simplerl.trainer.build import build_learner, mesh_of
+from nemo_simplerl.trainer.learners.actor import Actor
+from nemo_simplerl.trainer.learners.critic import Critic
+from nemo_simplerl.trainer.logging.timing import PhaseTimer
+from nemo_simplerl.trainer.roles import Roles
+
+OPTIM = OptimConfig(
+    lr=1e-3,
+    min_lr=1e-4,
+    lr_decay_style="constant",
+    lr_warmup_fraction=0.0,
+    weight_decay=0.0,
+    adam_beta1=0.9,
+    adam_beta2=0.95,
+    adam_eps=1e-8,
+    clip_grad=1.0,
+)
+
+
+def layout(tp: int = 1, pp: int = 1, **changes) -> ActorConfig:
+    values = {
+        "tensor_model_parallel_size": tp,
+        "pipeline_model_parallel_size": pp,
+        "context_parallel_size": 1,
+        "sequence_parallel": False,
+        "use_distributed_optimizer": False,
+        "overlap_grad_reduce": False,
+        "offload_adam_states": False,
+        "recompute_granularity": None,
+        "micro_batch_size": 4,
+        "forward_micro_batch_size": 4,
+        "micro_batch_tokens": None,
+        "forward_micro_batch_tokens": None,
+        "global_batch_size": 8,
+        "optim": OPTIM,
+    }
+    return ActorConfig(**(values | changes))
+
+
+def save_hf_model(
+    folder: Path,
+    family: str = "qwen2",
+    *,
+    tied: bool = False,
+    vocab_size: int = 131,
+    num_groups: int = 2,
+    seed: int = 0,
+) -> Path:
+    """A random fp32 model of 4 layers in Hugging Face form, biases and norms random too.
+
+    llama3_rope: llama whose rotary scaling stretches an original context of 32 tokens to the 128 of all models.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    changes = {"qwen3": {"head_dim": 24}, "llama3_rope": {"rope_scaling": llama3}}.get(family, {})
+    config = AutoConfig.for_model(
+        "llama" if family == "llama3_rope" else family,
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=num_groups,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        rope_theta=10000.0,
+        **changes,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, param in model.named_parameters():
+        if param.ndim == 1:
+            param.data += torch.randn_like(param) * 0.1
+        else:
+            param.data = torch.randn_like(param) * 0.08 if "embed" in name else torch.randn_like(param) / 8
+    model.save_pretrained(folder)
+    return folder
+
+
+class ScriptedEngine:
+    """A rollout engine whose completions are written beforehand: a function of seed and prompt alone.
+
+    It takes the weights and forgets them, so runs that differ in rounding still see the same samples.
+    """
+
+    unit_size = None
+    generates = True
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size, self.weight_version = vocab_size, None
+
+    def refit(self, buckets, version: int, *, digests: bool = False) -> dict[str, int]:
+        self.received = {name: tensor.clone() for bucket in buckets for name, tensor in bucket}
+        self.weight_version = version
+        return {name: digest(tensor) for name, tensor in self.received.items()} if digests else {}
+
+    def invalidate(self, reason: str) -> None:
+        self.weight_version = None
+
+    def generate(self, prompts, params, seeds):
+        return [self._completion(seed, params.max_tokens) for seed in seeds]
+
+    def _completion(self, seed: int, max_tokens: int) -> Completion:
+        rng = random.Random(seed)
+        length = rng.randint(1, max_tokens)
+        ids = tuple(rng.choices(range(self.vocab_size), k=length))
+        text = rng.choice([r"\boxed{1}", r"\boxed{2}", "no box"])
+        reason = "length" if length == max_tokens else "stop"
+        return Completion(ids, (-1.0,) * length, text, reason, self.weight_version, seed)
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def small_config(folder: str, actor: dict, algo: dict) -> Config:
+    """The quickstart's configuration for a model of `save_hf_model`, in updates and micro-batches of 4 samples."""
+    sizes = {"micro_batch_size": 4, "forward_micro_batch_size": 4, "global_batch_size": 4}
+    sizes |= {"micro_batch_tokens": "null", "forward_micro_batch_tokens": "null"}
+    optim = {"optim.lr": 1e-3, "optim.lr_warmup_fraction": 0.0}
+    actor = sizes | optim | actor
+    critic = optim | {key: value for key, value in actor.items() if key in sizes}
+    sections = {
+        "actor": actor,
+        "critic": critic,
+        "algo": {"ratio_tolerance": 1e-5} | algo,
+        "model": {"path": folder},
+    }
+    return compose(
+        ["experiment=quickstart"]
+        + [f"{name}.{key}={value}" for name, section in sections.items() for key, value in section.items()]
+    )
+
+
+@contextmanager
+def scripted_roles(folder: str, actor_changes: dict, algo_changes: dict) -> Iterator[Roles]:
+    """Real actor, critic, reference and grader of the model in `folder`, with a scripted engine."""
+    config = small_config(folder, actor_changes, algo_changes)
+    mesh = mesh_of(config)
+    optim = config.actor.optim
+    timer = PhaseTimer()
+    hf = read_hf_config(folder)
+    grader = RewardPool(1, timeout_s=20.0, memory_limit_mb=1024)
+    learner = build_learner(config, folder, optim, mesh, total_updates=8)
+    critic = build_learner(config, folder, optim, mesh, total_updates=8, is_critic=True)
+    sampling = SamplingParams(n=2, max_tokens=12, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=(0,))
+    yield Roles(
+        config=config,
+        mesh=mesh,
+        actor=Actor(learner, hf, config.actor, config.algo, temperature=0.7, timer=timer),
+        critic=Critic(critic, config.critic, config.algo, timer=timer),
+        engine=ScriptedEngine(hf["vocab_size"]),
+        grader=grader,
+        sampling=sampling,
+        pad_id=0,
+        eos_id=0,
+        timer=timer,
+        say=print,
+    )
+    grader.close()
+    leave_together()
+    destroy_mesh()

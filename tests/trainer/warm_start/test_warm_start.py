@@ -1,0 +1,108 @@
+"""The warm start, broken off and taken up again."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from nemo_simplerl.config.load import load
+from nemo_simplerl.trainer.start import join_world, start_training
+from nemo_simplerl.trainer.warm_start.warm_start import warm_start
+from support.ranks import run_ranks
+from support.small_run import SMALL, books, few_problems, leave_bad_updates, train_here
+
+
+class BrokenOff(Exception):
+    pass
+
+
+def _warm_start(overrides: list[str], breaks_at: str) -> tuple[list[str], bool]:
+    """What was said, and whether it came to the end; broken off where a line begins with `breaks_at`."""
+    config = load(overrides, world_size=int(os.environ["WORLD_SIZE"]))
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if breaks_at and text.startswith(breaks_at):
+            raise BrokenOff
+
+    with join_world(config) as mesh:
+        try:
+            warm_start(config, mesh, say)
+        except BrokenOff:
+            return said, False
+    return said, True
+
+
+def _overrides(folder: Path, data: list[str], *more: str) -> list[str]:
+    sizes = [
+        "sft.global_batch_size=4",
+        "sft.micro_batch_size=2",
+        "sft.epochs=1",
+        "sft.save_every=4",
+        "sft.eval_every=3",
+    ]
+    places = [f"trainer.run_dir={folder}", f"sft.output={folder}/sft", "trainer.async_save=false"]
+    return [*SMALL, *data, *sizes, *places, *more]
+
+
+def _books(run_dir: Path) -> list[dict[str, float]]:
+    """Its lines without their times."""
+    lines = [json.loads(line) for line in (run_dir / "warm_start.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("sft_time/")} for line in lines]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_warm_start_goes_on_where_it_was_broken_off_and_ends_with_the_same_weights(tmp_path, world_size):
+    data = few_problems(tmp_path)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert all(done for _, done in run_ranks(_warm_start, world_size, _overrides(whole, data), ""))
+    found = run_ranks(_warm_start, world_size, _overrides(broken, data), "warm start: update 6/")
+    assert not any(done for _, done in found)
+    assert (broken / "sft.checkpoints/step_000004").is_dir() and not (broken / "sft").exists()
+    found = run_ranks(_warm_start, world_size, _overrides(broken, data), "")
+    assert all(done and "warm start: resumed after update 4" in said for said, done in found)
+    weights = [(folder / "sft/model.safetensors").read_bytes() for folder in (whole, broken)]
+    assert weights[0] == weights[1]
+    assert _books(broken) == _books(whole) and len(_books(whole)) == 11
+    assert not (broken / "sft.checkpoints").exists()
+
+
+def _trained_to_its_end(overrides: list[str]) -> bool:
+    return start_training(load(overrides, world_size=int(os.environ["WORLD_SIZE"])))
+
+
+def test_a_run_that_is_stopped_in_its_warm_start_saves_and_goes_on_to_the_same_end(tmp_path):
+    data = few_problems(tmp_path)
+    whole, stopped = (_overrides(tmp_path / name, data, "trainer.max_steps=1") for name in ("whole", "stopped"))
+    assert run_ranks(_trained_to_its_end, 2, whole) == [True, True]
+    assert run_ranks(_trained_to_its_end, 2, [*stopped, "trainer.max_time=00:00:00:01"]) == [False, False]
+    told = json.loads((tmp_path / "stopped/stopped.json").read_text())
+    assert told["step"] == 0 and told["updates_in_step"] >= 1 and "max_time" in told["reason"]
+    assert (tmp_path / f"stopped/sft.checkpoints/step_{told['updates_in_step']:06d}").is_dir()
+    leave_bad_updates(tmp_path / "stopped", "step_000011_sft_1")
+    assert run_ranks(_trained_to_its_end, 2, stopped) == [True, True]
+    assert list((tmp_path / "stopped/bad_updates").iterdir()) == []
+    assert not (tmp_path / "stopped/stopped.json").exists()
+    assert _books(tmp_path / "stopped") == _books(tmp_path / "whole")
+    assert books(tmp_path / "stopped") == books(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("changed", ["settings", "examples"])
+def test_a_checkpoint_of_other_settings_or_examples_is_left_out(tmp_path, changed):
+    data = few_problems(tmp_path)
+    run_ranks(_warm_start, 1, _overrides(tmp_path / "run", data), "warm start: update 6/")
+    more = ["sft.optim.lr=1e-4"] if changed == "settings" else []
+    if changed == "examples":
+        lines = (tmp_path / "sft.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "sft.jsonl").write_text("".join(lines[1:] + lines[:1]))
+    ((said, done),) = run_ranks(_warm_start, 1, _overrides(tmp_path / "run", data, *more), "")
+    assert done and any("begun with other settings and is left out" in text for text in said)
+
+
+def test_a_folder_in_the_place_of_the_result_is_refused_before_the_work(tmp_path):
+    data = few_problems(tmp_path)
+    (tmp_path / "sft").mkdir()
+    with pytest.raises(AssertionError, match=r"sft exists and holds no model\. Remove it"):
+        run_ranks(train_here, 1, _overrides(tmp_path, data))
