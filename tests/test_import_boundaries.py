@@ -39,7 +39,7 @@ ONLY_FOR = {
     "megatron.core.parallel_state": {"parallel.mesh", "parallel.cpu"},
     "megatron.core.mpu": {"parallel.mesh", "parallel.cpu"},
     "nemo": {"model.conversion.nemo_ckpt"},
-    "tensorrt_llm": {"rollout.trtllm.trtllm", "rollout.trtllm.trtllm_worker"},
+    "tensorrt_llm": {"rollout.trtllm.engine", "rollout.trtllm.worker"},
     "ray": {"rollout.trtllm.ray_cluster"},
 }
 # Libraries that a room does without, however indirectly.
@@ -52,7 +52,7 @@ NEVER_LOADED = {
     "plan": {"torch", "transformers", "megatron"},
 }
 # These wrap a framework that need not be installed.
-ADAPTERS = {"nemo_simplerl.model.conversion.nemo_ckpt", "nemo_simplerl.rollout.trtllm.trtllm_worker"}
+ADAPTERS = {"nemo_simplerl.model.conversion.nemo_ckpt", "nemo_simplerl.rollout.trtllm.worker"}
 
 
 def modules(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
@@ -122,7 +122,7 @@ def test_no_module_imports_across_a_wall():
         ),
         ("algo/gae.py", "if True:\n    from ..model.network import head", "nemo_simplerl.model.network.head"),
         ("parallel/vocab.py", "from nemo_simplerl import config", "nemo_simplerl.config"),
-        ("rollout/hf/hf.py", "from nemo_simplerl.parallel import mesh", "nemo_simplerl.parallel.mesh"),
+        ("rollout/hf/engine.py", "from nemo_simplerl.parallel import mesh", "nemo_simplerl.parallel.mesh"),
         ("trainer/loop.py", "from nemo_simplerl.cli.main import main", "nemo_simplerl.cli.main"),
         ("eval/run.py", "from nemo_simplerl.trainer import loop", "nemo_simplerl.trainer.loop"),
         ("model/io.py", "from megatron.core import parallel_state as mpu", "megatron.core.parallel_state"),
@@ -131,7 +131,7 @@ def test_no_module_imports_across_a_wall():
             "class A:\n    def f(self):\n        import nemo.collections",
             "nemo.collections",
         ),
-        ("rollout/hf/hf.py", "import ray", "ray"),
+        ("rollout/hf/engine.py", "import ray", "ray"),
     ],
 )
 def test_a_planted_import_is_found(tmp_path, file, source, expected):
@@ -146,7 +146,7 @@ def test_a_planted_import_is_found(tmp_path, file, source, expected):
 
 def test_imports_within_the_walls_are_left_alone(tmp_path):
     for file, source in {
-        "rollout/hf/hf.py": "from nemo_simplerl.parallel import reductions\nfrom . import base\nimport raylib",
+        "rollout/hf/engine.py": "from nemo_simplerl.parallel import reductions\nfrom . import base\nimport raylib",
         "parallel/mesh.py": "from megatron.core import parallel_state\nfrom . import cpu",
         "cli/train.py": "from nemo_simplerl.trainer.loop import train",
         "algo/loss.py": "import torch\nfrom nemo_simplerl.algo import gae",

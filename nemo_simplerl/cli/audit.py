@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nemo_simplerl.audit import peer
+from nemo_simplerl.audit import math_verify
 from nemo_simplerl.audit.findings import ask_again, ask_peer, audit
 from nemo_simplerl.audit.rows import files_of, read_rows
 from nemo_simplerl.audit.table import as_dict, tables
@@ -50,9 +50,9 @@ def run(argv: list[str]) -> int:
 
 def _second_opinion(found, most: int) -> int | None:
     """How many answers were shown to math-verify; None where it is not installed."""
-    if not peer.is_installed():
+    if not math_verify.is_installed():
         return None
-    with RewardPool(_WORKERS, timeout_s=10.0, memory_limit_mb=2048, command=peer.COMMAND) as pool:
+    with RewardPool(_WORKERS, timeout_s=10.0, memory_limit_mb=2048, command=math_verify.COMMAND) as pool:
         return ask_peer(found, pool.grade, most)
 
 

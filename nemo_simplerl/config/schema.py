@@ -215,7 +215,7 @@ class WatchdogConfig:
 
     enabled: bool
     dead_after_s: float  # without a sign of life of a rank's process
-    # By phase or wait (config.watchdog_rules.NAMES): longer is stuck. Where none is limited:
+    # By phase or wait (config.rules.watchdog.NAMES): longer is stuck. Where none is limited:
     # trainer.distributed_timeout_s in which no phase, wait or update begins or ends.
     limits_s: dict[str, Any]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nemo_simplerl.eval.benchmarks import AVERAGED, BENCHMARKS
-from nemo_simplerl.eval.seed_results import REPORTED, average
+from nemo_simplerl.eval.reported_results import REPORTED, average
 from nemo_simplerl.eval.statistics import Z95, binomial_error, differ
 
 Results = Mapping[str, Mapping[str, Any]]

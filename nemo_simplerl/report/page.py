@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from nemo_simplerl.eval.benchmarks import AVERAGED
-from nemo_simplerl.eval.seed_results import REPORTED
+from nemo_simplerl.eval.reported_results import REPORTED
 from nemo_simplerl.files import atomic_write
 from nemo_simplerl.report.evaluations import (
     Evaluation,

@@ -14,7 +14,7 @@ from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import fingerprint, kind_of, open_source
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.trainer.guard import finite
 from nemo_simplerl.trainer.guard.finite import BadUpdates
 from nemo_simplerl.trainer.learners.actor import Actor
@@ -23,7 +23,7 @@ from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.updates import UpdateSeries
 from nemo_simplerl.trainer.logging.timing import PhaseTimer
 from nemo_simplerl.trainer.roles import Roles
-from nemo_simplerl.trainer.saving.step import StepInHand
+from nemo_simplerl.trainer.saving.step_state import StepInHand
 from nemo_simplerl.trainer.setup.grader import Grader
 from nemo_simplerl.trainer.setup.prepare import model_folder
 
@@ -165,7 +165,7 @@ def build_engine(config: Config, model_path: str, mesh: Mesh, tokenizer) -> Roll
         "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
     }
     if rollout.engine == "trtllm":
-        from nemo_simplerl.rollout.trtllm.trtllm import TrtllmEngine, engine_group
+        from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine, engine_group
 
         group = engine_group(rollout.trtllm.tensor_parallel_size)
         return TrtllmEngine(model_path, settings=rollout.trtllm, group=group, **values)

@@ -25,7 +25,7 @@ from nemo_simplerl.trainer.learners.actor import Actor
 from nemo_simplerl.trainer.learners.critic import Critic
 from nemo_simplerl.trainer.logging.timing import PhaseTimer, timed
 from nemo_simplerl.trainer.saving.record import Key, digest_of
-from nemo_simplerl.trainer.saving.step import StepInHand
+from nemo_simplerl.trainer.saving.step_state import StepInHand
 from nemo_simplerl.trainer.setup.grader import Grader
 
 _EVALUATION_STREAM = 1  # keeps evaluation's sample seeds apart from training's, which count steps

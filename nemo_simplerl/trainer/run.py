@@ -17,14 +17,14 @@ from nemo_simplerl.trainer.guard.alarms import Alarms
 from nemo_simplerl.trainer.guard.faults import Faults
 from nemo_simplerl.trainer.guard.stop import Stop
 from nemo_simplerl.trainer.learners.learner import Learner
-from nemo_simplerl.trainer.logging.log import RunLog
+from nemo_simplerl.trainer.logging.run_log import RunLog
 from nemo_simplerl.trainer.logging.summary import summary_of
 from nemo_simplerl.trainer.logging.timing import host_gb
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.saving import checkpoint
 from nemo_simplerl.trainer.saving.checkpoint import Found
 from nemo_simplerl.trainer.saving.manifest import MANIFEST, Manifest, versions
-from nemo_simplerl.trainer.saving.place import Place
+from nemo_simplerl.trainer.saving.position import Place
 from nemo_simplerl.trainer.saving.saver import Saver
 
 CHECKPOINTS = "checkpoints"  # in the run directory

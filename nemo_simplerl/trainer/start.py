@@ -20,7 +20,7 @@ from nemo_simplerl.trainer.guard.faults import VARIABLE, Faults
 from nemo_simplerl.trainer.guard.finite import forget_bad_updates
 from nemo_simplerl.trainer.guard.stop import Stop, Stopping, safe_points
 from nemo_simplerl.trainer.guard.watchdog import failures_told, watched
-from nemo_simplerl.trainer.logging.log import RunLog
+from nemo_simplerl.trainer.logging.run_log import RunLog
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
 from nemo_simplerl.trainer.loop import train
 from nemo_simplerl.trainer.run import CHECKPOINTS, Run
@@ -28,11 +28,11 @@ from nemo_simplerl.trainer.saving import checkpoint
 from nemo_simplerl.trainer.saving.checkpoint import Found
 from nemo_simplerl.trainer.saving.journal import JOURNAL, Journal
 from nemo_simplerl.trainer.saving.saver import Saver
-from nemo_simplerl.trainer.saving.step import StepInHand
+from nemo_simplerl.trainer.saving.step_state import StepInHand
 from nemo_simplerl.trainer.setup import determinism
 from nemo_simplerl.trainer.setup.grader import build_grader
 from nemo_simplerl.trainer.setup.prepare import model_folder, prepare
-from nemo_simplerl.trainer.warm_start.warm_start import StoppedEarly, warm_start
+from nemo_simplerl.trainer.warm_start.run import StoppedEarly, warm_start
 
 
 def start_training(config: Config, started: float | None = None) -> bool:

@@ -44,7 +44,7 @@ from nemo_simplerl.model.network.provider import build_gpt_model, kernel_options
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh
 from nemo_simplerl.plan.shapes import PRESETS, attention_width, qkv_width
 from nemo_simplerl.rollout.base import Completion, SamplingParams
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.refit import verified_refit
 from nemo_simplerl.trainer.build import mesh_of
 from nemo_simplerl.trainer.learners.actor import Actor

@@ -25,7 +25,7 @@ from nemo_simplerl.config.load import compose
 from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.model.sharding.export import hf_buckets, hf_stream
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.refit import verified_refit
 
 REPEATS = 15

@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, StoppingCriteria, StoppingCriteriaList
 
 from nemo_simplerl.rollout.base import Completion, SamplingParams
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 
 NUM_PROMPTS, SAMPLES = 32, 4
 PROMPT_TOKENS = (16, 64)

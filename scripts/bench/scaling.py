@@ -43,7 +43,7 @@ from packing import MODEL, build, configuration, step
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.rollout.base import Completion, SamplingParams
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.trainer.build import mesh_of
 from nemo_simplerl.trainer.learners.actor import Actor
 from nemo_simplerl.trainer.learners.critic import Critic

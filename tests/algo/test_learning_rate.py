@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nemo_simplerl.algo.schedule import learning_rate
+from nemo_simplerl.algo.learning_rate import learning_rate
 
 
 def _rates(total: int, style: str, warmup_fraction: float, lr: float = 1.0, min_lr: float = 0.1) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_simplerl.audit import peer
+from nemo_simplerl.audit import math_verify
 from nemo_simplerl.audit.findings import KINDS, ask_again, ask_peer, audit
 from nemo_simplerl.audit.rows import Row, files_of, read_rows
 from nemo_simplerl.reward.serving.pool import Grade
@@ -137,7 +137,7 @@ def test_what_is_no_run_is_told_with_status_2(tmp_path):
     assert done.returncode == 2 and "give a trainer.run_dir" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(not peer.is_installed(), reason="math-verify is not installed")
+@pytest.mark.skipif(not math_verify.is_installed(), reason="math-verify is not installed")
 def test_math_verify_has_its_say(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row("x+1", r"so \boxed{1+x}", "incorrect")) + "\n")
     done = simplerl_audit(tmp_path / "rows.jsonl", "--json", tmp_path / "report.json")

@@ -6,8 +6,8 @@ import pytest
 
 from nemo_simplerl.data.problems import Problem, Prompt
 from nemo_simplerl.eval.benchmarks import BENCHMARKS, load_benchmark
+from nemo_simplerl.eval.reported_results import REPORTED, average
 from nemo_simplerl.eval.results import summarize
-from nemo_simplerl.eval.seed_results import REPORTED, average
 from nemo_simplerl.eval.sheet import answer_sheet
 from nemo_simplerl.eval.table import comparison_table, reported_table, results_table
 from nemo_simplerl.reward.grade import grade_text

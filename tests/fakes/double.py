@@ -11,7 +11,7 @@ ROOT = FAKES.parent.parent
 
 
 def install_double(sampler: str) -> None:
-    """For the rest of this process. `sampler`: own, or hf_engine for the draws of rollout/hf/hf.py."""
+    """For the rest of this process. `sampler`: own, or hf_engine for the draws of rollout/hf/engine.py."""
     sys.path.insert(0, str(FAKES))
     os.environ["PYTHONPATH"] = f"{FAKES}{os.pathsep}{ROOT}"  # what workers are started with
     os.environ["TLLM_DOUBLE_SAMPLER"] = sampler

@@ -10,7 +10,7 @@ import torch
 
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.rollout.refit import bucketed
-from nemo_simplerl.rollout.trtllm.trtllm import TrtllmEngine
+from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine
 from support.tiny import save_hf_model
 
 VOCAB, MAX_MODEL_LEN = 300, 1200

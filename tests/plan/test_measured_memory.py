@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from nemo_simplerl.config.schema import ActorConfig
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.model.network import head
+from nemo_simplerl.model.network.pipeline import Rows
 from nemo_simplerl.model.network.provider import build_gpt_model
-from nemo_simplerl.model.network.schedule import Rows
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
 from nemo_simplerl.plan.activations import forward_activations, update_activations
 from nemo_simplerl.plan.gpus import gpu

@@ -8,7 +8,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.distribute import BrokenOff, deal, generate_sharded, pack, unpack
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.units import units
 from support.ranks import run_ranks
 from support.tiny import save_hf_model

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.refit import bucketed, copy_and_digest, device_digest, digest, verified_refit
 from support.links import Linked, flipped, on
 from support.tiny import ScriptedEngine, save_hf_model

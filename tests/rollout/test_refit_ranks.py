@@ -16,7 +16,7 @@ from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.refit import digest, verified_refit
 from support.links import Linked, flipped, on
 from support.ranks import run_ranks

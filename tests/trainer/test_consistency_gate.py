@@ -9,7 +9,7 @@ import torch
 from nemo_simplerl.config.load import compose, to_yaml
 from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.data.problems import Problem, Prompt
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.trainer.consistency import consistency_gate
 from nemo_simplerl.trainer.loop import ppo_step
 from nemo_simplerl.trainer.roles import Roles

@@ -3,7 +3,7 @@
 import pytest
 from test_consistency_gate import PROMPTS, GuessingEngine, _set, _use
 
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.trainer.loop import ppo_step
 from support.ranks import run_ranks
 from support.tiny import save_hf_model, scripted_roles

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemo_simplerl.model.network import head
-from nemo_simplerl.model.network.schedule import Rows
+from nemo_simplerl.model.network.pipeline import Rows
 from nemo_simplerl.parallel.mesh import destroy_mesh, leave_together
 from nemo_simplerl.trainer.build import build_learner, mesh_of
 from support.ranks import run_ranks

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from nemo_simplerl.config.build import keys_of
 from nemo_simplerl.config.durations import seconds_of
 from nemo_simplerl.config.errors import suggest
-from nemo_simplerl.config.rules import gate_rules, sft_rules, trtllm_rules, watchdog_rules
+from nemo_simplerl.config.rules import gate, sft, trtllm, watchdog
 from nemo_simplerl.config.rules.ranges import RANGES, in_words, inside
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape, decides_shape
@@ -358,29 +358,29 @@ _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _rewards_are_ordered,
     _reward_urls_are_urls,
     _masked_responses_get_no_eos,
-    gate_rules.gate_compares_like_with_like,
-    gate_rules.engine_logprobs_are_the_policys,
+    gate.gate_compares_like_with_like,
+    gate.engine_logprobs_are_the_policys,
     _critic_warmup_ends,
     _periodic_evaluation_has_data,
     _best_checkpoint_is_evaluated,
     _max_time_is_a_time,
     _resume_allows_known_keys,
-    sft_rules.there_are_examples,
-    sft_rules.evaluations_have_data,
+    sft.there_are_examples,
+    sft.evaluations_have_data,
     _created_attention_fits,
-    trtllm_rules.every_token_has_its_logprob,
-    trtllm_rules.prompts_fit_one_pass,
-    watchdog_rules.limits_are_seconds_of_known_waits,
+    trtllm.every_token_has_its_logprob,
+    trtllm.prompts_fit_one_pass,
+    watchdog.limits_are_seconds_of_known_waits,
 )
 _SHAPE_RULES: tuple[Callable[..., Iterator[str]], ...] = (
     _tensor_parallel_splits_the_layers,
     _pipeline_stages_are_equal,
     _rollout_fits_the_model,
-    sft_rules.examples_fit_the_model,
-    trtllm_rules.engine_splits_the_heads,
+    sft.examples_fit_the_model,
+    trtllm.engine_splits_the_heads,
 )
 _WORLD_RULES: tuple[Callable[..., Iterator[str]], ...] = (
     _layout_fits_the_ranks,
     *(partial(_batch_splits, section=section) for section in ("actor", "critic", "sft")),
-    trtllm_rules.engines_fill_the_ranks,
+    trtllm.engines_fill_the_ranks,
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 from nemo_simplerl.config.schema import ActorConfig
 from nemo_simplerl.model.conversion import nemo_ckpt
 from nemo_simplerl.model.conversion.convert import Target
-from nemo_simplerl.model.network import head, schedule
+from nemo_simplerl.model.network import head, pipeline
 from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import Source, open_source
@@ -80,8 +80,8 @@ def _of_megatron(source: Source, tokens_BS: Tensor) -> Tensor:
     )
     try:
         gpt = _one_rank_model(source, mesh)
-        (output_SBX,) = schedule.forward_only(
-            gpt, [schedule.Rows(tokens_BS)], lambda hidden_SBH, _: head.output(gpt, hidden_SBH).float(), mesh
+        (output_SBX,) = pipeline.forward_only(
+            gpt, [pipeline.Rows(tokens_BS)], lambda hidden_SBH, _: head.output(gpt, hidden_SBH).float(), mesh
         )
     finally:
         destroy_mesh()

@@ -2,8 +2,8 @@ r"""Multiple-choice letters and words: answers that are not mathematics."""
 
 import re
 
+from nemo_simplerl.reward.parsing.lexicon import CHOICE_WORDS
 from nemo_simplerl.reward.parsing.tokens import NotParsed, tokenize
-from nemo_simplerl.reward.parsing.words import CHOICE_WORDS
 
 _FONT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|bf|rm)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?\s*([A-H])\s*\)?")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from nemo_simplerl.reward.comparing.choice import choice_letter, chosen_letter, fingerprint
-from nemo_simplerl.reward.comparing.exact import exact
-from nemo_simplerl.reward.comparing.listing import is_collection, same_collection
-from nemo_simplerl.reward.comparing.named import (
+from nemo_simplerl.reward.comparing.collections_ import is_collection, same_collection
+from nemo_simplerl.reward.comparing.equations import (
     Named,
     is_label,
     is_name,
@@ -18,8 +17,10 @@ from nemo_simplerl.reward.comparing.named import (
     same_relation,
     with_argument_of,
 )
+from nemo_simplerl.reward.comparing.exact import exact
 from nemo_simplerl.reward.comparing.realset import is_set_like, same_set
 from nemo_simplerl.reward.comparing.values import same_expression
+from nemo_simplerl.reward.parsing.lexicon import UNITS
 from nemo_simplerl.reward.parsing.normalize import MAX_ANSWER_CHARS, normalize_answer
 from nemo_simplerl.reward.parsing.parse import readings
 from nemo_simplerl.reward.parsing.tree import (
@@ -50,7 +51,6 @@ from nemo_simplerl.reward.parsing.tree import (
     substituted,
     symbols_of,
 )
-from nemo_simplerl.reward.parsing.words import UNITS
 from nemo_simplerl.reward.policy import POLICY
 
 

@@ -5,6 +5,7 @@ from fractions import Fraction
 from nemo_simplerl.reward.parsing import functions, numerals
 from nemo_simplerl.reward.parsing.brackets import Tokens, closing_index, split
 from nemo_simplerl.reward.parsing.cursor import Cursor
+from nemo_simplerl.reward.parsing.lexicon import FUNCTION_LETTERS, FUNCTIONS, words_of
 from nemo_simplerl.reward.parsing.literals import read_number
 from nemo_simplerl.reward.parsing.tokens import NotParsed, Token
 from nemo_simplerl.reward.parsing.tree import (
@@ -28,7 +29,6 @@ from nemo_simplerl.reward.parsing.tree import (
     negative,
     quotient,
 )
-from nemo_simplerl.reward.parsing.words import FUNCTION_LETTERS, FUNCTIONS, words_of
 
 _LETTER_CONSTANTS = {"e": EULER, "i": IMAGINARY}
 _COMMAND_CONSTANTS = {"pi": PI, "infty": INFINITY, "ldots": ELLIPSIS}

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from nemo_simplerl.reward.parsing.brackets import Tokens, split
+from nemo_simplerl.reward.parsing.lexicon import INVERSES, words_of
 from nemo_simplerl.reward.parsing.tokens import NotParsed
 from nemo_simplerl.reward.parsing.tree import EULER, Call, Node, Number, Power
-from nemo_simplerl.reward.parsing.words import INVERSES, words_of
 
 MATRICES = frozenset({"pmatrix", "bmatrix", "matrix", "array", "vmatrix", "Bmatrix", "smallmatrix"})
 

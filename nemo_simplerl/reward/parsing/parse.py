@@ -7,7 +7,7 @@ import re
 
 from nemo_simplerl.reward.parsing.brackets import Tokens, check_nesting, closing_index, is_enclosed, split
 from nemo_simplerl.reward.parsing.expression import parse_expression
-from nemo_simplerl.reward.parsing.suffix import split_suffix, wrapped
+from nemo_simplerl.reward.parsing.lexicon import ANSWER_PREFIXES, EMPTY_PHRASES, INFINITE_PHRASES, NUMBER_WORDS
 from nemo_simplerl.reward.parsing.tokens import NotParsed, Token, tokenize
 from nemo_simplerl.reward.parsing.tree import (
     INFINITY,
@@ -26,7 +26,7 @@ from nemo_simplerl.reward.parsing.tree import (
     Tuple,
     Words,
 )
-from nemo_simplerl.reward.parsing.words import ANSWER_PREFIXES, EMPTY_PHRASES, INFINITE_PHRASES, NUMBER_WORDS
+from nemo_simplerl.reward.parsing.units import split_suffix, wrapped
 from nemo_simplerl.reward.policy import LIMITS
 
 _RELATIONS = {

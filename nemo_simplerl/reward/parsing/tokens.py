@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from nemo_simplerl.reward.parsing.words import (
+from nemo_simplerl.reward.parsing.lexicon import (
     CONNECTORS,
     FUNCTION_ALIASES,
     FUNCTIONS,

@@ -17,9 +17,9 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor
 
-from nemo_simplerl.algo.schedule import learning_rate
+from nemo_simplerl.algo.learning_rate import learning_rate
 from nemo_simplerl.config.schema import OptimConfig
-from nemo_simplerl.model.network import schedule
+from nemo_simplerl.model.network import pipeline
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import all_reduce_metrics, any_rank
 from nemo_simplerl.parallel.waits import waiting
@@ -93,11 +93,11 @@ class Learner:
         """Around updates: what they need and nobody else is on the device."""
         return nullcontext() if self._offload is None else self._offload.while_updating()
 
-    def forward_only(self, micro_batches: Sequence[schedule.MicroBatch], head: schedule.Head) -> list[Tensor]:
+    def forward_only(self, micro_batches: Sequence[pipeline.MicroBatch], head: pipeline.Head) -> list[Tensor]:
         """`head` of each micro-batch, on every rank of the replica. Collective."""
-        return schedule.forward_only(self.model, micro_batches, head, self.mesh)
+        return pipeline.forward_only(self.model, micro_batches, head, self.mesh)
 
-    def update(self, micro_batches: Sequence[schedule.MicroBatch], loss: schedule.Loss) -> dict[str, float]:
+    def update(self, micro_batches: Sequence[pipeline.MicroBatch], loss: pipeline.Loss) -> dict[str, float]:
         """One optimizer step on the summed loss of the micro-batches of all data ranks. Collective.
 
         Returns the loss's metrics over all of them, `grad_norm` (before clipping), `lr` and `skipped`, 0. Where a
@@ -108,7 +108,7 @@ class Learner:
         with waiting("update"):
             self.model.zero_grad_buffer()
             self.optimizer.zero_grad()
-            metrics = schedule.forward_backward(self.model, micro_batches, loss, self.mesh)
+            metrics = pipeline.forward_backward(self.model, micro_batches, loss, self.mesh)
             finalize_model_grads([self.model], pg_collection=self.mesh.collection)
             lr = self.learning_rate()
             for group in self.optimizer.param_groups:

@@ -1,6 +1,6 @@
 """Checkpoints of a run: what is on disk, which of it can be trusted, and what may go.
 
-A checkpoint is a folder named for its place (saving.place). `actor/` and `critic/` are unpacked `.nemo` archives with
+A checkpoint is a folder named for its place (saving.position). `actor/` and `critic/` are unpacked `.nemo` archives with
 the optimizer's state in `optimizer/` (saving.optimizer_state); any parallel layout reads both. Orders and samples are
 functions of (seed, step), so no generator's state belongs to it. In the middle of a step, `step/record.npz` holds what
 the step goes on from (saving.record). The file `latest` beside the folders names the one to resume from.
@@ -31,7 +31,7 @@ from nemo_simplerl.trainer.saving.manifest import (
     share_of,
     write_manifest,
 )
-from nemo_simplerl.trainer.saving.place import Place, place_of
+from nemo_simplerl.trainer.saving.position import Place, place_of
 from nemo_simplerl.trainer.saving.record import StepRecord, record_from
 
 LATEST = "latest"

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from nemo_simplerl.files import atomic_write
-from nemo_simplerl.trainer.saving.place import Place
+from nemo_simplerl.trainer.saving.position import Place
 
 MANIFEST = "manifest.json"
 _DIGEST = "xxh3"  # of the other keys

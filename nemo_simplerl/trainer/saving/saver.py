@@ -29,7 +29,7 @@ from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.saving import optimizer_state
 from nemo_simplerl.trainer.saving.checkpoint import Retention, commit, drop_old, partial_folder
 from nemo_simplerl.trainer.saving.manifest import FileFacts, HashedFolder, Manifest
-from nemo_simplerl.trainer.saving.place import Place
+from nemo_simplerl.trainer.saving.position import Place
 
 _WRITE = "checkpoint.write"
 

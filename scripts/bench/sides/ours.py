@@ -12,7 +12,7 @@ import work
 
 from nemo_simplerl.config.load import load
 from nemo_simplerl.data.sampler import sample_seed
-from nemo_simplerl.rollout.hf.hf import hf
+from nemo_simplerl.rollout.hf.engine import hf
 from nemo_simplerl.rollout.hf.sampling import uniforms
 from nemo_simplerl.trainer.loop import ppo_step
 from nemo_simplerl.trainer.roles import Roles

@@ -8,7 +8,7 @@ import nemo_simplerl
 from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import load
 from nemo_simplerl.config.phases import PHASES
-from nemo_simplerl.config.rules.watchdog_rules import NAMES
+from nemo_simplerl.config.rules.watchdog import NAMES
 
 FOLDER = Path(nemo_simplerl.__file__).parent
 # What names a wait, and the place among its arguments of the name.

@@ -1,4 +1,4 @@
-"""A CPU double of TensorRT-LLM 1.2: its package layout and signatures as far as rollout/trtllm/trtllm.py uses them.
+"""A CPU double of TensorRT-LLM 1.2: its package layout and signatures as far as rollout/trtllm/engine.py uses them.
 
 A Hugging Face model runs in real Ray worker processes, takes weights as pickled handles of shared memory, and enforces
 what the real engine needs and would punish late, by a crash, a hang or wrong samples.

@@ -7,8 +7,8 @@ import torch
 
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.model.network import head
+from nemo_simplerl.model.network.pipeline import Rows, forward_only
 from nemo_simplerl.model.network.provider import build_gpt_model, kernel_options
-from nemo_simplerl.model.network.schedule import Rows, forward_only
 from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh

@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from nemo_simplerl.model.network import head
+from nemo_simplerl.model.network.pipeline import Rows, forward_only
 from nemo_simplerl.model.network.provider import build_gpt_model
-from nemo_simplerl.model.network.schedule import Rows, forward_only
 from nemo_simplerl.model.sharding.export import hf_stream
 from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source

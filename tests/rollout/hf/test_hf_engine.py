@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.hf.kv_cache import SharedPromptCache, padding_mask
 from support.tiny import save_hf_model
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from support.tiny import save_hf_model
 
 GREEDY = SamplingParams(n=1, max_tokens=16, temperature=0.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=())

@@ -12,7 +12,7 @@ from fakes.double import double_installed
 from fakes.small_engine import MAX_MODEL_LEN, VOCAB, buckets_of, save_model, start_engine
 from nemo_simplerl.data.tokenizer import build_tokenizer
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.hf.hf import HfEngine
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.refit import digest
 from nemo_simplerl.rollout.trtllm.handles import Staging
 

@@ -18,10 +18,10 @@ from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
 from nemo_simplerl.rollout.stopping import StopRule
 from nemo_simplerl.rollout.trtllm.contract import CONTRACT, Fields
+from nemo_simplerl.rollout.trtllm.engine import handles, trtllm
 from nemo_simplerl.rollout.trtllm.launch_environment import environment_of_its_own
 from nemo_simplerl.rollout.trtllm.loop_thread import LoopThread
-from nemo_simplerl.rollout.trtllm.trtllm import handles, trtllm
-from nemo_simplerl.rollout.trtllm.trtllm_values import (
+from nemo_simplerl.rollout.trtllm.values import (
     cut_at_stops,
     llm_arguments,
     request_arguments,
@@ -162,7 +162,7 @@ def test_the_extension_hides_nothing_of_the_worker_and_one_that_does_is_refused(
     code = (
         "import sys; from tensorrt_llm.executor.ray_gpu_worker import RayGPUWorker, RayWorkerWrapper\n"
         "inject = RayWorkerWrapper.__ray_metadata__.modified_class._inject_worker_extension\n"
-        "print(sorted(set(dir(inject(RayGPUWorker, 'nemo_simplerl.rollout.trtllm.trtllm_worker.Extension'))) "
+        "print(sorted(set(dir(inject(RayGPUWorker, 'nemo_simplerl.rollout.trtllm.worker.Extension'))) "
         "- set(dir(RayGPUWorker))))\n"
         "inject(RayGPUWorker, 'clashing.Extension')\n"
     )

@@ -18,7 +18,7 @@ from nemo_simplerl.rollout.distribute import BrokenOff
 from nemo_simplerl.trainer.guard.stop import Stop, Stopping
 from nemo_simplerl.trainer.learners.updates import UpdateSeries
 from nemo_simplerl.trainer.saving.record import Key
-from nemo_simplerl.trainer.saving.step import StepInHand
+from nemo_simplerl.trainer.saving.step_state import StepInHand
 from support.forked_runs import different, problems_in, start
 from support.ranks import run_ranks
 

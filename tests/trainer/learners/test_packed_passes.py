@@ -8,10 +8,10 @@ import torch
 from megatron.core.distributed import finalize_model_grads
 
 from nemo_simplerl.data.problems import Problem, Prompt
-from nemo_simplerl.model.network import schedule
+from nemo_simplerl.model.network import pipeline
 from nemo_simplerl.trainer.learners.minibatches import mini_batches
 from nemo_simplerl.trainer.loop import ppo_step
-from nemo_simplerl.trainer.warm_start.warm_start import sft_loss
+from nemo_simplerl.trainer.warm_start.run import sft_loss
 from support.ranks import run_ranks
 from support.tiny import save_hf_model, scripted_roles
 
@@ -87,7 +87,7 @@ def _gradient(learner, batch, sizes, loss, columns) -> torch.Tensor:
     mini = next(mini_batches(batch, sizes, aggregation="token_mean", epochs=1, mesh=learner.mesh, **columns))
     assert all(micro.is_packed == (sizes.micro_batch_tokens is not None) for micro in mini)
     learner.model.zero_grad_buffer()
-    schedule.forward_backward(learner.model, mini, loss, learner.mesh)
+    pipeline.forward_backward(learner.model, mini, loss, learner.mesh)
     finalize_model_grads([learner.model], pg_collection=learner.mesh.collection)
     return torch.cat([param.main_grad.flatten().clone() for param in learner.gpt.parameters()])
 

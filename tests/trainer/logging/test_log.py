@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from nemo_simplerl.trainer.logging.log import RunLog
 from nemo_simplerl.trainer.logging.progress import duration
+from nemo_simplerl.trainer.logging.run_log import RunLog
 
 
 def open_log(run_dir, *, resume_step=None, terminal=False, is_writer=True, tensorboard=False, total_steps=10):

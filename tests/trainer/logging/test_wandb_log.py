@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from nemo_simplerl.config.load import compose, from_yaml, to_dict
-from nemo_simplerl.trainer.logging.log import RunLog
+from nemo_simplerl.trainer.logging.run_log import RunLog
 from nemo_simplerl.trainer.logging.wandb_log import COLUMNS, MAX_SAMPLES
 from support.ranks import run_ranks
 from support.small_run import SMALL, train_here

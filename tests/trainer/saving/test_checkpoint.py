@@ -26,7 +26,7 @@ from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.formats.archive import list_files
 from nemo_simplerl.model.formats.torch_dist import read_index
 from nemo_simplerl.model.network import head
-from nemo_simplerl.model.network.schedule import Rows
+from nemo_simplerl.model.network.pipeline import Rows
 from nemo_simplerl.model.sharding.load import layer_offset
 from nemo_simplerl.model.source import EMBEDDING, HEAD, full_shape, head_mapping
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
@@ -35,7 +35,7 @@ from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.saving import checkpoint, optimizer_state
 from nemo_simplerl.trainer.saving.checkpoint import Retention, drop_old, find_intact, superseded
 from nemo_simplerl.trainer.saving.manifest import FileFacts, Manifest, share_of, write_manifest
-from nemo_simplerl.trainer.saving.place import Place, place_of
+from nemo_simplerl.trainer.saving.position import Place, place_of
 from nemo_simplerl.trainer.saving.saver import Saver
 from support.ranks import run_ranks
 from support.tiny import save_hf_model, small_config

@@ -8,7 +8,7 @@ import pytest
 
 from nemo_simplerl.config.load import load
 from nemo_simplerl.trainer.start import join_world, start_training
-from nemo_simplerl.trainer.warm_start.warm_start import warm_start
+from nemo_simplerl.trainer.warm_start.run import warm_start
 from support.ranks import run_ranks
 from support.small_run import SMALL, books, few_problems, leave_bad_updates, train_here
 

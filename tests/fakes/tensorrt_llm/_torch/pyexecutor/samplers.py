@@ -43,10 +43,10 @@ class OwnSampler:
 
 
 class HfEngineSampler:
-    """The draws of `nemo_simplerl.rollout.hf.hf.HfEngine`, seed by seed."""
+    """The draws of `nemo_simplerl.rollout.hf.engine.HfEngine`, seed by seed."""
 
     def __init__(self, llm_args):
-        from nemo_simplerl.rollout.hf.hf import HfEngine
+        from nemo_simplerl.rollout.hf.engine import HfEngine
 
         self._max_seq_len = llm_args.max_seq_len
         self._engine = HfEngine(

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable
 
 from nemo_simplerl.reward.parsing.brackets import Tokens, closing_index
+from nemo_simplerl.reward.parsing.lexicon import DEGREE_WORDS, PERCENT_WORDS, words_of
 from nemo_simplerl.reward.parsing.tokens import NotParsed, Token
 from nemo_simplerl.reward.parsing.tree import Degrees, Modular, Node, Percent, Quantity
-from nemo_simplerl.reward.parsing.words import DEGREE_WORDS, PERCENT_WORDS, words_of
 
 _MAX_UNIT_WORDS = 6
 _UNIT_SIGNS = frozenset({"/", "^", "-", "*", "{", "}", ".", "(", ")"})

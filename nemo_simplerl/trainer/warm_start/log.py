@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_simplerl.config.schema import TrainerConfig
 from nemo_simplerl.files import append_jsonl, truncate_jsonl
-from nemo_simplerl.trainer.logging.log import open_tensorboard, plain
+from nemo_simplerl.trainer.logging.run_log import open_tensorboard, plain
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
 
 FILE = "warm_start.jsonl"

@@ -1,4 +1,4 @@
-"""What TensorRT-LLM's worker processes learn beside what they can. Loaded there by name; see rollout/trtllm/trtllm.py.
+"""What TensorRT-LLM's worker processes learn beside what they can. Loaded there by name; see rollout/trtllm/engine.py.
 
 Only new method names: TensorRT-LLM refuses an extension that hides an attribute of its worker.
 """

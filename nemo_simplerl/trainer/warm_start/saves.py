@@ -17,7 +17,7 @@ from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.saving import checkpoint
 from nemo_simplerl.trainer.saving.manifest import Manifest, versions
-from nemo_simplerl.trainer.saving.place import Place
+from nemo_simplerl.trainer.saving.position import Place
 from nemo_simplerl.trainer.saving.saver import Saver
 from nemo_simplerl.trainer.setup.prepare import model_folder
 

@@ -9,7 +9,7 @@ import sys
 from nemo_simplerl.reward.grade import Judgement
 from nemo_simplerl.reward.serving.worker import serve
 
-COMMAND = (sys.executable, "-m", "nemo_simplerl.audit.peer")
+COMMAND = (sys.executable, "-m", "nemo_simplerl.audit.math_verify")
 
 
 def is_installed() -> bool:

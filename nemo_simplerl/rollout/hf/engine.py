@@ -10,9 +10,9 @@ from transformers.modeling_utils import no_init_weights
 
 from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
 from nemo_simplerl.rollout.hf.decode import Decoded, decode
-from nemo_simplerl.rollout.hf.hf_weights import copy_weights
 from nemo_simplerl.rollout.hf.kv_cache import ATTENTION
 from nemo_simplerl.rollout.hf.sampling import uniforms
+from nemo_simplerl.rollout.hf.weights import copy_weights
 from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
 from nemo_simplerl.rollout.units import samples_of, units
 from nemo_simplerl.rollout.validity import Validity

@@ -10,7 +10,7 @@ from nemo_simplerl.config.schema import TrtllmConfig
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.stopping import StopRule
 
-EXTENSION = "nemo_simplerl.rollout.trtllm.trtllm_worker.Extension"
+EXTENSION = "nemo_simplerl.rollout.trtllm.worker.Extension"
 
 
 def llm_arguments(model: str, dtype: torch.dtype, max_model_len: int, settings: TrtllmConfig) -> dict[str, Any]:

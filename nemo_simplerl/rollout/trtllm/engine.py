@@ -1,4 +1,4 @@
-"""TensorRT-LLM 1.2 as the rollout engine: the only module, with trtllm_worker, that imports it.
+"""TensorRT-LLM 1.2 as the rollout engine: the only module, with worker, that imports it.
 
 Refitting a running engine works in 1.2 only through its Ray orchestrator, so one rank of each engine's group hosts an
 `AsyncLLM` on a private Ray cluster, whose workers share the group's GPUs with the trainer. docs/trtllm.md draws it.
@@ -26,7 +26,7 @@ from nemo_simplerl.rollout.trtllm.handles import Staging, device_uuid, physical_
 from nemo_simplerl.rollout.trtllm.launch_environment import environment_of_its_own
 from nemo_simplerl.rollout.trtllm.loop_thread import LoopThread
 from nemo_simplerl.rollout.trtllm.ray_cluster import start_ray, stop_ray
-from nemo_simplerl.rollout.trtllm.trtllm_values import (
+from nemo_simplerl.rollout.trtllm.values import (
     cut_at_stops,
     llm_arguments,
     request_arguments,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from nemo_simplerl.reward.comparing.evaluate import real_number, same_values
 from nemo_simplerl.reward.comparing.exact import Undefined
 from nemo_simplerl.reward.comparing.polynomial import proportional, rational_function
+from nemo_simplerl.reward.parsing.lexicon import FUNCTIONS
 from nemo_simplerl.reward.parsing.tree import (
     MINUS_ONE,
     Call,
@@ -26,7 +27,6 @@ from nemo_simplerl.reward.parsing.tree import (
     substituted,
     symbols_of,
 )
-from nemo_simplerl.reward.parsing.words import FUNCTIONS
 
 Same = Callable[[Node, Node], bool]
 

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+from nemo_simplerl.reward.comparing.equations import Named, named, same_name, with_argument_of
 from nemo_simplerl.reward.comparing.evaluate import real_number
 from nemo_simplerl.reward.comparing.exact import Undefined, exact
-from nemo_simplerl.reward.comparing.named import Named, named, same_name, with_argument_of
-from nemo_simplerl.reward.comparing.signs import expansions
+from nemo_simplerl.reward.comparing.plus_minus import expansions
 from nemo_simplerl.reward.parsing.tree import (
     ELLIPSIS,
     Listing,

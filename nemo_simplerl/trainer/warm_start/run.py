@@ -27,9 +27,9 @@ from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.minibatches import mini_batches
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
 from nemo_simplerl.trainer.setup.prepare import model_folder
-from nemo_simplerl.trainer.warm_start.warm_start_eval import WarmStartEval
-from nemo_simplerl.trainer.warm_start.warm_start_log import WarmStartLog
-from nemo_simplerl.trainer.warm_start.warm_start_saves import WarmStartSaves
+from nemo_simplerl.trainer.warm_start.evaluation import WarmStartEval
+from nemo_simplerl.trainer.warm_start.log import WarmStartLog
+from nemo_simplerl.trainer.warm_start.saves import WarmStartSaves
 
 
 class StoppedEarly(Stopping):
