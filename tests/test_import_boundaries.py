@@ -9,6 +9,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,6 +109,51 @@ def violations(folder: Path) -> list[str]:
     ]
 
 
+def plant(folder: Path, file: str, source: str) -> None:
+    """Write a module below `folder`, and make packages of the folders on the way."""
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for package in (folder, *(folder / parent for parent in Path(file).parents)):
+        (package / "__init__.py").touch()
+    path.write_text(source)
+
+
+def circles(folder: Path) -> list[set[str]]:
+    """Groups of modules of the package in `folder` that import one another, directly or through others."""
+    files = dict(modules(folder, PACKAGE))
+    # A package's __init__ holds a docstring: naming it on the way to a module is no dependency.
+    needs = {
+        module: {name for name in imported_names(module, file) if name in files and files[name].name != "__init__.py"}
+        for module, file in files.items()
+    }
+    reached = {module: set(names) for module, names in needs.items()}
+    while grown := [(module, more) for module in reached for more in [_behind(module, reached)] if more]:
+        for module, more in grown:
+            reached[module] |= more
+    return [group for group in {frozenset(m for m in reached[x] if x in reached[m]) for x in reached} if group]
+
+
+def _behind(module: str, reached: dict[str, set[str]]) -> set[str]:
+    return set().union(*(reached[name] for name in reached[module])) - reached[module]
+
+
+def test_no_modules_import_in_a_circle():
+    assert circles(FOLDER) == []
+
+
+def test_a_planted_circle_is_found(tmp_path):
+    plant(tmp_path, "algo/a.py", "from nemo_simplerl.algo import b")
+    plant(tmp_path, "algo/b.py", "def f():\n    from nemo_simplerl.data.c import g")
+    plant(tmp_path, "data/c.py", "from nemo_simplerl.algo.a import h")
+    plant(tmp_path, "data/d.py", "from nemo_simplerl.algo.a import h")
+    assert circles(tmp_path) == [{f"{PACKAGE}.{name}" for name in ("algo.a", "algo.b", "data.c")}]
+
+
+def test_no_folder_holds_more_than_15_modules():
+    held = Counter(file.parent for _, file in modules(FOLDER, PACKAGE))
+    assert {str(folder): count for folder, count in held.items() if count > 15} == {}
+
+
 def test_no_module_imports_across_a_wall():
     assert violations(FOLDER) == []
 
@@ -135,11 +181,7 @@ def test_no_module_imports_across_a_wall():
     ],
 )
 def test_a_planted_import_is_found(tmp_path, file, source, expected):
-    path = tmp_path / file
-    path.parent.mkdir()
-    for folder in (tmp_path, path.parent):
-        (folder / "__init__.py").touch()
-    path.write_text(source)
+    plant(tmp_path, file, source)
     module = f"{PACKAGE}.{file.removesuffix('.py').replace('/', '.')}"
     assert f"{module} imports {expected}" in violations(tmp_path)
 
@@ -151,10 +193,7 @@ def test_imports_within_the_walls_are_left_alone(tmp_path):
         "cli/train.py": "from nemo_simplerl.trainer.loop import train",
         "algo/loss.py": "import torch\nfrom nemo_simplerl.algo import gae",
     }.items():
-        (tmp_path / file).parent.mkdir()
-        (tmp_path / file).parent.joinpath("__init__.py").touch()
-        (tmp_path / file).write_text(source)
-    (tmp_path / "__init__.py").touch()
+        plant(tmp_path, file, source)
     assert violations(tmp_path) == []
 
 

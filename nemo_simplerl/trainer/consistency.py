@@ -3,9 +3,9 @@
 Legend: B samples of this data rank, T predicted tokens.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,76 +13,82 @@ from torch import Tensor
 from nemo_simplerl.algo.consistency import beyond_bound, difference_metrics, difference_sums, importance_weights
 from nemo_simplerl.config.schema import ConsistencyConfig
 from nemo_simplerl.data.batch import Batch
+from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import all_reduce_metrics
-from nemo_simplerl.trainer.roles import Roles
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateResult:
     weights_BT: Tensor  # float32, a factor on what each token weighs in the policy loss
     metrics: dict[str, float]
 
 
-def consistency_gate(batch: Batch, old_logprobs_BT: Tensor, roles: Roles, step: int) -> Gate:
-    """Compare the engine's log-probabilities with the trainer's and act by rollout.consistency. Collective.
+@dataclass(frozen=True)
+class ConsistencyGate:
+    """Compares the log-probabilities of the engine with those of the trainer, and acts by rollout.consistency.
 
-    Only the policy loss is touched: the critic, the whitening and the count that divides the loss see every token, so
-    that leaving tokens out scales no other up. An EOS put over a sampled token is not compared and weighs 1. Raises
-    RuntimeError under `stop`, on every rank.
+    old_logprobs: algo.old_logprobs, `trainer` or `engine`. probe_size: under `engine`, samples of this data rank that
+    the trainer computes too, those of its first update. expects_difference: engine and trainer use different
+    temperatures by choice, so that every token differs and that alone does not trip the gate.
     """
-    config = roles.config.rollout.consistency
-    compared = (batch.engine_logprobs_BT, old_logprobs_BT, _compared_BT(batch, roles))
-    weights_BT = _weights(config, *compared)
-    figures = _figures(batch, old_logprobs_BT, weights_BT, roles)
-    is_tripped = bool(figures["tripped"])
-    if is_tripped and config.policy == "stop":
-        raise RuntimeError(f"Step {step}: {_complaint(figures, config)} {_way_out(figures)}")
-    if is_tripped and config.policy != "off":
-        roles.say(f"step {step}: {_complaint(figures, config)}")
-    return Gate(weights_BT, {f"consistency/{name}": value for name, value in figures.items()})
 
+    config: ConsistencyConfig
+    mesh: Mesh
+    old_logprobs: str
+    probe_size: int
+    expects_difference: bool
 
-def old_logprobs(batch: Batch, roles: Roles) -> Tensor:
-    """float32 [B, T]: the policy's before the step's first update, from where algo.old_logprobs says. Collective.
+    def choose_old_logprobs(self, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
+        """float32 [B, T]: the policy's before the step's first update, from where algo.old_logprobs says. Collective.
 
-    Under `engine` the trainer computes those of a probe, samples of the first update, which the gate compares; the
-    others are the engine's own. Where the gate trips, and is not off, the trainer computes them all.
-    """
-    compute = roles.actor.logprobs if roles.config.algo.old_logprobs == "trainer" else partial(_mixed, roles=roles)
-    return roles.column("old_logprobs", batch, compute)
+        compute: the trainer's log-probabilities of a batch. Under `engine` it is asked for the probe alone, and the
+        other rows are the engine's own; where the gate trips, and is not off, it is asked for all.
+        """
+        if self.old_logprobs == "trainer":
+            return compute(batch)
+        probe = batch.select(range(self._num_probed(batch)))
+        mixed_BT = batch.engine_logprobs_BT.clone()
+        mixed_BT[: len(probe)] = compute(probe)
+        is_tripped = self._figures(batch, mixed_BT, torch.ones_like(mixed_BT))["tripped"]
+        return compute(batch) if is_tripped and self.config.policy != "off" else mixed_BT
 
+    def check(self, batch: Batch, old_logprobs_BT: Tensor, step: int) -> GateResult:
+        """Compare, and weigh the tokens of the policy loss accordingly. Collective.
 
-def _mixed(batch: Batch, roles: Roles) -> Tensor:
-    probe = batch.select(range(_probed_rows(batch, roles)))
-    mixed_BT = batch.engine_logprobs_BT.clone()
-    mixed_BT[: len(probe)] = roles.actor.logprobs(probe)
-    tripped = _figures(batch, mixed_BT, torch.ones_like(mixed_BT), roles)["tripped"]
-    is_refused = tripped and roles.config.rollout.consistency.policy != "off"
-    return roles.actor.logprobs(batch) if is_refused else mixed_BT
+        Only the policy loss is touched: the critic, the whitening and the count that divides the loss see every token,
+        so that leaving tokens out scales no other up. An EOS put over a sampled token is not compared and weighs 1.
+        Raises RuntimeError under `stop`, on every rank.
+        """
+        config = self.config
+        weights_BT = _weights(config, batch.engine_logprobs_BT, old_logprobs_BT, self._compared_BT(batch))
+        figures = self._figures(batch, old_logprobs_BT, weights_BT)
+        is_tripped = bool(figures["tripped"])
+        if is_tripped and config.policy == "stop":
+            raise RuntimeError(f"Step {step}: {_complaint(figures, config)} {_way_out(figures)}")
+        if is_tripped and config.policy != "off":
+            log.warning(f"step {step}: {_complaint(figures, config)}")
+        return GateResult(weights_BT, {f"consistency/{name}": value for name, value in figures.items()})
 
+    def _figures(self, batch: Batch, old_logprobs_BT: Tensor, weights_BT: Tensor) -> dict[str, float]:
+        mask_BT = self._compared_BT(batch)
+        sums = difference_sums(batch.engine_logprobs_BT, old_logprobs_BT, mask_BT, self.config.max_difference)
+        totals = all_reduce_metrics(sums | {"weight": (weights_BT * mask_BT).sum()}, self.mesh.data)
+        figures = difference_metrics(totals) | {"weight_mean": totals["weight"] / max(totals["tokens"], 1.0)}
+        is_beyond = figures["share_beyond"] > self.config.max_share and not self.expects_difference
+        return figures | {"tripped": float(figures["not_finite"] > 0 or is_beyond)}
 
-def _figures(batch: Batch, old_logprobs_BT: Tensor, weights_BT: Tensor, roles: Roles) -> dict[str, float]:
-    config, mask_BT = roles.config.rollout.consistency, _compared_BT(batch, roles)
-    sums = difference_sums(batch.engine_logprobs_BT, old_logprobs_BT, mask_BT, config.max_difference)
-    totals = all_reduce_metrics(sums | {"weight": (weights_BT * mask_BT).sum()}, roles.mesh.data)
-    figures = difference_metrics(totals) | {"weight_mean": totals["weight"] / max(totals["tokens"], 1.0)}
-    # Sampled at one temperature and trained at another, as chosen: every token differs, and that is no news.
-    is_chosen = roles.config.algo.logprob_temperature == "one" and roles.sampling.temperature != 1.0
-    is_tripped = figures["not_finite"] > 0 or (figures["share_beyond"] > config.max_share and not is_chosen)
-    return figures | {"tripped": float(is_tripped)}
+    def _compared_BT(self, batch: Batch) -> Tensor:
+        """float32, 1 where the engine sampled a token that the trainer computed the log-probability of too."""
+        mask_BT = batch.engine_mask_BT.clone()
+        if self.old_logprobs == "engine":
+            mask_BT[self._num_probed(batch) :] = 0.0
+        return mask_BT
 
-
-def _compared_BT(batch: Batch, roles: Roles) -> Tensor:
-    """float32, 1 where the engine sampled a token that the trainer computed the log-probability of too."""
-    mask_BT = batch.engine_mask_BT.clone()
-    if roles.config.algo.old_logprobs == "engine":
-        mask_BT[_probed_rows(batch, roles) :] = 0.0
-    return mask_BT
-
-
-def _probed_rows(batch: Batch, roles: Roles) -> int:
-    """This data rank's samples of the step's first update, a sixteenth of its rollout at most."""
-    return min(roles.config.actor.global_batch_size // roles.mesh.dp_size, -(-len(batch) // 16))
+    def _num_probed(self, batch: Batch) -> int:
+        """Samples of the probe: a sixteenth of this data rank's rollout at most."""
+        return min(self.probe_size, -(-len(batch) // 16))
 
 
 def _weights(config: ConsistencyConfig, engine_BT: Tensor, trainer_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -7,13 +7,11 @@ t + 1; `mask_BT` is 1 where that token is the response's.
 from collections.abc import Sequence
 
 from nemo_simplerl.algo.advantages import whiten
-from nemo_simplerl.algo.gae import gae
 from nemo_simplerl.algo.kl import kl_penalty
 from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.eval.run import sample_rows
-from nemo_simplerl.trainer.consistency import consistency_gate, old_logprobs
-from nemo_simplerl.trainer.logging.metrics import advantage_metrics, sample_metrics, update_metrics
+from nemo_simplerl.trainer.logging.metrics import reference_metrics, sample_metrics
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.run import Run
 
@@ -23,31 +21,28 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
 
     Steps count from 1. Returns the step's metrics and its samples as rows for the run directory.
     """
-    actor, critic, algo, data_group = roles.actor, roles.critic, roles.config.algo, roles.mesh.data
+    algo, data_group = roles.config.algo, roles.mesh.data
     completions = roles.generate(prompts, step)
     grades, scores = roles.grade(prompts, completions)
     batch = roles.batch(prompts, completions, scores, step)
 
-    old_logprobs_BT = old_logprobs(batch, roles)
-    gate = consistency_gate(batch, old_logprobs_BT, roles, step)
-    ref_logprobs_BT = actor.reference_logprobs(batch) if algo.kl_coef else old_logprobs_BT
-    values_BT = roles.values(batch)
-    roles.require_finite(step, completions, old_logprobs=old_logprobs_BT, values=values_BT)
+    old_logprobs_BT = roles.old_logprobs(batch)
+    gate = roles.consistency_gate(batch, old_logprobs_BT, step)
+    ref_logprobs_BT = roles.reference_logprobs(batch) if algo.kl_coef else old_logprobs_BT
 
     kl_BT = kl_penalty(old_logprobs_BT, ref_logprobs_BT, algo.kl_estimator)
     rewards_BT = token_rewards(batch.scores_B, kl_BT, batch.mask_BT, algo.kl_coef, algo.reward_clip)
-    raw_advantages_BT, returns_BT = gae(rewards_BT, values_BT, batch.mask_BT, gamma=algo.gamma, lam=algo.gae_lambda)
-    advantages_BT = (
-        whiten(raw_advantages_BT, batch.loss_mask_BT, data_group) if algo.normalize_advantages else raw_advantages_BT
-    )
+    estimate = roles.estimate(batch, rewards_BT)  # GAE over the critic's values: estimators.py
+    roles.require_finite(step, completions, old_logprobs=old_logprobs_BT, **estimate.columns_BT)
+    advantages_BT = estimate.advantages_BT
+    if algo.normalize_advantages:
+        advantages_BT = whiten(advantages_BT, batch.loss_mask_BT, data_group)
 
-    metrics = sample_metrics(completions, grades, scores) | gate.metrics
-    metrics |= advantage_metrics(
-        batch, old_logprobs_BT, ref_logprobs_BT, values_BT, raw_advantages_BT, returns_BT, data_group
-    )
-    metrics |= update_metrics("critic", critic.update(batch, values_BT, returns_BT))
+    metrics = sample_metrics(completions, grades, scores) | gate.metrics | estimate.metrics
+    metrics |= reference_metrics(batch.mask_BT, old_logprobs_BT, ref_logprobs_BT, data_group)
+    metrics |= roles.update_critic(batch, estimate)
     if step > algo.critic_warmup_steps:
-        metrics |= update_metrics("policy", actor.update(batch, old_logprobs_BT, advantages_BT, gate.weights_BT))
+        metrics |= roles.update_actor(batch, old_logprobs_BT, advantages_BT, gate.weights_BT)
         metrics |= roles.refit(version=step)
 
     return metrics, sample_rows(prompts, completions, grades, scores)

@@ -1,7 +1,7 @@
-"""The actors of a run and the verbs of its page that need more than one of them."""
+"""The roles of a run (actor, estimator, engine, grader) and the verbs that `ppo_step` is made of."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -20,12 +20,15 @@ from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
 from nemo_simplerl.rollout.refit import verified_refit
+from nemo_simplerl.trainer.consistency import ConsistencyGate, GateResult
+from nemo_simplerl.trainer.estimators import Estimate, Estimator
 from nemo_simplerl.trainer.guard.finite import require_finite
 from nemo_simplerl.trainer.learners.actor import Actor
-from nemo_simplerl.trainer.learners.critic import Critic
+from nemo_simplerl.trainer.learners.learner import Learner
+from nemo_simplerl.trainer.logging.metrics import update_metrics
 from nemo_simplerl.trainer.logging.timing import PhaseTimer, timed
-from nemo_simplerl.trainer.saving.record import Key, digest_of
-from nemo_simplerl.trainer.saving.step_state import StepInHand
+from nemo_simplerl.trainer.saving.record import StepKey, digest_of
+from nemo_simplerl.trainer.saving.step_state import StepState, kept_in_step
 from nemo_simplerl.trainer.setup.grader import Grader
 
 _EVALUATION_STREAM = 1  # keeps evaluation's sample seeds apart from training's, which count steps
@@ -33,39 +36,47 @@ _EVALUATION_STREAM = 1  # keeps evaluation's sample seeds apart from training's,
 
 @dataclass
 class Roles:
+    """Every verb is collective: all ranks call it, in the order of `ppo_step`."""
+
     config: Config
     mesh: Mesh
     actor: Actor
-    critic: Critic
+    estimator: Estimator
     engine: RolloutEngine
     grader: Grader
+    gate: ConsistencyGate
     sampling: SamplingParams
     pad_id: int
     eos_id: int
     timer: PhaseTimer
-    say: Callable[[str], None]  # a line in the run's log
-    origin: str = ""  # fingerprint of the weights that the run began with
-    in_hand: StepInHand = field(default_factory=StepInHand)
+    initial_weights: str = ""  # digest of the weights that the run began with
+    step_state: StepState = field(default_factory=StepState)
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """The models that are trained, saved and exported, by role."""
+        return {"actor": self.actor.learner, **self.estimator.learners}
 
     @timed("rollout")
     def generate(self, prompts: Sequence[Prompt], step: int) -> list[Completion]:
-        """Takes the step in hand. All completions of the step on every rank, n of each prompt in order. Collective."""
+        """Begin the step, and sample n completions of each prompt. Returns all of them, in order, on every rank."""
         seeds = [
             sample_seed(self.config.trainer.seed, step, position, k)
             for position in range(len(prompts))
             for k in range(self.sampling.n)
         ]
-        self.in_hand.take(self._key(prompts, step, seeds), {"critic": self.critic.series, "actor": self.actor.series})
-        completions = self.in_hand.completions(lambda: self._sample(prompts, seeds))
+        update_loops = {**self.estimator.update_loops, "actor": self.actor.update_loop}
+        self.step_state.begin(self._key(prompts, step, seeds), update_loops)
+        completions = self.step_state.completions(lambda: self._sample(prompts, seeds))
         if self.config.rollout.engine == "trtllm":
             self.engine.sleep()  # the step's updates have its memory, until the refit
         return completions
 
     @timed("reward")
     def grade(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[list[Grade], list[float]]:
-        """Grade and reward of every completion, on every rank. Collective."""
+        """Grade and reward every completion. Returns all of them on every rank."""
         responses = responses_of(prompts, completions, self.sampling.n)
-        grades = self.in_hand.grades(lambda: grade_sharded(self.grader.grade, responses, dist.group.WORLD))
+        grades = self.step_state.grades(lambda: grade_sharded(self.grader.grade, responses, dist.group.WORLD))
         return grades, [reward_of(grade.verdict, self.config.reward) for grade in grades]
 
     def batch(
@@ -74,6 +85,7 @@ class Roles:
         """This data rank's samples of the rollout as tensors."""
         algo = self.config.algo
         rows = self.local_rows(completions, step)
+        self.step_state.assign_rows(rows)
         return collate(
             [prompts[i // self.sampling.n].token_ids for i in rows],
             [completions[i] for i in rows],
@@ -84,12 +96,25 @@ class Roles:
             device=self.mesh.device,
         )
 
-    def values(self, batch: Batch) -> Tensor:
-        """float32 [B, T]: the critic's, from before the step's first update. Collective."""
-        return self.column("values", batch, self.critic.values)
+    @kept_in_step("old_logprobs")
+    def old_logprobs(self, batch: Batch) -> Tensor:
+        """float32 [B, T]: the policy's log-probabilities before the step's first update."""
+        return self.gate.choose_old_logprobs(batch, self.actor.logprobs)
+
+    def consistency_gate(self, batch: Batch, old_logprobs_BT: Tensor, step: int) -> GateResult:
+        """Hold the engine's log-probabilities against the trainer's: see ConsistencyGate.check."""
+        return self.gate.check(batch, old_logprobs_BT, step)
+
+    def reference_logprobs(self, batch: Batch) -> Tensor:
+        """float32 [B, T]: log-probabilities under the policy that training started from."""
+        return self.actor.reference_logprobs(batch)
+
+    def estimate(self, batch: Batch, rewards_BT: Tensor) -> Estimate:
+        """Advantages of the response tokens: see Estimator.estimate."""
+        return self.estimator.estimate(batch, rewards_BT)
 
     def require_finite(self, step: int, completions: Sequence[Completion], **columns_BT: torch.Tensor) -> None:
-        """RuntimeError naming the samples where a column of this data rank's has a number that is not. Collective."""
+        """Raise RuntimeError naming the samples where a column of any rank holds NaN or infinity."""
         rows = self.local_rows(completions, step)
         require_finite(columns_BT, rows, self.sampling.n, step, self.mesh)
 
@@ -106,9 +131,19 @@ class Roles:
             num_ranks=self.mesh.dp_size,
         )
 
+    def update_critic(self, batch: Batch, estimate: Estimate) -> dict[str, float]:
+        """Train the estimator's models, where it has any, on the rollout. Returns metrics."""
+        return self.estimator.update(batch, estimate)
+
+    def update_actor(
+        self, batch: Batch, old_logprobs_BT: Tensor, advantages_BT: Tensor, gate_weights_BT: Tensor
+    ) -> dict[str, float]:
+        """Train the policy on the rollout: see Actor.update. Returns metrics."""
+        return update_metrics("actor", self.actor.update(batch, old_logprobs_BT, advantages_BT, gate_weights_BT))
+
     @timed("refit")
     def refit(self, version: int) -> dict[str, float]:
-        """Hand the actor's weights to the engines of all ranks. Returns metrics. Collective."""
+        """Hand the actor's weights to the engines of all ranks. Returns metrics."""
         rollout, verify = self.config.rollout, self.config.rollout.verify_refit
         self.engine.wake()
         is_nth = isinstance(verify, int) and (version % verify == 0 or self.engine.weight_version is None)
@@ -122,7 +157,7 @@ class Roles:
 
     @timed("eval")
     def evaluate(self, prompts: Sequence[Prompt]) -> Evaluation:
-        """Evaluation of the engine's weights. Collective."""
+        """Answer and grade held-out prompts with the engine's weights."""
         trainer = self.config.trainer
         self.engine.wake()
         return evaluate(
@@ -135,22 +170,16 @@ class Roles:
             group=dist.group.WORLD,
         )
 
-    def column(self, name: str, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
-        """float32 [B, T]: what `compute` makes of this data rank's samples, once a step: a step that is taken up again
-        has it from its record. Collective."""
-        record = self.in_hand.record
-        assert record.completions is not None
-        return self.in_hand.column(name, batch, self.local_rows(record.completions, record.key.step), compute)
-
-    def _key(self, prompts: Sequence[Prompt], step: int, seeds: Sequence[int]) -> Key:
+    def _key(self, prompts: Sequence[Prompt], step: int, seeds: Sequence[int]) -> StepKey:
         config = self.config
-        asked = [
+        request = [
             [(prompt.token_ids, prompt.problem.answer) for prompt in prompts],
             asdict(self.sampling),
             seeds,
             [config.algo.ppo_epochs, config.critic.global_batch_size, config.actor.global_batch_size],
         ]
-        return Key(step, self.engine.weight_version, digest_of(asked), digest_of([self.origin, deciding(config)]))
+        settings = [self.initial_weights, deciding(config)]
+        return StepKey(step, self.engine.weight_version, digest_of(request), digest_of(settings))
 
     def _sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Completion]:
         self.engine.wake()
@@ -160,7 +189,7 @@ class Roles:
             self.sampling,
             seeds,
             group=dist.group.WORLD,
-            should_stop=self.in_hand.should_stop,
+            should_stop=self.step_state.should_stop,
         )
 
     @property

@@ -1,5 +1,6 @@
-"""A run: its roles, its prompts, its step count and its books. What loop.train calls between steps."""
+"""A run: its roles, prompts, step count and log. What `train` in loop.py calls between steps."""
 
+import logging
 import time
 from dataclasses import dataclass, field
 from itertools import product
@@ -14,9 +15,7 @@ from nemo_simplerl.data.sampler import StepSampler
 from nemo_simplerl.model.conversion.convert import Target, convert, remove
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.trainer.guard.alarms import Alarms
-from nemo_simplerl.trainer.guard.faults import Faults
 from nemo_simplerl.trainer.guard.stop import Stop
-from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.logging.run_log import RunLog
 from nemo_simplerl.trainer.logging.summary import summary_of
 from nemo_simplerl.trainer.logging.timing import host_gb
@@ -27,10 +26,12 @@ from nemo_simplerl.trainer.saving.manifest import MANIFEST, Manifest, versions
 from nemo_simplerl.trainer.saving.position import Place
 from nemo_simplerl.trainer.saving.saver import Saver
 
+log = logging.getLogger(__name__)
+
 CHECKPOINTS = "checkpoints"  # in the run directory
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     config: Config
     roles: Roles
@@ -43,7 +44,6 @@ class Run:
     found: Found | None  # the checkpoint to resume from
     lap_started: float  # time.monotonic() when the last phase ended
     stop: Stop
-    faults: Faults
     alarms: Alarms
     steps_done: int = 0
     scores: dict[str, float] = field(default_factory=dict)  # of the evaluation after the last step, if it had one
@@ -72,12 +72,12 @@ class Run:
             return 0
         self.steps_done = self.found.manifest.step
         mesh, saved = self.roles.mesh, self.found.manifest
-        checkpoint.load(self.found, self._learners, mesh)
+        checkpoint.load(self.found, self.roles.learners, mesh)
         if (record := checkpoint.load_record(self.found, mesh)) is not None:
-            self.roles.in_hand.resume(record)
+            self.roles.step_state.restore(record)
         before, now = checkpoint.in_words(saved.layout), checkpoint.in_words(checkpoint.layout_of(mesh))
         change = "" if before == now else f", saved by {before} and continued by {now}"
-        self.log.say(f"resumed after {saved.place.in_words} from {self.found.path}{change}")
+        log.info(f"resumed after {saved.place.in_words} from {self.found.path}{change}")
         return saved.step
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -101,12 +101,12 @@ class Run:
         before, self.lap_started = self.lap_started, time.monotonic()
         seconds["time/total"] = self.lap_started - before
         seconds["memory/host_gb"] = host_gb()
-        if "rollout/tokens" in metrics and not self.roles.in_hand.was_sampled_before:
+        if "rollout/tokens" in metrics and not self.roles.step_state.was_sampled_before:
             seconds["time/rollout_tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/rollout"]
             seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/total"]
         self.log.metrics(step, metrics | seconds)
         for text in self.alarms.hear(metrics):
-            self.log.say(f"step {step}: {text}")
+            log.warning(f"step {step}: {text}")
         self.steps_done = step
 
     def save(self, step: int) -> None:
@@ -117,7 +117,7 @@ class Run:
             with self.roles.timer("save_blocking"):
                 self.saver.settle(wait_for_it=False)
                 if is_due:
-                    self.saver.save(self._learners, self._manifest(Place(step)))
+                    self.saver.save(self.roles.learners, self._manifest(Place(step)))
 
     def finish(self) -> None:
         """After the last step of this process: the last save, and at the end of the whole run actor and critic as
@@ -130,7 +130,7 @@ class Run:
             return
         run_dir = Path(self.config.trainer.run_dir)
         last = run_dir / CHECKPOINTS / Place(self.total_steps).name
-        for kind, name in product(self.config.trainer.export, self._learners):
+        for kind, name in product(self.config.trainer.export, self.roles.learners):
             target = Target(kind, run_dir / kind / (f"{name}.nemo" if kind == "nemo" else name))
             if _is_older(target.path, last / MANIFEST):
                 remove(target.path)  # of an earlier end, which the run was told to go beyond
@@ -139,42 +139,38 @@ class Run:
                 convert(source, target, progress=lambda done, total: None)
         self.log.summary(summary_of(run_dir, self.config, self.roles.mesh.world_size))
 
-    def leave(self, reason: str) -> None:
+    def save_and_stop(self, reason: str) -> None:
         """Save how far the run has come, between updates too, and say how it goes on. Collective.
 
         Nothing is saved before the first update of a run. Raises RuntimeError where the save fails.
         """
-        step, in_hand = self.steps_done + 1, self.roles.in_hand
-        place = Place(self.steps_done, in_hand.num_updates(step))
+        step, step_state = self.steps_done + 1, self.roles.step_state
+        place = Place(self.steps_done, step_state.num_updates(step))
         self.saver.settle(wait_for_it=True)
         resumed_from = None if self.found is None else self.found.manifest.place
         if place > Place(0) and place not in (self.saver.saved, resumed_from):
-            files = {checkpoint.RECORD: in_hand.whole_record(self.roles.mesh).to_bytes()} if place.updates else {}
-            self.saver.save(self._learners, self._manifest(place), files)
+            files = {checkpoint.RECORD: step_state.gather_record(self.roles.mesh).to_bytes()} if place.updates else {}
+            self.saver.save(self.roles.learners, self._manifest(place), files)
             self.saver.finish()
         if self.roles.mesh.rank == 0:
             self.stop.forget()
         self.log.stopped(
             {"step": step if place.updates else place.steps, "updates_in_step": place.updates, "reason": reason}
         )
-        self.log.say(f"stopped after {place.in_words}: {reason}. Start the same command again to go on.")
+        log.info(f"stopped after {place.in_words}: {reason}. Start the same command again to go on.")
 
     def _manifest(self, place: Place) -> Manifest:
         return Manifest(
             step=place.steps,
             updates_in_step=place.updates,
             weight_version=self.weight_version(place.steps),
-            **checkpoint.counts_of(self._learners),
+            **checkpoint.counts_of(self.roles.learners),
             layout=checkpoint.layout_of(self.roles.mesh),
             evaluation={} if place.updates else self.scores,
             versions=versions(),
             config_xxh3=xxhash.xxh3_64_hexdigest(to_yaml(self.config).encode()),
             files={},
         )
-
-    @property
-    def _learners(self) -> dict[str, Learner]:
-        return {"actor": self.roles.actor.learner, "critic": self.roles.critic.learner}
 
 
 def _is_older(path: Path, than: Path) -> bool:

@@ -46,10 +46,10 @@ from nemo_simplerl.plan.shapes import PRESETS, attention_width, qkv_width
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.refit import verified_refit
-from nemo_simplerl.trainer.build import mesh_of
 from nemo_simplerl.trainer.learners.actor import Actor
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.logging.timing import PhaseTimer
+from nemo_simplerl.trainer.setup.world import mesh_of
 
 PEAKS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}  # FLOP/s by the device's name
 MODELS = {
@@ -114,7 +114,7 @@ def main() -> None:
     shapes = {"toy": TOY} if args.smoke else {name: MODELS[name] for name in args.models.split(",")}
     work = SMALL if args.smoke else FULL
     config = configuration(work)
-    mesh = mesh_of(config)
+    mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
     clock = Clock(args.limit_s)
     models = {name: measure(name, shape, work, config, mesh, args, clock) for name, shape in shapes.items()}
     destroy_mesh()

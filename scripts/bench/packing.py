@@ -24,12 +24,14 @@ from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.schema import Config, CreateConfig
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.model.network.provider import read_hf_config
+from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import destroy_mesh
-from nemo_simplerl.trainer.build import build_learner, mesh_of
 from nemo_simplerl.trainer.learners.actor import Actor
+from nemo_simplerl.trainer.learners.build import build_learner
 from nemo_simplerl.trainer.learners.critic import Critic
 from nemo_simplerl.trainer.logging.timing import PhaseTimer
 from nemo_simplerl.trainer.setup.prepare import create_model
+from nemo_simplerl.trainer.setup.world import mesh_of
 
 MODEL = CreateConfig(
     hidden_size=128,
@@ -65,7 +67,7 @@ def main() -> None:
             "trimmed": configuration(path, None),
             "packed": configuration(path, args.tokens),
         }
-        mesh = mesh_of(kinds["packed"])
+        mesh = mesh_of(kinds["packed"].actor, timeout_s=600)
         roles = {kind: build(config, path, mesh) for kind, config in kinds.items()}
     batch = rollout(args.samples)
     widest = replace(batch, lengths_B=torch.full_like(batch.lengths_B, batch.tokens_BS.shape[1]))
@@ -112,8 +114,17 @@ def configuration(path: Path, tokens: int | None) -> Config:
 
 def build(config: Config, path: Path, mesh) -> tuple[Actor, Critic]:
     learners = [
-        build_learner(config, str(path), config.actor.optim, mesh, total_updates=1000, is_critic=is_critic)
-        for is_critic in (False, True)
+        build_learner(
+            open_source(path),
+            config.model,
+            config.actor,
+            config.actor.optim,
+            mesh,
+            total_updates=1000,
+            deterministic=config.trainer.deterministic,
+            critic_seed=seed,
+        )
+        for seed in (None, config.trainer.seed)
     ]
     timer = PhaseTimer()
     actor = Actor(learners[0], read_hf_config(path), config.actor, config.algo, temperature=1.0, timer=timer)

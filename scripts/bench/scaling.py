@@ -44,10 +44,10 @@ from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.hf.engine import HfEngine
-from nemo_simplerl.trainer.build import mesh_of
 from nemo_simplerl.trainer.learners.actor import Actor
 from nemo_simplerl.trainer.learners.critic import Critic
 from nemo_simplerl.trainer.setup.prepare import create_model
+from nemo_simplerl.trainer.setup.world import mesh_of
 
 SIZES = {"samples": "256,1024,4096", "length": "64,128,256", "vocab": "512,4096,32768"}
 ROW_TOKENS, PROMPT_TOKENS, SAMPLES_PER_PROMPT, BATCH = 2048, (8, 16), 8, 128
@@ -177,7 +177,7 @@ def roles_of(vocab: int) -> Roles:
         path = Path(folder) / "model"
         create_model(path, replace(MODEL, vocab_size=vocab), ["one two three"], seed=0)
         config = configuration(path, ROW_TOKENS)
-        mesh = mesh_of(config)
+        mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
         actor, critic = build(config, path, mesh)
         engine = HfEngine(path, tokenizer=None, max_batch_size=BATCH)
     engine.refit(actor.hf_buckets(2**24), 0)

@@ -68,7 +68,7 @@ def toy_flops():
     import gpu
 
     config = gpu.configuration(gpu.SMALL)
-    mesh = gpu.mesh_of(config)
+    mesh = gpu.mesh_of(config.actor, config.trainer.distributed_timeout_s)
     actor = gpu.actor_of(gpu.TOY, config, mesh, transformer_engine=False)
     batch = gpu.random_batch(gpu.TOY, gpu.SMALL, mesh.device)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no fused kernel of a CPU

@@ -10,15 +10,21 @@ import torch
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.schema import ActorConfig, Config, OptimConfig
 from nemo_simplerl.model.network.provider import read_hf_config
-from nemo_simplerl.parallel.mesh import destroy_mesh, leave_together
+from nemo_simplerl.model.source import open_source
+from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.reward.serving.pool import RewardPool
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.refit import digest
-from nemo_simplerl.trainer.build import build_learner, mesh_of
+from nemo_simplerl.trainer.build import build_gate
+from nemo_simplerl.trainer.estimators import GaeWithCritic
 from nemo_simplerl.trainer.learners.actor import Actor
+from nemo_simplerl.trainer.learners.build import build_learner
 from nemo_simplerl.trainer.learners.critic import Critic
+from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.logging.timing import PhaseTimer
 from nemo_simplerl.trainer.roles import Roles
+from nemo_simplerl.trainer.saving.step_state import StepState
+from nemo_simplerl.trainer.setup.world import mesh_of
 
 OPTIM = OptimConfig(
     lr=1e-3,
@@ -157,30 +163,47 @@ def small_config(folder: str, actor: dict, algo: dict) -> Config:
     )
 
 
+def learner_of(config: Config, folder: str | Path, optim: OptimConfig, mesh: Mesh, **changes) -> Learner:
+    """A learner of the model in `folder` in the configuration's precision and layout."""
+    deterministic = config.trainer.deterministic
+    return build_learner(
+        open_source(folder), config.model, config.actor, optim, mesh, deterministic=deterministic, **changes
+    )
+
+
 @contextmanager
 def scripted_roles(folder: str, actor_changes: dict, algo_changes: dict) -> Iterator[Roles]:
     """Real actor, critic, reference and grader of the model in `folder`, with a scripted engine."""
     config = small_config(folder, actor_changes, algo_changes)
-    mesh = mesh_of(config)
+    mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
     optim = config.actor.optim
     timer = PhaseTimer()
     hf = read_hf_config(folder)
     grader = RewardPool(1, timeout_s=20.0, memory_limit_mb=1024)
-    learner = build_learner(config, folder, optim, mesh, total_updates=8)
-    critic = build_learner(config, folder, optim, mesh, total_updates=8, is_critic=True)
+    learner = learner_of(config, folder, optim, mesh, total_updates=8)
+    critic_learner = learner_of(config, folder, optim, mesh, total_updates=8, critic_seed=config.trainer.seed)
+    critic = Critic(critic_learner, config.critic, config.algo, timer=timer)
+    step_state = StepState()
     sampling = SamplingParams(n=2, max_tokens=12, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=(0,))
     yield Roles(
         config=config,
         mesh=mesh,
         actor=Actor(learner, hf, config.actor, config.algo, temperature=0.7, timer=timer),
-        critic=Critic(critic, config.critic, config.algo, timer=timer),
+        estimator=GaeWithCritic(critic, config.algo, mesh, step_state),
         engine=ScriptedEngine(hf["vocab_size"]),
         grader=grader,
+        gate=build_gate(
+            config.rollout.consistency,
+            config.algo,
+            mesh,
+            temperature=sampling.temperature,
+            global_batch_size=config.actor.global_batch_size,
+        ),
         sampling=sampling,
         pad_id=0,
         eos_id=0,
         timer=timer,
-        say=print,
+        step_state=step_state,
     )
     grader.close()
     leave_together()

@@ -1,6 +1,8 @@
 """The gate with real actors and engines: what trips it, what each policy does, and the same in two ranks as in one."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ from nemo_simplerl.config.load import compose, to_yaml
 from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.data.problems import Problem, Prompt
 from nemo_simplerl.rollout.hf.engine import HfEngine
-from nemo_simplerl.trainer.consistency import consistency_gate
+from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.loop import ppo_step
 from nemo_simplerl.trainer.roles import Roles
 from support.ranks import run_ranks
@@ -46,13 +48,17 @@ class RoundingEngine(HfEngine):
         self._model.lm_head.register_forward_hook(lambda module, inputs, logits: logits.bfloat16().float())
 
 
-def _set(roles: Roles, **changes) -> list[str]:
-    """Change keys of rollout.consistency; the lines that will be said."""
-    said: list[str] = []
-    rollout = roles.config.rollout
-    rollout = replace(rollout, consistency=replace(rollout.consistency, **changes))
-    roles.config, roles.say = replace(roles.config, rollout=rollout), said.append
-    return said
+def _set(roles: Roles, **changes) -> None:
+    """Change keys of rollout.consistency."""
+    roles.gate = replace(roles.gate, config=replace(roles.gate.config, **changes))
+
+
+@contextmanager
+def _messages() -> Iterator[list[str]]:
+    """What is logged inside, as it comes."""
+    messages: list[str] = []
+    with messages_to(messages.append, is_first_rank=True):
+        yield messages
 
 
 def _use(roles: Roles, engine) -> None:
@@ -64,7 +70,7 @@ def _gate(roles: Roles, step: int = 1):
     """The gate's answer on a rollout, and its batch."""
     completions = roles.generate(PROMPTS, step)
     batch = roles.batch(PROMPTS, completions, [0.0] * len(completions), step)
-    return consistency_gate(batch, roles.actor.logprobs(batch), roles, step), batch
+    return roles.consistency_gate(batch, roles.actor.logprobs(batch), step), batch
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +81,8 @@ def model(tmp_path_factory):
 def _engines(folder: str) -> dict[str, dict[str, float]]:
     """Metrics of an engine that matches and of three that do not; each of those must be stopped."""
     found = {}
-    with scripted_roles(folder, {}, {}) as roles:
-        said = _set(roles, policy="stop")
+    with scripted_roles(folder, {}, {}) as roles, _messages() as messages:
+        _set(roles, policy="stop")
         for name, kind in (("matching", HfEngine), ("warm", WarmEngine), ("rounding", RoundingEngine)):
             _use(roles, kind(folder, tokenizer=None, max_batch_size=64))
             if name != "matching":
@@ -92,7 +98,7 @@ def _engines(folder: str) -> dict[str, dict[str, float]]:
             ppo_step(2, PROMPTS, roles)
         _set(roles, policy="off")
         found["stale"] = _gate(roles, 2)[0].metrics
-    assert said == []
+    assert messages == []
     return found
 
 
@@ -109,14 +115,13 @@ def test_stale_weights_another_temperature_and_rounded_logits_stand_out_and_are_
 
 
 def _quirks(folder: str) -> None:
-    with scripted_roles(folder, {}, {"overwrite_truncated_with_eos": "true"}) as roles:
-        said = _set(roles)
+    with scripted_roles(folder, {}, {"overwrite_truncated_with_eos": "true"}) as roles, _messages() as messages:
         _use(roles, HfEngine(folder, tokenizer=None, max_batch_size=64))
         gate, batch = _gate(roles)
         assert batch.truncated_B.any()
         assert (batch.engine_mask_BT.sum(dim=1) < batch.mask_BT.sum(dim=1)).equal(batch.truncated_B)
         assert gate.metrics["consistency/logprob_diff_max"] < 1e-4
-        assert said == []
+        assert messages == []
 
 
 def test_an_eos_that_was_put_over_a_sampled_token_is_not_compared(model):
@@ -124,16 +129,16 @@ def test_an_eos_that_was_put_over_a_sampled_token_is_not_compared(model):
 
 
 def _chosen_difference(folder: str) -> None:
-    with scripted_roles(folder, {}, {"logprob_temperature": "one"}) as roles:
-        said = _set(roles, policy="warn", max_difference=1e-3, max_share=0.0)
+    with scripted_roles(folder, {}, {"logprob_temperature": "one"}) as roles, _messages() as messages:
+        _set(roles, policy="warn", max_difference=1e-3, max_share=0.0)
         _use(roles, HfEngine(folder, tokenizer=None, max_batch_size=64))
         metrics = _gate(roles)[0].metrics
         assert metrics["consistency/logprob_diff_mean"] > 0.1
-        assert metrics["consistency/tripped"] == 0 and said == []
+        assert metrics["consistency/tripped"] == 0 and messages == []
         _use(roles, engine := GuessingEngine(131))
         engine.last_word = math.nan
         assert _gate(roles)[0].metrics["consistency/tripped"] == 1
-        assert len(said) == 1 and "have no finite one" in said[0]
+        assert len(messages) == 1 and "have no finite one" in messages[0]
 
 
 def test_training_at_another_temperature_by_choice_is_no_news_but_a_nan_is(model):
@@ -143,16 +148,18 @@ def test_training_at_another_temperature_by_choice_is_no_news_but_a_nan_is(model
 def _warnings(folder: str) -> list[str]:
     with scripted_roles(folder, {}, {}) as roles:
         _use(roles, GuessingEngine(131))
-        said = _set(roles, policy="warn", max_difference=0.5, max_share=0.0)
-        share = _gate(roles, 1)[0].metrics["consistency/share_beyond"]
-        assert 0 < share < 1
-        _gate(roles, 2)
-        quiet = _set(roles, max_share=share)
-        assert _gate(roles, 1)[0].metrics["consistency/tripped"] == 0
-        off = _set(roles, policy="off", max_share=0.0)
-        assert _gate(roles, 1)[0].metrics["consistency/tripped"] == 1
-        assert quiet == off == []
-        return said
+        _set(roles, policy="warn", max_difference=0.5, max_share=0.0)
+        with _messages() as warnings:
+            share = _gate(roles, 1)[0].metrics["consistency/share_beyond"]
+            assert 0 < share < 1
+            _gate(roles, 2)
+        with _messages() as others:
+            _set(roles, max_share=share)
+            assert _gate(roles, 1)[0].metrics["consistency/tripped"] == 0
+            _set(roles, policy="off", max_share=0.0)
+            assert _gate(roles, 1)[0].metrics["consistency/tripped"] == 1
+        assert others == []
+        return warnings
 
 
 def test_warn_says_a_line_each_time_the_share_is_above_what_is_tolerated(model):
@@ -163,15 +170,15 @@ def test_warn_says_a_line_each_time_the_share_is_above_what_is_tolerated(model):
 
 def _losses(folder: str, policy: str) -> None:
     """One update over the whole rollout, whose ratio is 1: its loss is -sum(gate weight * advantage) / all tokens."""
-    with scripted_roles(folder, ONE_UPDATE, {"loss_aggregation": "token_mean"}) as roles:
-        said = _set(roles, policy=policy, max_difference=0.7, importance_cap=1.25)
+    with scripted_roles(folder, ONE_UPDATE, {"loss_aggregation": "token_mean"}) as roles, _messages() as messages:
+        _set(roles, policy=policy, max_difference=0.7, importance_cap=1.25)
         _use(roles, engine := GuessingEngine(131))
         engine.last_word = math.nan
         seen = {}
         update = roles.actor.update
         roles.actor.update = lambda *given: seen.setdefault("updates", update(*seen.setdefault("given", given)))
         metrics = ppo_step(1, PROMPTS, roles)[0]
-        assert len(said) == 1
+        assert len(messages) == 1
         batch, old_BT, advantages_BT, weights_BT = seen["given"]
         difference_BT = old_BT - batch.engine_logprobs_BT
         is_response_BT = batch.mask_BT > 0
@@ -204,7 +211,7 @@ def _all_masked(folder: str) -> dict[str, float]:
 def test_with_every_token_masked_the_actor_stands_still_and_the_critic_learns(model):
     metrics = run_ranks(_all_masked, 1, model)[0]
     assert metrics["consistency/share_beyond"] == 1
-    assert metrics["policy/policy_loss"] == metrics["policy/grad_norm_max"] == 0
+    assert metrics["actor/policy_loss"] == metrics["actor/grad_norm_max"] == 0
     assert metrics["critic/grad_norm"] > 0
 
 
@@ -232,7 +239,7 @@ def _nan_on_one_rank(folder: str) -> str:
         if roles.mesh.dp_rank == 1:
             batch.engine_logprobs_BT[batch.engine_mask_BT > 0] = math.nan
         try:
-            consistency_gate(batch, roles.actor.logprobs(batch), roles, 1)
+            roles.consistency_gate(batch, roles.actor.logprobs(batch), 1)
         except RuntimeError as error:
             return str(error)
     return "was not stopped"

@@ -30,7 +30,7 @@ def test_three_steps_on_real_problems_at_tp2_pp2(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["step"]] == [1, 2, 3]
     for line in lines[1:]:
-        assert line["policy/first_ratio_deviation"] < 1e-5
+        assert line["actor/first_ratio_deviation"] < 1e-5
         assert line["consistency/logprob_diff_max"] < 1e-4
     samples = [json.loads(line) for line in (tmp_path / "rollouts/step_000003.jsonl").read_text().splitlines()]
     assert len(samples) == 16

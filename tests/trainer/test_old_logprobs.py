@@ -1,7 +1,7 @@
 """algo.old_logprobs=engine: the engine's own log-probabilities, where the gate finds them to be the policy's."""
 
 import pytest
-from test_consistency_gate import PROMPTS, GuessingEngine, _set, _use
+from test_consistency_gate import PROMPTS, GuessingEngine, _messages, _set, _use
 
 from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.trainer.loop import ppo_step
@@ -46,23 +46,25 @@ def test_the_steps_are_the_same_and_the_trainer_computes_a_probe_alone(model, wo
 def _guessed(folder: str) -> None:
     with scripted_roles(folder, HALF, ENGINE | {"ratio_tolerance": "null"}) as roles:
         _use(roles, GuessingEngine(131))
-        said = _set(roles, policy="warn", max_difference=0.1, max_share=0.0)
+        _set(roles, policy="warn", max_difference=0.1, max_share=0.0)
         seen = {}
         update = roles.actor.update
         roles.actor.update = lambda *given: seen.setdefault("updates", update(*seen.setdefault("given", given)))
-        metrics = ppo_step(1, PROMPTS, roles)[0]
+        with _messages() as warnings:
+            metrics = ppo_step(1, PROMPTS, roles)[0]
         batch, old_BT = seen["given"][:2]
-        assert metrics["consistency/tripped"] == 1 and len(said) == 1
+        assert metrics["consistency/tripped"] == 1 and len(warnings) == 1
         assert not ((old_BT == batch.engine_logprobs_BT) & (batch.mask_BT > 0)).any()
-        said = _set(roles, policy="off", max_difference=0.1, max_share=0.0)
+        _set(roles, policy="off", max_difference=0.1, max_share=0.0)
         roles.refit(1)
         seen.clear()
-        metrics = ppo_step(2, PROMPTS, roles)[0]
+        with _messages() as messages:
+            metrics = ppo_step(2, PROMPTS, roles)[0]
         assert metrics["consistency/share_beyond"] > 0.75, "tokens that nobody computed twice are not compared"
         batch, old_BT = seen["given"][:2]
         is_engines_B = ((old_BT == batch.engine_logprobs_BT) | (batch.mask_BT == 0)).all(dim=1)
         assert is_engines_B.tolist() == [False] + [True] * 7
-        assert said == []
+        assert messages == []
 
 
 def test_where_the_gate_trips_the_trainer_computes_them_all_unless_it_is_off(model):

@@ -10,10 +10,10 @@ import torch
 from nemo_simplerl.model.network import head
 from nemo_simplerl.model.network.pipeline import Rows
 from nemo_simplerl.parallel.mesh import destroy_mesh, leave_together
-from nemo_simplerl.trainer.build import build_learner, mesh_of
+from nemo_simplerl.trainer.setup.world import mesh_of
 from support.ranks import run_ranks
 from support.small_run import SMALL, train_here
-from support.tiny import save_hf_model, small_config
+from support.tiny import learner_of, save_hf_model, small_config
 
 pytestmark = pytest.mark.gpu
 HAS_TRANSFORMER_ENGINE = importlib.util.find_spec("transformer_engine") is not None
@@ -39,7 +39,7 @@ def test_a_run_on_one_gpu_agrees_with_its_engine(tmp_path, data, precision, tran
     assert len(lines) == 4
     tolerance = {"fp32": 1e-3, "bf16": 5e-2}[precision]
     for line in lines:
-        assert line["policy/first_ratio_deviation"] < tolerance
+        assert line["actor/first_ratio_deviation"] < tolerance
         assert line["consistency/logprob_diff_mean"] < tolerance
 
 
@@ -47,13 +47,13 @@ def _allocated(folder: str) -> dict[str, int]:
     """Bytes of tensors on the GPU within and after an update of a bfloat16 actor that offloads, and its parameters."""
     config = small_config(folder, {}, {})
     config = replace(config, model=replace(config.model, precision="bf16", transformer_engine=False))
-    mesh = mesh_of(config)
-    learner = build_learner(config, folder, config.actor.optim, mesh, total_updates=4, offload_adam_states=True)
+    mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
+    learner = learner_of(config, folder, config.actor.optim, mesh, total_updates=4, offload_adam_states=True)
 
     def loss(hidden_SBH, micro):
         return head.output(learner.gpt, hidden_SBH).float().pow(2).mean(), {}
 
-    with learner.updating():
+    with learner.optimizer_on_device():
         learner.update([Rows(torch.arange(24, device=mesh.device).view(2, 12))], loss)
         within = torch.cuda.memory_allocated()
     found = {"within": within, "after": torch.cuda.memory_allocated()}

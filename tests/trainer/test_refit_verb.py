@@ -17,7 +17,7 @@ def roles_with(*overrides: str) -> Roles:
     asked = []
     actor = SimpleNamespace(hf_buckets=lambda max_bytes: asked.append(max_bytes) or iter([WEIGHTS[:1], WEIGHTS[1:]]))
     config = compose(["experiment=quickstart", *overrides])
-    others = dict.fromkeys(("mesh", "critic", "grader", "sampling", "pad_id", "eos_id", "say"))
+    others = dict.fromkeys(("mesh", "estimator", "grader", "gate", "sampling", "pad_id", "eos_id"))
     roles = Roles(config=config, actor=actor, engine=ScriptedEngine(8), timer=PhaseTimer(), **others)
     roles.asked = asked
     return roles

@@ -43,7 +43,7 @@ def _continued(run_dir: Path, step: int, target: Path) -> Path:
 def _metrics(run_dir: Path, after: int) -> list[dict[str, float]]:
     """Lines of the steps after `after`, without timings and what tells of rounding and of buckets alone."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    of_layout = ("time/", "memory/", "consistency/", "refit/buckets", "policy/first_ratio", "policy/ratio_deviation")
+    of_layout = ("time/", "memory/", "consistency/", "refit/buckets", "actor/first_ratio", "actor/ratio_deviation")
     return [
         {key: value for key, value in line.items() if not key.startswith(of_layout)}
         for line in lines
@@ -85,7 +85,7 @@ def test_engine_and_trainer_agree_on_log_probabilities_and_the_first_ratio_is_on
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     for line in lines[1:]:
-        assert line["policy/first_ratio_deviation"] < 1e-5
+        assert line["actor/first_ratio_deviation"] < 1e-5
         assert line["consistency/logprob_diff_max"] < 1e-4
         assert line["rollout/weight_version"] == line["step"] - 1
 

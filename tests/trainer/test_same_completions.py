@@ -6,7 +6,8 @@ import time
 import pytest
 
 from nemo_simplerl.config.load import load
-from nemo_simplerl.trainer.start import join_world, open_run
+from nemo_simplerl.trainer.open_run import open_run
+from nemo_simplerl.trainer.setup.world import join_world
 from support.ranks import run_ranks
 from support.small_run import SMALL
 

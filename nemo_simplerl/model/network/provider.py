@@ -24,6 +24,8 @@ from nemo_simplerl.model.network.rope import rope_frequencies
 from nemo_simplerl.model.network.value_head import ValueHead
 from nemo_simplerl.parallel.mesh import Mesh
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # by model.precision
+
 
 def read_hf_config(path: str | Path) -> dict:
     """config.json of a Hugging Face folder. Raises ValueError for one that families.check_hf_config refuses."""

@@ -8,9 +8,9 @@ from typing import Any
 from nemo_simplerl.config.schema import AlarmsConfig, RewardConfig
 
 # The policy's loss is left out: with whitened advantages it is a small number on either side of 0.
-_SPIKING = ("critic/value_loss", "critic/grad_norm", "policy/grad_norm", "policy/approx_kl")
+_SPIKING = ("critic/value_loss", "critic/grad_norm", "actor/grad_norm", "actor/approx_kl")
 _LEARNED_SHARE = 0.2  # of the way from no_answer to correct, before falling back is news
-_KEPT = (*_SPIKING, "policy/entropy", "reward/mean")
+_KEPT = (*_SPIKING, "actor/entropy", "reward/mean")
 
 Row = Mapping[str, Any]
 
@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 def alarms(history: Sequence[Row], now: Row, limits: AlarmsConfig, reward: RewardConfig) -> dict[str, str]:
     """By the name of the metric: what is wrong with it in this step, given the steps before it, oldest first."""
     found = [(name, _spike(name, _values(history, name), _value(now, name), limits)) for name in _SPIKING]
-    found.append(("policy/entropy", _entropy(_values(history, "policy/entropy"), now, limits)))
+    found.append(("actor/entropy", _entropy(_values(history, "actor/entropy"), now, limits)))
     found.append(("reward/mean", _reward(_values(history, "reward/mean"), now, limits, reward)))
     return {name: text for name, text in found if text is not None}
 
@@ -57,11 +57,11 @@ def _spike(name: str, before: Sequence[float], now: float | None, limits: Alarms
 
 
 def _entropy(before: Sequence[float], now: Row, limits: AlarmsConfig) -> str | None:
-    entropy, most = _value(now, "policy/entropy"), max(before, default=0.0)
+    entropy, most = _value(now, "actor/entropy"), max(before, default=0.0)
     if entropy is None or entropy >= limits.min_entropy or most < 2 * limits.min_entropy:
         return None
     return (
-        f"policy/entropy is {entropy:.4g} nats after {most:.4g} (trainer.alarms.min_entropy={limits.min_entropy:g}): "
+        f"actor/entropy is {entropy:.4g} nats after {most:.4g} (trainer.alarms.min_entropy={limits.min_entropy:g}): "
         "the policy hardly explores any more; a lower actor.optim.lr or an algo.entropy_bonus may help"
     )
 

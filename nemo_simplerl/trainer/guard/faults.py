@@ -26,7 +26,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -59,7 +60,7 @@ class Fault:
 
 
 class Faults:
-    """The faults of one rank. Its points may be reached from several threads."""
+    """The faults of one rank, and how often each point was visited. Threads may reach points at the same time."""
 
     def __init__(self, faults: Iterable[Fault] = ()):
         self._faults = {(fault.point, fault.count): fault for fault in faults}
@@ -84,6 +85,29 @@ class Faults:
             fault = self._faults.get((point, self._visits[point]))
         if fault is not None:
             _ACTIONS[fault.action](fault)
+
+
+_installed: Faults | None = None  # in this process
+
+
+def fault_point(name: str) -> None:
+    """Let the installed faults strike at the point `name`; does nothing while none are. On any thread.
+
+    Raises OSError for `fail`.
+    """
+    if (faults := _installed) is not None:
+        faults.reach(name)
+
+
+@contextmanager
+def installed(faults: Faults) -> Iterator[Faults]:
+    """Give every `fault_point` of this process to `faults`; those installed before come back at the end."""
+    global _installed
+    before, _installed = _installed, faults
+    try:
+        yield faults
+    finally:
+        _installed = before
 
 
 def _parse_fault(text: str) -> Fault:

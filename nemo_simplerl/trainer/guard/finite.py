@@ -4,9 +4,10 @@ Legend: B samples of this data rank, T predicted tokens.
 """
 
 import io
+import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from nemo_simplerl.data.batch import Batch, MicroBatch
 from nemo_simplerl.files import atomic_write
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import any_rank, gather_objects
+
+log = logging.getLogger(__name__)
 
 FOLDER = "bad_updates"  # in the run directory
 
@@ -40,7 +43,6 @@ class BadUpdates:
     first_step: int  # of the model's first update
     updates_per_step: int
     limit: int  # of updates left out, over the run and all models
-    say: Callable[[str], None]
 
     def note(self, update: int, micro_batches: Sequence[MicroBatch], names: Sequence[str], mesh: Mesh) -> None:
         """Write down update `update` (from 0) of the model. Collective. RuntimeError past the limit."""
@@ -60,7 +62,7 @@ class BadUpdates:
                 f"{what}. That makes {count} updates, and trainer.max_bad_updates={self.limit}. Look at those files; "
                 "a lower learning rate or clip_grad, or fp32, often helps."
             )
-        self.say(f"{what} ({count} of at most {self.limit})")
+        log.warning(f"{what} ({count} of at most {self.limit})")
 
 
 def forget_bad_updates(run_dir: str | Path, roles: Sequence[str], after: int) -> None:

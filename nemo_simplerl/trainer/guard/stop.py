@@ -12,7 +12,6 @@ to the ranks, or write the file.
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_simplerl.config.durations import seconds_of
+from nemo_simplerl.trainer.guard.faults import fault_point
 
 STOP_FILE = "stop"  # in the run directory, as all of these
 STOPPED_FILE = "stopped.json"
@@ -74,6 +74,15 @@ class Stop:
         if asked:
             raise Stopping(self._reasons[int(asked)])
 
+    def on_phase(self, name: str) -> None:
+        """A fault point and then a safe point: call it at the beginning of a phase and before an update. Collective.
+
+        A save, once begun, is not stopped: it is what a stop would begin.
+        """
+        fault_point(name)
+        if name != "save_blocking":
+            self.safe_point()
+
     def _asked(self) -> int:
         if self._last_signal:
             return self._last_signal
@@ -84,17 +93,3 @@ class Stop:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._num_signals += 1
         self._last_signal = 3 + _SIGNALS.index(signal.Signals(number))
-
-
-def safe_points(stop: Callable[[], None], reach: Callable[[str], None]) -> Callable[[str], None]:
-    """What to call at each point that a run passes on all ranks: faults first, then the look for who asks to stop.
-
-    A save, once begun, is not stopped: it is what a stop would begin.
-    """
-
-    def reached(point: str) -> None:
-        reach(point)
-        if point != "save_blocking":
-            stop()
-
-    return reached

@@ -14,10 +14,10 @@ from nemo_simplerl.data.batch import Batch, MicroBatch
 from nemo_simplerl.data.packing import together
 from nemo_simplerl.model.network import head
 from nemo_simplerl.model.sharding.export import hf_buckets
-from nemo_simplerl.trainer.learners.host_memory import host_places
+from nemo_simplerl.trainer.learners.host_memory import pinned_like
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.minibatches import MiniBatch, forward_micro_batches, mini_batches
-from nemo_simplerl.trainer.learners.updates import UpdateSeries
+from nemo_simplerl.trainer.learners.updates import UpdateLoop
 from nemo_simplerl.trainer.logging.timing import PhaseTimer, timed
 
 
@@ -33,10 +33,10 @@ class Actor:
         *,
         temperature: float,
         timer: PhaseTimer,
-        series: UpdateSeries | None = None,
+        update_loop: UpdateLoop | None = None,
     ):
         self.learner, self.hf, self.config, self.algo, self.timer = learner, hf, config, algo, timer
-        self.series = series or UpdateSeries()
+        self.update_loop = update_loop or UpdateLoop()
         self.temperature = temperature if algo.logprob_temperature == "sampling" else 1.0
         self._reference = _host_copy(learner.gpt) if algo.kl_coef else None
 
@@ -47,7 +47,7 @@ class Actor:
 
     @timed("reference_logprobs")
     def reference_logprobs(self, batch: Batch) -> Tensor:
-        """The same under the policy that training started from, whose weights wait in host memory."""
+        """The same under the policy that training started from, whose weights are kept in host memory."""
         self._swap_reference()
         try:
             return self._forward(batch)
@@ -60,9 +60,9 @@ class Actor:
     ) -> list[dict[str, float]]:
         """PPO updates over the rollout, mini-batch by mini-batch. Returns the metrics of each.
 
-        `gate_weights_BT` multiplies what each token weighs in the loss and in its metrics; the counts that divide both
-        stay those of the whole update. Raises RuntimeError when the ratio at the first update is further from 1 than
-        algo.ratio_tolerance.
+        `gate_weights_BT` multiplies the weight of each token in the loss and in its metrics; the counts that divide
+        both stay those of the whole update. Raises RuntimeError when the ratio at the first update is further from 1
+        than algo.ratio_tolerance.
         """
         minis = mini_batches(
             batch,
@@ -74,8 +74,8 @@ class Actor:
             advantages_BT=advantages_BT,
             gate_weights_BT=gate_weights_BT,
         )
-        with self.learner.updating():
-            return self.series.over(minis, self._update)
+        with self.learner.optimizer_on_device():
+            return self.update_loop.run(minis, self._update)
 
     def hf_buckets(self, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights under Hugging Face names; every rank must consume all buckets, using each before the next."""
@@ -129,13 +129,13 @@ class Actor:
     @torch.no_grad()
     def _swap_reference(self) -> None:
         assert self._reference is not None, "no reference is kept when algo.kl_coef is 0"
-        for param, waiting in zip(self.learner.gpt.parameters(), self._reference, strict=True):
-            leaving = param.clone()  # beside it: page-locked memory travels at the full speed of the bus
-            param.copy_(waiting, non_blocking=True)
-            waiting.copy_(leaving, non_blocking=True)
+        for param, stored in zip(self.learner.gpt.parameters(), self._reference, strict=True):
+            current = param.clone()  # on the device, since page-locked memory alone copies at the bus's full speed
+            param.copy_(stored, non_blocking=True)
+            stored.copy_(current, non_blocking=True)
 
 
 @torch.no_grad()
 def _host_copy(gpt: torch.nn.Module) -> list[Tensor]:
     params = list(gpt.parameters())
-    return [place.copy_(param) for place, param in zip(host_places(params), params, strict=True)]
+    return [copy.copy_(param) for copy, param in zip(pinned_like(params), params, strict=True)]

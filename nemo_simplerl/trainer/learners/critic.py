@@ -12,7 +12,7 @@ from nemo_simplerl.data.packing import together
 from nemo_simplerl.model.network import head
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.minibatches import MiniBatch, forward_micro_batches, mini_batches
-from nemo_simplerl.trainer.learners.updates import UpdateSeries
+from nemo_simplerl.trainer.learners.updates import UpdateLoop
 from nemo_simplerl.trainer.logging.timing import PhaseTimer, timed
 
 
@@ -26,10 +26,10 @@ class Critic:
         algo: AlgoConfig,
         *,
         timer: PhaseTimer,
-        series: UpdateSeries | None = None,
+        update_loop: UpdateLoop | None = None,
     ):
         self.learner, self.config, self.algo, self.timer = learner, config, algo, timer
-        self.series = series or UpdateSeries()
+        self.update_loop = update_loop or UpdateLoop()
 
     @timed("values")
     def values(self, batch: Batch) -> Tensor:
@@ -50,8 +50,8 @@ class Critic:
             old_values_BT=old_values_BT,
             returns_BT=returns_BT,
         )
-        with self.learner.updating():
-            return self.series.over(minis, self._update)
+        with self.learner.optimizer_on_device():
+            return self.update_loop.run(minis, self._update)
 
     def _update(self, mini: MiniBatch, is_first: bool) -> dict[str, float]:
         return self.learner.update(mini, self._loss)

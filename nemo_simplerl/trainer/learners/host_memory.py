@@ -9,15 +9,15 @@ _BLOCK = 2**30
 _ALIGNMENT = 64
 
 
-def host_places(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """For each tensor one of its shape and type in host memory: page-locked, so that copies are fast and need nobody to
-    wait, where the tensor is on a GPU.
+def pinned_like(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """For each tensor an uninitialised one of its shape and type in host memory; page-locked, so that copies are fast
+    and asynchronous, where the tensor is on a GPU.
 
-    Several share a block of memory. torch rounds page-locked ones up to a power of two, so that a block a tensor would
-    take up to twice as much.
+    Several share a block of memory. torch rounds page-locked blocks up to a power of two, so that one block for each
+    tensor would take up to twice as much.
     """
-    places = {on_gpu: _in_blocks([one for one in tensors if one.is_cuda == on_gpu], on_gpu) for on_gpu in (False, True)}
-    return [next(places[tensor.is_cuda]) for tensor in tensors]
+    copies = {on_gpu: _in_blocks([one for one in tensors if one.is_cuda == on_gpu], on_gpu) for on_gpu in (False, True)}
+    return [next(copies[tensor.is_cuda]) for tensor in tensors]
 
 
 def _in_blocks(tensors: Sequence[Tensor], page_locked: bool) -> Iterator[Tensor]:

@@ -32,9 +32,9 @@ class Learner:
     """Forward passes and updates of one model.
 
     `total_updates` is the length of the learning-rate schedule; `updates` counts the updates, made or left out, and
-    `skipped` those left out, of which Adam knows nothing.
-    `bad_updates` None: what is left out is nowhere written down, and there is no end to it. `offload_adam_states`: see
-    trainer.offload; updates are then made in `updating`.
+    `skipped` those left out, which Adam's moments and step count do not see. Without `bad_updates`, updates that are
+    left out are not written down, and any number of them is accepted. With `offload_adam_states` (see
+    learners.offload) updates must be made within `optimizer_on_device`.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Learner:
 
     @property
     def steps(self) -> int:
-        """Of the optimizer: the updates made."""
+        """Optimizer steps: the updates made, without those left out."""
         return self.updates - self.skipped
 
-    def updating(self) -> AbstractContextManager[None]:
-        """Around updates: what they need and nobody else is on the device."""
+    def optimizer_on_device(self) -> AbstractContextManager[None]:
+        """Use as a context around updates: optimizer state is moved to the device on entry and back on exit."""
         return nullcontext() if self._offload is None else self._offload.while_updating()
 
     def forward_only(self, micro_batches: Sequence[pipeline.MicroBatch], head: pipeline.Head) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""A rollout cut into what updates and passes take: mini-batches, and micro-batches of rows or of packed sequences."""
+"""A rollout cut into mini-batches, one an update, and those into micro-batches: padded rows or packed sequences."""
 
 from collections.abc import Iterator
 from typing import TypeAlias
@@ -27,7 +27,7 @@ def mini_batches(
 ) -> Iterator[MiniBatch]:
     """Cut the rollout into updates of `sizes.global_batch_size` samples, `epochs` times over. Collective.
 
-    Beside `columns_BT`, each micro-batch has the column weights_BT: what each token weighs in the mean of its update
+    Beside `columns_BT`, each micro-batch has the column weights_BT: the weight of each token in the mean of its update
     over all data ranks, by `aggregation` (algo.loss.token_weights). The batch holds this data rank's share of every
     update, one behind the other (see Roles.local_rows): update k has the same samples at every data-parallel size.
     """
@@ -50,7 +50,7 @@ def mini_batches(
 
 
 def forward_micro_batches(batch: Batch, sizes: ActorConfig | CriticConfig) -> list[MicroBatch]:
-    """Of a forward-only pass over the whole batch."""
+    """The whole batch cut into micro-batches for a forward-only pass."""
     return _cut(batch, sizes.forward_micro_batch_size, sizes.forward_micro_batch_tokens, {})
 
 
@@ -61,6 +61,6 @@ def _cut(batch: Batch, size: int, max_tokens: int | None, columns_BT: dict[str, 
 
 
 def _counts(loss_mask_BT: Tensor) -> Tensor:
-    """int64 [2]: tokens and sequences that count."""
+    """int64 [2]: the numbers of tokens and of sequences that the loss counts."""
     is_counted_BT = loss_mask_BT > 0
     return torch.stack([is_counted_BT.sum(), is_counted_BT.any(dim=1).sum()])

@@ -1,4 +1,4 @@
-"""Optimizer state in host memory while nobody steps, and no memory at all for gradients."""
+"""Optimizer state in host memory between a role's updates, and gradient buffers without memory meanwhile."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,35 +8,36 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
-from nemo_simplerl.trainer.learners.host_memory import host_places
+from nemo_simplerl.trainer.learners.host_memory import pinned_like
 from nemo_simplerl.trainer.learners.optimizer_parts import inner_optimizers, moments_of, stepped_parts
 
 
 class Offload:
-    """Keeps what only updates need away from the device but `while_updating`.
+    """Keeps what only updates need off the device, except within `while_updating`.
 
     Adam's moments and the float32 masters of bfloat16 weights move to host memory, page-locked where they come from a
-    GPU; gradient buffers let go of their memory. All of them stay the same tensor objects, so that whoever saves or
-    restores them finds them where they always are.
+    GPU; gradient buffers give their memory back. All of them stay the same tensor objects, so that code which saves or
+    restores them needs to know nothing of this.
     """
 
     def __init__(self, model: DistributedDataParallel, optimizer: Any, device: torch.device):
         self._optimizer, self._device = optimizer, device
         self._gradients = [buffer.grad_data for buffer in (*model.buffers, *model.expert_parallel_buffers)]
         self._sizes = [gradients.untyped_storage().nbytes() for gradients in self._gradients]
-        self._on_host: list[tuple[Tensor, Tensor]] = []  # each tensor that came to the device, and where it had been
-        self._leave()
+        self._on_host: list[tuple[Tensor, Tensor]] = []  # each tensor that is on the device, and its host memory
+        self._to_host()
 
     @contextmanager
     def while_updating(self) -> Iterator[None]:
-        self._arrive()
+        """Use as a context around updates: the state is on the device inside, in host memory outside."""
+        self._to_device()
         try:
             yield
         finally:
-            self._leave()
+            self._to_host()
 
     @torch.no_grad()
-    def _arrive(self) -> None:
+    def _to_device(self) -> None:
         for gradients, size in zip(self._gradients, self._sizes, strict=True):
             gradients.untyped_storage().resize_(size)  # an update begins by setting them to 0
         self._on_host = [(tensor, tensor.data) for tensor in self._state()]
@@ -44,26 +45,26 @@ class Offload:
             tensor.data = torch.empty_like(host, device=self._device).copy_(host, non_blocking=True)
 
     @torch.no_grad()
-    def _leave(self) -> None:
+    def _to_host(self) -> None:
         self._optimizer.zero_grad()  # Adam's own gradients are views of the buffers
         for gradients in self._gradients:
             gradients.untyped_storage().resize_(0)
         tensors = list(self._state())
-        places = self._places(tensors)
-        for tensor, place in zip(tensors, places, strict=True):
-            place.copy_(tensor, non_blocking=True)
+        buffers = self._host_buffers(tensors)
+        for tensor, buffer in zip(tensors, buffers, strict=True):
+            buffer.copy_(tensor, non_blocking=True)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        for tensor, place in zip(tensors, places, strict=True):
-            tensor.data = place
+        for tensor, buffer in zip(tensors, buffers, strict=True):
+            tensor.data = buffer
         self._on_host = []
 
-    def _places(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Where each had been, for page-locking memory takes longer than filling it; new places for the others."""
+    def _host_buffers(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The host memory each tensor had, since page-locking takes longer than filling; new memory for the others."""
         is_gpu = self._device.type == "cuda"
-        had_been = {id(tensor): host for tensor, host in self._on_host if not is_gpu or host.is_pinned()}
-        fresh = iter(host_places([tensor for tensor in tensors if id(tensor) not in had_been]))
-        return [had_been[id(tensor)] if id(tensor) in had_been else next(fresh) for tensor in tensors]
+        known = {id(tensor): host for tensor, host in self._on_host if not is_gpu or host.is_pinned()}
+        fresh = iter(pinned_like([tensor for tensor in tensors if id(tensor) not in known]))
+        return [known[id(tensor)] if id(tensor) in known else next(fresh) for tensor in tensors]
 
     def _state(self) -> Iterator[Tensor]:
         for inner in inner_optimizers(self._optimizer):

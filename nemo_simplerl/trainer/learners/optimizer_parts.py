@@ -1,4 +1,4 @@
-"""What Megatron's optimizers are made of: Adams, what each steps of which parameter, and its state."""
+"""Inside Megatron's optimizers: their Adam instances, the tensors that each steps, and the state of those."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -13,7 +13,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def inner_optimizers(optimizer: Any) -> list[Any]:
-    """Megatron's optimizers, one an Adam: a model's parameters may be shared out to several."""
+    """Megatron's optimizers, each around one Adam: a model's parameters may be divided among several."""
     return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
@@ -26,12 +26,12 @@ def fuse_torch_adam(optimizer: Any) -> None:
 
 
 def is_torch_adam(adam: Any) -> bool:
-    """It counts steps in the state of each parameter; those of Transformer Engine and Apex in the param group."""
+    """Whether this is torch's Adam, which counts steps for each parameter; those of TE and Apex count for a group."""
     return isinstance(adam, torch.optim.Adam | torch.optim.AdamW)
 
 
 def stepped_parts(inner: Any) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """(model parameter, what Adam steps of it, the first element of that in the flattened parameter)."""
+    """(model parameter, the tensor that Adam steps for it, where that begins in the flattened parameter) for each."""
     if isinstance(inner, DistributedOptimizer):
         # Not by `_get_main_param_and_optimizer_states`: it takes one parameter for another in a group of both dtypes,
         # such as a bfloat16 critic with its float32 head.
@@ -48,6 +48,6 @@ def stepped_parts(inner: Any) -> Iterator[tuple[Tensor, Tensor, int]]:
 
 
 def moments_of(adam: Any, stepped: Tensor) -> dict[str, Tensor]:
-    """Adam's moments of what it steps, by name; none before the first update."""
+    """Adam's moments of a tensor that it steps, by name; none before the first update."""
     state = adam.state.get(stepped, {})
     return {name: state[name] for name in MOMENTS if name in state}

@@ -1,31 +1,31 @@
-"""The updates of one model in the step in hand."""
+"""The optimizer updates that one model makes in a step."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 Mini = TypeVar("Mini")
-Metrics = dict[str, float]
+UpdateMetrics = dict[str, float]
 
 
-class UpdateSeries:
-    """Runs a step's updates one by one; a step that is taken up again goes on behind those it has made.
+class UpdateLoop:
+    """Runs a step's updates one by one; a step that is resumed in the middle goes on after its finished updates.
 
-    `before_each` is called before every update that is made; what it raises leaves the series as it is.
+    `before_each` is called before every update that is made. What it raises ends the loop and loses no finished update.
     """
 
     def __init__(self, before_each: Callable[[], None] = lambda: None):
         self._before_each = before_each
-        self._begun: list[Metrics] = []
+        self._finished: list[UpdateMetrics] = []
 
-    def begin_with(self, made: list[Metrics]) -> None:
-        """The next `over` starts with these updates, which need not be repeated, and adds its own to the list."""
-        self._begun = made
+    def skip_finished(self, finished: list[UpdateMetrics]) -> None:
+        """Have the next `run` skip the updates whose metrics are in `finished`, and append its own there."""
+        self._finished = finished
 
-    def over(self, minis: Iterable[Mini], update: Callable[[Mini, bool], Metrics]) -> list[Metrics]:
-        """The metrics of every update, those made before included. `update` is told whether it is the step's first."""
-        made, self._begun = self._begun, []
+    def run(self, minis: Iterable[Mini], update: Callable[[Mini, bool], UpdateMetrics]) -> list[UpdateMetrics]:
+        """Call `update(mini, is_first)` for each mini-batch. Returns the metrics of all updates of the step."""
+        finished, self._finished = self._finished, []
         for index, mini in enumerate(minis):
-            if index >= len(made):
+            if index >= len(finished):
                 self._before_each()
-                made.append(update(mini, index == 0))
-        return made
+                finished.append(update(mini, index == 0))
+        return finished

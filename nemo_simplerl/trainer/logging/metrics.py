@@ -11,7 +11,6 @@ from torch import Tensor
 from nemo_simplerl.algo.advantages import masked_moments
 from nemo_simplerl.algo.kl import kl_penalty
 from nemo_simplerl.algo.loss import explained_variance
-from nemo_simplerl.data.batch import Batch
 from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion
 
@@ -19,7 +18,7 @@ from nemo_simplerl.rollout.base import Completion
 def sample_metrics(
     completions: Sequence[Completion], grades: Sequence[Grade], scores: Sequence[float]
 ) -> dict[str, float]:
-    """Of the whole rollout, which every rank holds: rewards, verdicts, lengths."""
+    """Rewards, verdicts and lengths of the whole rollout, which every rank holds."""
     count = len(completions)
     lengths = sorted(len(completion.token_ids) for completion in completions)
     share = {
@@ -43,22 +42,25 @@ def sample_metrics(
     }
 
 
-def advantage_metrics(
-    batch: Batch,
-    old_logprobs_BT: Tensor,
-    ref_logprobs_BT: Tensor,
-    values_BT: Tensor,
-    advantages_BT: Tensor,
-    returns_BT: Tensor,
-    group: dist.ProcessGroup,
+def reference_metrics(
+    mask_BT: Tensor, old_logprobs_BT: Tensor, ref_logprobs_BT: Tensor, group: dist.ProcessGroup
 ) -> dict[str, float]:
-    """Over the response tokens of all data ranks; `advantages_BT` before whitening. Collective."""
-    mask_BT = batch.mask_BT
+    """How far the policy is from the reference, over the response tokens of all data ranks. Collective."""
     means = {
-        "policy/kl_ref": old_logprobs_BT - ref_logprobs_BT,
-        "policy/kl_ref_k3": kl_penalty(old_logprobs_BT, ref_logprobs_BT, "k3"),
+        "actor/kl_ref": old_logprobs_BT - ref_logprobs_BT,
+        "actor/kl_ref_k3": kl_penalty(old_logprobs_BT, ref_logprobs_BT, "k3"),
     }
-    metrics = {name: float(masked_moments(column_BT, mask_BT, group)[0]) for name, column_BT in means.items()}
+    return {name: float(masked_moments(column_BT, mask_BT, group)[0]) for name, column_BT in means.items()}
+
+
+def estimate_metrics(
+    mask_BT: Tensor, values_BT: Tensor, advantages_BT: Tensor, returns_BT: Tensor, group: dist.ProcessGroup
+) -> dict[str, float]:
+    """A critic's values and what follows from them, over the response tokens of all data ranks. Collective.
+
+    `advantages_BT` are those before whitening.
+    """
+    metrics: dict[str, float] = {}
     for name, column_BT in (("advantage", advantages_BT), ("return", returns_BT), ("value", values_BT)):
         mean, variance = masked_moments(column_BT, mask_BT, group)
         metrics |= {f"critic/{name}_mean": float(mean), f"critic/{name}_std": float(variance.sqrt())}

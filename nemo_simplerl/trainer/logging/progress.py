@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.text import Text
+
+from nemo_simplerl.trainer.logging.screen import print_line
 
 # (metric, label, format)
 _OF_A_STEP = (
@@ -50,15 +51,11 @@ class Progress:
         if step > 0:
             numbers = "  ".join([*_labelled(_OF_A_STEP, metrics), *self._times(step, metrics)])
             if self._bar is None:
-                self.say(f"step {step}/{self._total_steps}  {numbers}")
+                print_line(self._console, f"step {step}/{self._total_steps}  {numbers}")
             else:
                 self._bar.update(self._task, completed=step, numbers=numbers)
         if evaluated := _labelled(_OF_AN_EVALUATION, metrics):
-            self.say(f"evaluation after step {step}: {', '.join(evaluated)}")
-
-    def say(self, text: str) -> None:
-        # As Text: paths and model output may hold what rich reads as markup. Unwrapped: a log has no width.
-        self._console.print(Text(text), soft_wrap=True)
+            print_line(self._console, f"evaluation after step {step}: {', '.join(evaluated)}")
 
     def close(self) -> None:
         if self._bar is not None:

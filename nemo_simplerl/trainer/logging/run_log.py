@@ -4,9 +4,10 @@ Rank 0 alone writes; elsewhere every method does nothing, so that the trainer ca
 """
 
 import json
+import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from rich.console import Console
 
 from nemo_simplerl.config.schema import WandbConfig
 from nemo_simplerl.files import append_jsonl, atomic_write, jsonl_text, truncate_jsonl
+from nemo_simplerl.trainer.guard.faults import fault_point
 from nemo_simplerl.trainer.guard.stop import STOPPED_FILE
 from nemo_simplerl.trainer.logging.progress import Progress
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
+
+log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -25,7 +29,6 @@ class RunLog:
     `resume_step` is the step of the checkpoint that the run continues from: what later steps wrote is
     dropped, since they will happen again. With None the run starts over: metrics, rollouts, evaluations and
     summary of an earlier run in the folder are dropped. `total_steps` is set once it is known.
-    `reach`: see trainer.guard.faults.
     """
 
     def __init__(
@@ -36,9 +39,8 @@ class RunLog:
         resume_step: int | None,
         is_writer: bool,
         console: Console | None = None,
-        reach: Callable[[str], None] = lambda point: None,
     ):
-        self._is_writer, self._reach = is_writer, reach
+        self._is_writer = is_writer
         self.wandb: WandbLog | None = None  # while trainer.wandb is enabled, on the rank that writes
         self._total_steps: int | None = None
         if not is_writer:
@@ -72,7 +74,7 @@ class RunLog:
     def open_wandb(self, settings: WandbConfig, config: Mapping[str, Any]) -> None:
         """From here on metrics and samples go to Weights & Biases too, where the settings say so."""
         if self._is_writer and settings.enabled:
-            self.wandb = WandbLog(settings, self._dir, config, self.say)
+            self.wandb = WandbLog(settings, self._dir, config)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """A finished step's metrics (step 0: the evaluation before the first). Once a step, in their order.
@@ -84,7 +86,7 @@ class RunLog:
         numbers = {key: plain(value) for key, value in values.items()}
         if self.wandb is not None:
             numbers["log/wandb_failures"] = self.wandb.failures  # of this process, so far
-        self._reach("log.metrics")
+        fault_point("log.metrics")
         append_jsonl(self._dir / "metrics.jsonl", _ordered(step, numbers))
         if self._board is not None:
             for key, value in numbers.items():
@@ -94,7 +96,7 @@ class RunLog:
             self.wandb.metrics(step, numbers)
         self._progress.step(step, numbers)
         if missing := sorted(key for key, value in numbers.items() if value is None):
-            self.say(f"step {step}: not a finite number: {', '.join(missing)}")
+            log.warning(f"step {step}: not a finite number: {', '.join(missing)}")
 
     def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """What was sampled in a step, one row a completion."""
@@ -116,11 +118,6 @@ class RunLog:
         if self._is_writer:
             text = json.dumps(plain(values), indent=2, allow_nan=False)
             atomic_write(self._dir / "summary.json", text + "\n")
-
-    def say(self, text: str) -> None:
-        """A line to the person who watches."""
-        if self._is_writer:
-            self._progress.say(text)
 
     def close(self) -> None:
         if not self._is_writer:

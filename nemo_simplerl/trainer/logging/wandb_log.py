@@ -4,6 +4,7 @@ One run directory is one run there: its id is kept in `wandb_id`. Whatever fails
 goes on; metrics.jsonl has everything in any case.
 """
 
+import logging
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,8 @@ from typing import Any
 from nemo_simplerl.config.schema import WandbConfig
 from nemo_simplerl.files import atomic_write
 from nemo_simplerl.trainer.guard.stop import Stopping
+
+log = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id"
 COLUMNS = ("id", "prompt", "response", "gold", "verdict", "reward", "length", "finish_reason")
@@ -26,14 +29,14 @@ class WandbLog:
     Where it cannot be reached at the start, it is written offline.
     """
 
-    def __init__(self, settings: WandbConfig, run_dir: Path, config: Mapping[str, Any], say: Callable[[str], None]):
+    def __init__(self, settings: WandbConfig, run_dir: Path, config: Mapping[str, Any]):
         self.failures = 0
-        self._samples_every, self._say, self._folder = settings.samples_every, say, run_dir / "wandb"
+        self._samples_every, self._folder = settings.samples_every, run_dir / "wandb"
         self._run: Any = None
         for mode in dict.fromkeys((settings.mode, "offline")):
             self._try(lambda mode=mode: self._open(settings, mode, config))
             if self._run is not None:
-                say(f"Weights & Biases: {f'offline, in {self._folder}' if self._run.offline else self._run.url}")
+                log.info(f"Weights & Biases: {f'offline, in {self._folder}' if self._run.offline else self._run.url}")
                 break
 
     def metrics(self, step: int, numbers: Mapping[str, Any]) -> None:
@@ -58,7 +61,7 @@ class WandbLog:
         if self._run is not None:
             self._try(lambda: self._run.finish(exit_code=exit_code))
         if self.failures:
-            self._say(f"Weights & Biases: {self.failures} calls failed; `wandb sync` sends what is in {self._folder}")
+            log.warning(f"Weights & Biases: {self.failures} calls failed; `wandb sync` sends what is in {self._folder}")
 
     def _open(self, settings: WandbConfig, mode: str | None, config: Mapping[str, Any]) -> None:
         import wandb  # an optional package, which takes a second
@@ -93,7 +96,7 @@ class WandbLog:
         except Exception as error:  # the network's, the account's, its process's: none shall end the training
             self.failures += 1
             if self.failures == 1:
-                self._say(f"Weights & Biases failed, and the run goes on ({type(error).__name__}: {error})")
+                log.warning(f"Weights & Biases failed, and the run goes on ({type(error).__name__}: {error})")
 
 
 def _id_of(run_dir: Path) -> str:

@@ -29,11 +29,13 @@ from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.refit import bucketed, digest, verified_refit
-from nemo_simplerl.trainer.build import build_engine, sampling_of, tokenizer_of
+from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.saving.record import digest_of
+from nemo_simplerl.trainer.setup.engine import build_engine, sampling_of
 from nemo_simplerl.trainer.setup.grader import build_grader
+from nemo_simplerl.trainer.setup.inputs import tokenizer_of
 from nemo_simplerl.trainer.setup.prepare import model_folder
-from nemo_simplerl.trainer.start import join_world, silent
+from nemo_simplerl.trainer.setup.world import join_world
 
 CHUNK = 128  # problems between two writes
 _PROBLEMS = "_problems_xxh3"  # behind a benchmark's name, in the settings: a fingerprint of its file
@@ -96,14 +98,16 @@ def run_benchmarks(ask: Question, config: Config, say: Callable[[str], None]) ->
     world calls; rank 0 writes. Raises ValueError for input that cannot be used and for a folder of other settings.
     """
     problems = {name: load_benchmark(name, ask.data, ask.limit) for name in ask.benchmarks}
-    with join_world(config) as mesh:
-        tell = say if mesh.rank == 0 else silent
-        source, tokenizer = open_source(config.model.path), tokenizer_of(config)
+    with join_world(config) as mesh, messages_to(say, is_first_rank=mesh.rank == 0):
+        tell = say if mesh.rank == 0 else lambda text: None
+        source, tokenizer = open_source(config.model.path), tokenizer_of(model_folder(config))
         prompts = {name: _prompts(name, problems[name], tokenizer, config) for name in ask.benchmarks}
-        params = sampling_of(config, tokenizer)
+        params = sampling_of(config.rollout, tokenizer)
         with (
-            closing(build_grader(config.reward, tell)) as grader,
-            closing(build_engine(config, str(model_folder(config)), mesh, tokenizer)) as engine,
+            closing(build_grader(config.reward)) as grader,
+            closing(
+                build_engine(config.rollout, config.model.precision, model_folder(config), mesh, tokenizer)
+            ) as engine,
         ):
             weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
             settings = settings_of(config, weights, ask.limit, params)

@@ -13,11 +13,13 @@ from nemo_simplerl.data.problems import Problem, render_prompts
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.files import read_jsonl
 from nemo_simplerl.model.source import open_source
-from nemo_simplerl.trainer.build import build_engine, sampling_of, tokenizer_of
+from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.offline.benchmark import Question, answer, fingerprint, load_engine, remember, settings_of
+from nemo_simplerl.trainer.setup.engine import build_engine, sampling_of
 from nemo_simplerl.trainer.setup.grader import build_grader
+from nemo_simplerl.trainer.setup.inputs import tokenizer_of
 from nemo_simplerl.trainer.setup.prepare import model_folder
-from nemo_simplerl.trainer.start import join_world, silent
+from nemo_simplerl.trainer.setup.world import join_world
 
 
 def sample_solutions(
@@ -30,9 +32,9 @@ def sample_solutions(
     folder of other settings, weights or problems.
     """
     config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, n_samples_per_prompt=1))
-    with join_world(config) as mesh:
-        tell = say if mesh.rank == 0 else silent
-        source, tokenizer = open_source(config.model.path), tokenizer_of(config)
+    with join_world(config) as mesh, messages_to(say, is_first_rank=mesh.rank == 0):
+        tell = say if mesh.rank == 0 else lambda text: None
+        source, tokenizer = open_source(config.model.path), tokenizer_of(model_folder(config))
         prompts, report = render_prompts(
             problems,
             tokenizer,
@@ -43,10 +45,12 @@ def sample_solutions(
         )
         if report.num_dropped:
             tell(f"{report.num_dropped} problems left out: over {config.rollout.max_prompt_tokens} tokens")
-        params = sampling_of(config, tokenizer)
+        params = sampling_of(config.rollout, tokenizer)
         with (
-            closing(build_grader(config.reward, tell)) as grader,
-            closing(build_engine(config, str(model_folder(config)), mesh, tokenizer)) as engine,
+            closing(build_grader(config.reward)) as grader,
+            closing(
+                build_engine(config.rollout, config.model.precision, model_folder(config), mesh, tokenizer)
+            ) as engine,
         ):
             weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
             settings = settings_of(config, weights, None, params) | {"problems_xxh3": fingerprint(prompts)}

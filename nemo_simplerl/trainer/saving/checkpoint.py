@@ -1,14 +1,14 @@
 """Checkpoints of a run: what is on disk, which of it can be trusted, and what may go.
 
-A checkpoint is a folder named for its place (saving.position). `actor/` and `critic/` are unpacked `.nemo` archives with
-the optimizer's state in `optimizer/` (saving.optimizer_state); any parallel layout reads both. Orders and samples are
-functions of (seed, step), so no generator's state belongs to it. In the middle of a step, `step/record.npz` holds what
-the step goes on from (saving.record). The file `latest` beside the folders names the one to resume from.
+A checkpoint is a folder named for its training position (saving.position). `actor/` and `critic/` are unpacked `.nemo`
+archives with the optimizer's state in `optimizer/` (saving.optimizer_state); any parallel layout reads both. Orders and
+samples are functions of (seed, step), so no generator's state is saved. In the middle of a step, `step/record.npz`
+holds what the step goes on from (saving.record). The file `latest` beside the folders names the one to resume from.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects, of_first_rank
+from nemo_simplerl.trainer.guard.faults import fault_point
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.saving import optimizer_state
 from nemo_simplerl.trainer.saving.manifest import (
@@ -135,11 +136,10 @@ def load_record(found: Found, mesh: Mesh) -> StepRecord | None:
     return record_from(of_first_rank((found.path / RECORD).read_bytes() if mesh.rank == 0 else b"", "checkpoint"))
 
 
-def commit(folder: Path, manifest: Manifest, reach: Callable[[str], None] = lambda point: None) -> None:
+def commit(folder: Path, manifest: Manifest) -> None:
     """Make a checkpoint of the files in its partial folder: manifest, rename, then `latest`. On one rank.
 
-    Raises OSError where that fails or a file is not there in its full size; what was there before then stands. `reach`:
-    see trainer.guard.faults.
+    Raises OSError where that fails or a file is not there in its full size; what was there before then stands.
     """
     partial, final = partial_folder(folder, manifest.place), folder / manifest.place.name
     for name, facts in manifest.files.items():
@@ -148,11 +148,11 @@ def commit(folder: Path, manifest: Manifest, reach: Callable[[str], None] = lamb
     for inner in [path for path in partial.rglob("*") if path.is_dir()]:
         sync_folder(inner)
     write_manifest(partial, manifest)
-    reach("checkpoint.rename")
+    fault_point("checkpoint.rename")
     shutil.rmtree(final, ignore_errors=True)  # of a history that `latest` was turned back from
     os.replace(partial, final)
     sync_folder(folder)
-    reach("checkpoint.latest")
+    fault_point("checkpoint.latest")
     atomic_write(folder / LATEST, final.name + "\n")
 
 

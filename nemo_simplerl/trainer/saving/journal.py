@@ -1,11 +1,14 @@
 """What a step has sampled and graded, on disk as soon as it is there: a killed step does neither again."""
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 from nemo_simplerl.files import atomic_write
 from nemo_simplerl.parallel.reductions import of_first_rank
-from nemo_simplerl.trainer.saving.record import Key, StepRecord, record_from
+from nemo_simplerl.trainer.guard.faults import fault_point
+from nemo_simplerl.trainer.saving.record import StepKey, StepRecord, record_from
+
+log = logging.getLogger(__name__)
 
 JOURNAL = "journal"  # in the run directory
 
@@ -13,21 +16,13 @@ JOURNAL = "journal"  # in the run directory
 class Journal:
     """RUN_DIR/journal/step_NNNNNN.npz, one a step since the last checkpoint.
 
-    Rank 0 reads and writes. A journal that cannot be written is told through `say` and costs only the time to sample
-    again. `reach`: see trainer.guard.faults.
+    Rank 0 reads and writes. A journal that cannot be written is logged and costs only the time to sample again.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        is_writer: bool,
-        say: Callable[[str], None],
-        reach: Callable[[str], None] = lambda point: None,
-    ):
-        self._folder, self._is_writer, self._say, self._reach = folder, is_writer, say, reach
+    def __init__(self, folder: Path, *, is_writer: bool):
+        self._folder, self._is_writer = folder, is_writer
 
-    def find(self, key: Key) -> StepRecord | None:
+    def find(self, key: StepKey) -> StepRecord | None:
         """The record of this key, on every rank; None, and a line said, where what is there is another. Collective."""
         content = of_first_rank(self._content(key) if self._is_writer else None, "journal")
         return None if content is None else record_from(content)
@@ -37,10 +32,10 @@ class Journal:
         if not self._is_writer:
             return
         try:
-            self._reach("journal.write")
+            fault_point("journal.write")
             atomic_write(self._path(record.key.step), record.to_bytes())
         except OSError as error:
-            self._say(
+            log.warning(
                 f"the journal of step {record.key.step} could not be written ({error.strerror or error}): were the run "
                 "killed now, the step would be sampled and graded again."
             )
@@ -54,7 +49,7 @@ class Journal:
             if path.stem[5:].isdecimal() and (steps is None or int(path.stem[5:]) <= steps):
                 path.unlink()
 
-    def _content(self, key: Key) -> bytes | None:
+    def _content(self, key: StepKey) -> bytes | None:
         path = self._path(key.step)
         try:
             content = path.read_bytes()
@@ -64,10 +59,10 @@ class Journal:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            self._say(f"{path} is not used: {error}.")
+            log.warning(f"{path} is not used: {error}.")
             return None
         known = "sampled" if found.grades is None else "sampled and graded"
-        self._say(f"step {key.step} was {known} before the run ended; it goes on from the journal")
+        log.info(f"step {key.step} was {known} before the run ended; it goes on from the journal")
         return content
 
     def _path(self, step: int) -> Path:

@@ -1,4 +1,4 @@
-"""What is known of the step in hand: enough to take it up again in the middle, in any parallel layout."""
+"""What is known of a step: enough to resume it in the middle, in any parallel layout."""
 
 import io
 import json
@@ -22,39 +22,46 @@ COLUMNS = ("old_logprobs", "values")
 _LISTS = ("texts", "versions", "seeds")  # of packed completions; its other entries are arrays
 
 
+# Names in files whose Python name is another one; older runs wrote them too.
+_IN_FILES = {"request_digest": "asked", "settings_digest": "lineage"}
+
+
 @dataclass(frozen=True)
-class Key:
-    """What a record belongs to. `asked` fingerprints prompts, sampling, seeds and sizes of the updates; `lineage` every
-    setting that decides the weights, and those that the run began with."""
+class StepKey:
+    """What a record belongs to.
+
+    `request_digest` is of prompts, sampling, seeds and sizes of the updates; `settings_digest` of every setting that
+    affects the weights, and of the weights that the run began with.
+    """
 
     step: int
     weight_version: int | None
-    asked: str
-    lineage: str
+    request_digest: str
+    settings_digest: str
 
 
 @dataclass
 class StepRecord:
-    """The step's rollout, of all samples in order, and its updates. None is not known yet."""
+    """The step's rollout, of all samples in order, and its finished updates. None stands for what is not known yet."""
 
-    key: Key
+    key: StepKey
     completions: list[Completion] | None = None
     grades: list[Grade] | None = None
     columns: dict[str, np.ndarray] = field(default_factory=dict)  # float32, one a response token, sample by sample
-    made: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {"critic": [], "actor": []})
+    finished_updates: dict[str, list[dict[str, float]]] = field(default_factory=dict)  # metrics of each, by role
 
     @property
     def num_updates(self) -> int:
-        """Of critic and actor together."""
-        return sum(map(len, self.made.values()))
+        """Finished updates of all roles together."""
+        return sum(map(len, self.finished_updates.values()))
 
     def to_bytes(self) -> bytes:
-        """An .npz of arrays, none of them pickled. The completions must be there."""
+        """Serialize as an .npz of arrays, none of them pickled. The completions must be there."""
         assert self.completions is not None, "a record is written from its completions on"
         packed = pack(self.completions)
         head = {
-            "key": asdict(self.key),
-            "made": self.made,
+            "key": {_IN_FILES.get(name, name): value for name, value in asdict(self.key).items()},
+            "made": self.finished_updates,
             "grades": None if self.grades is None else [asdict(grade) for grade in self.grades],
         } | {name: packed.pop(name) for name in _LISTS}
         stream = io.BytesIO()
@@ -70,24 +77,32 @@ def record_from(content: bytes) -> StepRecord:
         head: dict[str, Any] = json.loads(arrays.pop("head").tobytes())
         columns = {name: arrays.pop(name) for name in COLUMNS if name in arrays}
         record = StepRecord(
-            key=Key(**head["key"]),
+            key=_key_from(head["key"]),
             completions=unpack(arrays | {name: head[name] for name in _LISTS}),
             grades=None if head["grades"] is None else [Grade(**grade) for grade in head["grades"]],
             columns=columns,
-            made=head["made"],
+            finished_updates=head["made"],
         )
     except (ValueError, KeyError, TypeError, IndexError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"it is no whole record of a step ({type(error).__name__}: {error})") from error
     return record
 
 
-def digest_of(asked: Any) -> str:
-    """A fingerprint of plain values."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(asked, sort_keys=True).encode())
+def _key_from(stored: dict[str, Any]) -> StepKey:
+    return StepKey(**{name: stored[_IN_FILES.get(name, name)] for name in StepKey.__dataclass_fields__})
+
+
+def digest_of(values: Any) -> str:
+    """Digest of plain values: numbers, strings, lists, dictionaries."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 
 def whole_column(shares: Sequence[np.ndarray], rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> np.ndarray:
-    """One number a response token in the order of samples, from each data rank's tokens, whose samples `rows` names."""
+    """One number a response token in the order of samples, joined from the shares of the data ranks.
+
+    shares: the numbers of each data rank's samples. rows: the samples of each, in the order of its share. lengths: the
+    response tokens of every sample.
+    """
     parts: dict[int, np.ndarray] = {}
     for share, samples in zip(shares, rows, strict=True):
         ends = np.cumsum([lengths[sample] for sample in samples])
@@ -96,7 +111,7 @@ def whole_column(shares: Sequence[np.ndarray], rows: Sequence[Sequence[int]], le
 
 
 def local_column_BT(whole: np.ndarray, rows: Sequence[int], lengths: Sequence[int], batch: Batch) -> Tensor:
-    """float32 [B, T]: those of `rows`, where the batch has response tokens; 0 elsewhere."""
+    """float32 [B, T]: the numbers of the samples `rows` where the batch has response tokens; 0 elsewhere."""
     ends = np.cumsum(lengths)
     tokens = np.concatenate([whole[ends[row] - lengths[row] : ends[row]] for row in rows])
     column_BT = torch.zeros_like(batch.mask_BT)
@@ -105,10 +120,10 @@ def local_column_BT(whole: np.ndarray, rows: Sequence[int], lengths: Sequence[in
 
 
 def response_tokens(column_BT: Tensor, batch: Batch) -> np.ndarray:
-    """The numbers of the response tokens, row by row."""
+    """float32: the column's numbers at response tokens, row by row."""
     return column_BT[batch.mask_BT > 0].cpu().numpy()
 
 
 def is_first_of_replica(mesh: Mesh) -> bool:
-    """Of the ranks that hold the same samples, this one speaks for all."""
+    """Whether this rank speaks for all ranks that hold the same samples."""
     return mesh.tp_rank == 0 and mesh.pp_rank == 0

@@ -4,6 +4,7 @@ The threads communicate with nobody. The ranks agree on their main threads that 
 makes a checkpoint of it.
 """
 
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +25,15 @@ from nemo_simplerl.model.source import HF_FILES, WEIGHTS
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.parallel.waits import waiting
-from nemo_simplerl.trainer.learners.host_memory import host_places
+from nemo_simplerl.trainer.guard.faults import fault_point
+from nemo_simplerl.trainer.learners.host_memory import pinned_like
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.saving import optimizer_state
 from nemo_simplerl.trainer.saving.checkpoint import Retention, commit, drop_old, partial_folder
 from nemo_simplerl.trainer.saving.manifest import FileFacts, HashedFolder, Manifest
 from nemo_simplerl.trainer.saving.position import Place
 
-_WRITE = "checkpoint.write"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class HostCopies:
             for block in blocks.items
             if block.tensor is not None and self._place(folder, block) not in self._kept
         }
-        self._kept |= zip(missing, host_places(list(missing.values())), strict=True)
+        self._kept |= zip(missing, pinned_like(list(missing.values())), strict=True)
         return _Blocks([self._copied(folder, block) for block in blocks.items])
 
     def _copied(self, folder: str, block: _Block) -> _Block:
@@ -117,11 +119,10 @@ class HostCopies:
 class Saver:
     """Writes the checkpoints of a run into `folder`, one at a time, and drops those that `keep` does not ask for.
 
-    A save that fails is told through `say` and leaves the checkpoints before it alone; the next one tries again.
+    A save that fails is logged and leaves the checkpoints before it alone; the next one tries again.
     model_folder: config.json and the tokenizer, packed beside each model's weights.
     in_background: `save` returns when the state is copied; without, when it is on disk, and no copy is made.
     on_complete: told the place of each complete checkpoint, on rank 0's thread; what it raises as OSError is told.
-    reach: see trainer.guard.faults.
     """
 
     def __init__(
@@ -132,12 +133,10 @@ class Saver:
         model_folder: Path,
         keep: Retention,
         in_background: bool,
-        say: Callable[[str], None],
         on_complete: Callable[[Place], None] = lambda place: None,
-        reach: Callable[[str], None] = lambda point: None,
     ):
-        self._folder, self._mesh, self._model_folder, self._keep, self._say = folder, mesh, model_folder, keep, say
-        self._on_complete, self._reach = on_complete, reach
+        self._folder, self._mesh, self._model_folder, self._keep = folder, mesh, model_folder, keep
+        self._on_complete = on_complete
         self._copies = HostCopies() if in_background else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._closing = threading.Event()
@@ -255,14 +254,14 @@ class Saver:
             files = target.files
             for share in shares:
                 files |= share.files
-            commit(self._folder, replace(manifest, files=dict(sorted(files.items()))), self._reach)
+            commit(self._folder, replace(manifest, files=dict(sorted(files.items()))))
         except (OSError, RuntimeError) as error:  # torch.save makes the one of the other
             return [_in_words(error)]
         try:
             drop_old(self._folder, manifest.place, self._keep)
             self._on_complete(manifest.place)
         except OSError as error:
-            self._say(f"an old checkpoint or journal could not be removed: {_in_words(error)}.")
+            log.warning(f"an old checkpoint or journal could not be removed: {_in_words(error)}.")
         return []
 
     def _end(self, place: Place, num_bytes: int, problems: Sequence[list[str]]) -> None:
@@ -280,14 +279,16 @@ class Saver:
     def _clean_up(self, place: Place, num_bytes: int) -> None:
         shutil.rmtree(partial_folder(self._folder, place), ignore_errors=True)
         free = shutil.disk_usage(self._folder).free if self._folder.exists() else 0
-        self._say(
+        log.warning(
             f"the checkpoint of {place.in_words} was NOT saved: {self._failure}. It takes {num_bytes / 1e9:.2f} GB and "
             f"{self._folder} has {free / 1e9:.2f} GB free. Older checkpoints are untouched and the next save tries "
             "again; make room or mend the disk before it."
         )
 
     def _target(self, place: Place) -> HashedFolder:
-        return HashedFolder(partial_folder(self._folder, place), self._stop_if_closing, partial(self._reach, _WRITE))
+        return HashedFolder(
+            partial_folder(self._folder, place), self._stop_if_closing, partial(fault_point, "checkpoint.write")
+        )
 
     def _stop_if_closing(self) -> None:
         if self._closing.is_set():

@@ -1,5 +1,10 @@
-"""The step in hand: what is known of it is not computed again, whether a kill, a stop or nothing came between."""
+"""State of the current PPO step.
 
+Completions, grades, log-probabilities, values and finished updates are kept, so that a run that is stopped or killed in
+the middle of a step resumes there instead of sampling again.
+"""
+
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,10 +17,10 @@ from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion
 from nemo_simplerl.rollout.distribute import BrokenOff
-from nemo_simplerl.trainer.learners.updates import UpdateSeries
+from nemo_simplerl.trainer.learners.updates import UpdateLoop
 from nemo_simplerl.trainer.saving.journal import Journal
 from nemo_simplerl.trainer.saving.record import (
-    Key,
+    StepKey,
     StepRecord,
     is_first_of_replica,
     local_column_BT,
@@ -24,11 +29,11 @@ from nemo_simplerl.trainer.saving.record import (
 )
 
 
-class StepInHand:
-    """Keeps the step's record as the verbs of the page fill it. All ranks call alike.
+class StepState:
+    """What is known of the current step, filled in as the verbs of `ppo_step` run. All ranks call alike.
 
-    journal: where completions and grades go as soon as they are there. safe_point: raises where the run is to stop.
-    should_stop: whether to break off a rollout.
+    journal: where completions and grades are written as soon as they exist. safe_point: raises where the run is to
+    stop. should_stop: whether to break off a rollout.
     """
 
     def __init__(
@@ -39,32 +44,33 @@ class StepInHand:
     ):
         self.should_stop = should_stop
         self._journal, self._safe_point = journal, safe_point
-        self._resumed: StepRecord | None = None
+        self._restored: StepRecord | None = None
         self._record: StepRecord | None = None
-        self._local: dict[str, tuple[list[int], np.ndarray]] = {}  # this data rank's samples and their tokens' numbers
+        self._rows: list[int] = []  # this data rank's samples of the rollout
+        self._local: dict[str, np.ndarray] = {}  # one number a response token of theirs, by column
         self.was_sampled_before = False
 
     @property
     def record(self) -> StepRecord:
-        assert self._record is not None, "a step is taken in hand first"
+        assert self._record is not None, "call begin() first"
         return self._record
 
     def num_updates(self, step: int) -> int:
-        """Made of `step`, by both models."""
-        record = self._record or self._resumed
+        """Updates of all models that `step` has made so far."""
+        record = self._record or self._restored
         return record.num_updates if record is not None and record.key.step == step else 0
 
-    def resume(self, record: StepRecord) -> None:
-        """The next step is this one, with some of its updates made."""
-        self._resumed = record
+    def restore(self, record: StepRecord) -> None:
+        """Have the next step continue from `record`, which a checkpoint holds."""
+        self._restored = record
 
-    def take(self, key: Key, series: Mapping[str, UpdateSeries]) -> None:
-        """Begin the step, with what a checkpoint or the journal knows of it. Collective.
+    def begin(self, key: StepKey, update_loops: Mapping[str, UpdateLoop]) -> None:
+        """Begin the step of `key`, with what a checkpoint or the journal knows of it. Collective.
 
-        Raises ValueError where the checkpoint's step asked for something else than this one.
+        Raises ValueError where the checkpoint's step was begun with other prompts, sampling or update sizes.
         """
-        found, self._resumed = self._resumed, None
-        if found is not None and (found.key.step, found.key.asked) != (key.step, key.asked):
+        found, self._restored = self._restored, None
+        if found is not None and (found.key.step, found.key.request_digest) != (key.step, key.request_digest):
             raise ValueError(
                 f"step {key.step} is to go on after {found.num_updates} of its updates, but it was begun with other "
                 "prompts, sampling or sizes of updates. Keep data, rollout, algo.ppo_epochs and the global_batch_size "
@@ -72,13 +78,13 @@ class StepInHand:
             )
         if found is None and self._journal is not None:
             found = self._journal.find(key)
-        self._record, self._local = found or StepRecord(key), {}
+        self._record, self._rows, self._local = found or StepRecord(key), [], {}
         self.was_sampled_before = self._record.completions is not None
-        for role, made in self._record.made.items():
-            series[role].begin_with(made)
+        for role, update_loop in update_loops.items():
+            update_loop.skip_finished(self._record.finished_updates.setdefault(role, []))
 
     def completions(self, sample: Callable[[], list[Completion]]) -> list[Completion]:
-        """Of the whole rollout. Collective."""
+        """All completions of the rollout, from the record or else from `sample`. Collective."""
         if self.record.completions is None:
             try:
                 self.record.completions = sample()
@@ -89,26 +95,30 @@ class StepInHand:
         return self.record.completions
 
     def grades(self, grade: Callable[[], list[Grade]]) -> list[Grade]:
-        """Of the whole rollout. Collective."""
+        """The grade of every completion, from the record or else from `grade`. Collective."""
         if self.record.grades is None:
             self.record.grades = grade()
             self._write()
         return self.record.grades
 
-    def column(self, name: str, batch: Batch, rows: Sequence[int], compute: Callable[[Batch], Tensor]) -> Tensor:
-        """float32 [B, T] of this data rank's samples, whose numbers in the rollout are `rows`. Collective."""
+    def assign_rows(self, rows: Sequence[int]) -> None:
+        """Say which samples of the rollout are this data rank's, in the order of its batch."""
+        self._rows = list(rows)
+
+    def column(self, name: str, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
+        """float32 [B, T] of this data rank's samples, from the record or else from `compute`. Collective."""
         whole = self.record.columns.get(name)
-        column_BT = compute(batch) if whole is None else local_column_BT(whole, rows, self._lengths, batch)
-        self._local[name] = (list(rows), response_tokens(column_BT, batch))
+        column_BT = compute(batch) if whole is None else local_column_BT(whole, self._rows, self._lengths, batch)
+        self._local[name] = response_tokens(column_BT, batch)
         return column_BT
 
-    def whole_record(self, mesh: Mesh) -> StepRecord:
-        """With the columns of all ranks. Collective."""
-        gathered = gather_objects(self._local if is_first_of_replica(mesh) else None, dist.group.WORLD)
-        shares = [share for share in gathered if share is not None]
+    def gather_record(self, mesh: Mesh) -> StepRecord:
+        """The record with the columns of all ranks. Collective."""
+        share = (self._rows, self._local) if is_first_of_replica(mesh) else None
+        shares = [share for share in gather_objects(share, dist.group.WORLD) if share is not None]
+        rows = [rows for rows, _ in shares]
         for name in self._local:
-            rows, tokens = zip(*(share[name] for share in shares), strict=True)
-            self.record.columns[name] = whole_column(tokens, rows, self._lengths)
+            self.record.columns[name] = whole_column([local[name] for _, local in shares], rows, self._lengths)
         return self.record
 
     @property
@@ -119,3 +129,19 @@ class StepInHand:
     def _write(self) -> None:
         if self._journal is not None:
             self._journal.write(self.record)
+
+
+def kept_in_step(name: str) -> Callable:
+    """Have a method `(batch) -> float32 [B, T]` compute its column once a step: see StepState.column.
+
+    The method's object has the step's state as `step_state`.
+    """
+
+    def decorate(compute: Callable) -> Callable:
+        @functools.wraps(compute)
+        def kept(self, batch: Batch) -> Tensor:
+            return self.step_state.column(name, batch, functools.partial(compute, self))
+
+        return kept
+
+    return decorate

@@ -1,7 +1,7 @@
 """The grader of a run: workers on this machine, or the reward servers of reward.url."""
 
+import logging
 import os
-from collections.abc import Callable
 
 import torch.distributed as dist
 
@@ -10,10 +10,12 @@ from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.reward.serving.client import TOKEN_VARIABLE, RewardClient
 from nemo_simplerl.reward.serving.pool import RewardPool
 
+log = logging.getLogger(__name__)
+
 Grader = RewardPool | RewardClient
 
 
-def build_grader(reward: RewardConfig, say: Callable[[str], None]) -> Grader:
+def build_grader(reward: RewardConfig) -> Grader:
     """A grader of this rank's own. Collective.
 
     ValueError on every rank where one of them can use no reward server.
@@ -33,5 +35,5 @@ def build_grader(reward: RewardConfig, say: Callable[[str], None]) -> Grader:
             client.close()
             raise ValueError(f"rank {rank}: {refusal}")
         for warning in warnings:
-            say(f"rank {rank}: {warning}")
+            log.warning(f"rank {rank}: {warning}")
     return client

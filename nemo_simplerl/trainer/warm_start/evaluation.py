@@ -1,6 +1,6 @@
 """What is measured of a warm start on its way: the loss of held-out demonstrations, and greedy accuracy."""
 
-from collections.abc import Callable
+import logging
 from contextlib import ExitStack, closing
 
 import torch
@@ -13,12 +13,16 @@ from nemo_simplerl.data.packing import packed_micro_batches, together
 from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
 from nemo_simplerl.eval.run import evaluate
 from nemo_simplerl.model.network import head
+from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.sharding.export import hf_buckets
 from nemo_simplerl.rollout.refit import verified_refit
-from nemo_simplerl.trainer.build import build_engine, build_prompts, hf_config_of_run, sampling_of
 from nemo_simplerl.trainer.learners.learner import Learner
+from nemo_simplerl.trainer.setup.engine import build_engine, sampling_of
 from nemo_simplerl.trainer.setup.grader import build_grader
+from nemo_simplerl.trainer.setup.inputs import build_prompts
 from nemo_simplerl.trainer.setup.prepare import model_folder
+
+log = logging.getLogger(__name__)
 
 
 class WarmStartEval:
@@ -28,9 +32,9 @@ class WarmStartEval:
     Every method is collective.
     """
 
-    def __init__(self, config: Config, learner: Learner, tokenizer, say: Callable[[str], None]):
+    def __init__(self, config: Config, learner: Learner, tokenizer):
         self._config, self._learner, self._pad_id = config, learner, tokenizer.pad_token_id
-        self._hf = hf_config_of_run(config)
+        self._hf = read_hf_config(model_folder(config))
         self._opened = ExitStack()
         self._examples: list[SftExample] = []
         data, mesh = config.data, learner.mesh
@@ -43,13 +47,15 @@ class WarmStartEval:
                 max_tokens=config.sft.max_tokens,
                 overlong="drop",
             )
-            say(f"{data.sft_eval_path}: {report.num_kept} examples, {report.num_dropped} dropped as too long")
+            log.info(f"{data.sft_eval_path}: {report.num_kept} examples, {report.num_dropped} dropped as too long")
         path = data.eval_path if config.sft.eval_every else None
-        self._prompts, _ = build_prompts(config, tokenizer, path, data.eval_limit)
+        self._prompts, _ = build_prompts(
+            data, tokenizer, path, max_tokens=config.rollout.max_prompt_tokens, limit=data.eval_limit
+        )
         if self._prompts:
-            self._sampling = sampling_of(config, tokenizer)
-            self._grader = self._opened.enter_context(closing(build_grader(config.reward, say)))
-            engine = build_engine(config, str(model_folder(config)), mesh, tokenizer)
+            self._sampling = sampling_of(config.rollout, tokenizer)
+            self._grader = self._opened.enter_context(closing(build_grader(config.reward)))
+            engine = build_engine(config.rollout, config.model.precision, model_folder(config), mesh, tokenizer)
             self._engine = self._opened.enter_context(closing(engine))
             self._engine.sleep()  # updates may come first
 

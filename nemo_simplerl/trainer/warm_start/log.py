@@ -1,8 +1,9 @@
 """The books of a warm start: warm_start.jsonl, TensorBoard's warm_start, Weights & Biases, the screen."""
 
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from nemo_simplerl.config.schema import TrainerConfig
 from nemo_simplerl.files import append_jsonl, truncate_jsonl
 from nemo_simplerl.trainer.logging.run_log import open_tensorboard, plain
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
+
+log = logging.getLogger(__name__)
 
 FILE = "warm_start.jsonl"
 _OF_AN_EVALUATION = {
@@ -22,16 +25,8 @@ _OF_AN_EVALUATION = {
 class WarmStartLog:
     """One line an update, gone on with after `done` updates of `total`. Rank 0 alone writes."""
 
-    def __init__(
-        self,
-        trainer: TrainerConfig,
-        done: int,
-        total: int,
-        is_writer: bool,
-        wandb: WandbLog | None,
-        say: Callable[[str], None],
-    ):
-        self._is_writer, self._wandb, self._say, self._total = is_writer, wandb, say, total
+    def __init__(self, trainer: TrainerConfig, done: int, total: int, is_writer: bool, wandb: WandbLog | None):
+        self._is_writer, self._wandb, self._total = is_writer, wandb, total
         self._started = self._lap = time.monotonic()
         if is_writer:
             self._file = Path(trainer.run_dir) / FILE
@@ -53,7 +48,7 @@ class WarmStartLog:
                 self._wandb.metrics(update, numbers)
         if update and ((update - 1) % max(self._total // 10, 1) == 0 or update == self._total):
             loss = numbers.get("sft/loss")  # none where the update was left out
-            self._say(
+            log.info(
                 f"warm start: update {update}/{self._total}  loss {math.nan if loss is None else loss:.4f}  "
                 f"lr {numbers['sft/lr']:.2e}  {now - self._started:.0f} s"
             )
@@ -61,7 +56,7 @@ class WarmStartLog:
             text.format(numbers[name]) for name, text in _OF_AN_EVALUATION.items() if numbers.get(name) is not None
         ]
         if found:
-            self._say(f"warm start: evaluation after update {update}: {', '.join(found)}")
+            log.info(f"warm start: evaluation after update {update}: {', '.join(found)}")
 
     def close(self) -> None:
         if self._is_writer and self._board is not None:

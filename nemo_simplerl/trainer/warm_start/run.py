@@ -3,6 +3,7 @@
 Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, H hidden size.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import closing
@@ -19,17 +20,22 @@ from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
 from nemo_simplerl.model.conversion.shards import export
 from nemo_simplerl.model.network import head
+from nemo_simplerl.model.network.provider import read_hf_config
+from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.trainer.build import bad_updates, build_learner, hf_config_of_run, tokenizer_of
 from nemo_simplerl.trainer.guard.finite import forget_bad_updates
 from nemo_simplerl.trainer.guard.stop import Stopping
+from nemo_simplerl.trainer.learners.build import bad_updates_of, build_learner
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.minibatches import mini_batches
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
+from nemo_simplerl.trainer.setup.inputs import tokenizer_of
 from nemo_simplerl.trainer.setup.prepare import model_folder
 from nemo_simplerl.trainer.warm_start.evaluation import WarmStartEval
 from nemo_simplerl.trainer.warm_start.log import WarmStartLog
 from nemo_simplerl.trainer.warm_start.saves import WarmStartSaves
+
+log = logging.getLogger(__name__)
 
 
 class StoppedEarly(Stopping):
@@ -43,7 +49,6 @@ class StoppedEarly(Stopping):
 def warm_start(
     config: Config,
     mesh: Mesh,
-    say: Callable[[str], None],
     wandb: WandbLog | None = None,
     safe_point: Callable[[], None] = lambda: None,
 ) -> str:
@@ -56,39 +61,41 @@ def warm_start(
     output, sft = config.sft.output, config.sft
     assert output is not None, "config.check lets no warm start through without sft.output"
     if (Path(output) / "config.json").is_file():
-        say(f"warm start: {output} is there already")
+        log.info(f"warm start: {output} is there already")
         return output
     if os.path.lexists(output):
         raise ValueError(f"sft.output={output} exists and holds no model. Remove it, or choose another name.")
-    tokenizer = tokenizer_of(config)
-    examples = _examples(config, tokenizer, say)
+    tokenizer = tokenizer_of(model_folder(config))
+    examples = _examples(config, tokenizer)
     updates_per_epoch = len(examples) // sft.global_batch_size
     total = sft.epochs * updates_per_epoch
     learner = build_learner(
-        config,
-        config.model.path,
+        open_source(config.model.path),
+        config.model,
+        config.actor,
         sft.optim,
         mesh,
         total_updates=total,
-        bad_updates=bad_updates(config, "sft", 1, 1, say),
+        deterministic=config.trainer.deterministic,
+        bad_updates=bad_updates_of(config.trainer, "sft", first_step=1, updates_per_step=1),
     )
-    hf = hf_config_of_run(config)
+    hf = read_hf_config(model_folder(config))
     with (
-        closing(WarmStartSaves(config, learner, examples, mesh, say)) as saves,
-        closing(WarmStartEval(config, learner, tokenizer, say)) as held_out,
+        closing(WarmStartSaves(config, learner, examples, mesh)) as saves,
+        closing(WarmStartEval(config, learner, tokenizer)) as held_out,
     ):
         done = saves.resume()
         if mesh.rank == 0:
             forget_bad_updates(config.trainer.run_dir, ("sft",), done)
-        with closing(WarmStartLog(config.trainer, done, total, mesh.rank == 0, wandb, say)) as log:
+        with closing(WarmStartLog(config.trainer, done, total, mesh.rank == 0, wandb)) as update_log:
             if done == 0 and held_out.is_due(0, total):
-                log.update(0, held_out.measure(0))
+                update_log.update(0, held_out.measure(0))
             for update in range(done + 1, total + 1):
                 chosen = _examples_of(update - 1, examples, updates_per_epoch, config, mesh)
                 metrics = _update(learner, chosen, hf["vocab_size"], config, tokenizer.pad_token_id)
                 if held_out.is_due(update, total):
                     metrics |= held_out.measure(update)
-                log.update(update, metrics)
+                update_log.update(update, metrics)
                 saves.after(update)
                 if update < total:
                     try:
@@ -101,7 +108,7 @@ def warm_start(
     return output
 
 
-def _examples(config: Config, tokenizer, say: Callable[[str], None]) -> list[SftExample]:
+def _examples(config: Config, tokenizer) -> list[SftExample]:
     """Of data.sft_path. Raises ValueError where they are too few for an update."""
     sft = config.sft
     examples, report = load_sft(
@@ -112,7 +119,7 @@ def _examples(config: Config, tokenizer, say: Callable[[str], None]) -> list[Sft
         max_tokens=sft.max_tokens,
         overlong=sft.overlong,
     )
-    say(
+    log.info(
         f"warm start: {report.num_kept} examples, the longest of {report.longest} tokens (limit {sft.max_tokens}), "
         f"{report.num_dropped} dropped as too long"
     )

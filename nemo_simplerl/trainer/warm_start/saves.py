@@ -1,7 +1,8 @@
 """Checkpoints of the warm start: killed, it goes on in any layout, and ends with the weights it would have had."""
 
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from nemo_simplerl.trainer.saving.position import Place
 from nemo_simplerl.trainer.saving.saver import Saver
 from nemo_simplerl.trainer.setup.prepare import model_folder
 
+log = logging.getLogger(__name__)
+
 # Of the keys that decide a run's weights, those that decide the warm start's.
 _KEYS = ("model.", "sft.", "data.sft_path", "data.template", "data.prompt_trailing_newline", "trainer.seed")
 
@@ -31,17 +34,10 @@ class WarmStartSaves:
     All ranks call alike.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        learner: Learner,
-        examples: Sequence[SftExample],
-        mesh: Mesh,
-        say: Callable[[str], None],
-    ):
+    def __init__(self, config: Config, learner: Learner, examples: Sequence[SftExample], mesh: Mesh):
         output = Path(str(config.sft.output))
         self.folder = output.with_name(f"{output.name}.checkpoints")
-        self._learners, self._mesh, self._say, self._every = {"actor": learner}, mesh, say, config.sft.save_every
+        self._learners, self._mesh, self._every = {"actor": learner}, mesh, config.sft.save_every
         asked = [(key, value) for key, value in deciding(config).items() if key.startswith(_KEYS)]
         self._digest = _digest(repr(sorted(asked)), fingerprint(open_source(config.model.path)), examples)
         self._saver = Saver(
@@ -50,7 +46,6 @@ class WarmStartSaves:
             model_folder=model_folder(config),
             keep=checkpoint.Retention(1, 0, None),
             in_background=config.trainer.async_save,
-            say=say,
         )
 
     def resume(self) -> int:
@@ -59,11 +54,11 @@ class WarmStartSaves:
         if found is None:
             return 0
         if found.manifest.config_xxh3 != self._digest:
-            self._say(f"warm start: {self.folder} was begun with other settings and is left out; starting over")
+            log.warning(f"warm start: {self.folder} was begun with other settings and is left out; starting over")
             self.forget()
             return 0
         checkpoint.load(found, self._learners, self._mesh)
-        self._say(f"warm start: resumed after update {found.manifest.step}")
+        log.info(f"warm start: resumed after update {found.manifest.step}")
         return found.manifest.step
 
     def after(self, update: int) -> None:

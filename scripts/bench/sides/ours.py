@@ -15,8 +15,9 @@ from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.rollout.hf.engine import hf
 from nemo_simplerl.rollout.hf.sampling import uniforms
 from nemo_simplerl.trainer.loop import ppo_step
+from nemo_simplerl.trainer.open_run import open_run
 from nemo_simplerl.trainer.roles import Roles
-from nemo_simplerl.trainer.start import join_world, open_run
+from nemo_simplerl.trainer.setup.world import join_world
 
 PASSES = ("old_logprobs", "reference_logprobs", "values")
 UPDATES = ("actor_update", "critic_update")

@@ -12,7 +12,8 @@ from fakes.small_engine import NothingStays, buckets_of, save_model, start_engin
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
 from nemo_simplerl.rollout.refit import digest
-from nemo_simplerl.rollout.trtllm.engine import engine_group, trtllm
+from nemo_simplerl.rollout.trtllm import engine as trtllm
+from nemo_simplerl.rollout.trtllm.engine import engine_group
 from nemo_simplerl.rollout.trtllm.handles import Staging
 from support.ranks import run_ranks
 

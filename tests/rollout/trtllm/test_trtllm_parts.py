@@ -17,8 +17,9 @@ from nemo_simplerl.config.load import compose
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
 from nemo_simplerl.rollout.stopping import StopRule
+from nemo_simplerl.rollout.trtllm import engine as trtllm
+from nemo_simplerl.rollout.trtllm import handles
 from nemo_simplerl.rollout.trtllm.contract import CONTRACT, Fields
-from nemo_simplerl.rollout.trtllm.engine import handles, trtllm
 from nemo_simplerl.rollout.trtllm.launch_environment import environment_of_its_own
 from nemo_simplerl.rollout.trtllm.loop_thread import LoopThread
 from nemo_simplerl.rollout.trtllm.values import (

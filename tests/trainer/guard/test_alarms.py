@@ -22,16 +22,16 @@ def test_a_loss_above_ten_times_the_median_is_a_spike_and_ten_times_is_none():
 
 
 def test_a_step_without_a_finite_number_raises_nothing_and_counts_for_nothing():
-    history = [{"policy/grad_norm": 1.0}, {"policy/grad_norm": None}, {}] * 4
-    assert _found(history, {"policy/grad_norm": None}) == set()
-    assert _found(history, {"policy/grad_norm": float("nan")}) == set()
-    assert _found(history, {"policy/grad_norm": 11.0}) == {"policy/grad_norm"}
+    history = [{"actor/grad_norm": 1.0}, {"actor/grad_norm": None}, {}] * 4
+    assert _found(history, {"actor/grad_norm": None}) == set()
+    assert _found(history, {"actor/grad_norm": float("nan")}) == set()
+    assert _found(history, {"actor/grad_norm": 11.0}) == {"actor/grad_norm"}
 
 
 def test_entropy_near_zero_is_told_of_a_policy_that_had_some():
-    assert _found([{"policy/entropy": 0.5}], {"policy/entropy": 0.019}) == {"policy/entropy"}
-    assert _found([{"policy/entropy": 0.5}], {"policy/entropy": 0.021}) == set()
-    assert _found([{"policy/entropy": 0.03}], {"policy/entropy": 0.019}) == set()
+    assert _found([{"actor/entropy": 0.5}], {"actor/entropy": 0.019}) == {"actor/entropy"}
+    assert _found([{"actor/entropy": 0.5}], {"actor/entropy": 0.021}) == set()
+    assert _found([{"actor/entropy": 0.03}], {"actor/entropy": 0.019}) == set()
 
 
 def test_a_reward_back_at_no_answer_is_told_once_something_was_learned():
@@ -42,11 +42,11 @@ def test_a_reward_back_at_no_answer_is_told_once_something_was_learned():
 
 
 def test_an_alarm_is_told_once_also_when_the_run_was_resumed_after_it():
-    rows = [{"policy/entropy": 0.5}, {"policy/entropy": 0.01}]
+    rows = [{"actor/entropy": 0.5}, {"actor/entropy": 0.01}]
     told = Alarms(LIMITS, REWARD)
     assert told.hear(rows[0]) == []
     (text,) = told.hear(rows[1])
-    assert text.startswith("policy/entropy is 0.01 nats after 0.5")
+    assert text.startswith("actor/entropy is 0.01 nats after 0.5")
     assert told.hear(rows[1]) == []
-    assert Alarms(LIMITS, REWARD, rows).hear({"policy/entropy": 0.001}) == []
-    assert len(Alarms(LIMITS, REWARD, rows[:1]).hear({"policy/entropy": 0.001})) == 1
+    assert Alarms(LIMITS, REWARD, rows).hear({"actor/entropy": 0.001}) == []
+    assert len(Alarms(LIMITS, REWARD, rows[:1]).hear({"actor/entropy": 0.001})) == 1

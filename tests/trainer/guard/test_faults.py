@@ -4,26 +4,29 @@ import errno
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from nemo_simplerl.config.load import load
-from nemo_simplerl.trainer.guard.faults import POINTS, Faults
+from nemo_simplerl.trainer.guard.faults import POINTS, Faults, fault_point, installed
 from nemo_simplerl.trainer.loop import train
-from nemo_simplerl.trainer.start import join_world, open_run
+from nemo_simplerl.trainer.open_run import open_run
+from nemo_simplerl.trainer.setup.world import join_world
 from support.ranks import run_ranks
 from support.small_run import SMALL
 
 
 def _fails_at(faults: Faults, point: str, visits: int) -> list[int]:
     failed = []
-    for visit in range(1, visits + 1):
-        try:
-            faults.reach(point)
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
-            failed.append(visit)
+    with installed(faults):
+        for visit in range(1, visits + 1):
+            try:
+                fault_point(point)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+                failed.append(visit)
     return failed
 
 
@@ -46,6 +49,16 @@ def test_a_signal_reaches_this_process_and_a_delay_takes_its_time():
     begun = time.monotonic()
     Faults.parse("delay@log#1,seconds=0.2", 0).reach("log")
     assert time.monotonic() - begun >= 0.2
+
+
+def test_a_point_does_nothing_without_faults_and_counts_the_visits_of_all_threads_with_them():
+    fault_point("log")
+    with installed(Faults()) as outer:
+        with installed(Faults()) as inner, ThreadPoolExecutor(4) as threads:
+            list(threads.map(fault_point, ["eval"] * 200))
+        fault_point("refit")
+    fault_point("log")
+    assert (outer.visits, inner.visits) == ({"refit": 1}, {"eval": 200})
 
 
 @pytest.mark.parametrize(("action", "number"), [("kill", signal.SIGKILL), ("stop", signal.SIGSTOP)])
@@ -83,9 +96,9 @@ def test_text_that_means_nothing_is_refused_with_what_would(text, message):
 
 def _visits(overrides: list[str]) -> dict[str, int]:
     config = load(overrides, world_size=1)
-    with join_world(config) as mesh, open_run(config, mesh, time.monotonic()) as run:
+    with join_world(config) as mesh, open_run(config, mesh, time.monotonic()) as run, installed(Faults()) as faults:
         train(run)
-        return run.faults.visits
+        return faults.visits
 
 
 def test_a_run_passes_every_point(tmp_path: Path, data):

@@ -33,11 +33,11 @@ def model(tmp_path_factory):
 def test_an_update_left_out_is_counted_and_not_averaged():
     made = {"policy_loss": 1.0, "ratio_deviation_max": 0.5, "grad_norm": 2.0, "lr": 0.1, "skipped": 0.0}
     metrics = update_metrics("policy", [made, {"lr": 0.2, "skipped": 1.0}, made | {"policy_loss": 3.0, "lr": 0.3}])
-    assert metrics["policy/policy_loss"] == 2.0 and metrics["policy/grad_norm_max"] == 2.0
-    assert (metrics["policy/skipped_updates"], metrics["policy/lr"]) == (1.0, 0.3)
-    assert "policy/skipped" not in metrics
+    assert metrics["actor/policy_loss"] == 2.0 and metrics["actor/grad_norm_max"] == 2.0
+    assert (metrics["actor/skipped_updates"], metrics["actor/lr"]) == (1.0, 0.3)
+    assert "actor/skipped" not in metrics
     alone = update_metrics("policy", [{"lr": 0.2, "skipped": 1.0}])
-    assert alone == {"policy/lr": 0.2, "policy/skipped_updates": 1.0}
+    assert alone == {"actor/lr": 0.2, "actor/skipped_updates": 1.0}
 
 
 def _batch(roles):
@@ -64,9 +64,9 @@ def _same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 def _poisoned(model: str, layout: dict, folder: str) -> dict:
     """A good rollout's updates, a bad one's, a good one's. With DP2 only the second rank's samples are bad."""
     with scripted_roles(model, layout, {}) as roles:
-        critic, batch, mesh = roles.critic, _batch(roles), roles.mesh
+        critic, batch, mesh = roles.estimator.critic, _batch(roles), roles.mesh
         learner = critic.learner
-        learner.bad_updates = BadUpdates(Path(folder), "critic", 1, 2, 2, roles.say)
+        learner.bad_updates = BadUpdates(Path(folder), "critic", 1, 2, 2)
         zeros_BT, returns_BT = torch.zeros_like(batch.mask_BT), batch.mask_BT.clone()
         nan_BT = torch.full_like(zeros_BT, torch.nan) if mesh.dp_rank == mesh.dp_size - 1 else returns_BT
         first = critic.update(batch, zeros_BT, returns_BT)

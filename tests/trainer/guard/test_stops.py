@@ -16,9 +16,9 @@ from nemo_simplerl.parallel.mesh import destroy_mesh
 from nemo_simplerl.reward.serving.pool import RewardPool
 from nemo_simplerl.rollout.distribute import BrokenOff
 from nemo_simplerl.trainer.guard.stop import Stop, Stopping
-from nemo_simplerl.trainer.learners.updates import UpdateSeries
-from nemo_simplerl.trainer.saving.record import Key
-from nemo_simplerl.trainer.saving.step_state import StepInHand
+from nemo_simplerl.trainer.learners.updates import UpdateLoop
+from nemo_simplerl.trainer.saving.record import StepKey
+from nemo_simplerl.trainer.saving.step_state import StepState
 from support.forked_runs import different, problems_in, start
 from support.ranks import run_ranks
 
@@ -98,18 +98,18 @@ def _second_signal() -> list:
     seen = []
     with Stop(Path("here"), is_first_rank=dist.get_rank() == 0, max_time=None, started=0.0) as stop:
         stop.safe_point()
-        hand = StepInHand(safe_point=stop.safe_point, should_stop=lambda: stop.is_urgent)
-        hand.take(Key(1, 0, "", ""), {"critic": UpdateSeries(), "actor": UpdateSeries()})
+        state = StepState(safe_point=stop.safe_point, should_stop=lambda: stop.is_urgent)
+        state.begin(StepKey(1, 0, "", ""), {"critic": UpdateLoop(), "actor": UpdateLoop()})
 
         def sample():
             for number in (signal.SIGINT, signal.SIGUSR1) if dist.get_rank() == 1 else ():
-                seen.append(hand.should_stop())
+                seen.append(state.should_stop())
                 os.kill(os.getpid(), number)
-            seen.append(hand.should_stop())
+            seen.append(state.should_stop())
             raise BrokenOff
 
         try:
-            hand.completions(sample)
+            state.completions(sample)
         except Stopping as asked:
             seen.append(str(asked))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
@@ -133,17 +133,17 @@ def test_a_reward_worker_leaves_signals_to_all_of_a_job_to_its_owner():
 
 def test_updates_that_were_made_are_not_made_again():
     made = []
-    series = UpdateSeries()
+    update_loop = UpdateLoop()
     begun = [{"loss": 1.0}]
-    series.begin_with(begun)
+    update_loop.skip_finished(begun)
 
     def update(mini: str, is_first: bool) -> dict:
         made.append((mini, is_first))
         return {"loss": 2.0}
 
-    assert series.over(["a", "b", "c"], update) == [{"loss": 1.0}, {"loss": 2.0}, {"loss": 2.0}]
+    assert update_loop.run(["a", "b", "c"], update) == [{"loss": 1.0}, {"loss": 2.0}, {"loss": 2.0}]
     assert made == [("b", False), ("c", False)] and len(begun) == 3
-    assert series.over(["d"], update) == [{"loss": 2.0}] and made[-1] == ("d", True)
+    assert update_loop.run(["d"], update) == [{"loss": 2.0}] and made[-1] == ("d", True)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_a_stop_within_a_step_at_tp2_x_pp2_goes_on_at_dp2(tmp_path):
 
 def _metrics(run_dir: Path) -> list[dict[str, float]]:
     """Without timings, and what tells of rounding and of buckets alone."""
-    of_layout = ("time/", "memory/", "consistency/", "refit/buckets", "policy/first_ratio", "policy/ratio_deviation")
+    of_layout = ("time/", "memory/", "consistency/", "refit/buckets", "actor/first_ratio", "actor/ratio_deviation")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith(of_layout)} for line in lines]
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.reward.serving.pool import RewardPool
-from nemo_simplerl.trainer.guard.faults import Faults
+from nemo_simplerl.trainer.guard.faults import Faults, fault_point, installed
 from nemo_simplerl.trainer.guard.watchdog import failures_told, watched
 from nemo_simplerl.trainer.logging.timing import PhaseTimer
 
@@ -26,8 +26,9 @@ def main(run_dir: str, *overrides: str) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     rank = dist.get_rank()
     signal.signal(signal.SIGTERM, lambda *_: None)  # as in training: torchrun sends it as soon as a rank has died
-    timer = PhaseTimer(on_enter=Faults.parse(os.environ.get("SIMPLERL_FAULTS", ""), rank).reach)
-    with watched(trainer, rank, dist.get_world_size()), RewardPool(1, 20.0, 1024) as pool, failures_told():
+    timer = PhaseTimer(on_enter=fault_point)
+    faults = installed(Faults.parse(os.environ.get("SIMPLERL_FAULTS", ""), rank))
+    with watched(trainer, rank, dist.get_world_size()), RewardPool(1, 20.0, 1024) as pool, failures_told(), faults:
         for step in range(2):
             with timer("rollout"):
                 gather_objects(step, dist.group.WORLD, "completions")

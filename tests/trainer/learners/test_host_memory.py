@@ -3,7 +3,7 @@
 import torch
 
 from nemo_simplerl.trainer.learners import host_memory
-from nemo_simplerl.trainer.learners.host_memory import host_places
+from nemo_simplerl.trainer.learners.host_memory import pinned_like
 
 
 def test_each_tensor_has_a_place_of_its_own_in_blocks_that_are_filled(monkeypatch):
@@ -11,7 +11,7 @@ def test_each_tensor_has_a_place_of_its_own_in_blocks_that_are_filled(monkeypatc
     shapes = [((3, 5), torch.float32), ((), torch.float32), ((7,), torch.bfloat16), ((0, 4), torch.float32)]
     shapes += [((20, 10), torch.float64), ((100,), torch.int64), ((9,), torch.float32)]  # 1,600 bytes; 800; 36
     tensors = [torch.full(shape, index, dtype=dtype) for index, (shape, dtype) in enumerate(shapes)]
-    places = host_places(tensors)
+    places = pinned_like(tensors)
     for place, tensor in zip(places, tensors, strict=True):
         place.copy_(tensor)
     for place, tensor in zip(places, tensors, strict=True):

@@ -9,12 +9,12 @@ import torch
 from nemo_simplerl.model.network import head
 from nemo_simplerl.model.network.pipeline import Rows
 from nemo_simplerl.parallel.mesh import destroy_mesh, leave_together
-from nemo_simplerl.trainer.build import build_learner, mesh_of
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.optimizer_parts import inner_optimizers, moments_of, stepped_parts
+from nemo_simplerl.trainer.setup.world import mesh_of
 from support.ranks import run_ranks
 from support.small_run import SMALL, assert_same_state, books, train_here
-from support.tiny import save_hf_model, small_config
+from support.tiny import learner_of, save_hf_model, small_config
 
 OFFLOAD = "actor.offload_adam_states=true"
 
@@ -59,9 +59,15 @@ def _update_and_look(model: str) -> list[dict[str, object]]:
     for precision, distributed, is_critic in product(("fp32", "bf16"), (False, True), (False, True)):
         config = small_config(model, {"use_distributed_optimizer": distributed}, {})
         config = replace(config, model=replace(config.model, precision=precision))
-        mesh = mesh_of(config)
-        learner = build_learner(
-            config, model, config.actor.optim, mesh, total_updates=4, is_critic=is_critic, offload_adam_states=True
+        mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
+        learner = learner_of(
+            config,
+            model,
+            config.actor.optim,
+            mesh,
+            total_updates=4,
+            critic_seed=1 if is_critic else None,
+            offload_adam_states=True,
         )
 
         def loss(hidden_SBH, micro, learner=learner):
@@ -69,7 +75,7 @@ def _update_and_look(model: str) -> list[dict[str, object]]:
 
         micro = Rows(torch.arange(24).view(2, 12))
         numbers = {"case": (precision, distributed, is_critic), "before": _gradient_bytes(learner)}
-        with learner.updating():
+        with learner.optimizer_on_device():
             learner.update([micro], loss)
             inside = {key: tensor.data_ptr() for key, tensor in _states(learner).items()}
             numbers["during"] = _gradient_bytes(learner)
@@ -78,7 +84,7 @@ def _update_and_look(model: str) -> list[dict[str, object]]:
         numbers["moved"] = [outside[key] != inside[key] for key in inside]
         numbers["same tensors"] = inside.keys() == outside.keys()
         numbers["weights"] = sum(param.numel() for param in learner.gpt.parameters())
-        with learner.updating():
+        with learner.optimizer_on_device():
             learner.update([micro], loss)
         again = [tensor.data_ptr() for tensor in _states(learner).values()]
         numbers["in the same place"] = sorted(again) == sorted(outside.values())

@@ -65,7 +65,7 @@ def _gradients(folder: str, layout: dict) -> list[float]:
         noise_BT = torch.randn(batch.mask_BT.shape, generator=torch.Generator().manual_seed(mesh.dp_rank))
         columns = {"old_logprobs_BT": noise_BT - 5.0, "advantages_BT": noise_BT, "gate_weights_BT": batch.mask_BT}
         columns |= {"old_values_BT": noise_BT * 0.1, "returns_BT": noise_BT}
-        actor, critic = roles.actor, roles.critic
+        actor, critic = roles.actor, roles.estimator.critic
 
         def language_loss(*args):
             return sft_loss(actor.learner.gpt, *args, actor.hf["vocab_size"], mesh)

@@ -1,6 +1,5 @@
 """Weights & Biases, by the real package and without a network: what an offline run holds, and what failures do."""
 
-import io
 import json
 import os
 import signal
@@ -8,10 +7,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from rich.console import Console
 
 from nemo_simplerl.config.load import compose, from_yaml, to_dict
 from nemo_simplerl.trainer.logging.run_log import RunLog
+from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.logging.wandb_log import COLUMNS, MAX_SAMPLES
 from support.ranks import run_ranks
 from support.small_run import SMALL, train_here
@@ -75,46 +74,47 @@ def test_a_run_and_its_continuation_are_one_run_with_the_metrics_samples_and_set
     assert table["data"] == [[row[name] for name in COLUMNS] for row in rows]
 
 
-def _log(run_dir: Path, changes: list[str]) -> tuple[RunLog, io.StringIO]:
-    """A log, and what it says."""
-    screen = io.StringIO()
-    console = Console(file=screen, width=300)
-    log = RunLog(run_dir, tensorboard=False, resume_step=None, is_writer=True, console=console)
+def _log(run_dir: Path, changes: list[str]) -> RunLog:
+    log = RunLog(run_dir, tensorboard=False, resume_step=None, is_writer=True)
     config = compose(["experiment=quickstart", "trainer.wandb.enabled=true", *changes])
     log.open_wandb(config.trainer.wandb, to_dict(config))
-    return log, screen
+    return log
 
 
-def _said_after_its_process_died(run_dir: Path) -> str:
-    log, screen = _log(run_dir, OFFLINE)
-    log.metrics(1, {"reward/mean": 0.5})
-    (service,) = (child for child in psutil.Process().children() if "wandb" in child.name())
-    os.kill(service.pid, signal.SIGKILL)
-    service.wait()
-    for step in (2, 3, 4):
-        log.rollouts(step, [ROW])
-        log.metrics(step, {"reward/mean": 0.5})
-    log.close()
-    return screen.getvalue()
+def _messages_after_its_process_died(run_dir: Path) -> str:
+    messages: list[str] = []
+    with messages_to(messages.append, is_first_rank=True):
+        log = _log(run_dir, OFFLINE)
+        log.metrics(1, {"reward/mean": 0.5})
+        (service,) = (child for child in psutil.Process().children() if "wandb" in child.name())
+        os.kill(service.pid, signal.SIGKILL)
+        service.wait()
+        for step in (2, 3, 4):
+            log.rollouts(step, [ROW])
+            log.metrics(step, {"reward/mean": 0.5})
+        log.close()
+    return "\n".join(messages)
 
 
 def test_failures_are_told_once_and_counted_and_end_nothing(tmp_path):
-    (said,) = run_ranks(_said_after_its_process_died, 1, tmp_path)
+    (messages,) = run_ranks(_messages_after_its_process_died, 1, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     # The table of step 2 is the first to fail and the last to be tried; then three lines of metrics, and the end.
     assert [line["log/wandb_failures"] for line in lines] == [0, 1, 2, 3]
-    assert said.count("Weights & Biases failed, and the run goes on") == 1
-    assert "5 calls failed" in said
+    assert messages.count("Weights & Biases failed, and the run goes on") == 1
+    assert "5 calls failed" in messages
 
 
 def _online(run_dir: Path, environment: dict[str, str]) -> str:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         del os.environ[name]
     os.environ |= {"HOME": str(run_dir), "NETRC": str(run_dir / "netrc"), **environment}
-    log, screen = _log(run_dir, ["trainer.wandb.mode=online"])
-    log.rollouts(10, [ROW | {"id": i} for i in range(3 * MAX_SAMPLES - 1)])
-    log.close()
-    return screen.getvalue()
+    messages: list[str] = []
+    with messages_to(messages.append, is_first_rank=True):
+        log = _log(run_dir, ["trainer.wandb.mode=online"])
+        log.rollouts(10, [ROW | {"id": i} for i in range(3 * MAX_SAMPLES - 1)])
+        log.close()
+    return "\n".join(messages)
 
 
 NOBODY_THERE = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "a", "WANDB_INIT_TIMEOUT": "3"}
@@ -126,7 +126,7 @@ NOBODY_THERE = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "a
     ids=["no account", "no network"],
 )
 def test_what_cannot_begin_online_is_written_offline(tmp_path, environment, reason):
-    (said,) = run_ranks(_online, 1, tmp_path, environment)
-    assert reason in said and f"offline, in {tmp_path}/wandb" in said and "1 calls failed" in said
+    (messages,) = run_ranks(_online, 1, tmp_path, environment)
+    assert reason in messages and f"offline, in {tmp_path}/wandb" in messages and "1 calls failed" in messages
     ((row,),) = map(history_of, records_of(tmp_path))
     assert row["samples/nrows"] == MAX_SAMPLES

@@ -30,15 +30,16 @@ from nemo_simplerl.model.network.pipeline import Rows
 from nemo_simplerl.model.sharding.load import layer_offset
 from nemo_simplerl.model.source import EMBEDDING, HEAD, full_shape, head_mapping
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
-from nemo_simplerl.trainer.build import build_learner, mesh_of
 from nemo_simplerl.trainer.learners.learner import Learner
+from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.saving import checkpoint, optimizer_state
 from nemo_simplerl.trainer.saving.checkpoint import Retention, drop_old, find_intact, superseded
 from nemo_simplerl.trainer.saving.manifest import FileFacts, Manifest, share_of, write_manifest
 from nemo_simplerl.trainer.saving.position import Place, place_of
 from nemo_simplerl.trainer.saving.saver import Saver
+from nemo_simplerl.trainer.setup.world import mesh_of
 from support.ranks import run_ranks
-from support.tiny import save_hf_model, small_config
+from support.tiny import learner_of, save_hf_model, small_config
 
 ALONE = SimpleNamespace(rank=0, world_size=1)  # all that looking at a folder asks of a mesh
 KEEP_ALL = Retention(last=100, every=0, best=None)
@@ -84,10 +85,10 @@ def _learners(model: str, actor: dict, precision: str = "fp32") -> tuple[dict[st
     config = _config(model)
     optim = replace(config.actor.optim, clip_grad=0.0)
     config = replace(config, actor=replace(config.actor, **actor), model=replace(config.model, precision=precision))
-    mesh = mesh_of(config)
+    mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
     learners = {
-        role: build_learner(config, model, optim, mesh, total_updates=9, is_critic=role == "critic")
-        for role in ("actor", "critic")
+        role: learner_of(config, model, optim, mesh, total_updates=9, critic_seed=seed)
+        for role, seed in (("actor", None), ("critic", config.trainer.seed))
     }
     return learners, json.loads((Path(model) / "config.json").read_text()), mesh
 
@@ -114,8 +115,8 @@ def _manifest(step: int, learners: dict[str, Learner], mesh: Mesh, score: float 
 
 
 @contextmanager
-def _saver(folder: Path, mesh: Mesh, model: str, *, in_background: bool = True, keep: Retention = KEEP_ALL, say=print):
-    arguments = {"model_folder": Path(model), "keep": keep, "in_background": in_background, "say": say}
+def _saver(folder: Path, mesh: Mesh, model: str, *, in_background: bool = True, keep: Retention = KEEP_ALL):
+    arguments = {"model_folder": Path(model), "keep": keep, "in_background": in_background}
     with closing(Saver(folder, mesh, **arguments)) as saver:
         yield saver
 
@@ -486,11 +487,12 @@ def test_a_save_holds_the_state_of_its_step_while_training_goes_on_and_the_next_
 
 def _save_on_a_full_disk(folder: Path, model: str) -> list[str]:
     learners, _, mesh = _trained(model, {"use_distributed_optimizer": True}, updates=1)
-    told: list[str] = []
+    messages: list[str] = []
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for in_background in (True, False):
         place = folder / str(in_background)
-        with _saver(place, mesh, model, in_background=in_background, say=told.append) as saver:
+        saving = _saver(place, mesh, model, in_background=in_background)
+        with messages_to(messages.append, is_first_rank=True), saving as saver:
             saver.save(learners, _manifest(1, learners, mesh))
             saver.settle(wait_for_it=True)
             if mesh.rank == 1:
@@ -506,7 +508,7 @@ def _save_on_a_full_disk(folder: Path, model: str) -> list[str]:
             saver.finish()
             assert find_intact(place, mesh).manifest.step == 3
     _leave()
-    return told
+    return messages
 
 
 def test_a_full_disk_is_told_and_the_next_save_tries_again(tmp_path, models):

@@ -16,22 +16,25 @@ from nemo_simplerl.data.batch import collate
 from nemo_simplerl.parallel.mesh import destroy_mesh
 from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion
-from nemo_simplerl.trainer.guard.faults import Faults
+from nemo_simplerl.trainer.guard.faults import Faults, installed
+from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.loop import train
+from nemo_simplerl.trainer.open_run import open_run
 from nemo_simplerl.trainer.saving.journal import Journal
 from nemo_simplerl.trainer.saving.record import (
-    Key,
+    StepKey,
     StepRecord,
     local_column_BT,
     record_from,
     response_tokens,
     whole_column,
 )
-from nemo_simplerl.trainer.start import join_world, open_run, start_training
+from nemo_simplerl.trainer.setup.world import join_world
+from nemo_simplerl.trainer.start import start_training
 from support.ranks import run_ranks
 from support.small_run import SMALL, books, train_here
 
-KEY = Key(step=3, weight_version=2, asked="a", lineage="b")
+KEY = StepKey(step=3, weight_version=2, request_digest="a", settings_digest="b")
 
 
 def _completion(ids: list[int], text: str = "x") -> Completion:
@@ -45,18 +48,18 @@ def _record() -> StepRecord:
         completions=[_completion([5, 6], "\u03c0 = \ud800"), _completion([7]), _completion([8, 9, 1])],
         grades=[Grade("correct", "ok", 0.25), Grade("incorrect", "timeout", 5000.0), Grade("no_answer", "ok", 0.1)],
         columns={"values": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=np.float32)},
-        made={"critic": [{"loss": 0.1 + 0.2, "lr": 1e-5}], "actor": []},
+        finished_updates={"critic": [{"loss": 0.1 + 0.2, "lr": 1e-5}], "actor": []},
     )
 
 
 def test_a_record_comes_back_exactly():
     record = _record()
     found = record_from(record.to_bytes())
-    assert (found.key, found.completions, found.grades, found.made) == (
+    assert (found.key, found.completions, found.grades, found.finished_updates) == (
         record.key,
         record.completions,
         record.grades,
-        record.made,
+        record.finished_updates,
     )
     assert found.columns.keys() == {"values"} and np.array_equal(found.columns["values"], record.columns["values"])
     assert found.num_updates == 1
@@ -96,47 +99,47 @@ def test_tokens_numbers_find_their_samples_again_in_any_layout():
 
 
 def _found_in(folder: Path) -> list:
-    """What the journal answers to the same key, to others, and to damage; and what is said."""
+    """What the journal answers to the same key, to others, and to damage; and the messages."""
     dist.init_process_group("gloo")
-    said: list[str] = []
-    journal = Journal(folder, is_writer=True, say=said.append)
-    answers = [journal.find(KEY)]
-    journal.write(_record())
-    answers.append(journal.find(KEY))
-    for other in ({"weight_version": 1}, {"asked": "c"}, {"lineage": "c"}):
-        answers.append(journal.find(replace(KEY, **other)))
-    path = folder / "step_000003.npz"
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 4
-    for damaged in (whole[:-40], bytes(flipped), b"", b"PK"):
-        path.write_bytes(damaged)
+    messages: list[str] = []
+    journal = Journal(folder, is_writer=True)
+    with messages_to(messages.append, is_first_rank=True):
+        answers = [journal.find(KEY)]
+        journal.write(_record())
         answers.append(journal.find(KEY))
+        for other in ({"weight_version": 1}, {"request_digest": "c"}, {"settings_digest": "c"}):
+            answers.append(journal.find(replace(KEY, **other)))
+        path = folder / "step_000003.npz"
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 4
+        for damaged in (whole[:-40], bytes(flipped), b"", b"PK"):
+            path.write_bytes(damaged)
+            answers.append(journal.find(KEY))
     destroy_mesh()
-    return [None if answer is None else answer.completions for answer in answers], said
+    return [None if answer is None else answer.completions for answer in answers], messages
 
 
-def test_a_journal_that_is_damaged_or_anothers_is_ignored_with_a_line_said(tmp_path):
-    ((answers, said),) = run_ranks(_found_in, 1, tmp_path)
+def test_a_journal_that_is_damaged_or_anothers_is_ignored_with_a_message(tmp_path):
+    ((answers, messages),) = run_ranks(_found_in, 1, tmp_path)
     assert answers == [None, _record().completions, *[None] * 7]
-    assert "goes on from the journal" in said[0]
-    assert all("step_000003.npz is not used: it belongs to other" in line for line in said[1:4])
-    assert all("step_000003.npz is not used: it is no whole record" in line for line in said[4:])
-    assert len(said) == 8
+    assert "goes on from the journal" in messages[0]
+    assert all("step_000003.npz is not used: it belongs to other" in line for line in messages[1:4])
+    assert all("step_000003.npz is not used: it is no whole record" in line for line in messages[4:])
+    assert len(messages) == 8
 
 
-def test_a_journal_forgets_what_a_checkpoint_holds_and_a_full_disk_ends_nothing(tmp_path):
-    said: list[str] = []
-    faults = Faults.parse("fail@journal.write#4", 0)
-    journal = Journal(tmp_path, is_writer=True, say=said.append, reach=faults.reach)
-    for step in (1, 2, 3, 4):
-        journal.write(replace(_record(), key=replace(KEY, step=step)))
+def test_a_journal_forgets_what_a_checkpoint_holds_and_a_full_disk_ends_nothing(tmp_path, caplog):
+    journal = Journal(tmp_path, is_writer=True)
+    with installed(Faults.parse("fail@journal.write#4", 0)):
+        for step in (1, 2, 3, 4):
+            journal.write(replace(_record(), key=replace(KEY, step=step)))
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{step:06d}.npz" for step in (1, 2, 3)]
-    (told,) = said
-    assert "journal of step 4 could not be written (No space left on device)" in told
+    (message,) = caplog.messages
+    assert "journal of step 4 could not be written (No space left on device)" in message
     journal.forget(2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000003.npz"]
-    Journal(tmp_path, is_writer=False, say=said.append).write(_record())
+    Journal(tmp_path, is_writer=False).write(_record())
     journal.forget(None)
     assert list(tmp_path.iterdir()) == []
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from nemo_simplerl.config.load import load
-from nemo_simplerl.trainer.start import join_world, start_training
+from nemo_simplerl.trainer.logging.screen import messages_to
+from nemo_simplerl.trainer.setup.world import join_world
+from nemo_simplerl.trainer.start import start_training
 from nemo_simplerl.trainer.warm_start.run import warm_start
 from support.ranks import run_ranks
 from support.small_run import SMALL, books, few_problems, leave_bad_updates, train_here
@@ -18,21 +20,22 @@ class BrokenOff(Exception):
 
 
 def _warm_start(overrides: list[str], breaks_at: str) -> tuple[list[str], bool]:
-    """What was said, and whether it came to the end; broken off where a line begins with `breaks_at`."""
+    """The messages, and whether it came to the end; broken off at the message that begins with `breaks_at`."""
     config = load(overrides, world_size=int(os.environ["WORLD_SIZE"]))
-    said: list[str] = []
+    messages: list[str] = []
 
-    def say(text: str) -> None:
-        said.append(text)
+    def show(text: str) -> None:
+        messages.append(text)
         if breaks_at and text.startswith(breaks_at):
             raise BrokenOff
 
-    with join_world(config) as mesh:
+    # As if every rank were the first: all are broken off at the same message.
+    with join_world(config) as mesh, messages_to(show, is_first_rank=True):
         try:
-            warm_start(config, mesh, say)
+            warm_start(config, mesh)
         except BrokenOff:
-            return said, False
-    return said, True
+            return messages, False
+    return messages, True
 
 
 def _overrides(folder: Path, data: list[str], *more: str) -> list[str]:
@@ -62,7 +65,7 @@ def test_a_warm_start_goes_on_where_it_was_broken_off_and_ends_with_the_same_wei
     assert not any(done for _, done in found)
     assert (broken / "sft.checkpoints/step_000004").is_dir() and not (broken / "sft").exists()
     found = run_ranks(_warm_start, world_size, _overrides(broken, data), "")
-    assert all(done and "warm start: resumed after update 4" in said for said, done in found)
+    assert all(done and "warm start: resumed after update 4" in messages for messages, done in found)
     weights = [(folder / "sft/model.safetensors").read_bytes() for folder in (whole, broken)]
     assert weights[0] == weights[1]
     assert _books(broken) == _books(whole) and len(_books(whole)) == 11
@@ -97,8 +100,8 @@ def test_a_checkpoint_of_other_settings_or_examples_is_left_out(tmp_path, change
     if changed == "examples":
         lines = (tmp_path / "sft.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / "sft.jsonl").write_text("".join(lines[1:] + lines[:1]))
-    ((said, done),) = run_ranks(_warm_start, 1, _overrides(tmp_path / "run", data, *more), "")
-    assert done and any("begun with other settings and is left out" in text for text in said)
+    ((messages, done),) = run_ranks(_warm_start, 1, _overrides(tmp_path / "run", data, *more), "")
+    assert done and any("begun with other settings and is left out" in text for text in messages)
 
 
 def test_a_folder_in_the_place_of_the_result_is_refused_before_the_work(tmp_path):

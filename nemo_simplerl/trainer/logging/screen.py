@@ -1,0 +1,49 @@
+"""Where a run's messages go: one handler on the package's logger, and a plain line of a rich console.
+
+Modules log as usual (`log = logging.getLogger(__name__)`, `log.info(...)`). Nothing is attached at import.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.text import Text
+
+PACKAGE = "nemo_simplerl"
+
+
+@contextmanager
+def messages_to(show: Callable[[str], None], *, is_first_rank: bool) -> Iterator[None]:
+    """Call `show` with each message that the package logs at INFO or above, on whatever thread; on other ranks than the
+    first all messages are dropped.
+
+    What `show` raises reaches the caller of `log.info`. Handler, level and propagation are put back at the end.
+    """
+    logger = logging.getLogger(PACKAGE)
+    handler = _Messages(show) if is_first_rank else logging.NullHandler()
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print `text` as it is, above a live progress line where the console shows one."""
+    # As Text: paths and model output may hold what rich reads as markup. Unwrapped: a log has no width.
+    console.print(Text(text), soft_wrap=True)
+
+
+class _Messages(logging.Handler):
+    def __init__(self, show: Callable[[str], None]):
+        super().__init__(logging.INFO)
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._show(record.getMessage())

@@ -1,0 +1,168 @@
+"""A run from a checked configuration: found again or begun, warm-started, built, and closed at the end."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from nemo_simplerl.config.load import to_dict, to_yaml
+from nemo_simplerl.config.schema import Config, TrainerConfig
+from nemo_simplerl.data.problems import Prompt
+from nemo_simplerl.data.sampler import StepSampler
+from nemo_simplerl.files import read_jsonl
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.trainer.build import build_roles
+from nemo_simplerl.trainer.guard.alarms import Alarms
+from nemo_simplerl.trainer.guard.faults import VARIABLE, Faults, installed
+from nemo_simplerl.trainer.guard.finite import forget_bad_updates
+from nemo_simplerl.trainer.guard.stop import Stop
+from nemo_simplerl.trainer.logging.run_log import RunLog
+from nemo_simplerl.trainer.logging.screen import messages_to, print_line
+from nemo_simplerl.trainer.run import CHECKPOINTS, Run
+from nemo_simplerl.trainer.saving import checkpoint
+from nemo_simplerl.trainer.saving.checkpoint import Found
+from nemo_simplerl.trainer.saving.journal import JOURNAL, Journal
+from nemo_simplerl.trainer.saving.saver import Saver
+from nemo_simplerl.trainer.saving.step_state import StepState
+from nemo_simplerl.trainer.setup import determinism
+from nemo_simplerl.trainer.setup.grader import build_grader
+from nemo_simplerl.trainer.setup.inputs import build_prompts, tokenizer_of
+from nemo_simplerl.trainer.setup.prepare import model_folder
+from nemo_simplerl.trainer.warm_start.run import StoppedEarly, warm_start
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
+    """A run ready to train, warm-started where the configuration says so; closed at the end. Collective."""
+    trainer, run_dir, is_first_rank = config.trainer, Path(config.trainer.run_dir), mesh.rank == 0
+    found = _checkpoint_to_resume(trainer, mesh)
+    tokenizer = tokenizer_of(model_folder(config))
+    prompts, eval_prompts, notes = _prompts(config, tokenizer)
+    sampler = StepSampler(len(prompts), config.data.rollout_batch_size, seed=trainer.seed, shuffle=config.data.shuffle)
+    total_steps = trainer.max_steps or trainer.num_episodes * sampler.steps_per_episode
+    faults = Faults.parse(os.environ.get(VARIABLE, ""), mesh.rank)
+    stop = Stop(run_dir, is_first_rank=is_first_rank, max_time=trainer.max_time, started=started)
+    console = Console()
+    run_log = _run_log(trainer, mesh, found, total_steps, console)
+    journal = Journal(run_dir / JOURNAL, is_writer=is_first_rank)
+    if is_first_rank:
+        _clear_earlier(trainer, stop, found, journal)
+    with (
+        messages_to(partial(print_line, console), is_first_rank=is_first_rank),
+        installed(faults),
+        closing(run_log),
+        ExitStack() as opened,
+    ):
+        run_log.config(to_yaml(config))
+        run_log.open_wandb(trainer.wandb, to_dict(config))
+        for note in (*determinism.notes(trainer.deterministic), *(found.notes if found else ()), *notes):
+            log.info(note)
+        grader = opened.enter_context(closing(build_grader(config.reward)))
+        roles = build_roles(
+            config,
+            config.model.path if config.sft.output is None else _warm_start(config, mesh, run_log, stop),
+            mesh,
+            tokenizer,
+            grader,
+            total_steps=total_steps,
+            step_state=StepState(journal, stop.safe_point, lambda: stop.is_urgent),
+            on_phase=stop.on_phase,
+        )
+        opened.enter_context(closing(roles.engine))
+        yield Run(
+            config=config,
+            roles=roles,
+            log=run_log,
+            prompts=prompts,
+            eval_prompts=eval_prompts,
+            sampler=sampler,
+            total_steps=total_steps,
+            saver=opened.enter_context(closing(_saver(config, mesh, journal))),
+            found=found,
+            lap_started=started,
+            stop=stop,
+            alarms=_alarms(config, is_first_rank),
+        )
+
+
+def _prompts(config: Config, tokenizer) -> tuple[list[Prompt], list[Prompt], list[str]]:
+    """Prompts of training and of evaluation, and what happened to both files in words."""
+    data, max_tokens = config.data, config.rollout.max_prompt_tokens
+    prompts, notes = build_prompts(data, tokenizer, data.train_path, max_tokens=max_tokens)
+    eval_prompts, eval_notes = build_prompts(
+        data, tokenizer, data.eval_path, max_tokens=max_tokens, limit=data.eval_limit
+    )
+    return prompts, eval_prompts, notes + eval_notes
+
+
+def _checkpoint_to_resume(trainer: TrainerConfig, mesh: Mesh) -> Found | None:
+    folder = Path(trainer.run_dir) / CHECKPOINTS
+    if not trainer.resume and (places := checkpoint.places_on_disk(folder)):
+        raise ValueError(
+            f"{folder / places[-1].name} exists, but trainer.resume=false; set it to true or choose "
+            "another trainer.run_dir."
+        )
+    return checkpoint.find_intact(folder, mesh)
+
+
+def _clear_earlier(trainer: TrainerConfig, stop: Stop, found: Found | None, journal: Journal) -> None:
+    """Remove what earlier processes of this run left that no longer holds: requests to stop, and later steps."""
+    stop.forget()
+    steps_begun = 0 if found is None else found.manifest.place.steps_begun
+    forget_bad_updates(trainer.run_dir, ("actor", "critic"), steps_begun)
+    if not trainer.resume:
+        journal.forget(None)
+
+
+def _run_log(trainer: TrainerConfig, mesh: Mesh, found: Found | None, total_steps: int, console: Console) -> RunLog:
+    run_log = RunLog(
+        trainer.run_dir,
+        tensorboard=trainer.tensorboard,
+        resume_step=None if found is None else found.manifest.step,
+        is_writer=mesh.rank == 0,
+        console=console,
+    )
+    run_log.total_steps = total_steps
+    return run_log
+
+
+def _warm_start(config: Config, mesh: Mesh, run_log: RunLog, stop: Stop) -> str:
+    """Run the warm start. Returns the folder of its model.
+
+    Raises StoppedEarly where it was asked to stop, after writing down how far it came.
+    """
+    try:
+        with stop:
+            return warm_start(config, mesh, run_log.wandb, stop.safe_point)
+    except StoppedEarly as asked:
+        if mesh.rank == 0:
+            stop.forget()
+        run_log.stopped({"step": 0, "updates_in_step": asked.update, "reason": str(asked)})
+        log.info(
+            f"stopped after update {asked.update} of the warm start: {asked}. Start the same command again to go on."
+        )
+        raise
+
+
+def _saver(config: Config, mesh: Mesh, journal: Journal) -> Saver:
+    trainer = config.trainer
+    return Saver(
+        Path(trainer.run_dir) / CHECKPOINTS,
+        mesh,
+        model_folder=model_folder(config),
+        keep=checkpoint.Retention(trainer.keep_last, trainer.keep_every, trainer.keep_best),
+        in_background=trainer.async_save,
+        on_complete=lambda place: journal.forget(place.steps),
+    )
+
+
+def _alarms(config: Config, is_first_rank: bool) -> Alarms:
+    """Alarms that know the metrics of the steps before those that this process makes."""
+    lines = read_jsonl(Path(config.trainer.run_dir) / "metrics.jsonl") if is_first_rank else []
+    return Alarms(config.trainer.alarms, config.reward, lines)

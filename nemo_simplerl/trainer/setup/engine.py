@@ -1,0 +1,42 @@
+"""The rollout engine of a run, and how it samples."""
+
+from pathlib import Path
+
+from nemo_simplerl.config.schema import RolloutConfig
+from nemo_simplerl.data.tokenizer import stop_ids
+from nemo_simplerl.model.network.provider import DTYPES
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
+from nemo_simplerl.rollout.hf.engine import HfEngine
+
+
+def sampling_of(rollout: RolloutConfig, tokenizer) -> SamplingParams:
+    """The sampling parameters that rollout.* gives, with the stop tokens of the tokenizer."""
+    return SamplingParams(
+        n=rollout.n_samples_per_prompt,
+        max_tokens=rollout.max_response_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        stop=tuple(rollout.stop),
+        stop_token_ids=stop_ids(tokenizer, rollout.stop, rollout.stop_token_ids),
+    )
+
+
+def build_engine(rollout: RolloutConfig, precision: str, folder: Path, mesh: Mesh, tokenizer) -> RolloutEngine:
+    """The engine that rollout.engine names, for this rank, without weights. Collective.
+
+    precision: model.precision, that of the weights which a refit brings. folder: the model's config.json and tokenizer.
+    """
+    values = {
+        "tokenizer": tokenizer,
+        "device": mesh.device,
+        "dtype": DTYPES[precision],
+        "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
+    }
+    if rollout.engine == "trtllm":
+        from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine, engine_group
+
+        group = engine_group(rollout.trtllm.tensor_parallel_size)
+        return TrtllmEngine(str(folder), settings=rollout.trtllm, group=group, **values)
+    return HfEngine(str(folder), max_batch_size=rollout.max_batch_size, **values)

@@ -1,0 +1,41 @@
+"""Joining the world of ranks, in the layout that a run trains in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from nemo_simplerl.config.schema import ActorConfig, Config
+from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
+from nemo_simplerl.parallel.waits import waiting
+from nemo_simplerl.trainer.guard.watchdog import watched
+from nemo_simplerl.trainer.setup import determinism
+from nemo_simplerl.trainer.setup.prepare import prepare
+
+
+@contextmanager
+def join_world(config: Config) -> Iterator[Mesh]:
+    """Join the world, and have one rank write what must exist before models are built. Collective."""
+    determinism.pin(config.trainer.deterministic)
+    mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
+    try:
+        with watched(config.trainer, mesh.rank, mesh.world_size):
+            if mesh.rank == 0:
+                prepare(config)
+            with waiting("barrier.prepared"):
+                dist.barrier()
+            yield mesh
+            with waiting("leave_together"):
+                leave_together()
+    finally:
+        destroy_mesh()
+
+
+def mesh_of(layout: ActorConfig, timeout_s: float) -> Mesh:
+    """Join the world in the actor's layout; `timeout_s` limits every collective. Collective."""
+    return build_mesh(
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        context_parallel_size=layout.context_parallel_size,
+        timeout_s=timeout_s,
+    )

@@ -1,0 +1,56 @@
+"""A run directory of version 0.1.0, stopped between two updates of its second step, is resumed by this version."""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from nemo_simplerl.report.read import load_run
+from support.ranks import run_ranks
+from support.small_run import train_here
+
+OLD_RUN = Path(__file__).with_name("old_run")
+
+
+def _unpack(folder: Path) -> list[str]:
+    """The run directory below `folder`, as `run`; the overrides of the command that began it."""
+    with tarfile.open(OLD_RUN / "stopped_in_step_2.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return (folder / "args.txt").read_text().splitlines()
+
+
+def _resume(folder: str, overrides: list[str]) -> None:
+    os.chdir(folder)
+    train_here(overrides)
+
+
+def _current(line: dict) -> dict:
+    """A line of metrics.jsonl under the names of today: the actor's metrics were called policy/*."""
+    return {key.replace("policy/", "actor/", 1) if key.startswith("policy/") else key: line[key] for key in line}
+
+
+def _lines(path: Path) -> list[dict]:
+    lines = [_current(json.loads(line)) for line in path.read_text().splitlines()]
+    return [{key: line[key] for key in line if not key.startswith(("time/", "memory/"))} for line in lines]
+
+
+@pytest.mark.slow
+def test_an_old_run_stopped_within_a_step_ends_as_the_old_version_would_have_ended_it(tmp_path):
+    run_ranks(_resume, 1, str(tmp_path), _unpack(tmp_path))
+    found, expected = _lines(tmp_path / "run/metrics.jsonl"), _lines(OLD_RUN / "expected_metrics.jsonl")
+    assert [line["step"] for line in found] == [0, 1, 2, 3, 4]
+    for got, wanted in zip(found, expected, strict=True):
+        assert got.keys() == wanted.keys()
+        # Recorded on another machine: its rounding may differ.
+        assert got == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+    responses = (tmp_path / "run/rollouts/step_000002.jsonl").read_text()
+    assert len(responses.splitlines()) == 16
+    assert (tmp_path / "run/checkpoints/latest").read_text().split()[0] == "step_000004"
+
+
+def test_the_report_reads_the_metrics_of_an_old_run_by_their_names_of_today(tmp_path):
+    _unpack(tmp_path)
+    steps, values = load_run(tmp_path / "run").series("actor/entropy")
+    assert steps == [1] and 0 < values[0] < 7
