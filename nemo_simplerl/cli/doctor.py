@@ -1,14 +1,14 @@
-"""`simplerl doctor`: what is installed, what the machine has, and whether TensorRT-LLM has the calls that we make."""
+"""`simplerl doctor`: checks installed packages, the machine, and TensorRT-LLM against the calls that we make."""
 
 import argparse
 import json
 from dataclasses import asdict
 
-from nemo_simplerl.doctor.examine import REQUIRABLE, Report, examine
+from nemo_simplerl.doctor.examine import REQUIRABLE, Report, examine_machine
 
 
 def run(argv: list[str]) -> int:
-    """Exit status: 1 where a run would not work, or where something that --require names is missing; else 0."""
+    """Prints the report. Exit status: 1 where a run would not work or something required is missing; else 0."""
     parser = argparse.ArgumentParser(
         prog="simplerl doctor",
         description="Versions, GPUs, space, limits and names of this machine, and the installed TensorRT-LLM read "
@@ -24,12 +24,12 @@ def run(argv: list[str]) -> int:
         help=f"end with 1 where one of these is missing: {', '.join(REQUIRABLE)}",
     )
     args = parser.parse_args(argv)
-    report = examine(args.require)
-    print(json.dumps({"ok": report.is_well, **asdict(report)}, indent=2) if args.json else as_text(report))
+    report = examine_machine(args.require)
+    print(json.dumps({"ok": report.is_well, **asdict(report)}, indent=2) if args.json else doctor_as_text(report))
     return 0 if report.is_well else 1
 
 
-def as_text(report: Report) -> str:
+def doctor_as_text(report: Report) -> str:
     return "\n".join(
         [
             *(f"{name:<20}{text}" for name, text in report.rows.items()),

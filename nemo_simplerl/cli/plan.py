@@ -6,18 +6,18 @@ import json
 from nemo_simplerl.plan.gpus import CPU, NAMES, gpu
 from nemo_simplerl.plan.layout import Cluster
 from nemo_simplerl.plan.plan import make_plan
-from nemo_simplerl.plan.report import as_dict, as_text
+from nemo_simplerl.plan.report import plan_as_dict, plan_as_text
 from nemo_simplerl.plan.shapes import PRESETS
 
 
 def run(argv: list[str]) -> int:
-    """Exit status: 0, 1 where the run cannot be, 2 for a wrong command line."""
+    """Prints the plan. Exit status: 0, 1 where the run is not possible, 2 for a wrong command line."""
     args = _parser().parse_intermixed_args(argv)
     overrides = [args.experiment if "=" in args.experiment else f"experiment={args.experiment}", *args.overrides]
     ranks = args.gpus_per_node or (1 if args.gpu == CPU else 8)
     cluster = Cluster(nodes=args.nodes, gpus_per_node=ranks, gpu=gpu(args.gpu, ranks))
     plan = make_plan(overrides, cluster, PRESETS.get(args.shape), args.suggest)
-    print(json.dumps(as_dict(plan), indent=2) if args.json else as_text(plan))
+    print(json.dumps(plan_as_dict(plan), indent=2) if args.json else plan_as_text(plan))
     return 0 if plan.can_run else 1
 
 

@@ -1,4 +1,4 @@
-"""A nested dict turned into the dataclasses of schema.py. An integer for a float is the one conversion."""
+"""Builds the dataclasses of schema.py from nested dicts, checking names and types; only integers become floats."""
 
 import dataclasses
 import types
@@ -92,7 +92,7 @@ def _describe(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """As it is written in YAML, not in Python."""
+    """The value as YAML writes it, not Python."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 

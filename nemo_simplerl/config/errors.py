@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: all of it at once, in words for the person who must change it."""
+"""Problems of a configuration, collected and raised together, in words for the person who must change it."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -14,10 +14,10 @@ class ConfigErrors(ValueError):
 
 
 class Findings:
-    """Problems found so far, and the keys whose values nobody may judge further.
+    """Problems found so far, and the keys that later rules must not read.
 
-    A key in `reported` has a problem of its own, or its value is not known because of one. Later rules that
-    would read it are skipped, so that one mistake is told once and a second, independent one is still told.
+    A key in `reported` has a problem of its own, or its value is not known because of one. Rules that would read it
+    are skipped, so that one mistake is reported once and a second, independent one is still reported.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Command-line overrides to a checked Config, with every problem reported at once.
+"""Loads a checked Config from command-line overrides, with every problem reported at once.
 
 Hydra composes the group choices (`experiment=quickstart`) from conf/. Value overrides (`trainer.max_steps=3`)
 are applied afterwards, one by one, so that the first wrong one does not hide the second. Neither torch nor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examined:
-    """A configuration with every problem of it. A field named in `reported` holds no value to go by."""
+    """A configuration with all its problems. A key named in `reported` has no usable value."""
 
     config: Config
     shape: ModelShape | None  # None: not known
@@ -48,9 +48,9 @@ def load(overrides: Sequence[str], world_size: int | None) -> Config:
 def examine(
     overrides: Sequence[str], world_size: int | None, machine: Machine, shape: ModelShape | None = None
 ) -> Examined:
-    """The same look at a configuration for a run on `machine`, which need not be this one; it raises for nothing.
+    """The configuration of a run on `machine`, which need not be this one, with its problems; raises none of them.
 
-    `shape` stands for a model folder that is not there.
+    shape: of the model, where its folder is not on this disk.
     """
     findings = Findings()
     config = _compose(overrides, findings)
@@ -61,7 +61,7 @@ def examine(
 
 
 def compose(overrides: Sequence[str]) -> Config:
-    """The configuration as composed and typed, without the rules between keys and the look at files.
+    """The configuration as composed and typed; neither the rules between keys nor files are checked.
 
     Raises ConfigErrors with every problem of syntax, names and types.
     """
@@ -73,7 +73,7 @@ def compose(overrides: Sequence[str]) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain values, interpolations resolved."""
+    """The configuration as nested dicts of plain values."""
     return dataclasses.asdict(config)
 
 
@@ -168,7 +168,7 @@ def _choose(override: "Override", groups: dict[str, str], findings: Findings) ->
 
 
 def _distrust(unknown_groups: Sequence[str], values: Sequence["Override"], findings: Findings) -> None:
-    """Mark what an unknown choice might have set: no rule shall judge the defaults in its place."""
+    """Reports every key that an unknown choice might have set, so that no rule judges the defaults in its place."""
     given = {override.key_or_group for override in values}
     leaves = [key for key in keys_of(Config) if key.count(".") and key not in given]
     for group in unknown_groups:
@@ -213,7 +213,7 @@ def _all_sections() -> str:
 
 
 def _plain(tree: "DictConfig", findings: Findings) -> dict[str, Any]:
-    """Plain values of the tree. Keys without a value and failed interpolations go to `findings`."""
+    """The tree as nested dicts. Keys without a value and failed interpolations go to `findings`."""
     resolved = resolve(tree)
     missing = [key for key in resolved.missing if key not in findings.reported]
     if missing:

@@ -1,4 +1,4 @@
-"""Phases of a step, in order: what is timed, can be limited, and where faults strike."""
+"""Names of the phases of a step, in order: the timer, the watchdog's limits and injected faults use them."""
 
 PHASES = (
     "rollout",

@@ -1,4 +1,4 @@
-"""OmegaConf's tree as plain values. OmegaConf stops at the first key that fails; this finds them all."""
+"""Resolves OmegaConf's tree to plain values. OmegaConf stops at the first key that fails; this finds them all."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ class Resolved:
 
 
 def resolve(tree: "DictConfig") -> Resolved:
-    """Every interpolation of the tree, `${oc.env:NAME,default}` among them, turned into its value."""
+    """The tree with every interpolation, `${oc.env:NAME,default}` among them, replaced by its value."""
     found = Resolved()
     found.values = _section(tree, "", found)
     return found

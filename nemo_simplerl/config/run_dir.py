@@ -1,4 +1,4 @@
-"""A run directory belongs to one configuration: continuing it with another would mix two runs."""
+"""Refuses to continue a run directory with another configuration, which would mix two runs."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,8 +38,9 @@ FREE_KEYS = frozenset(
         "reward.url",
     }
 )
-# Who does the work, and in what portions. Checkpoints are read into any layout, and every loss is a sum divided once by
-# a global count: these change the order of sums and so the rounding, which may tip a sampled token later on.
+# Keys that divide the work over ranks and into portions. Checkpoints are read into any layout, and every loss is a sum
+# divided once by a global count: these keys change the order of sums and so the rounding, which may tip a sampled token
+# later on.
 LAYOUT_KEYS = frozenset(
     {
         "actor.tensor_model_parallel_size",
@@ -78,8 +79,8 @@ def check_run_dir(config: Config) -> None:
         raise ConfigErrors([*problems[:-1], f"{problems[-1]} {advice}"])
 
 
-def deciding(config: Config) -> dict[str, Any]:
-    """The keys that decide which weights a run ends with, rounding aside."""
+def weight_affecting_settings(config: Config) -> dict[str, Any]:
+    """The values, by dotted key, that decide which weights a run ends with, rounding aside."""
     return {key: value for key, value in _leaves(to_dict(config)) if not _is_allowed(key, FREE_KEYS | LAYOUT_KEYS)}
 
 

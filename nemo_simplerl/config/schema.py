@@ -1,6 +1,7 @@
 """The typed configuration: one frozen dataclass a section. Values live in conf/*.yaml, so no field has a default here.
 
-Key names are NeMo's and Megatron's where they exist. Counts are plain integers, times are seconds, lengths are tokens.
+The comment beside or above a field says what the key means, in words for the person who sets it. Key names are NeMo's
+and Megatron's where they exist. Counts are plain integers, times are seconds, lengths are tokens.
 Imports nothing but the standard library: a wrong configuration is reported before torch loads.
 """
 
@@ -12,73 +13,85 @@ from typing import Any, Literal
 class CreateConfig:
     """A random-weight Qwen2 model and a byte-level BPE tokenizer, made where `model.path` does not exist yet."""
 
-    hidden_size: int
-    num_layers: int
-    num_attention_heads: int
-    num_query_groups: int
-    ffn_hidden_size: int
-    vocab_size: int
-    max_position_embeddings: int
-    share_embeddings_and_output_weights: bool
+    hidden_size: int  # width of the residual stream
+    num_layers: int  # transformer layers
+    num_attention_heads: int  # query heads of a layer
+    num_query_groups: int  # key and value heads of a layer; a divisor of num_attention_heads
+    ffn_hidden_size: int  # inner width of the MLP
+    vocab_size: int  # rows of the embedding; the tokenizer learns at most so many tokens
+    max_position_embeddings: int  # longest prompt and response together, tokens
+    share_embeddings_and_output_weights: bool  # one matrix for the input and the output embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    """The model that training starts from, and how it is computed."""
+
     path: str  # a Hugging Face folder, a .nemo file or folder, or a training checkpoint (checkpoints/step_N)
-    tokenizer: str | None  # null: the tokenizer in `path`
+    tokenizer: str | None  # a folder with tokenizer.json; null: the tokenizer in model.path
     precision: Literal["bf16", "fp32"]  # of weights and activations; log-probabilities are always float32
     transformer_engine: bool | None  # null: use Transformer Engine layers where the package and a GPU are, in bf16
-    apply_rope_fusion: bool | None  # null: where Transformer Engine layers are used
-    gradient_accumulation_fusion: bool  # weight gradients added to the float32 buffer by Apex's kernel
-    fp8: Literal["e4m3", "hybrid"] | None  # matrix products of Transformer Engine layers, actor's and critic's
-    # Those whose scales come from the tensors at hand: "delayed" has a history, which checkpoints do not hold.
+    apply_rope_fusion: bool | None  # rotate by Transformer Engine's kernel; null: where its layers are used
+    gradient_accumulation_fusion: bool  # weight gradients are added to the float32 buffer by Apex's kernel
+    fp8: Literal["e4m3", "hybrid"] | None  # format of matrix products in Transformer Engine layers; null: none in FP8
+    # How FP8 scales are found, always from the tensors they scale. Transformer Engine's "delayed" recipe needs a
+    # history of past tensors, which checkpoints do not hold.
     fp8_recipe: Literal["tensorwise", "blockwise", "mxfp8"]
-    create: CreateConfig | None  # null: `path` must exist
+    create: CreateConfig | None  # sizes of a model to make where model.path does not exist; null: it must exist
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    lr: float
+    """Adam and its learning-rate schedule."""
+
+    lr: float  # learning rate at its highest
     min_lr: float  # floor of the decay, reached at the last update
-    lr_decay_style: Literal["constant", "linear", "cosine"]
-    lr_warmup_fraction: float  # share of all updates spent rising linearly from 0 to lr
-    weight_decay: float
-    adam_beta1: float
-    adam_beta2: float
-    adam_eps: float
-    clip_grad: float  # global L2 norm; 0 switches clipping off
+    lr_decay_style: Literal["constant", "linear", "cosine"]  # shape of the fall from lr to min_lr
+    lr_warmup_fraction: float  # share of all updates in which the rate rises linearly from 0 to lr
+    weight_decay: float  # decoupled from the gradient, as in AdamW
+    adam_beta1: float  # decay of the mean of gradients
+    adam_beta2: float  # decay of the mean of squared gradients
+    adam_eps: float  # added to the root of the mean of squared gradients
+    clip_grad: float  # bound on the global L2 norm of the gradients; 0 switches clipping off
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActorConfig:
     """The policy, and the parallel layout that actor, critic and reference share."""
 
-    tensor_model_parallel_size: int
-    pipeline_model_parallel_size: int
-    context_parallel_size: int
-    sequence_parallel: bool
-    use_distributed_optimizer: bool
-    overlap_grad_reduce: bool  # while the last micro-batch of an update still computes
-    # Between a role's updates its moments and float32 masters wait in host memory, and gradients have none at all.
+    tensor_model_parallel_size: int  # ranks that share each layer
+    pipeline_model_parallel_size: int  # stages that the layers are divided into
+    context_parallel_size: int  # ranks that share each sequence; only 1 is supported yet
+    sequence_parallel: bool  # divide the norms' activations over the tensor-parallel ranks
+    use_distributed_optimizer: bool  # divide the optimizer's state over the data-parallel ranks
+    overlap_grad_reduce: bool  # sum gradients over ranks while the last micro-batch of an update still computes
+    # Between the updates of a role, keep its Adam moments and float32 weights in host memory and free its gradients.
     offload_adam_states: bool
+    # Activations to compute again in the backward pass: full keeps each layer's input alone, selective computes
+    # attention again, null keeps everything.
     recompute_granularity: Literal["full", "selective"] | None
-    micro_batch_size: int  # samples a rank holds in one forward + backward
-    forward_micro_batch_size: int  # samples a rank holds in one forward-only pass
-    # Tokens a rank holds in one pass, sequences end to end without padding; null: rows, as many as the sizes above say.
+    micro_batch_size: int  # samples a rank holds in one forward and backward pass
+    forward_micro_batch_size: int  # samples a rank holds in one pass without gradients
+    # Tokens a rank holds in one forward and backward pass, samples end to end without padding; null: padded rows, as
+    # many as micro_batch_size says.
     micro_batch_tokens: int | None
-    forward_micro_batch_tokens: int | None
+    forward_micro_batch_tokens: int | None  # the same for a pass without gradients
     global_batch_size: int  # samples in one update, over all data-parallel ranks
     optim: OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class CriticConfig:
-    path: str | None  # null: trunk from model.path and a fresh value head; or a saved critic, in any form
-    micro_batch_size: int
-    forward_micro_batch_size: int
+    """The value model. Its parallel layout is the actor's."""
+
+    path: str | None  # a saved critic, in any form; null: the layers of model.path and a fresh value head
+    micro_batch_size: int  # samples a rank holds in one forward and backward pass
+    forward_micro_batch_size: int  # samples a rank holds in one pass without gradients
+    # Tokens a rank holds in one forward and backward pass, samples end to end without padding; null: padded rows, as
+    # many as micro_batch_size says.
     micro_batch_tokens: int | None
-    forward_micro_batch_tokens: int | None
-    global_batch_size: int
+    forward_micro_batch_tokens: int | None  # the same for a pass without gradients
+    global_batch_size: int  # samples in one update, over all data-parallel ranks
     optim: OptimConfig
 
 
@@ -86,176 +99,186 @@ class CriticConfig:
 class ConsistencyConfig:
     """What to do when the engine's log-probabilities of its samples are not the trainer's. Both are always measured.
 
-    It is tripped by more than `max_share` of the tokens beyond `max_difference`, and by any that is not finite. Every
-    policy but `off` then says so, and `stop` ends the run. Tripped or not, `mask` leaves exactly the tokens beyond the
-    bound out of the policy loss, and `correct` multiplies each token's weight in it by min(p / q, importance_cap), p
-    being the trainer's probability of the token and q the engine's.
+    The bound is broken by more than `max_share` of the tokens beyond `max_difference`, and by any value that is not
+    finite. Every policy but `off` then logs a warning, and `stop` ends the run. Whether the bound is broken or not,
+    `mask` leaves exactly the tokens beyond `max_difference` out of the policy loss, and `correct` multiplies each
+    token's weight in it by min(p / q, importance_cap), p being the trainer's probability of the token and q the
+    engine's.
     """
 
-    policy: Literal["off", "warn", "mask", "correct", "stop"]
-    max_difference: float  # nats, of one token
-    max_share: float  # of the tokens; 1 tolerates any difference that is finite
-    importance_cap: float
+    policy: Literal["off", "warn", "mask", "correct", "stop"]  # what to do where the two differ
+    max_difference: float  # largest difference of one token's log-probability that counts as rounding, nats
+    max_share: float  # share of tokens that may differ by more; 1 tolerates any difference that is finite
+    importance_cap: float  # bound on the weight that `correct` gives a token
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrtllmConfig:
     """TensorRT-LLM as the engine. It shares the GPUs with the trainer, so its memory is what the trainer leaves it."""
 
-    tensor_parallel_size: int  # ranks that one engine spans; the training layout is another
-    free_gpu_memory_fraction: float  # of what is free once the weights are there: the KV cache's share
+    tensor_parallel_size: int  # ranks that one engine spans; independent of the training layout
+    free_gpu_memory_fraction: float  # the KV cache's share of the memory that is free once the weights are there
     max_batch_size: int  # sequences decoded at once
     max_num_tokens: int  # tokens of all requests in one forward pass; no prompt may be longer
     sampler_type: Literal["TRTLLMSampler", "TorchSampler"]  # TorchSampler has one random stream and ignores seeds
-    cuda_graph: bool
+    cuda_graph: bool  # decode through captured CUDA graphs
     sleep: bool  # hand the engine's memory to the trainer between rollouts; costs host memory of the weights' size
-    engine_args: dict[str, Any]  # TensorRT-LLM's own arguments, laid over all of the above as they are
+    engine_args: dict[str, Any]  # arguments of TensorRT-LLM's own, which override all of the above
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    engine: Literal["hf", "trtllm"]
-    n_samples_per_prompt: int
-    max_prompt_tokens: int
-    max_response_tokens: int
-    temperature: float  # 0 is refused: training samples, evaluation has its own greedy setting
-    top_p: float  # 1.0 switches nucleus sampling off
-    top_k: int  # 0 switches it off
-    stop: list[str]  # text that ends a response; kept in it
+    """How completions are sampled, and by which engine."""
+
+    engine: Literal["hf", "trtllm"]  # hf: transformers in the trainer's process; trtllm: TensorRT-LLM
+    n_samples_per_prompt: int  # completions of each prompt in a step
+    max_prompt_tokens: int  # longer prompts are treated as data.overlong_prompts says
+    max_response_tokens: int  # a longer response is cut
+    temperature: float  # above 0; evaluation has a greedy setting of its own
+    top_p: float  # sample from the most probable tokens that reach this probability together; 1.0 keeps all
+    top_k: int  # sample from this many most probable tokens; 0 keeps all
+    stop: list[str]  # texts that end a response; they stay in it
     stop_token_ids: list[int] | None  # null: the tokenizer's EOS and every stop string that is one token
-    max_batch_size: int  # sequences the hf engine decodes at once; ranks are handed batches, whatever their number
-    # Compare what the engines hold with what was sent, tensor by tensor: in every refit, or in a process's first and in
-    # steps that a number divides. Names, shapes and versions are always compared.
+    max_batch_size: int  # sequences the hf engine decodes at once; work is handed to ranks in such batches
+    # When to compare what the engines hold with what was sent, tensor by tensor: in every refit, or in a process's
+    # first and in every Nth step. Names, shapes and versions are always compared.
     verify_refit: Literal["every", "off"] | int
-    refit_bucket_mb: int  # weights travel to the engine in parts of this size; two take memory at a time
+    refit_bucket_mb: int  # weights travel to the engine in parts of this size; two of them take memory at a time
     consistency: ConsistencyConfig
-    trtllm: TrtllmConfig  # read where engine is trtllm
+    trtllm: TrtllmConfig  # read only where rollout.engine is trtllm
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    url: str | list[str] | None  # of reward servers; null: workers on this machine, as the three last keys say
-    correct: float
-    incorrect: float
-    no_answer: float
-    num_workers: int
-    timeout_s: float  # a response that takes longer is graded incorrect and counted
-    memory_limit_mb: int
+    """What an answer is worth, and where it is graded."""
+
+    url: str | list[str] | None  # reward servers, http://HOST:PORT each; null: grade in worker processes of each rank
+    correct: float  # reward of a boxed answer that is right
+    incorrect: float  # reward of a boxed answer that is wrong
+    no_answer: float  # reward of a response without a boxed answer
+    num_workers: int  # grading processes of each rank
+    timeout_s: float  # a response that takes longer to grade counts as incorrect
+    memory_limit_mb: int  # memory that one grading process may use
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlgoConfig:
-    gamma: float
-    gae_lambda: float
-    kl_coef: float  # 0: no reference policy is kept and no reference pass is made
-    kl_estimator: Literal["k1", "k2", "k3", "abs"]
-    reward_clip: float | None  # bound on the absolute value of the score, before the KL term
-    normalize_advantages: bool  # whiten over the whole rollout
-    ratio_eps: float  # policy clip
-    value_clip: float | None  # null: plain squared error
-    entropy_bonus: float
-    loss_aggregation: Literal["token_mean", "seq_mean"]
-    ppo_epochs: int
-    critic_warmup_steps: int  # steps that train only the critic
-    truncated: Literal["penalize", "mask"]  # responses ended by length: trained as graded, or left out of both losses
-    overwrite_truncated_with_eos: bool  # the seed's quirk: a cut response ends in an EOS it never sampled
-    old_logprobs: Literal["trainer", "engine"]  # "engine" spares most of the pass that computes them
-    logprob_temperature: Literal["sampling", "one"]  # "one" is the seed's quirk: sampled at T, trained at 1
-    logprob_precision: Literal["fp32", "model"]  # "model" is the seed's quirk: log-softmax in bf16
+    """Proximal policy optimization (PPO) with generalized advantage estimation (GAE)."""
+
+    gamma: float  # discount of later rewards, a token
+    gae_lambda: float  # 0 trusts the critic's next value alone, 1 the observed rewards alone
+    kl_coef: float  # weight of the KL penalty in each token's reward; 0: no reference policy is kept
+    kl_estimator: Literal["k1", "k2", "k3", "abs"]  # of the divergence from the reference policy, token by token
+    reward_clip: float | None  # bound on the absolute value of a response's reward, before the KL penalty is added
+    normalize_advantages: bool  # whiten advantages over the whole rollout
+    ratio_eps: float  # the policy ratio is clipped to 1 - ratio_eps ... 1 + ratio_eps
+    value_clip: float | None  # bound on a value's change in a step; null: the plain squared error
+    entropy_bonus: float  # weight of the policy's entropy in the loss
+    loss_aggregation: Literal["token_mean", "seq_mean"]  # every token, or every response, counts the same
+    ppo_epochs: int  # passes over each rollout
+    critic_warmup_steps: int  # first steps that train only the critic
+    truncated: Literal["penalize", "mask"]  # responses cut at the limit: trained as graded, or left out of both losses
+    overwrite_truncated_with_eos: bool  # true, as in the original recipe: a cut response ends in an EOS never sampled
+    old_logprobs: Literal["trainer", "engine"]  # who computes them; "engine" spares most of a forward pass
+    logprob_temperature: Literal["sampling", "one"]  # "one", as in the original recipe: sampled at T, trained at 1
+    logprob_precision: Literal["fp32", "model"]  # "model", as in the original recipe: log-softmax in bf16
     ratio_tolerance: float | None  # bound on |ratio - 1| at the first update of a step; null only reports it
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    train_path: str  # .json, .jsonl
-    eval_path: str | None
-    sft_path: str | None  # .jsonl of {question | prompt, response}: the warm start
-    sft_eval_path: str | None  # the same, held out of it; for its loss
-    question_field: str
-    answer_field: str
-    rows_without_gold: Literal["error", "drop"]
+    """Problems to train and evaluate on, and how they become prompts."""
+
+    train_path: str  # problems to train on: .json (a list of objects) or .jsonl (one a line)
+    eval_path: str | None  # problems to evaluate on, in the same form
+    sft_path: str | None  # demonstrations of the warm start: .jsonl of question or prompt, and response
+    sft_eval_path: str | None  # demonstrations held out of the warm start, for its evaluation loss
+    question_field: str  # key of the question in train_path and eval_path
+    answer_field: str  # key of the gold answer there
+    rows_without_gold: Literal["error", "drop"]  # rows that have no gold answer
     template: Literal["qwen25-math-cot", "qwen-boxed", "abel", "none", "chat"]  # "chat": the tokenizer's own
-    prompt_trailing_newline: bool  # the seed trained without and evaluated with the newline after "assistant"
-    overlong_prompts: Literal["drop", "truncate", "error"]  # "truncate" is the seed's quirk
-    rollout_batch_size: int  # prompts a step
-    shuffle: bool
-    eval_limit: int | None
-    generate: Literal["arithmetic"] | None  # a seeded generator writes the three files where they do not exist
+    prompt_trailing_newline: bool  # the prompt ends in a line break; in the original recipe in evaluation only
+    overlong_prompts: Literal["drop", "truncate", "error"]  # "truncate", as in the original recipe, cuts the prompt
+    rollout_batch_size: int  # prompts in a step
+    shuffle: bool  # a new order of problems in every episode
+    eval_limit: int | None  # evaluate on the first so many problems; null: on all
+    generate: Literal["arithmetic"] | None  # write seeded arithmetic problems to the three files where they are missing
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftConfig:
     """The warm start. It reads data.sft_path and writes a Hugging Face folder that PPO starts from."""
 
-    output: str | None  # null: no warm start; PPO starts from model.path
-    epochs: int
-    save_every: int  # updates; 0 saves only the result
-    eval_every: int  # updates; loss of data.sft_eval_path, accuracy on data.eval_path; 0: neither
-    max_tokens: int
-    overlong: Literal["drop", "error"]
-    micro_batch_size: int
-    micro_batch_tokens: int | None
-    global_batch_size: int
+    output: str | None  # folder to write; null: no warm start, and PPO starts from model.path
+    epochs: int  # passes over the demonstrations
+    save_every: int  # updates between checkpoints; 0 saves only the result
+    eval_every: int  # updates between evaluations on data.sft_eval_path and data.eval_path; 0: none
+    max_tokens: int  # longest prompt and response together
+    overlong: Literal["drop", "error"]  # what to do with longer ones
+    micro_batch_size: int  # samples a rank holds in one forward and backward pass
+    micro_batch_tokens: int | None  # tokens a rank holds in one such pass; null: rows, as micro_batch_size says
+    global_batch_size: int  # samples in one update, over all data-parallel ranks
     optim: OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlarmsConfig:
-    """When a line is said about a metric, once a run; nothing is stopped."""
+    """When the log warns of a metric, once a run each. An alarm stops nothing."""
 
-    window: int  # steps before this one whose median it is held against; less than that many raise no alarm
-    spike_factor: float  # a loss or gradient norm above so many times the median
-    min_entropy: float  # nats a token, of a policy that had twice as much
-    min_reward_share: float  # of the way from reward.no_answer to the best mean reward so far
+    window: int  # earlier steps whose median a metric is compared with; there is no alarm before that many
+    spike_factor: float  # alarm on a loss or gradient norm above so many times the median
+    min_entropy: float  # alarm on an entropy below it, nats a token, of a policy that had twice as much
+    min_reward_share: float  # alarm on a reward below this share of the way from reward.no_answer to the best so far
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
-    """Ends all ranks where one is dead, frozen, failed or stuck, and says which. For one rank: where it is stuck."""
+    """Ends all ranks where one is dead, frozen, failed or stuck, and says which. Of a single rank it says where."""
 
-    enabled: bool
-    dead_after_s: float  # without a sign of life of a rank's process
-    # By phase or wait (config.rules.watchdog.NAMES): longer is stuck. Where none is limited:
-    # trainer.distributed_timeout_s in which no phase, wait or update begins or ends.
+    enabled: bool  # watch the ranks
+    dead_after_s: float  # a rank's process that shows no sign of life for so long is dead
+    # Seconds after which a phase or wait counts as stuck, by its name (config/rules/watchdog.py lists them). What has
+    # no limit is stuck when nothing begins or ends for trainer.distributed_timeout_s.
     limits_s: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
-    """Weights & Biases beside metrics.jsonl. Account and team are its own (`wandb login`, WANDB_ENTITY)."""
+    """Weights & Biases beside metrics.jsonl. It takes account and team from `wandb login` and WANDB_ENTITY."""
 
-    enabled: bool
-    project: str
-    name: str | None  # null: the last part of trainer.run_dir
-    group: str | None
-    mode: Literal["online", "offline"] | None  # null: as WANDB_MODE says, and online where it says nothing
+    enabled: bool  # log there too
+    project: str  # project that the run belongs to
+    name: str | None  # name of the run; null: the last part of trainer.run_dir
+    group: str | None  # group of runs that it belongs to
+    mode: Literal["online", "offline"] | None  # null: as the variable WANDB_MODE says, and online where it is not set
     samples_every: int  # steps between two tables of samples; 0: none
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    run_dir: str
-    seed: int
-    max_steps: int | None  # null: num_episodes passes over the data
-    num_episodes: int
-    eval_every: int  # steps; 0 evaluates only at the start and the end
-    eval_samples: int  # sampled responses a problem beside the greedy one; 0 for greedy alone
-    save_every: int  # steps; 0 saves only at the end
-    async_save: bool  # train on while the checkpoint is written; costs host memory of the size of what a rank writes
+    """The run: its folder, length, evaluation, checkpoints and guards."""
+
+    run_dir: str  # folder of the run: config, metrics, samples, checkpoints
+    seed: int  # decides the order of problems, every sample, and weights that start random
+    max_steps: int | None  # steps of the run; null: num_episodes passes over the data
+    num_episodes: int  # passes over the data, where max_steps does not end the run before
+    eval_every: int  # steps between evaluations; 0 evaluates only at the start and the end
+    eval_samples: int  # sampled responses to each problem beside the greedy one; 0: greedy alone
+    save_every: int  # steps between checkpoints; 0 saves only at the end
+    async_save: bool  # train on while a checkpoint is written; costs host memory of what a rank writes
     keep_last: int  # newest checkpoints kept on disk
-    keep_every: int  # and those of every Nth step; 0: none
-    keep_best: Literal["eval/accuracy", "eval/sampled_accuracy", "eval/format_rate"] | None  # and the best by this
+    keep_every: int  # keep the checkpoints of every Nth step too; 0: none
+    # Keep the checkpoint that is best by this metric too; null: none.
+    keep_best: Literal["eval/accuracy", "eval/sampled_accuracy", "eval/format_rate"] | None
     export: list[Literal["hf", "nemo"]]  # forms that the last weights are written in at the end, below run_dir
     resume: bool  # continue from the newest checkpoint in run_dir
     resume_allow: list[str]  # keys or sections in which this run may differ from the one it continues
-    stop_after_step: (
-        int | None
-    )  # save and end early, as a scheduler's time limit would; schedules keep their full length
-    max_time: str | None  # DD:HH:MM:SS from the start of the process; then the run saves and ends. null: no limit
-    tensorboard: bool
+    stop_after_step: int | None  # save and end after this step; learning-rate schedules keep their full length
+    max_time: str | None  # save and end after DD:HH:MM:SS from the start of the process; null: no limit
+    tensorboard: bool  # write TensorBoard files beside metrics.jsonl
     wandb: WandbConfig
-    distributed_timeout_s: int
-    max_bad_updates: int  # updates of numbers that are not finite are left out; more of them over the run end it
+    distributed_timeout_s: int  # a collective operation that takes longer fails
+    max_bad_updates: int  # updates with numbers that are not finite are left out; more of them than this end the run
     deterministic: bool  # GPU kernels that give the same bits every time, where there are such; slower
     alarms: AlarmsConfig
     watchdog: WatchdogConfig
@@ -263,6 +286,8 @@ class TrainerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    """The whole configuration, a section a field."""
+
     model: ModelConfig
     actor: ActorConfig
     critic: CriticConfig

@@ -1,4 +1,4 @@
-"""The numbers of a model that parallel layouts and length limits depend on, read without loading it."""
+"""Reads the sizes of a model that parallel layouts and length limits depend on, without loading it."""
 
 import json
 import tarfile
@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from nemo_simplerl.config.families import FAMILIES, Family, family_of_nemo
 from nemo_simplerl.config.schema import CreateConfig, ModelConfig
 
-SUPPORTED = ("llama", "qwen2", "qwen3")
 _HF_KEYS = {
     "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
@@ -19,6 +19,7 @@ _HF_KEYS = {
     "max_position_embeddings": "max_position_embeddings",
 }
 _YAML = "model_config.yaml"
+_PACKED = "hf/config.json"  # model/source.py reads it too
 _NEMO_KEYS = {
     "num_layers": "num_layers",
     "hidden_size": "hidden_size",
@@ -31,6 +32,8 @@ _NEMO_KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
+    """The sizes of a model and its family."""
+
     num_layers: int
     hidden_size: int
     num_attention_heads: int
@@ -41,6 +44,10 @@ class ModelShape:
     tied: bool  # input and output embeddings are one matrix
     model_type: str
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
 
 
 def read_shape(model: ModelConfig) -> ModelShape:
@@ -67,34 +74,48 @@ def read_shape(model: ModelConfig) -> ModelShape:
 
 
 def _shape_of_nemo(path: Path) -> ModelShape:
-    """Of a `.nemo` file or folder, or of a checkpoint's actor. The model room checks the rest when it opens it."""
+    """Shape of a `.nemo` file or folder, or of a checkpoint's actor. model/source.py checks the rest."""
     found = next((file for file in (path / _YAML, path / "actor" / _YAML) if file.is_file()), None)
     try:
-        config = yaml.safe_load(found.read_bytes() if found else _yaml_in_tar(path))
+        config = yaml.safe_load(found.read_bytes() if found else _read_in_tar(path, _YAML))
         values = {ours: config[theirs] for ours, theirs in _NEMO_KEYS.items()}
     except (OSError, tarfile.TarError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(
             f"model.path: {path} has no readable {_YAML} ({type(error).__name__}: {error}); "
             "where NeMo wrote it, turn it into a Hugging Face folder: simplerl convert --from nemo --to hf."
         ) from error
-    family = "qwen3" if config.get("qk_layernorm") else "qwen2" if config.get("qkv_bias") else "llama"
+    try:
+        family = family_of_nemo(config, lambda: _packed_model_type(path))
+    except ValueError as error:
+        raise ValueError(f"model.path: {path}:{_YAML}: {error}.") from error
     return ModelShape(
         **values,
         num_query_groups=config.get("num_query_groups") or config["num_attention_heads"],
         tied=bool(config.get("share_embeddings_and_output_weights", True)),
-        model_type=family,
+        model_type=family.model_type,
         head_dim=config.get("kv_channels"),
     )
 
 
-def _yaml_in_tar(path: Path) -> bytes:
+def _packed_model_type(path: Path) -> str | None:
+    """The model_type in the config.json that our own archives carry; None in one that carries none."""
+    found = next((file for file in (path / _PACKED, path / "actor" / _PACKED) if file.is_file()), None)
+    try:
+        content = found.read_bytes() if found else _read_in_tar(path, _PACKED)
+        return json.loads(content).get("model_type")
+    except (OSError, tarfile.TarError, KeyError, ValueError, AttributeError):
+        return None
+
+
+def _read_in_tar(path: Path, name: str) -> bytes:
+    """A small file of a tar archive. Raises KeyError where it is missing."""
     with tarfile.open(path, "r:") as tar:
         for member in tar:
-            if PurePosixPath(member.name) == PurePosixPath(_YAML) and member.isreg() and member.size < 1 << 20:
+            if PurePosixPath(member.name) == PurePosixPath(name) and member.isreg() and member.size < 1 << 20:
                 file = tar.extractfile(member)
                 assert file is not None
                 return file.read()
-    raise KeyError(_YAML)
+    raise KeyError(name)
 
 
 def decides_shape(key: str) -> bool:
@@ -121,9 +142,9 @@ def _shape_of_file(file: Path) -> ModelShape:
         hf = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path: {file} is not readable JSON ({error}); fetch the model again.") from error
-    if not isinstance(hf, dict) or hf.get("model_type") not in SUPPORTED:
+    if not isinstance(hf, dict) or hf.get("model_type") not in FAMILIES:
         found = hf.get("model_type") if isinstance(hf, dict) else hf
-        raise ValueError(f"model.path: {file} has model_type {found!r}; supported: {', '.join(SUPPORTED)}.")
+        raise ValueError(f"model.path: {file} has model_type {found!r}; supported: {', '.join(FAMILIES)}.")
     bad = [key for key in _HF_KEYS.values() if type(hf.get(key)) is not int or hf[key] < 1]
     if bad:
         raise ValueError(f"model.path: {file} needs a positive {' and '.join(bad)}; fetch the model again.")

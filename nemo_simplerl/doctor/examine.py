@@ -1,15 +1,16 @@
-"""Everything about this machine in one value, and whether it has what somebody requires of it."""
+"""Examines this machine: a report of its packages and devices, with the problems that would stop a run."""
 
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nemo_simplerl.config.engines import ENGINES
 from nemo_simplerl.doctor import machine, packages
 
-# What can be required -> the packages it stands for; "gpu" is no package.
+# Name for --require -> the packages that it stands for; "gpu" is no package.
 REQUIRABLE = {
-    "trtllm": ("tensorrt-llm", "ray"),
+    **{name: tuple(engine.packages) for name, engine in ENGINES.items() if engine.packages},
     "gpu": (),
     "nemo": ("nemo-toolkit",),
     "te": ("transformer-engine",),
@@ -19,9 +20,11 @@ REQUIRABLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
+    """What was found on this machine."""
+
     rows: dict[str, str]
     engine: str  # a line on TensorRT-LLM
-    notes: list[str]  # may hurt, and change no exit status
+    notes: list[str]  # of what may hurt a run; they change no exit status
     problems: list[str]
 
     @property
@@ -29,8 +32,11 @@ class Report:
         return not self.problems
 
 
-def examine(required: Sequence[str] = ()) -> Report:
-    """required: names of REQUIRABLE; what is missing of them is a problem like any other."""
+def examine_machine(required: Sequence[str] = ()) -> Report:
+    """The report on this machine.
+
+    required: names of REQUIRABLE; what is missing of them is a problem like any other.
+    """
     versions = {name: packages.version(name) for name in (*packages.NEEDED, *packages.OPTIONAL)}
     gpus, num_gpus = machine.look_at_gpus(versions["torch"] is not None)
     found = [

@@ -1,4 +1,4 @@
-"""The machine beside its packages: GPUs, driver, space, limits and names."""
+"""Examines the machine itself: GPUs, driver, disk space, limits and host names."""
 
 import resource
 import shutil
@@ -13,17 +13,17 @@ _OPEN_FILES = 4096
 
 
 @dataclass
-class Findings:
-    """rows are facts; notes may hurt; problems stop a run."""
+class MachineFindings:
+    """Facts about the machine by name, notes on what may hurt a run, and problems that stop one."""
 
     rows: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
-def look_at_gpus(has_torch: bool) -> tuple[Findings, int]:
-    """What torch sees, and how many GPUs it can use."""
-    found = Findings({"driver": _driver_in_words()})
+def look_at_gpus(has_torch: bool) -> tuple[MachineFindings, int]:
+    """Findings on driver, CUDA and GPUs, and the number of GPUs that torch can use."""
+    found = MachineFindings({"driver": _driver_in_words()})
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -46,22 +46,22 @@ def look_at_gpus(has_torch: bool) -> tuple[Findings, int]:
     return found, len(devices)
 
 
-def look_at_space(num_gpus: int) -> Findings:
-    found = Findings({"disk": free_space(Path.cwd()), "shm": free_space(Path("/dev/shm"))})
+def look_at_space(num_gpus: int) -> MachineFindings:
+    found = MachineFindings({"disk": free_space(Path.cwd()), "shm": free_space(Path("/dev/shm"))})
     size = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
     found.notes = shm_notes(size, num_gpus)
     return found
 
 
-def look_at_limits(num_gpus: int) -> Findings:
+def look_at_limits(num_gpus: int) -> MachineFindings:
     soft = {name: resource.getrlimit(number)[0] for name, number in _LIMITS.items()}
     row = ", ".join(f"{name} {limit_in_words(value)}" for name, value in soft.items())
-    return Findings({"limits": row}, limit_notes(soft, num_gpus))
+    return MachineFindings({"limits": row}, limit_notes(soft, num_gpus))
 
 
-def look_at_network(master: str | None) -> Findings:
-    """master: MASTER_ADDR, where it is set."""
-    found = Findings()
+def look_at_network(master: str | None) -> MachineFindings:
+    """Findings on ports and host names. master: the value of MASTER_ADDR, where it is set."""
+    found = MachineFindings()
     try:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -90,7 +90,7 @@ def limit_in_words(value: int) -> str:
 
 
 def limit_notes(soft: dict[str, int], num_gpus: int) -> list[str]:
-    """What the soft limits may spoil."""
+    """Notes on soft limits that are too low for a run."""
     notes = []
     if soft["nofile"] != resource.RLIM_INFINITY and soft["nofile"] < _OPEN_FILES:
         notes.append(
@@ -106,7 +106,7 @@ def limit_notes(soft: dict[str, int], num_gpus: int) -> list[str]:
 
 
 def shm_notes(size: int, num_gpus: int) -> list[str]:
-    """size: bytes of /dev/shm, free or not."""
+    """A note where shared memory is too small for several GPUs. size: bytes of /dev/shm, free or not."""
     if num_gpus < 2 or size >= _SHM_BYTES:
         return []
     return [

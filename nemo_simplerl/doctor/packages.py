@@ -1,4 +1,4 @@
-"""The packages a run uses: which are there, whether their versions fit, and what is lost without them."""
+"""Examines the packages that a run uses: which are there, whether their versions fit, what is lost without them."""
 
 import importlib.util
 import re
@@ -8,19 +8,20 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from nemo_simplerl.config.engines import ENGINES
+
 NEEDED = ("torch", "megatron-core", "transformers")
 # Distribution -> what is lost without it.
 OPTIONAL = {
     "transformer-engine": "GPUs train with Megatron's local layers, not with its fused ones",
     "apex": "torch's Adam and unfused gradient scaling on GPUs, unless transformer-engine is there",
     "nemo-toolkit": "`convert --verify` cannot ask NeMo's own connector",
-    "tensorrt-llm": "rollout.engine=hf works, rollout.engine=trtllm does not",
-    "ray": "TensorRT-LLM cannot be refitted, so rollout.engine=trtllm does not work",
+    **{name: lost for engine in ENGINES.values() for name, lost in engine.packages.items()},
 }
 
 
 def version(name: str) -> str | None:
-    """Of an installed distribution."""
+    """The version of a distribution; None where it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -32,12 +33,12 @@ def package_rows(versions: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def missing(versions: Mapping[str, str | None]) -> list[str]:
-    """Problems of what no run can do without."""
+    """A problem for each missing package that every run needs."""
     return [f"{name} is required and not installed" for name in NEEDED if not versions[name]]
 
 
 def outside_range(requirements: list[str], installed: Mapping[str, str | None]) -> Iterator[str]:
-    """Problems of installed packages that the project's own requirements do not take; absent ones are not among them.
+    """A problem for each installed package whose version the project's own requirements exclude.
 
     requirements: lines as in packaging metadata; those of extras are left out.
     """
@@ -50,7 +51,7 @@ def outside_range(requirements: list[str], installed: Mapping[str, str | None]) 
 
 
 def project_requirements() -> list[str]:
-    """Empty where the project runs from a checkout without being installed."""
+    """The project's requirements; empty where it runs from a checkout without being installed."""
     try:
         return metadata.requires("nemo_simplerl") or []
     except metadata.PackageNotFoundError:
@@ -80,7 +81,7 @@ def is_real_apex() -> bool:
 
 
 def engine_findings(versions: Mapping[str, str | None]) -> tuple[str, list[str]]:
-    """A line on the installed TensorRT-LLM held against the calls that we make, and the problems."""
+    """A line that compares the installed TensorRT-LLM with the calls that the adapter makes, and the problems."""
     from nemo_simplerl.rollout.trtllm.contract import CONTRACT, differences, installed_source
 
     source = installed_source()

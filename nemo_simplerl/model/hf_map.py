@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nemo_simplerl.model.families import Family, family_of
+from nemo_simplerl.config.families import Family, family_of
 
 Kind = Literal["plain", "qkv", "gate_up", "vocab"]
 

@@ -13,8 +13,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from nemo_simplerl.config.families import check_hf_config, family_of
 from nemo_simplerl.model import hf_map
-from nemo_simplerl.model.families import check_hf_config, family_of
 from nemo_simplerl.model.formats import nemo_config, old_layouts, safetensors_io, torch_dist
 from nemo_simplerl.model.formats.archive import Extent, list_files
 from nemo_simplerl.model.formats.safetensors_io import Spec
@@ -173,9 +173,14 @@ def _open_nemo(path: Path, kind: Kind, tokenizer: Path | None) -> Source:
     is_critic = NEMO_HEAD in tensors
     small = _small_of_nemo(files, config)
     rows = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else 0
-    hf = nemo_config.hf_config(config, _vocab_size(tokenizer, rows), where)
+    inner = f"{path}:{HF_FILES}/config.json"
+
+    def stated() -> str | None:
+        return read_config(small["config.json"], inner)["model_type"] if "config.json" in small else None
+
+    hf = nemo_config.hf_config(config, _vocab_size(tokenizer, rows), where, stated)
     if "config.json" in small:
-        packed = read_config(small["config.json"], f"{path}:{HF_FILES}/config.json")
+        packed = read_config(small["config.json"], inner)
         _check_same_model(path, packed, hf, is_critic)
         hf = packed
     names = hf_map.model_params(hf, critic=is_critic)

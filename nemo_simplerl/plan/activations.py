@@ -67,18 +67,18 @@ class Pass:
 
 
 def saved_norm(of: Pass) -> int:
-    """RMSNorm keeps its input and its output, which is the next linear layer's input: 2 N h w. The local one keeps
-    input and normed input in float32 beside the output: N h (8 + w)."""
+    """Bytes that an RMSNorm keeps: its input and its output, which is the next linear layer's input: 2 N h w. The local
+    one keeps input and normed input in float32 beside the output: N h (8 + w)."""
     return of.hidden * 2 if of.fused else of.hidden * (8 + of.width) // of.width
 
 
 def saved_layer(of: Pass, recompute: str | None) -> int:
-    """What one layer keeps for its backward pass: two norms, attention and MLP."""
+    """Bytes that one layer keeps for its backward pass: two norms, attention and MLP."""
     shape, per_rank = of.shape, of.tokens * of.width // of.tensor
     # Rotated queries (a d) and keys (g d), the fused projection that the values are a view of ((a + 2 g) d), and the
     # output (a d).
     attention = per_rank * (2 * attention_width(shape) + shape.num_query_groups * head_dim(shape) + qkv_width(shape))
-    if shape.model_type == "qwen3":  # the norms' inputs; the local norm's float32 copies too
+    if shape.family.qk_norm:  # the norms' inputs; the local norm's float32 copies too
         heads = (shape.num_attention_heads + shape.num_query_groups) * head_dim(shape)
         attention += heads * of.tokens // of.tensor * (of.width if of.fused else 8)
     if recompute != "selective":
@@ -89,7 +89,7 @@ def saved_layer(of: Pass, recompute: str | None) -> int:
 
 
 def backward_work(of: Pass) -> int:
-    """What the backward pass of a layer holds beside what was saved, at most: the gradients of gate and up projection
+    """Most bytes that the backward pass of a layer holds beside what was saved: the gradients of gate and up projection
     (2 f, while the saved product is gone) and of the residual stream (h)."""
     return 2 * of.mlp + of.hidden + of.gathered
 
@@ -109,7 +109,7 @@ def update_activations(layout: Layout, sizes: Sizes, stage: int, *, critic: bool
     else:
         held, work = in_flight * num_layers * layer, backward_work(of)
     if stage < layout.pipeline - 1:
-        return held + work + 2 * of.hidden  # the output on its way to the next stage, and its gradient back
+        return held + work + 2 * of.hidden  # the output that is sent to the next stage, and its gradient
     if critic:
         return held + max(work, saved_norm(of))
     if layout.shape.tied and stage == 0:

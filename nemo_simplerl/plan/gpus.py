@@ -24,14 +24,14 @@ NAMES = (*_TOTAL_MIB, CPU)
 
 # Estimates. A trainer process: CUDA context, NCCL's buffers, cuBLAS workspaces.
 _TRAINER_BYTES = 3 * GIB
-# The engine's own process beside it: another context, CUDA graphs, its forward pass.
-_ENGINE_BYTES = 3 * GIB
-# Freed blocks that the allocator cannot put to use.
+# Share of the memory in freed blocks that the allocator cannot use again.
 _FRAGMENTS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
+    """A device and its memory."""
+
     name: str
     total: int  # bytes; of the CPU, one rank's share of this machine's memory
 
@@ -39,12 +39,11 @@ class Gpu:
     def is_cpu(self) -> bool:
         return self.name == CPU
 
-    def capacity(self, engine: str) -> int:
-        """Bytes left for tensors beside contexts, communication buffers and fragments."""
+    def capacity(self, engine_bytes: int) -> int:
+        """Bytes left for tensors beside contexts, communication buffers, fragments and the engine's own process."""
         if self.is_cpu:
             return int(self.total * (1 - _FRAGMENTS))
-        processes = _TRAINER_BYTES + (_ENGINE_BYTES if engine == "trtllm" else 0)
-        return int(self.total * (1 - _FRAGMENTS)) - processes
+        return int(self.total * (1 - _FRAGMENTS)) - _TRAINER_BYTES - engine_bytes
 
 
 def gpu(name: str, ranks_per_node: int) -> Gpu:

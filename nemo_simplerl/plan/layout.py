@@ -1,56 +1,16 @@
-"""A run's layout on a cluster: the numbers that memory and time depend on, and the rules that only a plan can check."""
+"""A run's layout on a cluster: the numbers that memory and time depend on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from nemo_simplerl.config.load import Examined
-from nemo_simplerl.config.schema import ActorConfig, Config, CriticConfig, RolloutConfig
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan.gpus import Gpu
-
-_BYTES = {"bf16": 2, "fp32": 4}
-# Read below, each a positive integer.
-_COUNTS = (
-    "actor.tensor_model_parallel_size",
-    "actor.pipeline_model_parallel_size",
-    "actor.context_parallel_size",
-    "actor.micro_batch_size",
-    "actor.forward_micro_batch_size",
-    "actor.global_batch_size",
-    "critic.micro_batch_size",
-    "critic.forward_micro_batch_size",
-    "critic.global_batch_size",
-    "rollout.n_samples_per_prompt",
-    "rollout.max_prompt_tokens",
-    "rollout.max_response_tokens",
-    "rollout.max_batch_size",
-    "rollout.refit_bucket_mb",
-    "rollout.trtllm.tensor_parallel_size",
-    "rollout.trtllm.max_batch_size",
-    "data.rollout_batch_size",
-    "algo.ppo_epochs",
-    "reward.num_workers",
-    "reward.memory_limit_mb",
-)
-_OTHERS = (
-    "model.precision",
-    *(f"{role}.{name}micro_batch_tokens" for role in ("actor", "critic") for name in ("", "forward_")),
-    "actor.sequence_parallel",
-    "actor.use_distributed_optimizer",
-    "actor.offload_adam_states",
-    "actor.recompute_granularity",
-    "rollout.engine",
-    "rollout.verify_refit",
-    "rollout.trtllm.free_gpu_memory_fraction",
-    "rollout.trtllm.sleep",
-    "algo.kl_coef",
-    "reward.url",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
+    """The machines of a run, each with as many ranks as GPUs."""
+
     nodes: int
     gpus_per_node: int
     gpu: Gpu
@@ -62,12 +22,28 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Batch sizes of one role, in samples: of packed rows, the longest sequences that they hold."""
+    """Batch sizes of one role in samples; packed rows count as the longest sequences that fit into them."""
 
     micro: int
     forward_micro: int
     update: int  # over all data-parallel ranks
     is_packed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """The settings of the rollout engine that decide how much memory it takes."""
+
+    name: str  # as rollout.engine has it
+    tensor: int  # ranks that one engine spans
+    batch: int  # sequences decoded at once
+    cache_fraction: float | None  # share of the free memory that the KV cache takes; None: what the batch needs
+    sleeps: bool  # hands its memory to the trainer between rollouts
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the numbers lie in their ranges."""
+        return self.tensor >= 1 and self.batch >= 1 and (self.cache_fraction is None or 0 < self.cache_fraction < 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +68,7 @@ class Layout:
     prompt_tokens: int  # longest
     response_tokens: int  # longest
     keeps_reference: bool
-    engine: str
-    engine_tensor: int  # ranks an engine spans
-    engine_batch: int  # sequences decoded at once
-    cache_fraction: float
-    engine_sleeps: bool
+    engine: EngineSettings
     bucket_bytes: int
     verifies_refit: bool
     reward_workers: int  # of one rank's grader; 0: a server grades
@@ -104,17 +76,18 @@ class Layout:
 
     @property
     def data(self) -> int:
+        """Data-parallel size."""
         return self.cluster.world_size // (self.tensor * self.pipeline)
 
     @property
     def max_tokens(self) -> int:
-        """Of one sequence, padded as sequence parallelism needs it."""
+        """Tokens of the longest sequence, padded as sequence parallelism needs it."""
         tokens = self.prompt_tokens + self.response_tokens
         return -(-tokens // self.tensor) * self.tensor if self.sequence_parallel else tokens
 
     @property
     def samples(self) -> int:
-        """Of one step, over all ranks."""
+        """Samples of one step, over all ranks."""
         return self.prompts * self.samples_per_prompt
 
     def can_cut(self, sizes: Sizes) -> bool:
@@ -122,29 +95,8 @@ class Layout:
         return sizes.update % (self.data * (1 if sizes.is_packed else sizes.micro)) == 0
 
     def micro_batches(self, sizes: Sizes) -> int:
-        """Of one update, at most."""
+        """Micro-batches of one update, at most."""
         return -(-sizes.update // (self.data * sizes.micro))
-
-
-def layout_of(found: Examined, cluster: Cluster) -> Layout | None:
-    """The layout that a configuration asks for; None where it is not known or cannot be cut that way."""
-    layout = wished_layout(found, cluster)
-    if layout is None or not divides(layout.shape, cluster, layout.tensor, layout.pipeline):
-        return None
-    if not all(layout.can_cut(sizes) for sizes in (layout.actor, layout.critic)):
-        return None
-    return layout
-
-
-def wished_layout(found: Examined, cluster: Cluster) -> Layout | None:
-    """The same, even where its sizes divide nothing: others may be tried in their place."""
-    config, shape = found.config, found.shape
-    if shape is None or any(_is_reported(key, found.reported) for key in (*_COUNTS, *_OTHERS)):
-        return None
-    counts = [_value(config, key) for key in _COUNTS]
-    if min(counts) < 1 or not 0 < config.rollout.trtllm.free_gpu_memory_fraction < 1:
-        return None
-    return None if config.actor.context_parallel_size != 1 else _layout(config, shape, cluster)
 
 
 def divides(shape: ModelShape, cluster: Cluster, tensor: int, pipeline: int) -> bool:
@@ -157,21 +109,13 @@ def divides(shape: ModelShape, cluster: Cluster, tensor: int, pipeline: int) -> 
     )
 
 
-def problems_of_the_cluster(found: Examined, cluster: Cluster) -> Iterator[str]:
-    """What cannot run, beyond the rules that every run is checked by."""
-    if _is_reported("rollout.trtllm.tensor_parallel_size", found.reported):
-        return
-    rollout = found.config.rollout
-    size = rollout.trtllm.tensor_parallel_size
-    if rollout.engine == "trtllm" and size > 1 and cluster.nodes > 1 and cluster.gpus_per_node % size:
-        yield (
-            f"rollout.trtllm.tensor_parallel_size={size} does not divide the {cluster.gpus_per_node} GPUs of a node, "
-            "and an engine cannot span nodes. Choose a size that divides them."
-        )
+def halves(number: int) -> Iterator[int]:
+    """number / 2, / 4, ... down to 1."""
+    return (number >> shift for shift in range(1, number.bit_length()))
 
 
 def warnings_of(layout: Layout) -> list[str]:
-    """What runs, but not as well as it could."""
+    """Warnings of settings that run, but not as well as they could."""
     warnings = []
     if layout.cluster.nodes > 1 and layout.cluster.gpus_per_node % layout.tensor:
         warnings.append(
@@ -191,61 +135,3 @@ def warnings_of(layout: Layout) -> list[str]:
                 f"the time idle. A smaller {name}.micro_batch_size, or fewer stages, helps."
             )
     return warnings
-
-
-def _layout(config: Config, shape: ModelShape, cluster: Cluster) -> Layout:
-    actor, critic, rollout = config.actor, config.critic, config.rollout
-    has_own_workers = config.reward.url is None
-    return Layout(
-        shape=shape,
-        cluster=cluster,
-        tensor=actor.tensor_model_parallel_size,
-        pipeline=actor.pipeline_model_parallel_size,
-        sequence_parallel=actor.sequence_parallel,
-        distributed_optimizer=actor.use_distributed_optimizer,
-        offloads=actor.offload_adam_states and not cluster.gpu.is_cpu,
-        recompute=actor.recompute_granularity,
-        param_bytes=_BYTES[config.model.precision],
-        fused=not cluster.gpu.is_cpu
-        and config.model.transformer_engine is not False
-        and config.model.precision == "bf16",
-        actor=_sizes(actor, rollout),
-        critic=_sizes(critic, rollout),
-        prompts=config.data.rollout_batch_size,
-        samples_per_prompt=rollout.n_samples_per_prompt,
-        epochs=config.algo.ppo_epochs,
-        prompt_tokens=rollout.max_prompt_tokens,
-        response_tokens=rollout.max_response_tokens,
-        keeps_reference=config.algo.kl_coef > 0,
-        engine=rollout.engine,
-        engine_tensor=rollout.trtllm.tensor_parallel_size if rollout.engine == "trtllm" else 1,
-        engine_batch=rollout.trtllm.max_batch_size if rollout.engine == "trtllm" else rollout.max_batch_size,
-        cache_fraction=rollout.trtllm.free_gpu_memory_fraction,
-        engine_sleeps=rollout.trtllm.sleep,
-        bucket_bytes=rollout.refit_bucket_mb * 2**20,
-        verifies_refit=rollout.verify_refit != "off",
-        reward_workers=config.reward.num_workers if has_own_workers else 0,
-        reward_worker_bytes=config.reward.memory_limit_mb * 2**20,
-    )
-
-
-def _sizes(section: ActorConfig | CriticConfig, rollout: RolloutConfig) -> Sizes:
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    packed, forward_packed = section.micro_batch_tokens, section.forward_micro_batch_tokens
-    return Sizes(
-        micro=section.micro_batch_size if packed is None else max(packed // longest, 1),
-        forward_micro=section.forward_micro_batch_size if forward_packed is None else max(forward_packed // longest, 1),
-        update=section.global_batch_size,
-        is_packed=packed is not None,
-    )
-
-
-def _is_reported(key: str, reported: frozenset[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in reported)
-
-
-def _value(config: Config, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value

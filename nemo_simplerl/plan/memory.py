@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nemo_simplerl.plan import engine
 from nemo_simplerl.plan.activations import forward_activations, update_activations
-from nemo_simplerl.plan.engine import Cache
+from nemo_simplerl.plan.engines.base import Cache, engine_weights, footprint_of
 from nemo_simplerl.plan.layout import Layout
 from nemo_simplerl.plan.shapes import largest_tensor, qkv_width, rank_parameters
 
@@ -22,7 +21,7 @@ _PROCESS = 3 * 2**30  # host memory of a trainer process before anything is load
 
 @dataclass(frozen=True)
 class Phase:
-    """What lies on a GPU at the worst moment of a phase, by name."""
+    """Bytes on a GPU at the worst moment of a phase, by name."""
 
     name: str
     parts: dict[str, int]
@@ -34,7 +33,7 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """phases: each of the pipeline stage that needs most in it."""
+    """Memory of a run. Each phase is that of the pipeline stage that needs most in it."""
 
     capacity: int
     phases: tuple[Phase, ...]
@@ -56,7 +55,7 @@ class Memory:
 
 
 def memory(layout: Layout) -> Memory:
-    capacity = layout.cluster.gpu.capacity(layout.engine)
+    capacity = layout.cluster.gpu.capacity(footprint_of(layout.engine.name).process_bytes)
     by_stage = [_phases(layout, stage, capacity) for stage in range(layout.pipeline)]
     worst = tuple(
         max(same, key=lambda phase: phase.peak) for same in zip(*(phases for phases, _ in by_stage), strict=True)
@@ -67,7 +66,7 @@ def memory(layout: Layout) -> Memory:
 
 
 def resident(layout: Layout, stage: int, *, critic: bool, stepped: bool = True) -> dict[str, int]:
-    """Weights, gradients and optimizer of one role on one rank; without moments before the first update."""
+    """Bytes of one role's weights, gradients and optimizer on one rank; without moments before the first update."""
     count = rank_parameters(layout.shape, layout.tensor, layout.pipeline, stage, critic=critic)
     share = -(-count // layout.data) if layout.distributed_optimizer else count
     state = (_MASTER if layout.param_bytes == 2 else 0) + (_MOMENTS if stepped else 0)
@@ -80,7 +79,7 @@ def resident(layout: Layout, stage: int, *, critic: bool, stepped: bool = True) 
 
 
 def held(layout: Layout, stage: int, *, updating: Sequence[str], stepped: bool = True) -> dict[str, int]:
-    """`resident` of both roles; where they offload, gradients and optimizer of the roles `updating` alone."""
+    """`resident` of both roles together; where they offload, gradients and optimizer of those in `updating` alone."""
     parts: dict[str, int] = {}
     for role in ROLES:
         for name, size in resident(layout, stage, critic=role == "critic", stepped=stepped).items():
@@ -90,7 +89,7 @@ def held(layout: Layout, stage: int, *, updating: Sequence[str], stepped: bool =
 
 
 def host_memory(layout: Layout) -> dict[str, int]:
-    """Of one node, at most."""
+    """Most bytes in the host memory of one node, by name."""
     ranks = layout.cluster.gpus_per_node
     parts = {"trainer processes": ranks * _PROCESS}
     if layout.keeps_reference:
@@ -100,15 +99,15 @@ def host_memory(layout: Layout) -> dict[str, int]:
             sum(size for name, size in held(layout, stage, updating=ROLES).items() if name.endswith(" optimizer"))
             for stage in range(layout.pipeline)
         )
-    if layout.engine == "trtllm" and layout.engine_sleeps:
-        parts["sleeping engine's weights"] = ranks * engine.weights(layout)
+    for name, size in footprint_of(layout.engine.name).in_host_memory(layout).items():
+        parts[name] = ranks * size
     if layout.reward_workers:
         parts["reward workers' limit"] = ranks * layout.reward_workers * layout.reward_worker_bytes
     return parts
 
 
 def _reference(layout: Layout) -> int:
-    """The largest stage's share of the frozen policy."""
+    """Bytes of the frozen policy on a rank of the largest stage."""
     counts = [rank_parameters(layout.shape, layout.tensor, layout.pipeline, stage) for stage in range(layout.pipeline)]
     return max(counts) * layout.param_bytes
 
@@ -119,19 +118,14 @@ def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cac
     )
     making, made = (held(layout, stage, updating=roles, stepped=False) | reference for roles in (("critic",), ()))
     still = held(layout, stage, updating=()) | reference
-    weights, work = engine.weights(layout), engine.workspace(layout)
+    engine = footprint_of(layout.engine.name)
+    weights, work = engine_weights(layout), engine.workspace(layout)
     cache = engine.cache(
         layout, capacity - sum(made.values()) - weights, capacity - sum(still.values()) - weights - work
     )
-    awake = {"engine weights": weights}
-    is_trtllm = layout.engine == "trtllm"
-    stays = is_trtllm and not layout.engine_sleeps
-    # Between rollouts: hf keeps its weights, TensorRT-LLM what it does not put to sleep.
-    kept = ({} if is_trtllm and not stays else awake) | ({"engine KV cache": cache.bytes} if stays else {})
+    kept = engine.between_rollouts(layout, weights, cache)
     batch = {"rollout batch": -(-layout.samples // layout.data) * layout.max_tokens * _BATCH}
-    # TensorRT-LLM allocates its cache when it starts and first lets go of it after a rollout: the first refit of a new
-    # or resumed run finds it there.
-    refit = awake | ({"engine KV cache": cache.bytes} if is_trtllm else {}) | refit_buffers(layout)
+    refit = engine.before_refit(layout, weights, cache) | refit_buffers(layout)
     # The distributed optimizer moves the weights into one buffer, and both copies exist for a moment.
     moving = {"weights on their way": making["critic weights"]} if layout.distributed_optimizer else {}
     forward = max(
@@ -140,7 +134,10 @@ def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cac
     )
     phases = [
         max(Phase("start", making | moving), Phase("start", made | refit), key=lambda phase: phase.peak),
-        Phase("rollout", still | awake | {"engine KV cache": cache.bytes, "engine sampling": work}),
+        Phase(
+            "rollout",
+            still | {"engine weights": weights, "engine KV cache": cache.bytes, "engine sampling": work},
+        ),
         Phase("log-probabilities", still | kept | batch | {"activations": forward}),
         *(
             Phase(
@@ -159,7 +156,7 @@ def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cac
 
 
 def refit_buffers(layout: Layout) -> dict[str, int]:
-    """The gathered shards and the tensors made of them, a bucket each, and one that another process reads."""
+    """Bytes of a refit by name: gathered shards and the tensors made of them, a bucket each, and the engine's own."""
     shape = layout.shape
     bucket = max(layout.bucket_bytes, largest_tensor(shape) * layout.param_bytes)
     whole = rank_parameters(shape) * layout.param_bytes
@@ -170,7 +167,7 @@ def refit_buffers(layout: Layout) -> dict[str, int]:
         copies = min(bucket, interleaved)
     else:
         copies = 2 * bucket
-    parts = {"refit buckets": copies + (bucket if layout.engine == "trtllm" else 0)}
+    parts = {"refit buckets": copies + footprint_of(layout.engine.name).refit_buckets * bucket}
     if layout.verifies_refit and not layout.cluster.gpu.is_cpu:
         parts["digests"] = _DIGEST_WORK
     return parts

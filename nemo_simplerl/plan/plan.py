@@ -1,13 +1,14 @@
-"""Everything that can be told about a run before it starts."""
+"""Makes the plan of a run: whether it fits a cluster, and what to change where it does not."""
 
 from collections.abc import Sequence
 
 from nemo_simplerl.config.load import examine
 from nemo_simplerl.config.rules.machine import Machine
 from nemo_simplerl.config.shape import ModelShape
-from nemo_simplerl.plan.layout import Cluster, Layout, layout_of, problems_of_the_cluster, warnings_of, wished_layout
+from nemo_simplerl.plan.layout import Cluster, Layout, warnings_of
 from nemo_simplerl.plan.memory import Memory, memory
 from nemo_simplerl.plan.report import Plan
+from nemo_simplerl.plan.request import problems_of_the_cluster, requested_layout, runnable_layout
 from nemo_simplerl.plan.suggest import first_change, shortage, suggestions
 
 
@@ -16,12 +17,12 @@ def make_plan(
 ) -> Plan:
     """The plan of a run on `cluster`, with every problem by the rules that training checks, and those of memory.
 
-    shape: of a model that is not on this disk. The cluster's machines are taken to have what the container has.
+    shape: of a model that is not on this disk. The cluster's machines are assumed to have what the container has.
     """
     has_gpu = not cluster.gpu.is_cpu
     found = examine(overrides, cluster.world_size, Machine(has_gpu=has_gpu, has_transformer_engine=has_gpu), shape)
     problems = [*found.problems, *problems_of_the_cluster(found, cluster)]
-    layout, wished = layout_of(found, cluster), wished_layout(found, cluster)
+    layout, wished = runnable_layout(found, cluster), requested_layout(found, cluster)
     used = None if layout is None else memory(layout)
     if layout is not None and used is not None:
         problems += _memory_problems(layout, used)

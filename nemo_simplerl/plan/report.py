@@ -1,4 +1,4 @@
-"""A plan as text and as one JSON object."""
+"""The plan of a run, and its forms as text and as one JSON object."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ _SHOWN = 5  # suggestions and refusals in the text
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """layout and memory are None where the problems leave them unknown."""
+    """The plan of a run on a cluster. layout and memory are None where the problems leave them unknown."""
 
     cluster: Cluster
     problems: list[str]
@@ -30,7 +30,7 @@ class Plan:
 
 
 def numbers(layout: Layout, memory: Memory) -> dict[str, Any]:
-    """What a step is made of. Tokens are those of the longest sequences, so they are upper bounds."""
+    """Counts of a step by name. Tokens are those of the longest sequences, so they are upper bounds."""
     longest = layout.prompt_tokens + layout.response_tokens
     roles = {
         f"{name}_{key}": value
@@ -47,15 +47,15 @@ def numbers(layout: Layout, memory: Memory) -> dict[str, Any]:
         "samples_per_rank": layout.samples // layout.data,
         "max_tokens_per_step": layout.samples * longest,
         **roles,
-        "engines": layout.cluster.world_size // layout.engine_tensor,
+        "engines": layout.cluster.world_size // layout.engine.tensor,
         "kv_bytes_per_token": memory.cache.bytes_per_token,
         "kv_tokens_per_engine": memory.cache.tokens,
         "sequences_at_once_per_engine": memory.cache.sequences,
     }
 
 
-def as_dict(plan: Plan) -> dict[str, Any]:
-    """Bytes, tokens and counts as plain values."""
+def plan_as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as one JSON object: bytes, tokens and counts as plain values."""
     layout, memory, cluster = plan.layout, plan.memory, plan.cluster
     found: dict[str, Any] = {
         "can_run": plan.can_run,
@@ -90,7 +90,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     return found
 
 
-def as_text(plan: Plan) -> str:
+def plan_as_text(plan: Plan) -> str:
+    """The plan as lines for a terminal."""
     cluster = plan.cluster
     lines = [
         f"{cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name} ({_gib(cluster.gpu.total)} each), "
@@ -125,14 +126,14 @@ def _layout_lines(layout: Layout, memory: Memory) -> list[str]:
             f"{sizes.micro} {'of the longest samples' if sizes.is_packed else 'each'}"
             for name, sizes in (("actor", layout.actor), ("critic", layout.critic))
         ),
-        f"rollout: {found['engines']} {layout.engine} engines, {found['kv_tokens_per_engine']} KV tokens of "
+        f"rollout: {found['engines']} {layout.engine.name} engines, {found['kv_tokens_per_engine']} KV tokens of "
         f"{found['kv_bytes_per_token']} bytes each, {found['sequences_at_once_per_engine']} of the longest sequences "
         "at once",
     ]
 
 
 def _memory_lines(memory: Memory) -> list[str]:
-    """A row a phase, a column a kind of memory, in GiB."""
+    """A table of memory in GiB, a row a phase and a column a kind of memory."""
     kinds = list(dict.fromkeys(_kind(name) for phase in memory.phases for name in phase.parts))
     lines = ["GiB on the fullest GPU" + "".join(f"{kind:>13}" for kind in (*kinds, "peak"))]
     for phase in memory.phases:
@@ -154,7 +155,7 @@ def _memory_lines(memory: Memory) -> list[str]:
 
 
 def _kind(name: str) -> str:
-    """Columns of the table: what both roles have is one."""
+    """The column that a part belongs to; what both roles have is one column."""
     for kind in ("weights", "gradients", "optimizer"):
         if name in (f"actor {kind}", f"critic {kind}"):
             return kind

@@ -1,4 +1,4 @@
-"""Sizes of well-known models, and how many parameters a rank holds of one.
+"""Sizes of well-known models, and the number of parameters that a rank holds.
 
 Legend: L layers, h hidden size, a query heads, g key/value groups, d head size, f MLP width, V vocabulary,
 t tensor-parallel size.
@@ -51,12 +51,12 @@ def head_dim(shape: ModelShape) -> int:
 
 
 def attention_width(shape: ModelShape) -> int:
-    """Of the queries of one token, and of the attention's output: a d."""
+    """Width of the queries of one token, and of the attention's output: a d."""
     return shape.num_attention_heads * head_dim(shape)
 
 
 def qkv_width(shape: ModelShape) -> int:
-    """Of one token's query, key and value together: (a + 2 g) d."""
+    """Width of one token's query, key and value together: (a + 2 g) d."""
     return (shape.num_attention_heads + 2 * shape.num_query_groups) * head_dim(shape)
 
 
@@ -66,13 +66,13 @@ def vocab_rows(shape: ModelShape, tensor_size: int) -> int:
 
 
 def layer_parameters(shape: ModelShape, tensor_size: int) -> int:
-    """Of one layer on one tensor rank: norms are replicated, all else is split."""
+    """Parameters of one layer on one tensor rank: norms are replicated, all else is split."""
     hidden, qkv = shape.hidden_size, qkv_width(shape)
     split = qkv * hidden + hidden * attention_width(shape) + 3 * shape.ffn_hidden_size * hidden
     replicated = 2 * hidden
-    if shape.model_type == "qwen2":
+    if shape.family.qkv_bias:
         split += qkv
-    if shape.model_type == "qwen3":
+    if shape.family.qk_norm:
         replicated += 2 * head_dim(shape)
     return split // tensor_size + replicated
 
@@ -80,7 +80,7 @@ def layer_parameters(shape: ModelShape, tensor_size: int) -> int:
 def rank_parameters(
     shape: ModelShape, tensor_size: int = 1, pipeline_size: int = 1, stage: int = 0, *, critic: bool = False
 ) -> int:
-    """On one rank of a pipeline stage. Of tied embeddings the last of several stages holds a copy."""
+    """Parameters on one rank of a pipeline stage. The last of several stages holds a copy of tied embeddings."""
     is_first, is_last = stage == 0, stage == pipeline_size - 1
     table = vocab_rows(shape, tensor_size) * shape.hidden_size
     count = shape.num_layers // pipeline_size * layer_parameters(shape, tensor_size)

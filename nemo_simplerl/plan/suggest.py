@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nemo_simplerl.plan.engine import engine_batch
-from nemo_simplerl.plan.layout import Layout, Sizes, divides
+from nemo_simplerl.plan.engines.base import footprint_of
+from nemo_simplerl.plan.layout import Layout, Sizes, divides, halves
 from nemo_simplerl.plan.memory import Memory, memory
 
 # The model of `cost`; none is measured.
@@ -22,7 +22,7 @@ COST = (
 
 @dataclass(frozen=True)
 class Change:
-    """Keys to set, and what becomes of the memory."""
+    """Settings to make, as overrides, with the layout and the memory that follow."""
 
     text: str
     layout: Layout
@@ -75,7 +75,7 @@ def suggestions(layout: Layout) -> tuple[list[Change], list[Refusal]]:
 
 
 def shortage(found: Memory) -> str:
-    """What does not fit, in words."""
+    """The phase or cache that does not fit, in words."""
     worst = found.worst
     largest = max(worst.parts, key=lambda name: worst.parts[name])
     if found.headroom < 0:
@@ -94,7 +94,7 @@ def first_change(layout: Layout) -> tuple[Change, bool] | None:
 
 
 def _keys(layout: Layout) -> str:
-    """The overrides that ask for a layout, the engine's left out."""
+    """The overrides that ask for a layout; those of its engine are left out."""
     flags = {True: "true", False: "false"}
     return " ".join(
         [
@@ -171,10 +171,10 @@ def _changes(layout: Layout) -> Iterator[tuple[str, Layout]]:
     yield from _engine_changes(layout)
     for role in ("actor", "critic"):
         sizes: Sizes = getattr(layout, role)
-        for micro in _below(sizes.micro):
+        for micro in halves(sizes.micro):
             fewer = replace(sizes, micro=micro)
             yield _micro_batch(role, fewer, layout), _with(layout, role, fewer)
-        for micro in _below(sizes.forward_micro):
+        for micro in halves(sizes.forward_micro):
             key, unit = ("tokens", layout.max_tokens) if sizes.is_packed else ("size", 1)
             smaller = _with(layout, role, replace(sizes, forward_micro=micro))
             yield f"{role}.forward_micro_batch_{key}={micro * unit}", smaller
@@ -190,19 +190,7 @@ def _changes(layout: Layout) -> Iterator[tuple[str, Layout]]:
 
 
 def _engine_changes(layout: Layout) -> Iterator[tuple[str, Layout]]:
-    if layout.engine == "trtllm":
-        for step in range(int(layout.cache_fraction * 20) - 1, 1, -1):
-            fraction = step / 20
-            changed = replace(layout, cache_fraction=fraction)
-            yield f"rollout.trtllm.free_gpu_memory_fraction={fraction:g}", changed
-        if not layout.engine_sleeps:
-            yield "rollout.trtllm.sleep=true", replace(layout, engine_sleeps=True)
-        for size in range(layout.engine_tensor + 1, layout.cluster.gpus_per_node + 1):
-            if layout.shape.num_query_groups % size == 0 and layout.cluster.gpus_per_node % size == 0:
-                yield f"rollout.trtllm.tensor_parallel_size={size}", replace(layout, engine_tensor=size)
-    else:
-        for size in _below(engine_batch(layout)):
-            yield f"rollout.max_batch_size={size}", replace(layout, engine_batch=size)
+    yield from footprint_of(layout.engine.name).changes(layout)
     smaller = 64 * 2**20
     if layout.bucket_bytes > smaller:
         yield "rollout.refit_bucket_mb=64", replace(layout, bucket_bytes=smaller)
@@ -211,11 +199,6 @@ def _engine_changes(layout: Layout) -> Iterator[tuple[str, Layout]]:
 def _with(layout: Layout, name: str, value: Any) -> Layout:
     changes: dict[str, Any] = {name: value}
     return replace(layout, **changes)
-
-
-def _below(number: int) -> Iterator[int]:
-    """number / 2, / 4, ... down to 1."""
-    return (number >> shift for shift in range(1, number.bit_length()))
 
 
 def _powers_and(own: int, most: int) -> list[int]:

@@ -64,6 +64,8 @@ class RolloutEngine(Protocol):
     unit_size: int | None
     # Whether `generate` is called on this rank: of a group that shares one engine, only the first rank calls it.
     generates: bool
+    # Whether the trainer calls `sleep` after every rollout, so that its updates have the engine's memory too.
+    sleeps_between_rollouts: bool
 
     @property
     def weight_version(self) -> int | None:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_simplerl.config.run_dir import deciding
+from nemo_simplerl.config.run_dir import weight_affecting_settings
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.data.problems import Prompt
@@ -68,8 +68,8 @@ class Roles:
         update_loops = {**self.estimator.update_loops, "actor": self.actor.update_loop}
         self.step_state.begin(self._key(prompts, step, seeds), update_loops)
         completions = self.step_state.completions(lambda: self._sample(prompts, seeds))
-        if self.config.rollout.engine == "trtllm":
-            self.engine.sleep()  # the step's updates have its memory, until the refit
+        if self.engine.sleeps_between_rollouts:
+            self.engine.sleep()
         return completions
 
     @timed("reward")
@@ -178,7 +178,7 @@ class Roles:
             seeds,
             [config.algo.ppo_epochs, config.critic.global_batch_size, config.actor.global_batch_size],
         ]
-        settings = [self.initial_weights, deciding(config)]
+        settings = [self.initial_weights, weight_affecting_settings(config)]
         return StepKey(step, self.engine.weight_version, digest_of(request), digest_of(settings))
 
     def _sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Completion]:

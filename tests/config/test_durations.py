@@ -1,4 +1,4 @@
-"""Times in NeMo's form, and what is said of others."""
+"""Durations in NeMo's form, and the errors for other forms."""
 
 import pytest
 

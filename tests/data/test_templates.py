@@ -1,11 +1,13 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
+from nemo_simplerl.config.schema import DataConfig
 from nemo_simplerl.data.problems import load_problems
-from nemo_simplerl.data.templates import INSTRUCTION, TEMPLATES, render, renderer
+from nemo_simplerl.data.templates import INSTRUCTION, NAMES, TEMPLATES, render, renderer
 
 TRAINING_SET = Path(__file__).parents[2].parent / "shared/data/math_level3to5_data_processed_with_qwen_prompt.json"
 
@@ -86,3 +88,7 @@ def test_chat_is_the_tokenizers_own_template_with_the_instruction_after_the_ques
         renderer("chat", mute, trailing_newline=True)
     with pytest.raises(ValueError, match="unknown prompt template 'chatty'"):
         renderer("chatty", mute, trailing_newline=True)
+
+
+def test_the_configuration_accepts_exactly_the_templates_there_are():
+    assert sorted(get_args(get_type_hints(DataConfig)["template"])) == sorted(NAMES)

@@ -20,7 +20,7 @@ from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
 from nemo_simplerl.plan.activations import forward_activations, update_activations
 from nemo_simplerl.plan.gpus import gpu
-from nemo_simplerl.plan.layout import Cluster, Layout, Sizes
+from nemo_simplerl.plan.layout import Cluster, EngineSettings, Layout, Sizes
 from nemo_simplerl.plan.memory import resident
 from nemo_simplerl.trainer.learners.learner import Learner
 from support.ranks import run_ranks
@@ -87,11 +87,7 @@ def plan_layout(
         prompt_tokens=LENGTH // 2,
         response_tokens=LENGTH // 2,
         keeps_reference=False,
-        engine="hf",
-        engine_tensor=1,
-        engine_batch=1,
-        cache_fraction=0.5,
-        engine_sleeps=True,
+        engine=EngineSettings(name="hf", tensor=1, batch=1, cache_fraction=None, sleeps=False),
         bucket_bytes=2**20,
         verifies_refit=False,
         reward_workers=0,
@@ -115,7 +111,7 @@ def peak_bytes(work: Callable[[], object], repeats: int) -> int:
 
 
 def resident_bytes(learner: Learner) -> int:
-    """Of weights, gradient buffers and optimizer, each storage once."""
+    """Bytes of weights, gradient buffers and optimizer, each storage counted once."""
     tensors = [*learner.gpt.parameters(), *(buffer.grad_data for buffer in learner.model.buffers)]
     for inner in getattr(learner.optimizer, "chained_optimizers", [learner.optimizer]):
         stepped = inner.optimizer
@@ -126,7 +122,7 @@ def resident_bytes(learner: Learner) -> int:
 
 
 def measure(cases: list[tuple[str, str | None]], tensor: int, pipeline: int, distributed: bool) -> list[dict[str, int]]:
-    """Of each case, on this rank: what `measure_role` finds for an actor and a critic, and the pipeline stage."""
+    """For each case, on this rank: what `measure_role` finds for an actor and a critic, and the pipeline stage."""
     mesh = build_mesh(
         tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, context_parallel_size=1, timeout_s=60
     )

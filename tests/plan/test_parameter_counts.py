@@ -79,7 +79,7 @@ def test_every_stage_has_as_many_parameters_as_the_model_that_megatron_builds(na
 
 
 def built_parameters(shape: ModelShape, tensor: int, pipeline: int, stage: int, critic_seed: int | None) -> int:
-    """Of the GPTModel of a stage, on a device without memory and in a world without other ranks."""
+    """Parameters of a stage's GPTModel, built on a device without memory and in a world without other ranks."""
     world_size = tensor * pipeline
     destroy_mesh()  # what another test may have left in this process
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=stage * tensor, world_size=world_size)

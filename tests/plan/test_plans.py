@@ -7,7 +7,7 @@ import pytest
 from nemo_simplerl.plan.gpus import gpu
 from nemo_simplerl.plan.layout import Cluster
 from nemo_simplerl.plan.plan import make_plan
-from nemo_simplerl.plan.report import Plan, as_dict
+from nemo_simplerl.plan.report import Plan, plan_as_dict
 from nemo_simplerl.plan.shapes import PRESETS
 
 RECIPE = "experiment=simplerl_zero_qwen2.5_math_7b"
@@ -235,7 +235,7 @@ def test_offloaded_state_is_on_the_gpu_in_the_updates_of_its_role_alone(data):
 
 
 def test_the_numbers_of_a_step_are_those_worked_by_hand(data):
-    found = json.loads(json.dumps(as_dict(plan_of(data, STAYS))))
+    found = json.loads(json.dumps(plan_as_dict(plan_of(data, STAYS))))
     numbers = found["numbers"]
     assert numbers["data_parallel_size"] == 2  # 8 / TP 4
     assert numbers["samples_per_step"] == 8192  # 1024 prompts x 8

@@ -114,6 +114,7 @@ class ScriptedEngine:
 
     unit_size = None
     generates = True
+    sleeps_between_rollouts = False
 
     def __init__(self, vocab_size: int):
         self.vocab_size, self.weight_version = vocab_size, None

@@ -1,4 +1,4 @@
-"""Rules of what the engine's log-probabilities are compared with and used for."""
+"""Rules of the engine's log-probabilities: what they are compared with, and what they are used for."""
 
 from collections.abc import Iterator
 

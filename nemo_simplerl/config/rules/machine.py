@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nemo_simplerl.config.rules.check import run_rules
+from nemo_simplerl.config.rules.runner import run_rules
 from nemo_simplerl.config.schema import Config
 
 # One of them tells a Hugging Face folder, an unpacked .nemo or a training checkpoint.
@@ -23,7 +23,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """What can be told without importing torch: NVIDIA's device files and the installed packages."""
+    """This machine as far as it shows without importing torch: NVIDIA's device files and the installed packages."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     devices = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()  # dxg: the GPU under WSL
     return Machine(

@@ -1,10 +1,7 @@
-"""The interval each number of the configuration must lie in, in the notation of a mathematics book."""
+"""The interval each number of the configuration must lie in."""
 
-AT_LEAST_1 = "[1, inf)"
-AT_LEAST_0 = "[0, inf)"
-POSITIVE = "(0, inf)"
-SHARE = "[0, 1]"
-BELOW_1 = "[0, 1)"
+from nemo_simplerl.config.engines import ENGINES
+from nemo_simplerl.config.rules.numbers import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE
 
 _OPTIM = {
     "lr": AT_LEAST_0,
@@ -52,10 +49,9 @@ RANGES: dict[str, str] = {
     "rollout.consistency.max_difference": POSITIVE,
     "rollout.consistency.max_share": SHARE,
     "rollout.consistency.importance_cap": AT_LEAST_1,
-    "rollout.trtllm.tensor_parallel_size": AT_LEAST_1,
-    "rollout.trtllm.free_gpu_memory_fraction": "(0, 1)",
-    "rollout.trtllm.max_batch_size": AT_LEAST_1,
-    "rollout.trtllm.max_num_tokens": AT_LEAST_1,
+    **{
+        f"rollout.{name}.{key}": interval for name, engine in ENGINES.items() for key, interval in engine.ranges.items()
+    },
     "reward.correct": "(-inf, inf)",
     "reward.incorrect": "(-inf, inf)",
     "reward.no_answer": "(-inf, inf)",
@@ -100,21 +96,3 @@ RANGES: dict[str, str] = {
     "trainer.alarms.min_reward_share": SHARE,
     "trainer.watchdog.dead_after_s": POSITIVE,
 }
-
-
-def inside(value: float, interval: str) -> bool:
-    """Whether a value lies in an interval such as '(0, 1]'. NaN and infinity lie in none."""
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value > low if interval[0] == "(" else value >= low
-    below = value < high if interval[-1] == ")" else value <= high
-    return above and below
-
-
-def in_words(interval: str) -> str:
-    """'[1, inf)' as 'at least 1'; an interval with two ends as itself."""
-    low, high = (bound.strip() for bound in interval[1:-1].split(","))
-    if low == "-inf":
-        return "a finite number"
-    if high != "inf":
-        return f"a number in {interval}"
-    return f"at least {low}" if interval[0] == "[" else f"a number above {low}"

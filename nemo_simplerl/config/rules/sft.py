@@ -1,4 +1,4 @@
-"""Rules of the warm start; silent where there is none."""
+"""Rules of the warm start. They yield nothing where sft.output is null."""
 
 from collections.abc import Iterator
 

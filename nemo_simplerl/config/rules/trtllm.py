@@ -1,16 +1,22 @@
-"""Rules of `rollout.engine=trtllm`; silent where another engine samples."""
+"""Rules of `rollout.engine=trtllm`, and the ranges of its section. They run only where this engine is chosen."""
 
 from collections.abc import Iterator
 
+from nemo_simplerl.config.rules.numbers import AT_LEAST_1
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape
+
+RANGES = {
+    "tensor_parallel_size": AT_LEAST_1,
+    "free_gpu_memory_fraction": "(0, 1)",
+    "max_batch_size": AT_LEAST_1,
+    "max_num_tokens": AT_LEAST_1,
+}
 
 
 def every_token_has_its_logprob(config: Config) -> Iterator[str]:
     """The engine reports log-probabilities of other distributions than the one it draws from; see docs/trtllm.md."""
     rollout = config.rollout
-    if rollout.engine != "trtllm":
-        return
     asked = {"top_p": (rollout.top_p, 1.0), "top_k": (rollout.top_k, 0)}
     if rollout.trtllm.sampler_type == "TorchSampler":
         asked["temperature"] = (rollout.temperature, 1.0)
@@ -25,7 +31,7 @@ def every_token_has_its_logprob(config: Config) -> Iterator[str]:
 
 def prompts_fit_one_pass(config: Config) -> Iterator[str]:
     rollout = config.rollout
-    if rollout.engine == "trtllm" and rollout.max_prompt_tokens > rollout.trtllm.max_num_tokens:
+    if rollout.max_prompt_tokens > rollout.trtllm.max_num_tokens:
         yield (
             f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} is more than "
             f"rollout.trtllm.max_num_tokens={rollout.trtllm.max_num_tokens}, which the engine reads in one pass. "
@@ -36,7 +42,7 @@ def prompts_fit_one_pass(config: Config) -> Iterator[str]:
 def engine_splits_the_heads(config: Config, shape: ModelShape) -> Iterator[str]:
     rollout, heads = config.rollout, shape.num_attention_heads
     size = rollout.trtllm.tensor_parallel_size
-    if rollout.engine == "trtllm" and heads % size:
+    if heads % size:
         yield (
             f"rollout.trtllm.tensor_parallel_size={size} does not divide the model's {heads} attention heads. "
             f"Sizes that work: {_divisors(heads)}."
@@ -46,7 +52,7 @@ def engine_splits_the_heads(config: Config, shape: ModelShape) -> Iterator[str]:
 def engines_fill_the_ranks(config: Config, world_size: int) -> Iterator[str]:
     rollout = config.rollout
     size = rollout.trtllm.tensor_parallel_size
-    if rollout.engine == "trtllm" and world_size % size:
+    if world_size % size:
         yield (
             f"rollout.trtllm.tensor_parallel_size={size} does not divide {world_size} ranks into engines. "
             f"Sizes that work: {_divisors(world_size)}."

@@ -1,15 +1,16 @@
-"""A Hugging Face config.json as a NeMo `model_config.yaml`, and back. Pure functions.
+"""Turns a Hugging Face config.json into a NeMo `model_config.yaml`, and back. Pure functions.
 
 Keys are those of NeMo's megatron_gpt_config.yaml and of its own converters.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import yaml as pyyaml
 
-from nemo_simplerl.model.families import FAMILIES, check_hf_config, family_of, rope_type
+from nemo_simplerl.config.families import check_hf_config, family_of, family_of_nemo, rope_type
 from nemo_simplerl.model.hf_map import heads_of
 
 _GPT = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
@@ -144,7 +145,7 @@ def nemo_config(hf: dict, *, dtype: torch.dtype, tokenizer: str | None, critic: 
 
 
 class _Loader(pyyaml.SafeLoader):
-    """Reads what OmegaConf writes: 1e-6 is a number, and there are no aliases, of which a few stand for gigabytes."""
+    """Reads YAML as OmegaConf writes it: 1e-6 is a number. Aliases are refused: a few can stand for gigabytes."""
 
     def compose_node(self, parent, index):
         if self.check_event(pyyaml.AliasEvent):
@@ -168,9 +169,12 @@ def parse_yaml(content: bytes, where: str) -> dict[str, Any]:
     return config
 
 
-def hf_config(yaml: dict[str, Any], vocab_size: int, where: str) -> dict[str, Any]:
+def hf_config(
+    yaml: dict[str, Any], vocab_size: int, where: str, stated: Callable[[], str | None] = lambda: None
+) -> dict[str, Any]:
     """The config.json of a NeMo GPT model. `vocab_size` is used where the yaml does not override it.
 
+    stated: asked for the model_type that another file of the archive names, where the yaml fits several families.
     Raises one ValueError that lists every key with which the model would compute something else.
     """
     problems = [
@@ -180,11 +184,11 @@ def hf_config(yaml: dict[str, Any], vocab_size: int, where: str) -> dict[str, An
     ]
     needed = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "layernorm_epsilon")
     problems += [f"{key} is missing" for key in needed if yaml.get(key) is None]
-    traits = bool(yaml.get("qkv_bias")), bool(yaml.get("qk_layernorm"))
-    family = next((family for family in FAMILIES.values() if (family.qkv_bias, family.qk_norm) == traits), None)
-    if family is None:
-        problems.append("qkv_bias and qk_layernorm are both true, which no supported family has")
-    if problems or family is None:
+    try:
+        family = family_of_nemo(yaml, stated)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
         raise ValueError(f"{where}: " + "; ".join(problems) + ".")
     heads = yaml["num_attention_heads"]
     hf = {
@@ -244,7 +248,10 @@ def _rope_keys(hf: dict) -> dict[str, Any]:
 
 
 def _rope_scaling(yaml: dict[str, Any]) -> dict[str, Any] | None:
-    """NeMo's defaults of Llama 3.1 stand in for keys it left out (nemo/collections/common/parts/utils.py)."""
+    """The `rope_scaling` of config.json; None where the yaml asks for none.
+
+    NeMo's defaults of Llama 3.1 stand in for keys it left out (nemo/collections/common/parts/utils.py).
+    """
     if yaml.get("scale_positional_embedding"):
         return {
             "rope_type": "llama3",
@@ -259,5 +266,5 @@ def _rope_scaling(yaml: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _number(value: Any) -> Any:
-    """Whole numbers as the floats that transformers expects; the rest is for check_hf_config to judge."""
+    """An integer as the float that transformers expects; anything else unchanged, for check_hf_config to judge."""
     return float(value) if type(value) is int else value

@@ -16,8 +16,8 @@ from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from nemo_simplerl.config.families import check_hf_config, family_of
 from nemo_simplerl.config.schema import ActorConfig, ModelConfig
-from nemo_simplerl.model.families import check_hf_config, family_of
 from nemo_simplerl.model.hf_map import heads_of, mapping
 from nemo_simplerl.model.network.local_layers import RmsNorm, SdpaAttention
 from nemo_simplerl.model.network.rope import rope_frequencies

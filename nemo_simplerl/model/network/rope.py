@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from nemo_simplerl.model.families import rope_type
+from nemo_simplerl.config.families import rope_type
 from nemo_simplerl.model.hf_map import heads_of
 
 

@@ -47,6 +47,7 @@ class HfEngine:
         self._tokenizer = tokenizer
         self.unit_size = max_batch_size
         self.generates = True
+        self.sleeps_between_rollouts = False  # only its weights stay on the GPU, and moving them takes time
         self._max_model_len = max_model_len or self._model.config.max_position_embeddings
         self._vocab_limit = vocab_limit
         self._validity = Validity()

@@ -96,6 +96,7 @@ class TrtllmEngine:
         rank = 0 if group is None else group.rank()
         self.unit_size: int | None = None
         self.generates = rank == 0  # whether this rank is the leader
+        self.sleeps_between_rollouts = True
         self._uuid = device_uuid(device, rank)
         self._together(lambda: return_cached_memory(device))
         places = self._together(lambda: Place(self._uuid, physical_index(device), socket.gethostname()))

@@ -34,9 +34,11 @@ def build_engine(rollout: RolloutConfig, precision: str, folder: Path, mesh: Mes
         "dtype": DTYPES[precision],
         "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
     }
+    if rollout.engine == "hf":
+        return HfEngine(str(folder), max_batch_size=rollout.max_batch_size, **values)
     if rollout.engine == "trtllm":
         from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine, engine_group
 
         group = engine_group(rollout.trtllm.tensor_parallel_size)
         return TrtllmEngine(str(folder), settings=rollout.trtllm, group=group, **values)
-    return HfEngine(str(folder), max_batch_size=rollout.max_batch_size, **values)
+    raise ValueError(f"rollout.engine={rollout.engine}: build_engine makes no such engine.")

@@ -9,7 +9,7 @@ import numpy as np
 import torch.distributed as dist
 import xxhash
 
-from nemo_simplerl.config.run_dir import deciding
+from nemo_simplerl.config.run_dir import weight_affecting_settings
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.sft import SftExample
 from nemo_simplerl.model.source import fingerprint, open_source
@@ -38,7 +38,7 @@ class WarmStartSaves:
         output = Path(str(config.sft.output))
         self.folder = output.with_name(f"{output.name}.checkpoints")
         self._learners, self._mesh, self._every = {"actor": learner}, mesh, config.sft.save_every
-        asked = [(key, value) for key, value in deciding(config).items() if key.startswith(_KEYS)]
+        asked = [(key, value) for key, value in weight_affecting_settings(config).items() if key.startswith(_KEYS)]
         self._digest = _digest(repr(sorted(asked)), fingerprint(open_source(config.model.path)), examples)
         self._saver = Saver(
             self.folder,

@@ -9,7 +9,8 @@ import pytest
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.rules.check import check
 from nemo_simplerl.config.rules.machine import Machine, check_machine
-from nemo_simplerl.config.rules.ranges import RANGES, in_words, inside
+from nemo_simplerl.config.rules.numbers import in_words, inside
+from nemo_simplerl.config.rules.ranges import RANGES
 from nemo_simplerl.config.schema import Config, ModelConfig
 from nemo_simplerl.config.shape import ModelShape, read_shape
 
@@ -19,7 +20,7 @@ ONE_TEMPERATURE = ["algo.logprob_temperature=one", "rollout.temperature=0.6"]  #
 
 
 def quickstart(*overrides: str) -> tuple[Config, ModelShape]:
-    """In rows of samples, whose sizes have rules of their own."""
+    """The quickstart in padded rows of samples, whose sizes have rules of their own."""
     padded = [f"{role}.micro_batch_tokens=null" for role in ("actor", "critic")]
     config = compose(["experiment=quickstart", "model.path=no/such/folder", *padded, *overrides])
     return config, read_shape(config.model)

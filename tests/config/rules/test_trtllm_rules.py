@@ -1,4 +1,4 @@
-"""Rules of rollout.engine=trtllm: each tells one problem, and none speaks where another engine samples."""
+"""Rules of rollout.engine=trtllm: each finds one problem, and none runs where another engine samples."""
 
 import pytest
 

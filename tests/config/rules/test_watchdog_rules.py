@@ -26,7 +26,7 @@ def _problems(limits: str) -> list[str]:
 
 
 def named_in(source: str) -> Iterator[tuple[str, str | None]]:
-    """What names a wait in `source`, and the wait or phase; None where the name is no literal."""
+    """The call that names each wait in `source`, with the name; None where the name is no literal."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue

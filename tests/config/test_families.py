@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from nemo_simplerl.config.families import FAMILIES, check_hf_config, family_of
 from nemo_simplerl.model import hf_map
-from nemo_simplerl.model.families import FAMILIES, check_hf_config, family_of
 from nemo_simplerl.model.network.provider import build_gpt_model, read_hf_config
 from nemo_simplerl.model.network.rope import rope_frequencies
 from nemo_simplerl.parallel.mesh import build_mesh

@@ -1,8 +1,13 @@
-"""The model families that can be trained, as a table. A new family is an entry and a test."""
+"""The model families that can be trained, as a table: a new family is an entry here and a test.
+
+The configuration, `plan`, the name tables of model/hf_map.py, the network and the NeMo formats all ask the entry.
+Imports nothing but the standard library.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 _SIZES = (
     "vocab_size",
@@ -53,7 +58,7 @@ FAMILIES = {
 }
 
 
-def family_of(hf: dict) -> Family:
+def family_of(hf: dict[str, Any]) -> Family:
     """The family of an HF config. Raises ValueError for one outside the table."""
     model_type = hf.get("model_type")
     if model_type not in FAMILIES:
@@ -61,13 +66,40 @@ def family_of(hf: dict) -> Family:
     return FAMILIES[model_type]
 
 
-def rope_type(hf: dict) -> str | None:
-    """Kind of rotary scaling, None where there is scaling of a kind not named. Older configs say `type`."""
+def family_of_nemo(config: Mapping[str, Any], stated: Callable[[], str | None] = lambda: None) -> Family:
+    """The family of a NeMo model_config.yaml, which names none: the one with its `qkv_bias` and `qk_layernorm`.
+
+    Where several families have both, the key `model_type` of the yaml decides, and then `stated`, which is called for
+    what other files of the archive say. Raises ValueError where no family or more than one is left.
+    """
+    traits = bool(config.get("qkv_bias")), bool(config.get("qk_layernorm"))
+    fitting = {name: family for name, family in FAMILIES.items() if (family.qkv_bias, family.qk_norm) == traits}
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    values = "qkv_bias is {} and qk_layernorm is {}".format(*(str(trait).lower() for trait in traits))
+    if not fitting:
+        both = "qkv_bias and qk_layernorm are both true" if all(traits) else values
+        raise ValueError(f"{both}, which no supported family has")
+    named = config.get("model_type") or stated()
+    if isinstance(named, str) and named in fitting:
+        return fitting[named]
+    found = "" if named is None else f", and model_type {named!r} is none of them"
+    raise ValueError(
+        f"{values}, which several families have ({', '.join(fitting)}){found}; "
+        "name one in the yaml as model_type, or start from the Hugging Face folder"
+    )
+
+
+def rope_type(hf: dict[str, Any]) -> str | None:
+    """Kind of rotary scaling; "default" where there is none, None where the config does not name its kind.
+
+    Older configs say `type` for `rope_type`.
+    """
     scaling = hf.get("rope_scaling")
     return scaling.get("rope_type", scaling.get("type")) if scaling else "default"
 
 
-def check_hf_config(hf: dict, where: object) -> None:
+def check_hf_config(hf: Any, where: object) -> None:
     """Raises one ValueError that lists everything in an HF config that the training model would not honour.
 
     where: the file, for the message.
@@ -82,7 +114,7 @@ def check_hf_config(hf: dict, where: object) -> None:
         raise ValueError(f"{where}: " + "; ".join(problems) + ".")
 
 
-def _family_problems(hf: dict) -> list[str]:
+def _family_problems(hf: dict[str, Any]) -> list[str]:
     try:
         family = family_of(hf)
     except ValueError as error:
@@ -94,8 +126,8 @@ def _family_problems(hf: dict) -> list[str]:
     return problems
 
 
-def _not_positive(values: dict, keys: Iterable[str], kind: type = int) -> list[str]:
-    """What is wrong with the values of `keys`, each of which must be there and positive."""
+def _not_positive(values: dict[str, Any], keys: Iterable[str], kind: type[int] | type[float] = int) -> list[str]:
+    """Problems of the values of `keys`, each of which must be there and positive."""
     problems = []
     for key in keys:
         value = values.get(key)
@@ -108,7 +140,7 @@ def _not_positive(values: dict, keys: Iterable[str], kind: type = int) -> list[s
     return problems
 
 
-def _size_problems(hf: dict) -> list[str]:
+def _size_problems(hf: dict[str, Any]) -> list[str]:
     # These may be null or absent: one group a head, and the heads share out hidden_size.
     given = [key for key in ("num_key_value_heads", "head_dim") if hf.get(key) is not None]
     problems = _not_positive(hf, [*_SIZES, *given]) + _not_positive(hf, ["rms_norm_eps"], float)
@@ -122,7 +154,7 @@ def _size_problems(hf: dict) -> list[str]:
     return problems
 
 
-def _rope_problems(hf: dict) -> list[str]:
+def _rope_problems(hf: dict[str, Any]) -> list[str]:
     problems = []
     if "rope_parameters" in hf:
         # transformers 5 writes it in place of rope_theta and rope_scaling, which would be missed silently.
@@ -140,7 +172,7 @@ def _rope_problems(hf: dict) -> list[str]:
     return problems + [f"rope_scaling of type {kind!r}: {problem}" for problem in found]
 
 
-def _layer_problems(hf: dict) -> list[str]:
+def _layer_problems(hf: dict[str, Any]) -> list[str]:
     problems = []
     if hf.get("use_sliding_window"):
         problems.append("use_sliding_window is true; set it to false to train with full attention")

@@ -1,0 +1,36 @@
+"""The rollout engines by name: what the configuration and the doctor must know of one without importing it.
+
+`plan` finds an engine's memory by the same name (plan/engines), and trainer/setup/engine.py makes the engine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nemo_simplerl.config.rules import trtllm
+from nemo_simplerl.config.rules.runner import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """An engine's rules, the ranges of its section, and the packages that it needs beside the trainer's."""
+
+    ranges: Mapping[str, str] = field(default_factory=dict)  # of the numbers in rollout.NAME, by key below it
+    rules: tuple[Rule, ...] = ()  # of the configuration alone; all three run only where the engine is chosen
+    shape_rules: tuple[Rule, ...] = ()  # that need the model's shape
+    world_rules: tuple[Rule, ...] = ()  # that need the number of ranks
+    packages: Mapping[str, str] = field(default_factory=dict)  # distribution -> what is lost without it
+
+
+ENGINES = {
+    "hf": Engine(),
+    "trtllm": Engine(
+        ranges=trtllm.RANGES,
+        rules=(trtllm.every_token_has_its_logprob, trtllm.prompts_fit_one_pass),
+        shape_rules=(trtllm.engine_splits_the_heads,),
+        world_rules=(trtllm.engines_fill_the_ranks,),
+        packages={
+            "tensorrt-llm": "rollout.engine=hf works, rollout.engine=trtllm does not",
+            "ray": "TensorRT-LLM cannot be refitted, so rollout.engine=trtllm does not work",
+        },
+    ),
+}

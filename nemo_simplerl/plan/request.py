@@ -1,0 +1,136 @@
+"""The layout that a configuration asks for on a cluster, and the rules that only a plan can check."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from nemo_simplerl.config.engines import ENGINES
+from nemo_simplerl.config.load import Examined
+from nemo_simplerl.config.rules.runner import run_rules
+from nemo_simplerl.config.schema import ActorConfig, Config, CriticConfig, RolloutConfig
+from nemo_simplerl.config.shape import ModelShape
+from nemo_simplerl.plan.engines.base import footprint_of
+from nemo_simplerl.plan.layout import Cluster, Layout, Sizes, divides
+
+_BYTES = {"bf16": 2, "fp32": 4}
+# Keys read below that must be positive integers.
+_COUNTS = (
+    "actor.tensor_model_parallel_size",
+    "actor.pipeline_model_parallel_size",
+    "actor.context_parallel_size",
+    "actor.micro_batch_size",
+    "actor.forward_micro_batch_size",
+    "actor.global_batch_size",
+    "critic.micro_batch_size",
+    "critic.forward_micro_batch_size",
+    "critic.global_batch_size",
+    "rollout.n_samples_per_prompt",
+    "rollout.max_prompt_tokens",
+    "rollout.max_response_tokens",
+    "rollout.refit_bucket_mb",
+    "data.rollout_batch_size",
+    "algo.ppo_epochs",
+    "reward.num_workers",
+    "reward.memory_limit_mb",
+)
+_OTHERS = (
+    "model.precision",
+    *(f"{role}.{name}micro_batch_tokens" for role in ("actor", "critic") for name in ("", "forward_")),
+    "actor.sequence_parallel",
+    "actor.use_distributed_optimizer",
+    "actor.offload_adam_states",
+    "actor.recompute_granularity",
+    "rollout.engine",
+    "rollout.verify_refit",
+    "algo.kl_coef",
+    "reward.url",
+)
+
+
+def runnable_layout(found: Examined, cluster: Cluster) -> Layout | None:
+    """The layout that a configuration asks for; None where it is not known or cannot be cut that way."""
+    layout = requested_layout(found, cluster)
+    if layout is None or not divides(layout.shape, cluster, layout.tensor, layout.pipeline):
+        return None
+    if not all(layout.can_cut(sizes) for sizes in (layout.actor, layout.critic)):
+        return None
+    return layout
+
+
+def requested_layout(found: Examined, cluster: Cluster) -> Layout | None:
+    """The layout that a configuration asks for, though its sizes may not divide model or ranks; None if unknown."""
+    config, shape = found.config, found.shape
+    if shape is None or any(_is_reported(key, found.reported) for key in (*_COUNTS, *_OTHERS, *_engine_keys())):
+        return None
+    engines = [footprint_of(name).settings(config.rollout) for name in ENGINES]
+    if min(_value(config, key) for key in _COUNTS) < 1 or not all(engine.is_possible for engine in engines):
+        return None
+    return None if config.actor.context_parallel_size != 1 else _layout(config, shape, cluster)
+
+
+def problems_of_the_cluster(found: Examined, cluster: Cluster) -> list[str]:
+    """Problems of a run on this cluster, beyond those that the rules of the configuration find."""
+    return run_rules(found.config, found.reported, [partial(_engine_fits_the_cluster, cluster=cluster)])
+
+
+def _engine_fits_the_cluster(config: Config, cluster: Cluster) -> Iterator[str]:
+    yield from footprint_of(config.rollout.engine).problems(config, cluster)
+
+
+def _engine_keys() -> list[str]:
+    """Keys that the footprints read. A wrong one leaves the layout unknown, whichever engine is chosen."""
+    return [key for name in ENGINES for key in footprint_of(name).keys]
+
+
+def _layout(config: Config, shape: ModelShape, cluster: Cluster) -> Layout:
+    actor, critic, rollout = config.actor, config.critic, config.rollout
+    has_own_workers = config.reward.url is None
+    return Layout(
+        shape=shape,
+        cluster=cluster,
+        tensor=actor.tensor_model_parallel_size,
+        pipeline=actor.pipeline_model_parallel_size,
+        sequence_parallel=actor.sequence_parallel,
+        distributed_optimizer=actor.use_distributed_optimizer,
+        offloads=actor.offload_adam_states and not cluster.gpu.is_cpu,
+        recompute=actor.recompute_granularity,
+        param_bytes=_BYTES[config.model.precision],
+        fused=not cluster.gpu.is_cpu
+        and config.model.transformer_engine is not False
+        and config.model.precision == "bf16",
+        actor=_sizes(actor, rollout),
+        critic=_sizes(critic, rollout),
+        prompts=config.data.rollout_batch_size,
+        samples_per_prompt=rollout.n_samples_per_prompt,
+        epochs=config.algo.ppo_epochs,
+        prompt_tokens=rollout.max_prompt_tokens,
+        response_tokens=rollout.max_response_tokens,
+        keeps_reference=config.algo.kl_coef > 0,
+        engine=footprint_of(rollout.engine).settings(rollout),
+        bucket_bytes=rollout.refit_bucket_mb * 2**20,
+        verifies_refit=rollout.verify_refit != "off",
+        reward_workers=config.reward.num_workers if has_own_workers else 0,
+        reward_worker_bytes=config.reward.memory_limit_mb * 2**20,
+    )
+
+
+def _sizes(section: ActorConfig | CriticConfig, rollout: RolloutConfig) -> Sizes:
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    packed, forward_packed = section.micro_batch_tokens, section.forward_micro_batch_tokens
+    return Sizes(
+        micro=section.micro_batch_size if packed is None else max(packed // longest, 1),
+        forward_micro=section.forward_micro_batch_size if forward_packed is None else max(forward_packed // longest, 1),
+        update=section.global_batch_size,
+        is_packed=packed is not None,
+    )
+
+
+def _is_reported(key: str, reported: frozenset[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in reported)
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
