@@ -1,4 +1,4 @@
-"""Writing a run's files so that a reader, or the run after a crash, never meets half of one.
+"""Writing of a run's files such that a reader, or the run after a crash, never finds half a file or half a line.
 
 A whole file appears at once or not at all; a line of a .jsonl file is on disk when `append_jsonl` returns.
 """
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Put `content` (text as UTF-8) at `path`, replacing what was there. Makes the folders above it."""
+    """Write `content` (text as UTF-8) to `path`, replacing what was there. Makes the folders above it."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, as a rename is atomic only within a file system; a process never meets another's.
+    # In the same folder: a rename is atomic only within a file system. The process id keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -28,12 +28,12 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 
 def jsonl_text(rows: list[dict[str, Any]]) -> str:
-    """One JSON object a line, keys as ordered. ValueError at NaN and infinity, which JSON does not have."""
+    """The rows as one JSON object a line, keys in their order. Raises ValueError at NaN and infinity."""
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def append_jsonl(path: Path, *rows: dict[str, Any]) -> None:
-    """Add a line for each, on disk on return. The file must end in a whole line: `truncate_jsonl` sees to it."""
+    """Append a line for each row, on disk on return. The file must end in a whole line: see `truncate_jsonl`."""
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
@@ -47,7 +47,7 @@ def append_jsonl(path: Path, *rows: dict[str, Any]) -> None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file, without a last line that a crash cut short. A missing file has none.
 
-    ValueError: a whole line is not a JSON object, so the file is not one of ours.
+    Raises ValueError where a whole line is not a JSON object: the file is not one of ours.
     """
     if not path.exists():
         return []
@@ -56,7 +56,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """Drop the lines that `keep` refuses, and a last line that a crash cut short. Answers the rows that stay.
+    """Drop the lines that `keep` refuses, and a last line that a crash cut short. Returns the rows that stay.
 
     The whole file is replaced at once, and only if something is dropped. Raises as `read_jsonl`.
     """
@@ -78,7 +78,7 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """A rename or a new name is durable only once its folder is."""
+    """Bring the folder's entries to disk: a new or renamed file survives a crash only after that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -39,7 +39,7 @@ ONLY_FOR = {
     "nemo_simplerl.trainer": {"trainer", "cli"},
     "megatron.core.parallel_state": {"parallel.mesh", "parallel.cpu"},
     "megatron.core.mpu": {"parallel.mesh", "parallel.cpu"},
-    "nemo": {"model.conversion.nemo_ckpt"},
+    "nemo": {"model.conversion.nemo_toolkit"},
     "tensorrt_llm": {"rollout.trtllm.engine", "rollout.trtllm.worker"},
     "ray": {"rollout.trtllm.ray_cluster"},
 }
@@ -53,7 +53,7 @@ NEVER_LOADED = {
     "plan": {"torch", "transformers", "megatron"},
 }
 # These wrap a framework that need not be installed.
-ADAPTERS = {"nemo_simplerl.model.conversion.nemo_ckpt", "nemo_simplerl.rollout.trtllm.worker"}
+ADAPTERS = {"nemo_simplerl.model.conversion.nemo_toolkit", "nemo_simplerl.rollout.trtllm.worker"}
 
 
 def modules(folder: Path, name: str) -> Iterator[tuple[str, Path]]:

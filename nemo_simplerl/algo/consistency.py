@@ -18,7 +18,7 @@ def beyond_bound(engine_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT: Tenso
 
 
 def difference_sums(engine_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT: Tensor, max_difference: float) -> Metrics:
-    """What `difference_metrics` needs of these rows. A key that ends in `_max` combines by maximum, others by sum."""
+    """The sums from which `difference_metrics` computes. A key ending in `_max` combines by maximum, others by sum."""
     is_sampled_BT, difference_BT = mask_BT > 0, (logprobs_BT - engine_logprobs_BT).double()
     is_known_BT = is_sampled_BT & difference_BT.isfinite()
     is_beyond_BT = beyond_bound(engine_logprobs_BT, logprobs_BT, mask_BT, max_difference)
@@ -47,7 +47,7 @@ def difference_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         "logprob_diff_mean": mean["distance"],
         "logprob_diff_max": sums["distance_max"],
         "kl_k3": mean["k3"],
-        # Of a tensor, which overflows to infinity where math.exp raises.
+        # A tensor's exp overflows to infinity where math.exp raises.
         "perplexity_ratio": float(torch.tensor(-mean["difference"], dtype=torch.float64).exp()),
         "share_beyond": sums["tokens_beyond"] / max(tokens, 1.0),
         "not_finite": tokens - known,

@@ -77,7 +77,7 @@ def _tell_about_tokenizer(source, target) -> None:
 def _verify(source, target) -> int:
     from nemo_simplerl.model.conversion.verify import verify
 
-    problems = verify(source, target, say=print)
+    problems = verify(source, target, report=print)
     for problem in problems:
         print(f"DIFFERENT: {problem}", file=sys.stderr)
     return 1 if problems else 0

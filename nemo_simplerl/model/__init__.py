@@ -1,1 +1,1 @@
-"""The Megatron-core model: built from a Hugging Face config, filled from its weights, run in Megatron's schedules."""
+"""The Megatron-core model: built from a Hugging Face config, filled from model files, run in Megatron's schedules."""

@@ -1,11 +1,10 @@
-"""Names and shapes between Hugging Face and Megatron-core: tables, and pure split / merge functions.
+"""Names, shapes and values of parameters between Hugging Face and Megatron-core: tables and pure functions.
 
 Legend: H query heads, G key/value groups, D head size, p = H / G heads a group, h hidden size, T tensor-parallel size.
 """
 
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,34 +13,37 @@ from torch import Tensor
 
 from nemo_simplerl.config.families import Family, family_of
 
-Kind = Literal["plain", "qkv", "gate_up", "vocab"]
+# How the parts of a Megatron parameter lie in it.
+ShardKind = Literal["plain", "qkv", "gate_up", "vocab"]
 
 
 @dataclass(frozen=True)
 class Mapping:
-    """How one Megatron parameter is made of Hugging Face tensors, and along which axis tensor ranks share it."""
+    """How one Megatron parameter is made of Hugging Face tensors, and the axis along which tensor ranks split it."""
 
     hf_names: tuple[str, ...]
-    kind: Kind
+    kind: ShardKind
     tp_dim: int | None  # None: replicated
 
 
 @dataclass(frozen=True)
 class Heads:
+    """Sizes of an attention layer."""
+
     num_heads: int
     num_groups: int
     head_dim: int
 
 
-# Of transformers' ...ForSequenceClassification, which a saved critic loads as.
+# Hugging Face name of a critic's value head: a saved critic loads as transformers' ...ForSequenceClassification.
 VALUE_HEAD = "score.weight"
-_EMBEDDING = "embedding.word_embeddings.weight"
+EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT_LAYER = "output_layer.weight"  # in a critic, the value head
 _FINAL_NORM = "decoder.final_layernorm.weight"
-_OUTPUT = "output_layer.weight"
 _TOP = {
-    _EMBEDDING: Mapping(("model.embed_tokens.weight",), "vocab", 0),
+    EMBEDDING: Mapping(("model.embed_tokens.weight",), "vocab", 0),
     _FINAL_NORM: Mapping(("model.norm.weight",), "plain", None),
-    _OUTPUT: Mapping(("lm_head.weight",), "vocab", 0),
+    OUTPUT_LAYER: Mapping(("lm_head.weight",), "vocab", 0),
 }
 _QKV = tuple(f"self_attn.{x}_proj" for x in "qkv")
 # In the order of a layer's computation. The names are Transformer Engine's, the canonical ones.
@@ -65,7 +67,7 @@ _LAYER_NAME = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
 
 def canonical(mcore_name: str) -> str:
-    """The name that a parameter has under Transformer Engine, for a name of either kind of layer."""
+    """The name that a parameter has in Transformer Engine's layers, for its name in those or in the local ones."""
     match = _LAYER_NAME.fullmatch(mcore_name)
     if match and match[2] in _LOCAL_NORMS:
         return f"decoder.layers.{match[1]}.{_LOCAL_NORMS[match[2]]}"
@@ -73,7 +75,7 @@ def canonical(mcore_name: str) -> str:
 
 
 def full_name(mcore_name: str, layer_offset: int) -> str:
-    """Canonical name in the whole model of a parameter of a stage whose first layer is `layer_offset`."""
+    """Canonical name in the whole model of a pipeline stage's parameter. `layer_offset`: the stage's first layer."""
     match = _LAYER_NAME.fullmatch(canonical(mcore_name))
     return f"decoder.layers.{int(match[1]) + layer_offset}.{match[2]}" if match else mcore_name
 
@@ -81,9 +83,9 @@ def full_name(mcore_name: str, layer_offset: int) -> str:
 def blocks(
     entry: Mapping, part: Tensor, rank: int, size: int, shape: tuple[int, ...]
 ) -> list[tuple[tuple[int, ...], Tensor]]:
-    """Where tensor rank `rank`'s part of a parameter lies in the full one of `shape`: (offsets, block) pairs.
+    """The blocks of tensor rank `rank`'s shard and the offsets of each in the full parameter: (offsets, block) pairs.
 
-    Padding of the vocabulary lies nowhere. The inverse of `shard`.
+    `shape` is that of the full parameter; padding of the vocabulary is left out. The inverse of `shard`.
     """
     origin = (0,) * len(shape)
     if entry.tp_dim is None or size == 1:
@@ -116,14 +118,16 @@ def model_params(hf: dict, *, critic: bool = False) -> list[str]:
     inner = layer_params(family_of(hf))
     layers = [f"decoder.layers.{layer}.{name}" for layer in range(hf["num_hidden_layers"]) for name in inner]
     has_output = not critic and not hf.get("tie_word_embeddings", False)
-    return [_EMBEDDING, *layers, _FINAL_NORM, *([_OUTPUT] if has_output else [])]
+    return [EMBEDDING, *layers, _FINAL_NORM, *([OUTPUT_LAYER] if has_output else [])]
 
 
-def mapping(mcore_name: str, layer_offset: int = 0) -> Mapping:
+def mapping(mcore_name: str, layer_offset: int = 0, *, critic: bool = False) -> Mapping:
     """The mapping of a parameter of `GPTModel.named_parameters()`, on a stage whose first layer is `layer_offset`.
 
-    Raises ValueError for a name outside the tables.
+    critic: the output layer is a value head. Raises ValueError for a name outside the tables.
     """
+    if critic and mcore_name == OUTPUT_LAYER:
+        return Mapping((VALUE_HEAD,), "plain", None)
     if mcore_name in _TOP:
         return _TOP[mcore_name]
     match = _LAYER_NAME.fullmatch(canonical(mcore_name))
@@ -144,8 +148,10 @@ def heads_of(hf: dict) -> Heads:
     )
 
 
-def param_shape(name: str, hf: dict) -> tuple[int, ...]:
-    """Shape of a full Megatron parameter: not sharded, its vocabulary not padded."""
+def param_shape(name: str, hf: dict, *, critic: bool = False) -> tuple[int, ...]:
+    """Shape of a full Megatron parameter: not sharded, its vocabulary not padded. critic: as in `mapping`."""
+    if critic and name == OUTPUT_LAYER:
+        return (1, hf["hidden_size"])
     heads, hidden, ffn = heads_of(hf), hf["hidden_size"], hf["intermediate_size"]
     qkv = (heads.num_heads + 2 * heads.num_groups) * heads.head_dim
     shapes = {
@@ -164,18 +170,13 @@ def param_shape(name: str, hf: dict) -> tuple[int, ...]:
     return shapes.get(match[2], (hidden,)) if match else (hidden,)
 
 
-def num_parameters(hf: dict, *, critic: bool = False) -> int:
-    """Of the whole model, tied embeddings once, a critic's value head left out."""
-    return sum(math.prod(param_shape(name, hf)) for name in model_params(hf, critic=critic))
-
-
 def expected_names(hf: dict, *, critic: bool = False) -> list[str]:
-    """Every HF tensor that a model is filled from. A critic's value head may be fresh, so it is not among them."""
+    """Names of the HF tensors that a model is filled from, without a critic's value head, which may be fresh."""
     return [hf_name for name in model_params(hf, critic=critic) for hf_name in mapping(name).hf_names]
 
 
 def unknown_names(hf_names: Iterable[str], hf: dict, *, critic: bool = False) -> list[str]:
-    """Those that no parameter is filled from, and that mean nothing harmless.
+    """The names that no parameter is filled from and that are not known to be harmless.
 
     Rotary frequencies, which old folders hold, follow from the config. Tied embeddings may be stored twice; the two
     must be equal, which the names cannot tell. A critic may start from an actor's folder.
@@ -189,7 +190,7 @@ def unknown_names(hf_names: Iterable[str], hf: dict, *, critic: bool = False) ->
 
 
 def check_names(hf_names: Iterable[str], hf: dict, where: object, *, critic: bool = False) -> None:
-    """Raises one ValueError that lists the tensors `where` lacks, and those it has that no parameter is filled from."""
+    """Raise one ValueError that lists the tensors `where` lacks, and those it has that no parameter is filled from."""
     found = set(hf_names)
     missing = [name for name in expected_names(hf, critic=critic) if name not in found]
     unknown = unknown_names(sorted(found), hf, critic=critic)
@@ -203,7 +204,7 @@ def check_names(hf_names: Iterable[str], hf: dict, where: object, *, critic: boo
 
 
 def _by_layer(names: list[str]) -> list[str]:
-    """The like tensors of several layers named once: `model.layers.0,1,2.mlp.up_proj.weight`."""
+    """The names, with those that differ in the layer alone joined: `model.layers.0,1,2.mlp.up_proj.weight`."""
     numbers: dict[tuple[str, str], list[str]] = {}
     for name in names:
         match = re.fullmatch(r"(model\.layers\.)(\d+)(\..+)", name)
@@ -211,7 +212,7 @@ def _by_layer(names: list[str]) -> list[str]:
     return [head + ",".join(layers) + tail for (head, tail), layers in numbers.items()]
 
 
-def merge(kind: Kind, tensors: list[Tensor], heads: Heads) -> Tensor:
+def merge(kind: ShardKind, tensors: list[Tensor], heads: Heads) -> Tensor:
     """Hugging Face tensors -> one full Megatron tensor.
 
     Query, key and value interleave by group: [q of group 0 (p*D rows), k_0, v_0, q of group 1, ...].
@@ -227,7 +228,7 @@ def merge(kind: Kind, tensors: list[Tensor], heads: Heads) -> Tensor:
     return tensors[0]
 
 
-def split(kind: Kind, full: Tensor, heads: Heads) -> list[Tensor]:
+def split(kind: ShardKind, full: Tensor, heads: Heads) -> list[Tensor]:
     """One full Megatron tensor -> its Hugging Face tensors; the inverse of `merge`."""
     if kind == "qkv":
         rest = full.shape[1:]
@@ -241,8 +242,18 @@ def split(kind: Kind, full: Tensor, heads: Heads) -> list[Tensor]:
     return [full]
 
 
-def split_shapes(kind: Kind, shape: tuple[int, ...], heads: Heads) -> list[tuple[int, ...]]:
-    """Shapes of what `split` makes of a tensor of `shape`."""
+def hf_tensors(
+    tensors: Iterable[tuple[str, Tensor]], hf: dict, *, critic: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, tensor) of each (canonical name, full Megatron tensor) in turn."""
+    heads = heads_of(hf)
+    for name, tensor in tensors:
+        entry = mapping(name, critic=critic)
+        yield from zip(entry.hf_names, split(entry.kind, tensor, heads), strict=True)
+
+
+def split_shapes(kind: ShardKind, shape: tuple[int, ...], heads: Heads) -> list[tuple[int, ...]]:
+    """Shapes of the Hugging Face tensors into which `split` cuts a tensor of `shape`."""
     if kind == "qkv":
         return [(n * heads.head_dim, *shape[1:]) for n in (heads.num_heads, heads.num_groups, heads.num_groups)]
     if kind == "gate_up":
@@ -250,8 +261,8 @@ def split_shapes(kind: Kind, shape: tuple[int, ...], heads: Heads) -> list[tuple
     return [shape]
 
 
-def shard(kind: Kind, full: Tensor, tp_dim: int | None, rank: int, size: int) -> Tensor:
-    """Tensor rank `rank`'s part of a full tensor. A gate_up rank holds its part of the gate, then its part of the up
+def shard(kind: ShardKind, full: Tensor, tp_dim: int | None, rank: int, size: int) -> Tensor:
+    """Tensor rank `rank`'s shard of a full tensor. A gate_up rank holds its part of the gate, then its part of the up
     projection; vocabulary rows are padded with zeros up to a multiple of `size`."""
     if tp_dim is None or size == 1:
         return full
@@ -263,8 +274,8 @@ def shard(kind: Kind, full: Tensor, tp_dim: int | None, rank: int, size: int) ->
     return full.chunk(size, dim=tp_dim)[rank]
 
 
-def unshard(kind: Kind, shards: list[Tensor], tp_dim: int | None, vocab_size: int) -> Tensor:
-    """The full tensor from every tensor rank's part; the inverse of `shard`. Vocabulary padding is dropped."""
+def unshard(kind: ShardKind, shards: list[Tensor], tp_dim: int | None, vocab_size: int) -> Tensor:
+    """The full tensor from every tensor rank's shard; the inverse of `shard`. Vocabulary padding is dropped."""
     if tp_dim is None:
         return shards[0]
     if kind == "gate_up":

@@ -1,1 +1,1 @@
-"""Meshes of ranks, and the arithmetic that crosses them."""
+"""The mesh of ranks, and collectives over its groups: reductions, vocabulary-parallel log-probabilities."""

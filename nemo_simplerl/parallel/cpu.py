@@ -1,7 +1,7 @@
-"""What lets Megatron-core 0.16 run where CUDA is absent.
+"""Patches that let Megatron-core 0.16 run where CUDA is absent.
 
-Megatron-core names the device "cuda" in a few places. Each patch here answers one of them and says which. Nothing is
-touched on a machine with a GPU.
+Megatron-core names the device "cuda" in a few places. Each patch here is for one of them and says which. Nothing is
+patched on a machine with a GPU.
 """
 
 import contextlib

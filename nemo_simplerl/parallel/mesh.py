@@ -1,4 +1,4 @@
-"""The mesh of training ranks as a value. The only importer of Megatron's parallel_state."""
+"""The mesh of training ranks: process groups as a value. The only importer of Megatron's parallel_state."""
 
 import os
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from nemo_simplerl.parallel.cpu import let_megatron_run_without_cuda
 
 @dataclass(frozen=True)
 class Mesh:
-    """Process groups of this rank and its place in them.
+    """Process groups of this rank and its rank in each.
 
     `model` holds the ranks that share one replica (tensor x pipeline); `data` the ranks that hold the same shard of
     different replicas. `collection` is what Megatron's constructors take.
@@ -76,7 +76,7 @@ def build_mesh(
     context_parallel_size: int,
     timeout_s: int,
 ) -> Mesh:
-    """Join the world torchrun describes (or a world of one) and cut it into groups. Collective.
+    """Join the world that torchrun describes (or a world of one) and split it into process groups. Collective.
 
     Raises ValueError when the world size is not a multiple of the model-parallel size.
     """

@@ -14,11 +14,10 @@ T = TypeVar("T")
 
 
 def all_reduce_metrics(metrics: Mapping[str, Tensor | float], group: dist.ProcessGroup | None) -> dict[str, float]:
-    """The group's metrics as floats, in the order given: keys ending in `_max` by maximum, every other by
-    sum.
+    """The group's metrics as floats, in the order given: keys ending in `_max` reduced by maximum, others by sum.
 
-    Collective, with the same keys on every rank (in any order). One all-reduce in float64 a kind, on the
-    device of the tensors given. A maximum over a NaN is infinite: not every backend's own would show it.
+    Collective, with the same keys on every rank (in any order): one all-reduce in float64 for the sums and one for the
+    maxima, on the device of the tensors given. A maximum over a NaN is infinite: not every backend's own would show it.
     """
     tensors = (value for value in metrics.values() if isinstance(value, Tensor))
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
@@ -38,7 +37,7 @@ def all_reduce_metrics(metrics: Mapping[str, Tensor | float], group: dist.Proces
 def gather_objects(obj: T, group: dist.ProcessGroup | None, what: str = "objects") -> list[T]:
     """Every rank's object, in the order of ranks, on every rank. Collective; objects are pickled.
 
-    `what` names the wait to those who watch it.
+    what: the name of this wait for the watchdog (waits.py).
     """
     if group is None or group.size() == 1:
         return [obj]
@@ -49,15 +48,15 @@ def gather_objects(obj: T, group: dist.ProcessGroup | None, what: str = "objects
 
 
 def of_first_rank(obj: T, what: str) -> T:
-    """Rank 0's object on every rank of the world: its view of the disk is the one that counts. Collective.
+    """Rank 0's object, on every rank of the world: its view of the disk is the one that counts. Collective.
 
-    `what` as in `gather_objects`.
+    what: as in `gather_objects`.
     """
     return gather_objects(obj, dist.group.WORLD, what)[0]
 
 
 def any_rank(is_true: bool, device: torch.device) -> bool:
-    """Whether it is true on any rank of the world. Collective: one all-reduce of one number."""
+    """Whether `is_true` holds on any rank of the world. Collective: one all-reduce of one number."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return is_true
     flag = torch.tensor(int(is_true), device=device)

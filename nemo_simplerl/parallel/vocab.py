@@ -1,7 +1,7 @@
-"""Log-probability and entropy of tokens from hidden states, by an output layer split over tensor-parallel ranks.
+"""Log-probability and entropy of tokens from hidden states, with an output layer sharded over tensor-parallel ranks.
 
-The logits exist as tiles alone. Shapes: N tokens, H hidden size, V vocabulary columns this rank holds, C tokens and W
-columns of a tile.
+Logits are computed in tiles and never held whole. Shapes: N tokens, H hidden size, V vocabulary columns this rank
+holds, C tokens and W columns of a tile.
 """
 
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ def linear_logprob_entropy(
     hidden [N, H]. weight [V, H]: rank r of `group` holds vocabulary rows r*V to (r+1)*V; None is one rank with all of
     them. Rows from `vocab_size` on are padding: no probability, zero gradient. targets [N]: global token ids; one
     outside 0 .. vocab_size - 1 gives a NaN log-probability. Both outputs are in nats and equal on every rank.
-    Collective in the forward pass (two all-reduces of a few floats a token), silent in the backward pass: the gradient
-    of `hidden` is this rank's part of a sum over the ranks.
+    Collective in the forward pass (two all-reduces of a few floats a token), no communication in the backward pass: the
+    gradient of `hidden` is this rank's part of a sum over the ranks.
 
     Products are in the dtype of the weight. The softmax runs over the tiles as they come (Milakov and Gimelshein 2018,
     arXiv:1805.02867), and backward computes them once more, a third of the layer's work on top: work space is a few
@@ -84,7 +84,7 @@ def _refuse_misuse(
 
 @dataclass(frozen=True)
 class _Shard:
-    """What one rank knows of the split vocabulary, and how it computes."""
+    """One rank's shard of the vocabulary, and the settings of the computation."""
 
     group: dist.ProcessGroup | None
     first: int  # vocabulary index of local row 0
@@ -116,7 +116,7 @@ class _Shard:
         return values if self.fp32 else values.to(dtype).to(values.dtype)
 
     def columns_of(self, targets_C: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-        """Place of each target among these local rows (0 where it is not), and whether it is among them."""
+        """Index of each target among these local rows, 0 where it is not among them, and whether it is."""
         places_C = targets_C - self.first - columns.start
         is_here_C = (places_C >= 0) & (places_C < columns.stop - columns.start)
         return torch.where(is_here_C, places_C, 0)[:, None], is_here_C
@@ -180,8 +180,8 @@ class _LogprobEntropy(torch.autograd.Function):
 
 
 def _statistics(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, shard: _Shard) -> tuple[Tensor, Tensor]:
-    """Over all ranks: the largest scaled logit of each row [N], and [3, N], with x = scaled logit - maximum: sum e^x,
-    sum e^x * x, x of the target."""
+    """Statistics of each token's logits over all ranks: the largest scaled logit [N], and, with x = scaled logit - the
+    largest, [3, N]: sum e^x, sum e^x * x, x of the target."""
     dtype = _accumulation_dtype(weight_VH)
     max_N = hidden_NH.new_full(targets_N.shape, -torch.inf, dtype=dtype)
     sums_3N = hidden_NH.new_zeros(3, len(targets_N), dtype=dtype)
@@ -223,7 +223,7 @@ def _logits_gradient(
     entropy_grad_C1: Tensor | None,
     shard: _Shard,
 ) -> Tensor:
-    """Of a tile of logits, [C, W] in the dtype of the weight.
+    """Gradient of a tile of logits, [C, W] in the dtype of the weight.
 
     d log p[target] = (onehot - p) / T and dH = -p * (log p + H) / T, with T the temperature.
     """

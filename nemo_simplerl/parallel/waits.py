@@ -1,6 +1,6 @@
-"""What the main thread is busy with or waits for, by name, for whoever watches it from another thread.
+"""Names of the phases and waits that the main thread is in, which a watchdog reads from another thread.
 
-It only tells: nothing behaves otherwise for being named.
+Naming a wait changes nothing else.
 """
 
 import time
@@ -13,18 +13,23 @@ OUTSIDE = "outside the phases"
 
 @dataclass(frozen=True)
 class Wait:
+    """One phase or wait that the thread is in."""
+
     name: str
     since: float  # time.monotonic() seconds
 
 
 class Waits:
-    """Names inside names, innermost last. One thread enters and leaves, any may look."""
+    """The nested waits of one thread, which enters and leaves them; any thread may read them.
+
+    Use as a context: `with waits("reward.grade"): ...`.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._open: tuple[Wait, ...] = ()
         self._changed = clock()
-        self.raised_in = ""  # in words, where the last error came up
+        self.raised_in = ""  # the waits, as `in_words`, in which the last error was raised
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -34,7 +39,7 @@ class Waits:
         try:
             yield
         except BaseException:
-            if not self.raised_in.startswith(self.in_words()):  # else it came up further in
+            if not self.raised_in.startswith(self.in_words()):  # else an inner wait has noted it
                 self.raised_in = self.in_words()
             raise
         finally:
@@ -42,17 +47,17 @@ class Waits:
 
     @property
     def open(self) -> tuple[Wait, ...]:
-        """Outermost first."""
+        """The waits that the thread is in, outermost first."""
         return self._open
 
     @property
     def changed(self) -> float:
-        """When a name was last entered or left."""
+        """time.monotonic() seconds at which a wait was last entered or left."""
         return self._changed
 
     def in_words(self) -> str:
-        """`rollout > engine.generate`."""
+        """The names of the open waits, outermost first: `rollout > engine.generate`."""
         return " > ".join(wait.name for wait in self._open) or OUTSIDE
 
 
-waiting = Waits()  # of this process; `with waiting("reward.grade"): ...`
+waiting = Waits()  # of this process's main thread

@@ -5,7 +5,8 @@ from functools import partial
 
 from nemo_simplerl.config.schema import AlgoConfig, Config, ConsistencyConfig
 from nemo_simplerl.model.network.provider import read_hf_config
-from nemo_simplerl.model.source import Source, fingerprint, kind_of, open_source
+from nemo_simplerl.model.readers.base import Source
+from nemo_simplerl.model.source import kind_of, open_source, weights_fingerprint
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.consistency import ConsistencyGate
 from nemo_simplerl.trainer.estimators import GaeWithCritic
@@ -72,7 +73,7 @@ def build_roles(
         pad_id=tokenizer.pad_token_id,
         eos_id=tokenizer.eos_token_id,
         timer=timer,
-        initial_weights=" ".join(fingerprint(source) for source in sources),
+        initial_weights=" ".join(weights_fingerprint(source) for source in sources),
         step_state=step_state,
     )
 

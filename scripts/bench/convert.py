@@ -20,7 +20,7 @@ import torch
 
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.formats import safetensors_io
-from nemo_simplerl.model.source import hf_specs
+from nemo_simplerl.model.readers.huggingface import hf_specs
 
 SHAPE = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -67,10 +67,10 @@ def main() -> None:
 
 
 def write_model(folder: Path, hf: dict) -> int:
-    """Random weights in a Hugging Face folder; answers their bytes."""
+    """Write a Hugging Face folder of random weights. Returns their bytes."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(hf))
-    specs = [spec for name in hf_map.model_params(hf) for spec in hf_specs(name, hf, torch.bfloat16, False)]
+    specs = [spec for name in hf_map.model_params(hf) for spec in hf_specs(name, hf, torch.bfloat16)]
     generator = torch.Generator().manual_seed(0)
     tensors = ((spec.name, torch.empty(spec.shape, dtype=spec.dtype).normal_(generator=generator)) for spec in specs)
     safetensors_io.write_folder(folder, specs, tensors, shard_bytes=10**12)
@@ -78,7 +78,7 @@ def write_model(folder: Path, hf: dict) -> int:
 
 
 def measure(folder: Path, weights: Path) -> dict[str, float]:
-    """One round trip, with a `cp` before either way."""
+    """Seconds and peak memory of one round trip, with a `cp` before each conversion."""
     (folder / "model.nemo").unlink(missing_ok=True)
     shutil.rmtree(folder / "back", ignore_errors=True)
     copies = [copy(folder, weights)]
@@ -120,8 +120,8 @@ def convert(source_kind: str, target_kind: str, source: Path, target: Path) -> t
 
 
 def rest() -> None:
-    """Until memory that was just freed is as cold as any other: a virtual machine hands it back to its host after some
-    two seconds, and a file that is written into it before then takes a third of the time.
+    """Wait until memory that was just freed is as cold as any other: a virtual machine returns it to its host after
+    some two seconds, and a file that is written into it before then takes a third of the time.
     """
     time.sleep(5)
 

@@ -5,20 +5,20 @@ usage: python scripts/bench/gpu.py [--models 0.5B,1.5B,7B] [--peak TFLOPS] [--re
 
 Qwen2.5's shapes with random weights in bf16, on one rank, with Transformer Engine's layers where it imports, unless
 --local-layers asks for the ones of torch alone. Of 7B there are 8 of 28 layers: weights, gradients and Adam's moments
-take 18 bytes a parameter, and all of them do not fit one GPU. Every figure is of the layers that ran, which `layers`
-tells. The work: 64 sequences of 256 + 768 tokens, four to a packed row of 4,096; `update` is one actor update over them
-(16 rows, clipping and Adam's step), `logprobs` the pass without gradients, `refit` every weight into the engine, with
-digests and without, `rollout` 128 responses of 256 tokens to 16 prompts of 256. Medians of passes after one that is not
-counted; of the rollout one call after a short one.
+take 18 bytes a parameter, and all of them do not fit one GPU. Every figure is of the layers that ran, whose number is
+`layers`. The work: 64 sequences of 256 + 768 tokens, four to a packed row of 4,096; `update` is one actor update over
+them (16 rows, clipping and Adam's step), `logprobs` the pass without gradients, `refit` every weight into the engine,
+with digests and without, `rollout` 128 responses of 256 tokens to 16 prompts of 256. Medians of passes after one that
+is not counted; of the rollout one call after a short one.
 
 mfu = model FLOPs / seconds / peak. Model FLOPs of a forward pass, for sequences of s tokens of which r are predicted:
     2 L (h (a + 2 g) d + a d h + 3 h f) s  +  2 L a d s^2  +  2 V h r
 (L layers, h hidden size, a query heads, g key-value groups, d head size, f MLP width, V vocabulary): the layers'
 matrices; both products of attention, 4 L a d s^2, halved for the causal mask; the output layer, which works for
 predicted tokens alone. An update counts three of them: nothing for what is computed twice, nor for Adam. `peak` is the
-bf16 peak without sparsity, known for the H100 SXM and the H200 (989 TFLOP/s); say it with --peak for others.
+bf16 peak without sparsity, known for the H100 SXM and the H200 (989 TFLOP/s); give it with --peak for others.
 
-Each part's figures also go to stderr as they come. A part without enough memory says `out_of_memory`, one that would
+Each part's figures also go to stderr as they come. A part without enough memory prints `out_of_memory`, one that would
 begin after --limit-s seconds `skipped`, and the next one follows.
 """
 
@@ -88,7 +88,7 @@ SMALL = Work(8, 8, 24, 64, rollout_prompts=2, rollout_samples=2, rollout_tokens=
 
 
 class Clock:
-    """Runs parts one by one and reports each as it ends, within a limit of seconds for all."""
+    """Runs the parts one by one, within a limit of seconds for all, and prints each one's figures to stderr."""
 
     def __init__(self, limit_s: float):
         self._ends = time.monotonic() + limit_s
@@ -278,7 +278,7 @@ def refit(actor: Actor, engine: HfEngine, repeats: int) -> Figures:
 
 
 def rollout(engine: HfEngine, shape: ModelShape, work: Work, device: torch.device) -> Figures:
-    """Refitted before."""
+    """Figures of one call of an engine that holds weights already."""
     prompts = torch.randint(shape.vocab_size, (work.rollout_prompts, work.prompt_tokens)).tolist()
     seeds = list(range(work.rollout_prompts * work.rollout_samples))
 
@@ -329,7 +329,7 @@ def random_batch(shape: ModelShape, work: Work, device: torch.device) -> Batch:
 
 
 def forward_flops(shape: ModelShape, work: Work) -> float:
-    """Of all sequences; the formula above."""
+    """Model FLOPs of a forward pass over all sequences, by the formula above."""
     length, hidden, attention = work.prompt_tokens + work.response_tokens, shape.hidden_size, attention_width(shape)
     layer_matrices = hidden * (qkv_width(shape) + attention + 3 * shape.ffn_hidden_size)
     layers = shape.num_layers * (2 * layer_matrices * length + 2 * attention * length**2)
@@ -360,7 +360,7 @@ def median_seconds(work: Callable[[], object], repeats: int, device: torch.devic
 
 
 def peak_memory(device: torch.device) -> Figures:
-    """The most that tensors took since `median_seconds` began, those of model, optimizer and engine among them."""
+    """Peak memory of all tensors since `median_seconds` began, model, optimizer and engine included."""
     return {"peak_gb": rounded(torch.cuda.max_memory_allocated() / 1e9) if device.type == "cuda" else None}
 
 
@@ -375,7 +375,7 @@ def release() -> None:
 
 
 def rounded(value: float) -> float:
-    """Four digits."""
+    """The value rounded to four significant digits."""
     return float(f"{value:.4g}")
 
 

@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def kill_runs(folder: Path, kills: int, ranks: int, seed: int, overrides: Sequence[str] = ()) -> tuple[dict, list[str]]:
-    """Kills by point, and what differs from the run left alone."""
+    """The number of kills at each fault point, and the files that differ from those of the run left alone."""
     alone = folder / "alone"
     data = problems_in(folder)
     assert start(alone, [*data, *overrides], ranks) == [0] * ranks, (alone / "output.txt").read_text()
@@ -106,7 +106,7 @@ def kill_runs(folder: Path, kills: int, ranks: int, seed: int, overrides: Sequen
 
 
 def faults(rng: random.Random, ranks: int, most: int) -> Iterator[str]:
-    """KILLS_A_RUN kills, or `most`, and then none for ever."""
+    """The fault for each start of a run: KILLS_A_RUN kills, or `most`, and then none for ever."""
     for _ in range(min(KILLS_A_RUN, most)):
         point = rng.choice(list(VISITS))
         on_first_rank = point in ("checkpoint.rename", "checkpoint.latest", "journal.write", "log.metrics")
@@ -117,7 +117,7 @@ def faults(rng: random.Random, ranks: int, most: int) -> Iterator[str]:
 
 
 def problems_in(folder: Path) -> list[str]:
-    """Writes a few problems there; the overrides that point to them."""
+    """Write a few problems to the folder. Returns the overrides that point to them."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {f"data.{name}_path": folder / f"{name}.jsonl" for name in ("train", "eval", "sft")}
     arithmetic.write_task(*paths.values(), seed=1, task=arithmetic.Task(num_train=20, num_eval=8, num_sft=40))

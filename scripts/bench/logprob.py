@@ -133,7 +133,7 @@ def extra_bytes(way: Way, given: Given) -> dict[str, int]:
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors that were alive at once, of those that `work` made."""
+    """Peak bytes of the tensors that `work` made and that were alive at once."""
     if device.type == "cuda":
         work()  # the first product allocates its library's workspace, which stays
         before = torch.cuda.memory_allocated()

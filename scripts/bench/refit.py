@@ -2,10 +2,10 @@
 
 usage: [torchrun --nproc_per_node N] scripts/bench/refit.py [TP [PP [BUCKET_MB]]]     (default: 1 1 16)
 
-The model is random, 300 MB in float32. `copy_bytes_per_second` is of `target.copy_(source)`, tensor by tensor, between
-full tensors on the same device; `ratio` is what the verified refit reaches of it, `digest_share` the part of its time
-that a refit without digests does not take. The kinds of run take turns, and the fastest of each counts. `peak_bytes`
-are those of the tensors of one refit beside the two models; where there are several ranks, rank 0 speaks for all.
+The model is random, 300 MB in float32. `copy_bytes_per_second` is the speed of `target.copy_(source)`, tensor by
+tensor, between full tensors on the same device; `ratio` is the verified refit's speed over it, `digest_share` the share
+of its time that a refit without digests saves. The kinds of run take turns, and the fastest of each counts.
+`peak_bytes` is the peak of the tensors of one refit beside the two models; of several ranks rank 0 is measured.
 """
 
 import json
@@ -23,7 +23,7 @@ from transformers import Qwen2Config
 
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.model.network.provider import build_gpt_model
-from nemo_simplerl.model.sharding.export import hf_buckets, hf_stream
+from nemo_simplerl.model.sharding.export import hf_buckets
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
 from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.refit import verified_refit
@@ -50,7 +50,7 @@ def main(tp: int = 1, pp: int = 1, bucket_mb: int = 16) -> None:
         MODEL.save_pretrained(folder)
         engine = HfEngine(folder, tokenizer=None, max_batch_size=1, device=mesh.device)
     gpt = random_actor(tp, pp, mesh)
-    sources = [tensor.clone() for _, tensor in hf_stream(gpt, HF, mesh)]
+    sources = [tensor.clone() for bucket in hf_buckets(gpt, HF, mesh, 2**28) for _, tensor in bucket]
     targets = [torch.zeros_like(source) for source in sources]
 
     def refit(verify: bool) -> dict[str, float]:
@@ -108,7 +108,7 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_of(run: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that tensors took at a time beyond those that were there before."""
+    """Peak bytes of tensors beyond those that were alive before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

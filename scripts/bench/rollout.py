@@ -86,7 +86,7 @@ def random_model(hidden_size: int, num_layers: int, ffn_size: int, vocab_size: i
 def compare(
     model: torch.nn.Module, prompts: list[list[int]], max_batch_size: int, device: torch.device
 ) -> dict[str, float]:
-    """Figures of both on one model."""
+    """Figures of the engine and of transformers on one model."""
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
         engine = HfEngine(folder, tokenizer=None, max_batch_size=max_batch_size, device=device)
@@ -132,7 +132,7 @@ def fastest(call: Callable[[], list[Completion]]) -> tuple[float, list[Completio
 def generate_padded(
     model: torch.nn.Module, prompts: list[list[int]], completions: list[Completion], device: torch.device
 ) -> list[list[int]]:
-    """One call for all samples, prompts padded on the left; answers token ids."""
+    """Token ids from one call of transformers for all samples, prompts padded on the left."""
     columns = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[0] * (columns - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (columns - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)

@@ -68,7 +68,7 @@ BASE = Point(samples=64, length=16, vocab=512)
 
 @dataclass(frozen=True)
 class Taken:
-    """One step of this rank's: seconds, and the tokens of all ranks that they went to."""
+    """One step of this rank: its seconds, and the number of tokens of all ranks in it."""
 
     rollout: float
     train: float
@@ -131,7 +131,7 @@ def along_axes(args: argparse.Namespace) -> dict | None:
 
 
 def strong_scaling(args: argparse.Namespace) -> dict:
-    """Each number of ranks is a world of its own, which runs this file."""
+    """Figures for each number of ranks: torchrun starts this file with as many."""
     found = {}
     for ranks in args.ranks:
         world = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]

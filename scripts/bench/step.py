@@ -32,7 +32,7 @@ Step = dict[str, float]
 
 
 class Side:
-    """A process that takes a step when it is told to."""
+    """A process that runs one side and takes a step on request."""
 
     def __init__(self, name: str, python: str, arguments: list[str]):
         self.name = name
@@ -116,7 +116,7 @@ def medians(taken: list[Step]) -> Step:
 
 
 def against(name: str, theirs: list[Step], ours: list[Step]) -> dict[str, float | int | None]:
-    """Their seconds over ours, and how many steps of each side were contended."""
+    """The other side's seconds over ours, and the number of contended steps of each side."""
     quiet = [[step for step in taken if step["others"] <= CONTENDED] for taken in (theirs, ours)]
     return {
         "ratio": ratio(name, theirs, ours),

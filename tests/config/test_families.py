@@ -13,6 +13,7 @@ from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.network.provider import build_gpt_model, read_hf_config
 from nemo_simplerl.model.network.rope import rope_frequencies
 from nemo_simplerl.parallel.mesh import build_mesh
+from support.forms import num_parameters
 from support.tiny import layout, save_hf_model
 
 LLAMA3_ROPE = {
@@ -79,9 +80,9 @@ def test_published_models_pass_with_the_tensors_and_parameters_of_transformers(n
     assert type(model).__name__ == family_of(hf).architecture
     tensors = dict(model.named_parameters())
     assert set(hf_map.expected_names(hf)) == tensors.keys()
-    assert hf_map.num_parameters(hf) == sum(tensor.numel() for tensor in tensors.values()) == PUBLISHED[name][-1]
+    assert num_parameters(hf) == sum(tensor.numel() for tensor in tensors.values()) == PUBLISHED[name][-1]
     head = 0 if hf["tie_word_embeddings"] else hf["vocab_size"] * hf["hidden_size"]
-    assert hf_map.num_parameters(hf, critic=True) == PUBLISHED[name][-1] - head
+    assert num_parameters(hf, critic=True) == PUBLISHED[name][-1] - head
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_a_llama_without_groups_and_a_qwen2_with_an_unread_bias_key_pass():
     hf = config_of("Llama-2-7B")
     del hf["num_key_value_heads"]
     check_hf_config(hf, "llama")
-    assert hf_map.num_parameters(hf) == PUBLISHED["Llama-2-7B"][-1]
+    assert num_parameters(hf) == PUBLISHED["Llama-2-7B"][-1]
     check_hf_config(config_of("Qwen2.5-7B") | {"attention_bias": True}, "qwen2")
 
 

@@ -1,4 +1,4 @@
-"""Which tensors a folder must hold and may hold, and what is said of the others."""
+"""The tensors that a folder must hold and may hold, and the errors about others."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemo_simplerl.model import hf_map
-from nemo_simplerl.model.conversion.shards import export
+from nemo_simplerl.model.conversion.shards import export_to_hf
 from nemo_simplerl.model.network.provider import build_gpt_model
-from nemo_simplerl.model.sharding.export import hf_stream
 from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
+from support.forms import exported
 from support.ranks import run_ranks
 from support.tiny import layout, save_hf_model
 
@@ -107,7 +107,7 @@ def test_tied_embeddings_may_be_stored_twice_where_both_are_equal(tmp_path):
     embeddings = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     rewrite(folder, **{"lm_head.weight": embeddings.clone()})
     gpt, hf, mesh = loaded(folder)
-    assert "lm_head.weight" not in dict(hf_stream(gpt, hf, mesh))
+    assert "lm_head.weight" not in exported(gpt, hf, mesh)
     embeddings[130, 63] += 1e-6
     rewrite(folder, **{"lm_head.weight": embeddings})
     with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
@@ -117,7 +117,7 @@ def test_tied_embeddings_may_be_stored_twice_where_both_are_equal(tmp_path):
 def _critic_round_trip(base: str, out: str) -> bool:
     """A critic made from an actor's folder, exported, and loaded again with another fresh value head beneath."""
     gpt, hf, mesh = loaded(base, critic_seed=1, pp=2)
-    export(Path(out), gpt, hf, Path(base), mesh)
+    export_to_hf(Path(out), gpt, hf, Path(base), mesh)
     again, _, _ = loaded(out, critic_seed=2, pp=2)
     mine, theirs = dict(gpt.named_parameters()), dict(again.named_parameters())
     assert gpt.is_critic and mine.keys() == theirs.keys()

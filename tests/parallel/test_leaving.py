@@ -1,3 +1,5 @@
+"""Ranks leave the world together."""
+
 import time
 
 from nemo_simplerl.parallel.mesh import build_mesh, destroy_mesh, leave_together
@@ -5,7 +7,7 @@ from support.ranks import run_ranks
 
 
 def _arrive_and_leave() -> tuple[float, float]:
-    """When this rank came to the meeting and when it went on; the second rank comes late."""
+    """Seconds at which this rank called leave_together and returned from it; the second rank calls it late."""
     mesh = build_mesh(
         tensor_model_parallel_size=1, pipeline_model_parallel_size=1, context_parallel_size=1, timeout_s=60
     )

@@ -1,4 +1,4 @@
-"""Log-probability and entropy from hidden states on one rank: against torch.log_softmax and differences."""
+"""Log-probability and entropy on one rank, against torch.log_softmax and against central differences."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def _tiled(hidden_NH, weight_VH, targets_N, **changes):
 
 
 def _dense(hidden_NH, weight_VH, targets_N, temperature):
-    """The plain formulas, in the dtype given."""
+    """Log-probability and entropy by the plain formulas, in the dtype of the inputs."""
     logp_NV = torch.log_softmax((hidden_NH @ weight_VH[:VOCAB].T) / temperature, dim=-1)
     entropy_N = -(logp_NV.exp() * logp_NV).sum(dim=-1)
     return logp_NV.gather(1, targets_N[:, None]).squeeze(1), entropy_N
@@ -122,13 +122,13 @@ def test_model_precision_rounds_as_a_log_softmax_in_bf16_does():
         torch.testing.assert_close(gradient, expected, atol=3e-2, rtol=3e-2)
 
 
-def _of_logits(logits_NV, targets_N, **changes):
-    """Logits given as hidden states, through an output layer that hands them on."""
+def _from_logits(logits_NV, targets_N, **changes):
+    """Log-probability and entropy of given logits: hidden states that the identity as output layer turns into them."""
     return _tiled(logits_NV, torch.eye(logits_NV.shape[1]), targets_N, **changes)
 
 
 def test_a_uniform_row_by_hand():
-    logprobs_N, entropy_N = _of_logits(
+    logprobs_N, entropy_N = _from_logits(
         torch.full((1, PADDED), 4.0), torch.tensor([3]), vocab_size=8, temperature=0.5, tile=(4, 3)
     )
     log_8 = 2.0794415
@@ -140,7 +140,7 @@ def test_a_uniform_row_by_hand():
 def test_huge_logits_stay_finite(columns):
     logits_NV = torch.tensor([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4]])
     targets_N = torch.tensor([1, 2])
-    logprobs_N, entropy_N = _of_logits(logits_NV, targets_N, vocab_size=3, tile=(4, columns))
+    logprobs_N, entropy_N = _from_logits(logits_NV, targets_N, vocab_size=3, tile=(4, columns))
     torch.testing.assert_close(logprobs_N, torch.tensor([-2e4, -1.0986123]))
     torch.testing.assert_close(entropy_N, torch.tensor([0.0, 1.0986123]))
 
@@ -167,7 +167,7 @@ def test_no_tokens_give_no_numbers_and_a_gradient_of_zero():
 
 
 class _Allocations(TorchDispatchMode):
-    """Elements of the largest tensor that an operation made, those of the given sizes left out."""
+    """Records the size in elements of the largest tensor that an operation made, the `known` sizes left out."""
 
     def __init__(self, *known: int):
         super().__init__()

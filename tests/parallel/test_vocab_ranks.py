@@ -1,4 +1,4 @@
-"""An output layer split over two and four ranks gives what one rank with all of it does."""
+"""An output layer sharded over two and four ranks gives the results of one rank with the whole layer."""
 
 import torch
 import torch.distributed as dist
@@ -45,7 +45,7 @@ def test_two_and_four_ranks_equal_one():
             assert torch.equal(answer[0], answers[0][0])
             torch.testing.assert_close(answer[0], logprobs_N, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(answer[1], entropy_N, atol=1e-5, rtol=1e-5)
-        # Each rank's part of the hidden states' gradient; whoever shares them out sums it.
+        # Each rank has a part of the hidden states' gradient; the layer that gave every rank the hidden states sums it.
         torch.testing.assert_close(sum(answer[2] for answer in answers), hidden_grad_NH, atol=1e-5, rtol=1e-5)
         weight_grads = torch.cat([answer[3] for answer in answers])
         torch.testing.assert_close(weight_grads, weight_grad_VH, atol=1e-5, rtol=1e-5)

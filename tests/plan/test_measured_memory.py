@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from nemo_simplerl.config.schema import ActorConfig
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.model.network import head
-from nemo_simplerl.model.network.pipeline import Rows
+from nemo_simplerl.model.network.pipeline import TokenBatch
 from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
 from nemo_simplerl.plan.activations import forward_activations, update_activations
@@ -138,7 +138,7 @@ def measure(cases: list[tuple[str, str | None]], tensor: int, pipeline: int, dis
     return found
 
 
-class AllPredicted(Rows):
+class AllPredicted(TokenBatch):
     """Rows whose every token but the first is a response's."""
 
     @property

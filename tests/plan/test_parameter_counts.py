@@ -7,10 +7,10 @@ import torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from nemo_simplerl.config.shape import ModelShape
-from nemo_simplerl.model.hf_map import num_parameters
 from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.parallel.mesh import build_mesh, destroy_mesh
 from nemo_simplerl.plan.shapes import PRESETS, rank_parameters
+from support.forms import num_parameters
 from support.tiny import layout
 
 # As their model cards and safetensors indices say; tied embeddings once.

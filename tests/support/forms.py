@@ -2,21 +2,27 @@
 
 import io
 import json
+import math
 import tarfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
+from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nemo_simplerl.data import arithmetic
 from nemo_simplerl.data.rows import read_rows
 from nemo_simplerl.data.tokenizer import build_tokenizer
+from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.conversion.convert import Target, convert
 from nemo_simplerl.model.hf_map import VALUE_HEAD
-from nemo_simplerl.model.source import hf_config_of, open_source
+from nemo_simplerl.model.readers.huggingface import config_to_write
+from nemo_simplerl.model.sharding.export import hf_buckets
+from nemo_simplerl.model.source import open_source
+from nemo_simplerl.parallel.mesh import Mesh
 from support.tiny import save_hf_model
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -33,14 +39,14 @@ FAMILIES = {
 
 @cache
 def questions(folder: Path) -> tuple[str, ...]:
-    """200 arithmetic problems, written below `folder`."""
+    """The questions of 200 arithmetic problems, whose files are written below `folder`."""
     paths = [folder / f"{name}.jsonl" for name in ("train", "eval", "sft")]
     arithmetic.write_task(*paths, seed=3, task=arithmetic.Task(num_train=200, num_eval=1, num_sft=1))
     return tuple(str(row["question"]) for row in read_rows(paths[0]))
 
 
 def save_model(folder: Path, name: str = "qwen2_untied", *, vocab_size: int = 331, num_groups: int = 2) -> Path:
-    """A random model of FAMILIES with a tokenizer of 300 tokens beside it."""
+    """Write a random model of FAMILIES and a tokenizer of 300 tokens to `folder`, and return it."""
     family, tied = FAMILIES[name]
     save_hf_model(folder, family, tied=tied, vocab_size=vocab_size, num_groups=num_groups)
     build_tokenizer(["How many apples are left? Add 17 to 25, then subtract 8."] * 3, 300, folder)
@@ -48,9 +54,9 @@ def save_model(folder: Path, name: str = "qwen2_untied", *, vocab_size: int = 33
 
 
 def save_critic(folder: Path, name: str = "qwen2_tied") -> Path:
-    """A critic of FAMILIES with a random value head, as transformers would save it."""
+    """Write a critic of FAMILIES with a random value head to `folder` as transformers would, and return it."""
     save_model(folder, name)
-    hf = hf_config_of(json.loads((folder / "config.json").read_text()), True)
+    hf = config_to_write(json.loads((folder / "config.json").read_text()), critic=True)
     (folder / "config.json").write_text(json.dumps(hf))
     tensors = {key: tensor for key, tensor in tensors_of(folder).items() if key != "lm_head.weight"}
     save_file(tensors | {VALUE_HEAD: torch.randn(1, 64) / 8}, folder / "model.safetensors", {"format": "pt"})
@@ -58,18 +64,29 @@ def save_critic(folder: Path, name: str = "qwen2_tied") -> Path:
 
 
 def converted(source: Path, target: Path, kind: str = "hf", *, critic: bool = False, **changes) -> Path:
-    """`source`, whatever it is, written as `target`."""
+    """Convert the model at `source`, of any form, to `target`. Returns `target`."""
     convert(open_source(source, critic=critic), Target(kind, target, **changes), lambda done, total: None)
     return target
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
-    """Of a Hugging Face folder, read by the library."""
+    """The tensors of a Hugging Face folder by name, read by the safetensors library."""
     files = sorted(folder.glob("*.safetensors"))
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
+def exported(gpt: GPTModel, hf: dict, mesh: Mesh) -> dict[str, Tensor]:
+    """Every weight of a sharded model, full-sized under its Hugging Face name. Collective."""
+    return {name: tensor.clone() for bucket in hf_buckets(gpt, hf, mesh, 2**28) for name, tensor in bucket}
+
+
+def num_parameters(hf: dict, *, critic: bool = False) -> int:
+    """Number of weights of a whole model: tied embeddings count once, a critic's value head is left out."""
+    return sum(math.prod(hf_map.param_shape(name, hf)) for name in hf_map.model_params(hf, critic=critic))
+
+
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether both hold the same names with the same dtypes, shapes and bits."""
     return one.keys() == other.keys() and all(
         (one[name].dtype, one[name].shape) == (other[name].dtype, other[name].shape)
         and torch.equal(one[name].reshape(-1).view(torch.uint8), other[name].reshape(-1).view(torch.uint8))
@@ -78,12 +95,13 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def members(archive: Path) -> dict[str, bytes]:
+    """Content of a tar's files by name."""
     with tarfile.open(archive) as tar:
         return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
 
 
 def write_tar(path: Path, files: dict[str, bytes], *extra: tarfile.TarInfo) -> Path:
-    """A tar of the files and of members that hold nothing."""
+    """Write a tar of the `extra` members, which hold no bytes, and then of the files."""
     with tarfile.open(path, "w:") as tar:
         for member in extra:
             tar.addfile(member)
@@ -95,7 +113,7 @@ def write_tar(path: Path, files: dict[str, bytes], *extra: tarfile.TarInfo) -> P
 
 
 def repacked(archive: Path, target: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
-    """The archive with its files, by name, changed in place."""
+    """Write the archive to `target` after `change` has edited the dict of its files."""
     files = members(archive)
     change(files)
     return write_tar(target, files)

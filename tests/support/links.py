@@ -1,10 +1,10 @@
-"""Links between sender and engine that damage what they carry."""
+"""Faults between trainer and engine: weights that are damaged in a refit."""
 
 import torch
 
 
 class Linked:
-    """An engine at the end of a link that `fault`, a function of one bucket's tensors and their number, may break."""
+    """An engine that receives each bucket of a refit as `fault(bucket, number)` changes it."""
 
     def __init__(self, engine, fault):
         self.engine, self.fault = engine, fault
@@ -22,7 +22,7 @@ class Linked:
 
 
 def on(wanted, change):
-    """A fault of the tensor named `wanted`, which becomes the pairs that `change` makes of it."""
+    """A fault that replaces the tensor named `wanted` by the (name, tensor) pairs of `change(name, tensor)`."""
 
     def fault(bucket, number):
         for name, tensor in bucket:
@@ -32,6 +32,7 @@ def on(wanted, change):
 
 
 def flipped(tensor, bit=17):
+    """A copy of the tensor with one bit flipped."""
     changed = tensor.clone()
     changed.view(-1).view(torch.uint8)[bit // 8] ^= 1 << bit % 8
     return changed

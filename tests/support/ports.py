@@ -1,4 +1,4 @@
-"""Ports for servers of tests."""
+"""Ports for the servers that tests start."""
 
 import random
 import socket
@@ -7,7 +7,7 @@ _FIRST, _LAST = 15_000, 32_000  # below those that the kernel gives to outgoing 
 
 
 def free_port() -> int:
-    """One that nobody listens on. Between the look and its use no connection of another test can take it."""
+    """A port that no process listens on, out of the range from which the kernel takes ports for connections."""
     while True:
         with socket.socket() as probe:
             try:

@@ -40,6 +40,7 @@ OPTIM = OptimConfig(
 
 
 def layout(tp: int = 1, pp: int = 1, **changes) -> ActorConfig:
+    """The actor section of a configuration for this parallel layout."""
     values = {
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": pp,
@@ -68,7 +69,7 @@ def save_hf_model(
     num_groups: int = 2,
     seed: int = 0,
 ) -> Path:
-    """A random fp32 model of 4 layers in Hugging Face form, biases and norms random too.
+    """Write a random fp32 model of 4 layers, biases and norms random too, as a Hugging Face folder, and return it.
 
     llama3_rope: llama whose rotary scaling stretches an original context of 32 tokens to the 128 of all models.
     """
@@ -107,9 +108,9 @@ def save_hf_model(
 
 
 class ScriptedEngine:
-    """A rollout engine whose completions are written beforehand: a function of seed and prompt alone.
+    """A rollout engine whose completions depend on the seed alone.
 
-    It takes the weights and forgets them, so runs that differ in rounding still see the same samples.
+    It records the weights of a refit and does not use them: runs that differ in rounding see the same samples.
     """
 
     unit_size = None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemo_simplerl.model.network import head
-from nemo_simplerl.model.network.pipeline import Rows
+from nemo_simplerl.model.network.pipeline import TokenBatch
 from nemo_simplerl.parallel.mesh import destroy_mesh, leave_together
 from nemo_simplerl.trainer.setup.world import mesh_of
 from support.ranks import run_ranks
@@ -54,7 +54,7 @@ def _allocated(folder: str) -> dict[str, int]:
         return head.output(learner.gpt, hidden_SBH).float().pow(2).mean(), {}
 
     with learner.optimizer_on_device():
-        learner.update([Rows(torch.arange(24, device=mesh.device).view(2, 12))], loss)
+        learner.update([TokenBatch(torch.arange(24, device=mesh.device).view(2, 12))], loss)
         within = torch.cuda.memory_allocated()
     found = {"within": within, "after": torch.cuda.memory_allocated()}
     found["parameters"] = sum(param.numel() for param in learner.gpt.parameters())

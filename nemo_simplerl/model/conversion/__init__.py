@@ -1,1 +1,1 @@
-"""One form of a model written as another, on one rank or many, and the proof that they are equal."""
+"""Writers of models: conversion from one form of files to another, shards of a live model, and verification."""

@@ -1,4 +1,4 @@
-"""Hugging Face folders, `.nemo` archives and training checkpoints turned into one another, a tensor at a time."""
+"""Conversion between Hugging Face folders, `.nemo` archives and training checkpoints, a tensor at a time."""
 
 import json
 import os
@@ -18,7 +18,10 @@ from nemo_simplerl.model.formats import safetensors_io
 from nemo_simplerl.model.formats.archive import Extent, TarWriter
 from nemo_simplerl.model.formats.nemo_config import nemo_config
 from nemo_simplerl.model.formats.safetensors_io import Spec
-from nemo_simplerl.model.source import Kind, Source, hf_config_of, hf_specs, hf_tensors, tokenizer_files
+from nemo_simplerl.model.hf_map import hf_tensors
+from nemo_simplerl.model.readers.base import Source
+from nemo_simplerl.model.readers.huggingface import config_to_write, hf_specs
+from nemo_simplerl.model.readers.small_files import tokenizer_files
 
 _OVERHEAD = 1.01  # records, padding, headers
 _SLACK = 32 << 20
@@ -26,9 +29,10 @@ _SLACK = 32 << 20
 
 @dataclass(frozen=True)
 class Target:
-    """What to write. dtype None keeps each tensor's own; `tokenizer` is a folder that replaces the source's files."""
+    """The form and place to write to. dtype None keeps each tensor's own; `tokenizer` is a folder that replaces the
+    source's tokenizer files."""
 
-    kind: Kind
+    kind: str  # a key of model.source.READERS
     path: Path
     dtype: torch.dtype | None = None
     shard_bytes: int = 4_000_000_000
@@ -36,7 +40,7 @@ class Target:
 
 
 def convert(source: Source, target: Target, progress: Callable[[int, int], None]) -> None:
-    """Write `source` as `target`. It appears under its name when it is complete and on disk, or not at all.
+    """Write `source` as `target`, which appears under its name when it is complete and on disk, or not at all.
 
     progress: called with the bytes done and the bytes in all, after each tensor.
     Raises ValueError, before anything is written, where the target exists, the disk is too small, or the tokenizer
@@ -45,7 +49,7 @@ def convert(source: Source, target: Target, progress: Callable[[int, int], None]
     small = small_files_of(source, tokenizer=target.tokenizer, dtype=target.dtype)
     specs = {name: _cast(spec, target.dtype) for name, spec in source.specs.items()}
     total = sum(spec.num_bytes for spec in specs.values())
-    check_room(target.path, int(total * _OVERHEAD) + _SLACK)
+    check_target(target.path, int(total * _OVERHEAD) + _SLACK)
     root = source.path.parent if source.kind == "checkpoint" else source.path
     if target.path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{target.path} lies inside {root}, which is read; choose a place outside.")
@@ -63,8 +67,8 @@ def convert(source: Source, target: Target, progress: Callable[[int, int], None]
         _write_nemo(source, target, specs, tensors(), small)
 
 
-def check_room(path: Path, num_bytes: int) -> None:
-    """Raises ValueError where `path` exists, or cannot be made, or its disk has not `num_bytes` left."""
+def check_target(path: Path, num_bytes: int) -> None:
+    """Raise ValueError where `path` exists, or cannot be made, or its disk has not `num_bytes` left."""
     if os.path.lexists(path):
         raise ValueError(f"{path} exists; choose another name or remove it.")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
@@ -76,8 +80,8 @@ def check_room(path: Path, num_bytes: int) -> None:
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which is renamed to it when the block ends well and removed when it does not."""
+def atomic_output(path: Path) -> Iterator[Path]:
+    """Use as a context: a temporary name beside `path`, renamed to it at the end, or removed where the block raises."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,11 +100,13 @@ def appearing(path: Path) -> Iterator[Path]:
 def small_files_of(
     source: Source, *, tokenizer: Path | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, bytes | Extent]:
-    """config.json for weights of `dtype` (None: the source's), and the tokenizer's and generation's files.
+    """The files beside the weights, by name: config.json for weights of `dtype` (None: the source's), the tokenizer's
+    files and generation_config.json.
 
     tokenizer: a folder whose files replace the source's. Raises ValueError where it does not fit the vocabulary.
     """
-    hf = hf_config_of(source.hf, source.is_critic) | {"torch_dtype": str(dtype or source.dtype).removeprefix("torch.")}
+    hf = config_to_write(source.hf, critic=source.is_critic)
+    hf["torch_dtype"] = str(dtype or source.dtype).removeprefix("torch.")
     hf.pop("dtype", None)  # the same under a newer name, which would win
     files: dict[str, bytes | Extent] = dict(source.small_files)
     files.pop("config.json", None)
@@ -115,7 +121,7 @@ def small_files_of(
 
 
 def check_tokenizer(files: Mapping[str, bytes | Extent], vocab_size: int) -> None:
-    """Raises ValueError where tokenizer.json has ids beyond the model's vocabulary, or is no tokenizer."""
+    """Raise ValueError where tokenizer.json has ids beyond the model's vocabulary, or is no tokenizer."""
     if "tokenizer.json" not in files:
         return
     file = files["tokenizer.json"]
@@ -134,12 +140,12 @@ def check_tokenizer(files: Mapping[str, bytes | Extent], vocab_size: int) -> Non
 
 
 def _write_hf(source: Source, target: Target, specs: dict[str, Spec], tensors, small) -> None:
-    planned = [spec for name in specs for spec in hf_specs(name, source.hf, specs[name].dtype, source.is_critic)]
-    with appearing(target.path) as partial:
+    planned = [spec for name in specs for spec in hf_specs(name, source.hf, specs[name].dtype, critic=source.is_critic)]
+    with atomic_output(target.path) as partial:
         partial.mkdir()
         for name, content in small.items():
             (partial / name).write_bytes(content.read() if isinstance(content, Extent) else content)
-        stream = hf_tensors(tensors, source.hf, source.is_critic)
+        stream = hf_tensors(tensors, source.hf, critic=source.is_critic)
         safetensors_io.write_folder(partial, planned, stream, target.shard_bytes)
 
 
@@ -151,7 +157,7 @@ def _write_nemo(source: Source, target: Target, specs: dict[str, Spec], tensors,
         critic=source.is_critic,
     )
     num_layers = source.hf["num_hidden_layers"]
-    with appearing(target.path) as partial:
+    with atomic_output(target.path) as partial:
         if target.kind == "checkpoint":
             folder = partial / ("critic" if source.is_critic else "actor")
             _write_all(folder_writer(folder), config, small, tensors, num_layers, source.is_critic)
@@ -169,7 +175,7 @@ def _write_all(create: nemo_writer.Create, config: dict, small, tensors, num_lay
 
 
 def _tokenizer_location(source: Source, target: Target) -> str | None:
-    """Where NeMo, which does not look into the archive for it, is to load the tokenizer from."""
+    """The folder or hub name that NeMo is to load the tokenizer from: it does not look into the archive for it."""
     if target.tokenizer is not None:
         return str(target.tokenizer.absolute())
     if source.kind == "hf":
@@ -178,7 +184,7 @@ def _tokenizer_location(source: Source, target: Target) -> str | None:
 
 
 def _read_ahead(source: Source) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter, the next one being read while the last one is written."""
+    """(canonical name, tensor) of every parameter; a thread reads the next one while the caller uses this one."""
     names = list(source.specs)
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(source.read, names[0])
@@ -195,7 +201,7 @@ def _cast(spec: Spec, dtype: torch.dtype | None) -> Spec:
 
 
 def remove(path: Path) -> None:
-    """A file, a folder with all in it, or a link and not what it points to; nothing where there is none."""
+    """Remove a file, a folder with all in it, or a link and not its target; nothing happens where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

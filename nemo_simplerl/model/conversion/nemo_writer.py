@@ -1,5 +1,5 @@
-"""What a `.nemo` holds, written into a tar or a folder: config, weights as a Megatron distributed checkpoint, and the
-Hugging Face files that make it self-contained.
+"""Writer of a `.nemo` into a tar or a folder: config, weights as a Megatron distributed checkpoint, and the Hugging
+Face files that make it self-contained.
 """
 
 import os
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from nemo_simplerl.model.formats import torch_dist
 from nemo_simplerl.model.formats.archive import Extent
-from nemo_simplerl.model.source import CONFIG_YAML, HEAD, HF_FILES, NEMO_HEAD, NEMO_HEAD_BIAS, WEIGHTS
+from nemo_simplerl.model.hf_map import OUTPUT_LAYER
+from nemo_simplerl.model.readers.nemo import CONFIG_YAML, HF_FILES, VALUE_HEAD, VALUE_HEAD_BIAS, WEIGHTS
 
 # Opens a file of the archive for writing.
 Create = Callable[[str], AbstractContextManager[BinaryIO]]
 _LAYERS = "decoder.layers."
-# Transformer Engine's modules, each of which looks for a state of its own. Empty says: no fp8 scales.
+# Transformer Engine's modules, each of which loads a state of its own. An empty one means: no FP8 scales.
 _EXTRA_STATES = (
     "self_attention.core_attention",
     "self_attention.linear_qkv",
@@ -30,7 +31,7 @@ _EXTRA_STATES = (
 
 
 def folder_writer(folder: Path) -> Create:
-    """Opens files below `folder` for writing; each is on disk when it is closed."""
+    """A function that opens files below `folder` for writing; each is on disk when it is closed."""
 
     @contextmanager
     def create(name: str):
@@ -45,7 +46,8 @@ def folder_writer(folder: Path) -> Create:
 
 
 def stacked_key(name: str) -> tuple[str, int | None]:
-    """Key of a canonical parameter in NeMo's checkpoint, and its row where layers are stacked into one tensor."""
+    """Key of a canonical parameter in NeMo's checkpoint, and the row of a layer's parameter in the tensor of that key:
+    NeMo stacks the layers of a model."""
     if not name.startswith(_LAYERS):
         return f"model.{name}", None
     layer, _, rest = name.removeprefix(_LAYERS).partition(".")
@@ -60,7 +62,7 @@ def add_param(
     num_layers: int,
     offsets: tuple[int, ...] | None = None,
 ) -> None:
-    """Store `part` of the canonical parameter of full `shape`; `offsets` None says that it is the whole."""
+    """Add to `file` the block `part` of the canonical parameter of full `shape`. offsets None: the whole parameter."""
     key, row = stacked_key(name)
     offsets = offsets or (0,) * len(shape)
     if row is not None:
@@ -69,19 +71,20 @@ def add_param(
 
 
 def add_extra_states(file: torch_dist.BlockSink, num_layers: int) -> None:
+    """Add an empty state for each of Transformer Engine's modules, which NeMo loads beside their weights."""
     for layer in range(num_layers):
         for module in _EXTRA_STATES:
             file.add_object(f"model.{_LAYERS}{module}._extra_state/shard_{layer}_{num_layers}", [None])
 
 
 def write_weights(create: Create, tensors: Iterable[tuple[str, Tensor]], num_layers: int, *, is_critic: bool) -> None:
-    """Every canonical parameter, whole, in one rank's file; a critic's head as NeMo-Aligner names it."""
+    """Write full canonical parameters as one rank's checkpoint; a critic's value head is named as in NeMo-Aligner."""
     name_of_file = torch_dist.rank_file_name(0)
     torch_dist.import_early()
     with create(f"{WEIGHTS}/{name_of_file}") as stream:
         file = torch_dist.RankFile(stream, name_of_file)
         for name, tensor in tensors:
-            if is_critic and name == HEAD:
+            if is_critic and name == OUTPUT_LAYER:
                 add_head(file, tensor)
             else:
                 add_param(file, name, tensor, tuple(tensor.shape), num_layers)
@@ -90,13 +93,13 @@ def write_weights(create: Create, tensors: Iterable[tuple[str, Tensor]], num_lay
 
 
 def add_head(file: torch_dist.BlockSink, weight: Tensor) -> None:
-    """A value head. NeMo-Aligner's has a bias, ours has none: zero."""
-    file.add(f"model.{NEMO_HEAD}", weight, weight.shape, (0, 0))
-    file.add(f"model.{NEMO_HEAD_BIAS}", torch.zeros(1, dtype=weight.dtype), (1,), (0,))
+    """Add a critic's value head to `file`. NeMo-Aligner's has a bias, ours has none: zero is written."""
+    file.add(f"model.{VALUE_HEAD}", weight, weight.shape, (0, 0))
+    file.add(f"model.{VALUE_HEAD_BIAS}", torch.zeros(1, dtype=weight.dtype), (1,), (0,))
 
 
 def write_small_files(create: Create, config: dict, small_files: Mapping[str, bytes | Extent]) -> None:
-    """`model_config.yaml`, and below `hf/` the config.json and tokenizer files."""
+    """Write `model_config.yaml`, and below `hf/` the config.json and tokenizer files."""
     with create(CONFIG_YAML) as stream:
         stream.write(yaml.safe_dump(config, sort_keys=False).encode())
     for name, content in small_files.items():

@@ -1,4 +1,4 @@
-"""The weights of a live, sharded model as an unpacked `.nemo`, each rank writing what it holds."""
+"""A sharded model written to disk: as an unpacked `.nemo`, each rank its shards, or as a Hugging Face folder."""
 
 import json
 import shutil
@@ -15,8 +15,12 @@ from nemo_simplerl.model.conversion.convert import Target, convert
 from nemo_simplerl.model.formats import torch_dist
 from nemo_simplerl.model.formats.archive import Extent
 from nemo_simplerl.model.formats.nemo_config import nemo_config
+from nemo_simplerl.model.hf_map import OUTPUT_LAYER
+from nemo_simplerl.model.readers.huggingface import config_to_write
+from nemo_simplerl.model.readers.nemo import WEIGHTS
+from nemo_simplerl.model.readers.small_files import tokenizer_files
 from nemo_simplerl.model.sharding.load import layer_offset
-from nemo_simplerl.model.source import HEAD, WEIGHTS, full_shape, hf_config_of, open_source, tokenizer_files
+from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
 
@@ -25,7 +29,8 @@ from nemo_simplerl.parallel.reductions import gather_objects
 def save_shards(
     folder: Path, gpt: GPTModel, hf: dict, small_files: Mapping[str, bytes | Extent], tokenizer: str, mesh: Mesh
 ) -> None:
-    """Write the model below `folder`, on disk on return. Collective over the world; one data rank of each shard writes.
+    """Write the model below `folder` as an unpacked `.nemo`, on disk on return. Collective over the world; of the data
+    ranks that hold the same shard one writes it.
 
     hf: the model's HF config. small_files: its config.json and tokenizer files, to be packed beside the weights.
     tokenizer: the folder that NeMo is to load the tokenizer from.
@@ -37,14 +42,14 @@ def save_shards(
             file = torch_dist.RankFile(stream, name)
             add_shards(file, gpt, hf, mesh)
         written = file.written
-    everyones = gather_objects(written, dist.group.WORLD)
+    gathered = gather_objects(written, dist.group.WORLD)
     if mesh.rank != 0:
         return
-    write_rest(create, gpt, hf, small_files, tokenizer)
-    torch_dist.write_index(lambda name: create(f"{WEIGHTS}/{name}"), [item for part in everyones for item in part])
+    write_config_files(create, gpt, hf, small_files, tokenizer)
+    torch_dist.write_index(lambda name: create(f"{WEIGHTS}/{name}"), [item for part in gathered for item in part])
 
 
-def export(path: Path, gpt: GPTModel, hf: dict, model_folder: Path, mesh: Mesh) -> None:
+def export_to_hf(path: Path, gpt: GPTModel, hf: dict, model_folder: Path, mesh: Mesh) -> None:
     """Write the model as a Hugging Face folder. Collective. model_folder: where its tokenizer files are.
 
     Raises ValueError when `path` exists.
@@ -61,26 +66,27 @@ def export(path: Path, gpt: GPTModel, hf: dict, model_folder: Path, mesh: Mesh) 
 
 
 def small_files(model_folder: Path, is_critic: bool) -> dict[str, bytes | Extent]:
-    """What goes beside the weights of a model whose config.json and tokenizer files are in `model_folder`."""
+    """The files beside the weights, by name, of a model whose config.json and tokenizer files are in `model_folder`."""
     files, hf = tokenizer_files(model_folder)
-    return {"config.json": json.dumps(hf_config_of(hf, is_critic), indent=2).encode()} | files
+    return {"config.json": json.dumps(config_to_write(hf, critic=is_critic), indent=2).encode()} | files
 
 
 def add_shards(file: torch_dist.BlockSink, gpt: GPTModel, hf: dict, mesh: Mesh) -> None:
-    """Hand `file` this rank's part of the weights, its share of what tensor ranks hold alike included.
+    """Add this rank's shards of the weights to `file`. The first tensor rank adds the parameters that all tensor ranks
+    hold alike.
 
-    To be called on one data rank of each shard.
+    Call it on one of the data ranks that hold the same shards.
     """
     num_layers, offset = hf["num_hidden_layers"], layer_offset(gpt)
     for mcore_name, param in gpt.named_parameters():
         name = hf_map.full_name(mcore_name, offset)
-        if gpt.is_critic and name == HEAD:
+        if gpt.is_critic and name == OUTPUT_LAYER:
             if mesh.tp_rank == 0:
                 nemo_writer.add_head(file, param.detach())
             continue
-        if name == HEAD and hf.get("tie_word_embeddings", False):
+        if name == OUTPUT_LAYER and hf.get("tie_word_embeddings", False):
             continue  # the last stage's copy of the embeddings
-        entry, shape = hf_map.mapping(name), full_shape(name, hf, gpt.is_critic)
+        entry, shape = hf_map.mapping(name), hf_map.param_shape(name, hf, critic=gpt.is_critic)
         if entry.tp_dim is None and mesh.tp_rank != 0:
             continue
         for offsets, block in hf_map.blocks(entry, param.detach(), mesh.tp_rank, mesh.tp_size, shape):
@@ -89,9 +95,9 @@ def add_shards(file: torch_dist.BlockSink, gpt: GPTModel, hf: dict, mesh: Mesh) 
         nemo_writer.add_extra_states(file, num_layers)
 
 
-def write_rest(
+def write_config_files(
     create: nemo_writer.Create, gpt: GPTModel, hf: dict, small_files: Mapping[str, bytes | Extent], tokenizer: str
 ) -> None:
-    """What stands beside the weights, as `save_shards` takes it. On one rank."""
+    """Write model_config.yaml and the small files, arguments as in `save_shards`. Call it on one rank."""
     config = nemo_config(hf, dtype=next(gpt.parameters()).dtype, tokenizer=tokenizer, critic=gpt.is_critic)
     nemo_writer.write_small_files(create, config, small_files)

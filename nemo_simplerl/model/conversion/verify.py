@@ -1,4 +1,4 @@
-"""A conversion checked from the outside: every tensor, then what both models answer to a fixed batch."""
+"""A check of a conversion: every tensor is compared, then the outputs of both models on a fixed batch."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from nemo_simplerl.config.schema import ActorConfig
-from nemo_simplerl.model.conversion import nemo_ckpt
+from nemo_simplerl.model.conversion import nemo_toolkit
 from nemo_simplerl.model.conversion.convert import Target
 from nemo_simplerl.model.network import head, pipeline
 from nemo_simplerl.model.network.provider import build_gpt_model
+from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.model.sharding.load import load_weights
-from nemo_simplerl.model.source import Source, open_source
+from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh
 
 # Both models compute in float32; two implementations of the same layers differ by rounding alone.
@@ -21,16 +22,17 @@ _CAST_TOLERANCE = 0.05
 _BATCH, _LENGTH = 2, 32
 
 
-def verify(source: Source, target: Target, say: Callable[[str], None]) -> list[str]:
-    """What differs between the source and what was written from it; empty where nothing does.
+def verify(source: Source, target: Target, report: Callable[[str], None]) -> list[str]:
+    """The differences between the source and what was written from it; empty where there are none.
 
+    report: takes a line for the user about each finished check.
     Both models are built in float32 on the CPU, one after the other.
     """
     result = open_source(target.path, target.kind, critic=source.is_critic)
     problems = different_tensors(source, result, target.dtype)
-    say(f"verify: {len(source.specs) - len(problems)} of {len(source.specs)} tensors are equal")
+    report(f"verify: {len(source.specs) - len(problems)} of {len(source.specs)} tensors are equal")
     if target.kind == "nemo":
-        problems += _seen_by_nemo(result, say)
+        problems += _problems_of_nemo(result, report)
     if problems:
         return problems
     before, after = outputs(source), outputs(result)
@@ -38,12 +40,12 @@ def verify(source: Source, target: Target, say: Callable[[str], None]) -> list[s
     scale = max(1.0, before.abs().max().item())
     tolerance = TOLERANCE if target.dtype is None else _CAST_TOLERANCE
     what = "values" if source.is_critic else "logits"
-    say(f"verify: {what} on {_BATCH} x {_LENGTH} tokens differ by {difference:.2g} at most")
+    report(f"verify: {what} on {_BATCH} x {_LENGTH} tokens differ by {difference:.2g} at most")
     return [f"outputs differ by {difference:.3g}, more than {tolerance:g}"] if difference > tolerance * scale else []
 
 
 def different_tensors(source: Source, result: Source, dtype: torch.dtype | None) -> list[str]:
-    """Names of the parameters that are not bit for bit those of the source, cast where a dtype was asked for."""
+    """The parameters of `result` that are missing or not bit for bit those of the source, cast to `dtype` if given."""
     missing = [f"{name} is missing" for name in source.specs if name not in result.specs]
     shared = [name for name in source.specs if name in result.specs]
     return missing + [name for name in shared if not _equal(source.read(name), result.read(name), dtype)]
@@ -57,15 +59,16 @@ def _equal(expected: Tensor, found: Tensor, dtype: torch.dtype | None) -> bool:
 
 
 def outputs(source: Source) -> Tensor:
-    """float32 logits [B, S, V], or values [B, S], of a fixed batch: by transformers for a Hugging Face folder, by
-    Megatron for the others."""
+    """float32 logits [B, S, V], or values [B, S], of a fixed batch. A Hugging Face folder is run by transformers, the
+    other forms by Megatron."""
     generator = torch.Generator().manual_seed(0)
     tokens_BS = torch.randint(source.hf["vocab_size"], (_BATCH, _LENGTH), generator=generator)
-    return _of_transformers(source, tokens_BS) if source.kind == "hf" else _of_megatron(source, tokens_BS)
+    run = _run_transformers if source.kind == "hf" else _run_megatron
+    return run(source, tokens_BS)
 
 
 @torch.no_grad()
-def _of_transformers(source: Source, tokens_BS: Tensor) -> Tensor:
+def _run_transformers(source: Source, tokens_BS: Tensor) -> Tensor:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if not source.is_critic:
@@ -74,14 +77,14 @@ def _of_transformers(source: Source, tokens_BS: Tensor) -> Tensor:
     return critic.score(critic.model(tokens_BS).last_hidden_state)[..., 0]
 
 
-def _of_megatron(source: Source, tokens_BS: Tensor) -> Tensor:
+def _run_megatron(source: Source, tokens_BS: Tensor) -> Tensor:
     mesh = build_mesh(
         tensor_model_parallel_size=1, pipeline_model_parallel_size=1, context_parallel_size=1, timeout_s=600
     )
     try:
         gpt = _one_rank_model(source, mesh)
         (output_SBX,) = pipeline.forward_only(
-            gpt, [pipeline.Rows(tokens_BS)], lambda hidden_SBH, _: head.output(gpt, hidden_SBH).float(), mesh
+            gpt, [pipeline.TokenBatch(tokens_BS)], lambda hidden_SBH, _: head.output(gpt, hidden_SBH).float(), mesh
         )
     finally:
         destroy_mesh()
@@ -118,18 +121,19 @@ def _one_rank_model(source: Source, mesh: Mesh):
     return gpt
 
 
-def _seen_by_nemo(result: Source, say: Callable[[str], None]) -> list[str]:
-    if not nemo_ckpt.is_installed():
-        say("verify: nemo-toolkit is not installed, so NeMo's own connector was not asked")
+def _problems_of_nemo(result: Source, report: Callable[[str], None]) -> list[str]:
+    """What nemo-toolkit finds wrong with the archive; nothing where it is not installed."""
+    if not nemo_toolkit.is_installed():
+        report("verify: nemo-toolkit is not installed, so NeMo's own connector was not asked")
         return []
     try:
-        config = nemo_ckpt.config_seen_by_nemo(result.path)
+        config = nemo_toolkit.config_seen_by_nemo(result.path)
     except ImportError as error:
-        say(f"verify: nemo-toolkit does not import ({error}), so NeMo's own connector was not asked")
+        report(f"verify: nemo-toolkit does not import ({error}), so NeMo's own connector was not asked")
         return []
     except Exception as error:  # whatever NeMo raises for an archive it cannot open
         return [f"NeMo cannot open it: {error!r}"]
     expected = {"num_layers": result.hf["num_hidden_layers"], "hidden_size": result.hf["hidden_size"]}
-    say("verify: NeMo's SaveRestoreConnector opens it")
+    report("verify: NeMo's SaveRestoreConnector opens it")
     wrong = {key: value for key, value in expected.items() if config.get(key) != value}
     return [f"NeMo reads {key}={config.get(key)}, not {value}" for key, value in wrong.items()]

@@ -1,1 +1,1 @@
-"""Files that hold weights and their configs: safetensors, .nemo archives, torch's distributed checkpoints."""
+"""File formats below the forms of models: safetensors, tar, torch.save, zarr, distributed checkpoints, NeMo's yaml."""

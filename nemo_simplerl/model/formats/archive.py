@@ -26,7 +26,7 @@ class Extent:
     size: int
 
     def read_into(self, buffer: memoryview, start: int = 0) -> None:
-        """Fill `buffer` with the bytes from `start` on. Raises ValueError where the file ends before."""
+        """Fill `buffer` with the bytes from `start` on. Raises ValueError where the extent or the file ends before."""
         if start < 0 or start + len(buffer) > self.size:
             raise ValueError(f"{self.path}: {len(buffer)} bytes at {start} were asked of a part of {self.size} bytes.")
         descriptor = os.open(self.path, os.O_RDONLY)
@@ -41,12 +41,13 @@ class Extent:
             os.close(descriptor)
 
     def read(self, start: int = 0, size: int | None = None) -> bytes:
+        """`size` bytes from `start` on; None reads to the end."""
         content = bytearray(self.size - start if size is None else size)
         self.read_into(memoryview(content), start)
         return bytes(content)
 
     def part(self, start: int, size: int) -> "Extent":
-        """Raises ValueError when the part is not inside."""
+        """The `size` bytes from `start` on as an extent. Raises ValueError when they are not inside."""
         if start < 0 or size < 0 or start + size > self.size:
             raise ValueError(f"{self.path}: bytes {start} to {start + size} lie outside a part of {self.size} bytes.")
         return Extent(self.path, self.offset + start, size)
@@ -82,7 +83,7 @@ class TarWriter:
 
     @contextmanager
     def add(self, name: str) -> Iterator[BinaryIO]:
-        """A stream whose `tell` counts from the file's start."""
+        """Use as a context: a stream to write the file `name` to. Its `tell` counts from the start of that file."""
         header = self._file.tell()
         self._file.write(bytes(_BLOCK))
         stream = _Counted(self._file)
@@ -100,12 +101,12 @@ class TarWriter:
         self._file.seek(end)
 
     def finish(self) -> None:
-        """The two empty blocks that end an archive."""
+        """Write the two empty blocks that end an archive."""
         self._file.write(bytes(2 * _BLOCK))
 
 
 class _Counted:
-    """What torch.save asks of a file, counting from its own start."""
+    """The methods of a file that torch.save calls; positions count from the start of this file of the archive."""
 
     def __init__(self, file: BinaryIO):
         self._file, self._count = file, 0
@@ -149,7 +150,7 @@ def _regular_files(path: Path, members: Iterable[tarfile.TarInfo]) -> Iterator[t
 
 
 def _members(archive: Extent) -> Iterator[tarfile.TarInfo]:
-    """Headers of an uncompressed tar, each read once and in order.
+    """The headers of an uncompressed tar's files, each read once and in order.
 
     tarfile's own walk takes a damaged header for the end, and older ones follow negative sizes in a circle
     (CVE-2025-8194); its parser of a single header is used.
@@ -181,7 +182,7 @@ def _members(archive: Extent) -> Iterator[tarfile.TarInfo]:
 
 
 def _names(kind: bytes, content: bytes) -> dict[str, str]:
-    """What a header's extension says of the member after it."""
+    """The fields that a header's extension sets for the member after it: its name (`path`), or any pax fields."""
     if kind != tarfile.XHDTYPE:
         is_name = kind == tarfile.GNUTYPE_LONGNAME
         return {"path": content.rstrip(b"\0").decode(errors="surrogateescape")} if is_name else {}

@@ -16,7 +16,7 @@ from nemo_simplerl.model.formats.torch_zip import StoredTensor, bytes_of, stored
 
 _RANK_FILE = re.compile(r"(?:.*/)?(?:mp_rank_(\d+)|tp_rank_(\d+)_pp_rank_(\d+))/model_weights\.ckpt")
 _SINGLE_FILE = "model_weights.ckpt"
-# Of NeMo-Aligner's reward models and critics.
+# The value head of NeMo-Aligner's reward models and critics.
 _HEADS = {
     "rm_head.weight": hf_map.Mapping((hf_map.VALUE_HEAD,), "plain", 1),
     "rm_head.bias": hf_map.Mapping((), "plain", None),
@@ -27,13 +27,13 @@ _ZARR_DTYPES = {
     "<f2": torch.float16,
     "<f8": torch.float64,
     "bfloat16": torch.bfloat16,
-    "<V2": torch.bfloat16,  # numpy's word for two bytes it has no type for
+    "<V2": torch.bfloat16,  # numpy's name for two bytes that it has no type for
 }
 
 
 @dataclass(frozen=True)
-class Lazy:
-    """A tensor that is put together when read."""
+class LazyTensor:
+    """A full tensor that is assembled from its shards when it is read."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -41,12 +41,12 @@ class Lazy:
 
 
 def without_prefix(key: str) -> str:
-    """NeMo puts `model.` before Megatron's names, and `module.` too under megatron_amp_O2."""
+    """Megatron's name in a NeMo key: NeMo puts `model.` before it, and under megatron_amp_O2 `module.` too."""
     return key.removeprefix("model.").removeprefix("module.")
 
 
 def rank_files(files: Mapping[str, Extent]) -> dict[tuple[int, int], Extent]:
-    """The torch.save files by (pipeline stage, tensor rank); empty where the archive is of another kind."""
+    """The torch.save files by (pipeline stage, tensor rank); empty where the archive has another layout."""
     ranks = {}
     for name, file in files.items():
         if match := _RANK_FILE.fullmatch(name):
@@ -57,7 +57,7 @@ def rank_files(files: Mapping[str, Extent]) -> dict[tuple[int, int], Extent]:
     return ranks
 
 
-def from_rank_files(ranks: Mapping[tuple[int, int], Extent], config: dict) -> dict[str, Lazy]:
+def from_rank_files(ranks: Mapping[tuple[int, int], Extent], config: dict) -> dict[str, LazyTensor]:
     """Full tensors by canonical name. Raises ValueError for ranks that are missing or do not fit together."""
     stages, size = 1 + max(stage for stage, _ in ranks), 1 + max(rank for _, rank in ranks)
     if stages * size != len(ranks):
@@ -68,7 +68,7 @@ def from_rank_files(ranks: Mapping[tuple[int, int], Extent], config: dict) -> di
         )
     if not config.get("mcore_gpt", False):
         raise ValueError("mcore_gpt is not true: NeMo's own GPT of before Megatron-core is not supported.")
-    tensors: dict[str, Lazy] = {}
+    tensors: dict[str, LazyTensor] = {}
     first_layer = 0
     for stage in range(stages):
         shards = [_rank_tensors(ranks[stage, rank], f"stage {stage}, tensor rank {rank}") for rank in range(size)]
@@ -94,7 +94,7 @@ def _rank_tensors(file: Extent, where: str) -> dict[str, StoredTensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(("_extra_state", "inv_freq"))}
 
 
-def _joined(shards: list[StoredTensor], entry: hf_map.Mapping) -> Lazy:
+def _joined(shards: list[StoredTensor], entry: hf_map.Mapping) -> LazyTensor:
     shape = list(shards[0].shape)
     if entry.tp_dim is not None and entry.tp_dim < len(shape):
         shape[entry.tp_dim] *= len(shards)
@@ -104,19 +104,19 @@ def _joined(shards: list[StoredTensor], entry: hf_map.Mapping) -> Lazy:
             return shards[0].read()
         return hf_map.unshard(entry.kind, [shard.read() for shard in shards], entry.tp_dim, shape[0])
 
-    return Lazy(tuple(shape), shards[0].dtype, read)
+    return LazyTensor(tuple(shape), shards[0].dtype, read)
 
 
-def zarr_arrays(files: Mapping[str, Extent]) -> dict[str, "Array"]:
-    """The zarr arrays by NeMo's names. Raises ValueError for those that are compressed, damaged or incomplete."""
+def zarr_arrays(files: Mapping[str, Extent]) -> dict[str, "ZarrArray"]:
+    """The zarr arrays by NeMo's keys. Raises ValueError for those that are compressed, damaged or incomplete."""
     return {
-        name.split("/")[-2]: Array(name.removesuffix("/.zarray"), file, files)
+        name.split("/")[-2]: ZarrArray(name.removesuffix("/.zarray"), file, files)
         for name, file in files.items()
         if name.endswith("/.zarray")
     }
 
 
-class Array:
+class ZarrArray:
     """An uncompressed zarr (version 2) array (https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html)."""
 
     def __init__(self, folder: str, description: Extent, files: Mapping[str, Extent]):

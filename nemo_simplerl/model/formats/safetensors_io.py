@@ -37,7 +37,7 @@ _MAX_HEADER = 100 << 20  # the library's own bound
 
 @dataclass(frozen=True)
 class Spec:
-    """A tensor before it is there."""
+    """Name, shape and dtype of a tensor that is not read or made yet."""
 
     name: str
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class Spec:
 
 
 def read_folder(files: Mapping[str, Extent], where: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a Hugging Face folder, by name. Where an index names the files, only those are read.
+    """The tensors of a Hugging Face folder by name, none of them read yet. An index, if any, names the files.
 
     Raises ValueError for a missing file or tensor, a cut-off file, a damaged header, or no *.safetensors at all.
     """
@@ -85,7 +85,7 @@ def _weight_map(index: Extent, where: Path) -> dict[str, str]:
 
 
 def read_header(file: Extent, where: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file. Raises ValueError for a damaged or cut-off file."""
+    """The tensors of one file by name, none of them read yet. Raises ValueError for a damaged or cut-off file."""
     try:
         (length,) = struct.unpack("<Q", file.read(0, 8))
         if length > min(_MAX_HEADER, file.size - 8):
@@ -112,7 +112,7 @@ def _stored(entry: dict, file: Extent, base: int) -> StoredTensor:
 
 
 def _check_contiguous(parts: list[Extent], start: int, file: Extent, where: Path) -> None:
-    """The format allows no holes, no overlap and nothing after the last tensor."""
+    """Raise ValueError for holes, overlaps and bytes after the last tensor, none of which the format allows."""
     for part in sorted(parts, key=lambda part: (part.offset, part.size)):
         if part.offset != start:
             raise ValueError(f"{where} is damaged: its tensors overlap or leave a hole at byte {start}.")

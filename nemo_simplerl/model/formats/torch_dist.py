@@ -1,8 +1,8 @@
-"""Megatron's `torch_dist` checkpoints: global tensors in `__RANK_0.distcp` files, and `.metadata`, which says where.
+"""Megatron's `torch_dist` checkpoints: global tensors in `__RANK_0.distcp` files, and `.metadata`, their index.
 
-Read without unpickling code and one piece at a time; written one tensor at a time by as many ranks as there are. The
-layout is that of torch.distributed.checkpoint (filesystem.py, metadata.py), with Megatron's `common.pt` and
-`metadata.json` beside it.
+They are read without running what their pickles ask for, one block at a time, and written one tensor at a time by any
+number of ranks. The layout is that of torch.distributed.checkpoint (filesystem.py, metadata.py), with Megatron's
+`common.pt` and `metadata.json` beside it.
 """
 
 import io
@@ -30,10 +30,10 @@ from nemo_simplerl.model.formats.torch_zip import (
 )
 
 METADATA = ".metadata"
-_MAX_SIDE_BY_SIDE = 4096  # parts of a tensor at one index of its first axis: as many as tensor ranks
+_MAX_SIDE_BY_SIDE = 4096  # blocks of a tensor at one index of its first axis: as many as tensor ranks
 _DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "int32", "uint8", "bool")
-# Of the classes that `.metadata` names nothing is built but the fields, as they stand; those of Megatron's bookkeeping
-# and of paths are not even read.
+# Objects of these modules that `.metadata` holds are read as bare fields; no class of theirs is built. The fields of
+# Megatron's bookkeeping and of paths are not used at all.
 _INERT_MODULES = (
     "torch.distributed.checkpoint.",
     "torch.distributed._shard.sharded_tensor.metadata",  # before torch 2.3
@@ -54,6 +54,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class GlobalTensor:
+    """A full tensor of a checkpoint, whose chunks lie in the files of several ranks."""
+
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -161,7 +163,7 @@ def _global_tensor(key: str, entry: Any, records: Mapping, files: Mapping[str, E
 
 
 def _check_tiling(key: str, shape: tuple[int, ...], chunks: Sequence[Chunk]) -> None:
-    """Raises ValueError unless the chunks cover the shape, each element once."""
+    """Raise ValueError unless the chunks cover the shape, each element once."""
     covered = sum(math.prod(chunk.shape) for chunk in chunks)
     if covered != math.prod(shape):
         raise ValueError(f"{key}: the checkpoint holds {covered} of this tensor's {math.prod(shape)} elements.")
@@ -186,8 +188,8 @@ def _overlap(one: Chunk, other: Chunk) -> bool:
 
 
 @dataclass(frozen=True)
-class Written:
-    """Where a rank put what: the share of `.metadata` that it knows."""
+class WrittenBlock:
+    """One block that a rank has written and where: its share of `.metadata`."""
 
     key: str
     global_shape: tuple[int, ...] | None  # None: an object
@@ -200,19 +202,21 @@ class Written:
 
 
 class BlockSink(Protocol):
-    """Takes what a rank holds: a RankFile, or what hands it on to one later."""
+    """A receiver of the blocks that a rank holds: a RankFile, or one that passes them to a RankFile later."""
 
-    def add(self, key: str, tensor: Tensor, global_shape: Sequence[int], offsets: Sequence[int]) -> None: ...
+    def add(self, key: str, tensor: Tensor, global_shape: Sequence[int], offsets: Sequence[int]) -> None:
+        """Take `tensor` as the block of the global tensor `key` that starts at `offsets`."""
 
-    def add_object(self, key: str, value: Any) -> None: ...
+    def add_object(self, key: str, value: Any) -> None:
+        """Take an object that is no tensor."""
 
 
 class RankFile:
-    """One rank's `.distcp` file, filled tensor by tensor."""
+    """One rank's `.distcp` file, written tensor by tensor; `written` lists its blocks for the index."""
 
     def __init__(self, stream: BinaryIO, name: str):
         self._stream, self._name = stream, name
-        self.written: list[Written] = []
+        self.written: list[WrittenBlock] = []
 
     def add(self, key: str, tensor: Tensor, global_shape: Sequence[int], offsets: Sequence[int]) -> None:
         """Store `tensor` as the block of the global tensor `key` that starts at `offsets`."""
@@ -225,6 +229,7 @@ class RankFile:
         self._note(key, start, tuple(global_shape), tuple(offsets), shape, tensor.dtype)
 
     def add_object(self, key: str, value: Any) -> None:
+        """Store an object that is no tensor."""
         start = self._stream.tell()
         self._save(value)
         self._note(key, start, None, (), (), None)
@@ -233,26 +238,27 @@ class RankFile:
         try:
             torch.save(value, self._stream)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # a full disk, in torch's words "unexpected pos"
+            if isinstance(error.__context__, OSError):  # a full disk, which torch reports as "unexpected pos"
                 raise error.__context__ from None
             raise
 
     def _note(self, key: str, start: int, global_shape, offsets, shape, dtype) -> None:
         length = self._stream.tell() - start
-        self.written.append(Written(key, global_shape, offsets, shape, dtype, self._name, start, length))
+        self.written.append(WrittenBlock(key, global_shape, offsets, shape, dtype, self._name, start, length))
 
 
 def rank_file_name(rank: int) -> str:
+    """Name of the `.distcp` file of a rank."""
     return f"__{rank}_0.distcp"
 
 
 def import_early() -> None:
-    """Begin, beside what follows, the import that `write_index` needs: it takes a second."""
+    """Start in another thread the import that `write_index` needs: it takes a second."""
     threading.Thread(target=import_module, args=("torch.distributed.checkpoint.filesystem",), daemon=True).start()
 
 
-def write_index(create: Callable[[str], AbstractContextManager[BinaryIO]], written: Iterable[Written]) -> None:
-    """What makes the ranks' files a checkpoint: `common.pt`, `metadata.json`, and `.metadata` last."""
+def write_index(create: Callable[[str], AbstractContextManager[BinaryIO]], written: Iterable[WrittenBlock]) -> None:
+    """Write the files that make the ranks' files a checkpoint: `common.pt`, `metadata.json`, and `.metadata` last."""
     with create("common.pt") as stream:
         torch.save({}, stream)
     with create("metadata.json") as stream:
@@ -262,8 +268,8 @@ def write_index(create: Callable[[str], AbstractContextManager[BinaryIO]], writt
         stream.write(pickle.dumps(_metadata_of(written), protocol=4))
 
 
-def _metadata_of(written: Iterable[Written]) -> Any:
-    from torch.distributed.checkpoint import metadata as dcp  # late: a second that reading does without
+def _metadata_of(written: Iterable[WrittenBlock]) -> Any:
+    from torch.distributed.checkpoint import metadata as dcp  # late: the import takes a second, and reading needs none
     from torch.distributed.checkpoint.filesystem import _StorageInfo
 
     entries: dict[str, Any] = {}
@@ -279,7 +285,7 @@ def _metadata_of(written: Iterable[Written]) -> Any:
         entry.chunks.append(dcp.ChunkStorageMetadata(torch.Size(item.offsets), torch.Size(item.shape)))
         storage[dcp.MetadataIndex(item.key, item.offsets)] = info
     index = dcp.Metadata(entries, storage_data=storage)
-    # Megatron looks here for the shapes of flattened tensors, of which there are none.
+    # Megatron looks here for the shapes of flattened tensors; no tensor here is flattened.
     index.mcore_data = {key: {} for key, entry in entries.items() if isinstance(entry, dcp.TensorStorageMetadata)}
     return index
 
@@ -294,7 +300,7 @@ class _Fields(Inert):
 
 
 class _Index(_Fields):
-    offset = None  # left out of what has none
+    offset = None  # the pickle leaves it out for objects that are no tensors
 
 
 class _Tensor(_Fields):

@@ -1,4 +1,4 @@
-"""Tensors of a torch.save file, found without loading it and without running what its pickle asks for.
+"""Tensors of a torch.save file, found without loading the file and without running what its pickle asks for.
 
 The file is a zip of uncompressed records: `data.pkl` names the tensors' shapes and storages, `data/KEY` holds the bytes
 (https://docs.pytorch.org/docs/stable/notes/serialization.html).
@@ -33,7 +33,7 @@ MAX_PICKLE = 64 << 20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor on disk; `data` holds it and nothing else. strides: None where it is contiguous."""
+    """A tensor on disk. data: its bytes and no others. strides: in elements, None where it is contiguous."""
 
     data: Extent
     dtype: torch.dtype
@@ -41,6 +41,7 @@ class StoredTensor:
     strides: tuple[int, ...] | None = None
 
     def read(self) -> Tensor:
+        """The tensor, contiguous."""
         if self.strides is not None:
             stored = torch.empty(self.data.size // self.dtype.itemsize, dtype=self.dtype)
             self.data.read_into(bytes_of(stored))
@@ -50,7 +51,7 @@ class StoredTensor:
         return tensor
 
     def read_into(self, target: Tensor, first: int = 0) -> None:
-        """Fill a contiguous tensor of the same dtype with what lies from element `first` on."""
+        """Fill a contiguous tensor of the same dtype with the elements from `first` on."""
         assert target.dtype == self.dtype and target.is_contiguous()
         if self.strides is not None:
             target.copy_(self.read().flatten()[first : first + target.numel()].view_as(target))
@@ -59,7 +60,7 @@ class StoredTensor:
 
 
 class Inert:
-    """Stands for an object of a class that is not ours to build: takes what a pickle says of it, and does nothing."""
+    """Stands for an object of a class that is not built: accepts the pickle's arguments and state, and uses none."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -72,18 +73,18 @@ class Inert:
 
 
 class Refused(ValueError):
-    """A pickle asks for what is not given to it."""
+    """Raised for a pickle that asks for a class or function it may not have."""
 
 
 class DataUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
-    """Reads a pickle that may be hostile; what it may name is up to the subclass.
+    """Reads a pickle that may be hostile; a subclass's `find_class` decides which names it may use.
 
-    It is the reader written in Python, because that in C can be told by one opcode to fill gigabytes. Keys are strings,
-    numbers and Inert objects: tuples nested in tuples can take forever to hash.
+    It is the unpickler written in Python, because one opcode can make the one in C fill gigabytes. Keys of dicts are
+    strings, numbers and Inert objects: tuples nested in tuples can take forever to hash.
     """
 
     def read_all(self, where: str) -> Any:
-        """The pickled object. Raises ValueError for whatever is wrong with it."""
+        """The pickled object. Raises ValueError for anything that is wrong with it. where: the file, for the error."""
         try:
             return self.load()
         except Refused:
@@ -122,12 +123,12 @@ class DataUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor."""
+    """The memory of a contiguous CPU tensor, as bytes."""
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
 
 
 def stored_objects(extent: Extent, where: str) -> Any:
-    """What was given to torch.save, each tensor as a StoredTensor. `where` names the file in errors.
+    """The object that was given to torch.save, each tensor as a StoredTensor. `where` names the file in errors.
 
     Raises ValueError for a file that is no torch.save file, or whose pickle asks for anything but tensors and plain
     containers of them.

@@ -1,1 +1,1 @@
-"""GPTModel on this rank: built from a config, its layers, heads and value head, run in Megatron's schedules."""
+"""This rank's GPTModel: its construction, its layers and heads, its passes in Megatron's pipeline schedules."""

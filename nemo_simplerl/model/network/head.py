@@ -1,4 +1,4 @@
-"""What the last stage's hidden states say: log-probabilities of responses, values, logits.
+"""Heads on the last pipeline stage's hidden states: log-probabilities of responses, values, logits.
 
 Legend: S padded sequence length of a micro-batch, B its samples, T = S - 1 predicted tokens, H hidden size, N tokens of
 responses. Under sequence parallelism a tensor rank's hidden states are its share of S.
@@ -19,7 +19,7 @@ from nemo_simplerl.parallel.vocab import linear_logprob_entropy
 
 
 class Responses(Protocol):
-    """What is asked of a micro-batch. Where `mask_BT` is 0 no token is predicted."""
+    """The part of a micro-batch that the heads read. Tokens where `mask_BT` is 0 are not predicted."""
 
     @property
     def tokens_BS(self) -> Tensor: ...
@@ -37,10 +37,11 @@ def logprobs_entropy(
     temperature: float = 1.0,
     fp32: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """float32 [B, T] each: of the responses' tokens, 0 elsewhere. The output layer works for those tokens alone."""
+    """Log-probability and entropy of the responses' tokens, float32 [B, T] each, 0 elsewhere. The output layer is
+    computed for those tokens alone."""
     is_response_BT = micro.mask_BT > 0
     logprobs_N, entropy_N = linear_logprob_entropy(
-        _of_tokens(hidden_SBH, is_response_BT, gpt, mesh),
+        _hidden_of_tokens(hidden_SBH, is_response_BT, gpt, mesh),
         output_weight(gpt),
         micro.tokens_BS[:, 1:][is_response_BT],
         group=mesh.tensor,
@@ -54,24 +55,25 @@ def logprobs_entropy(
 
 
 def values(gpt: GPTModel, hidden_SBH: Tensor, micro: Responses) -> Tensor:
-    """float32 [B, T] of a critic: the value of the state before each token."""
+    """A critic's value of the state before each token, float32 [B, T]."""
     values_SB1, _ = gpt.output_layer(hidden_SBH)
     return values_SB1[: micro.tokens_BS.shape[1] - 1, :, 0].T.contiguous()
 
 
 def output(gpt: GPTModel, hidden_SBH: Tensor) -> Tensor:
-    """The output layer's whole answer: logits [S, B, V/TP], or values [S, B, 1] of a critic."""
+    """The output layer on all tokens: logits [S, B, V/TP], or values [S, B, 1] of a critic."""
     return gpt.output_layer(hidden_SBH, weight=None if gpt.is_critic else output_weight(gpt))[0]
 
 
 def output_weight(gpt: GPTModel) -> Tensor:
-    """[V/TP, H], on the last stage."""
+    """The output layer's weight on the last pipeline stage, [V/TP, H]: the embeddings where they are tied."""
     tied = gpt.share_embeddings_and_output_weights
     return gpt.shared_embedding_or_output_weight() if tied else gpt.output_layer.weight
 
 
-def _of_tokens(hidden_SBH: Tensor, is_wanted_BT: Tensor, gpt: GPTModel, mesh: Mesh) -> Tensor:
-    """[N, H] of the tokens wanted, on every tensor rank; backward sums what the ranks' shards of the vocabulary say."""
+def _hidden_of_tokens(hidden_SBH: Tensor, is_wanted_BT: Tensor, gpt: GPTModel, mesh: Mesh) -> Tensor:
+    """Hidden states [N, H] of the wanted tokens, on every tensor rank. Backward sums the gradients that the ranks'
+    shards of the vocabulary give."""
     split = gpt.config.sequence_parallel and mesh.tp_size > 1
     if split:
         hidden_SBH = gather_from_sequence_parallel_region(hidden_SBH, group=mesh.tensor)

@@ -29,8 +29,8 @@ class SdpaAttention(nn.Module):
     ) -> Tensor:
         """query [S, B, heads/TP, D], key and value [S, B, groups/TP, D] -> context [S, B, heads/TP * D].
 
-        With `packed_seq_params`, sequences end to end: [P, heads/TP, D] and so on -> [P, heads/TP * D]. Each attends to
-        itself alone, so that the work is that of the sequences and not of the row.
+        With `packed_seq_params` the sequences of a row of P tokens lie end to end: query [P, heads/TP, D], key and
+        value [P, groups/TP, D] -> [P, heads/TP * D]. Each sequence attends to itself alone.
         """
         assert attention_mask is None and attention_bias is None
         if packed_seq_params is None:
@@ -52,8 +52,8 @@ class SdpaAttention(nn.Module):
 
 
 class RmsNorm(nn.RMSNorm):
-    """RMSNorm with Megatron's constructor. Its own torch wrapper refuses sequence parallelism; the mark on the weight
-    is all that Megatron needs to sum the gradient over the tensor ranks' slices of the sequence."""
+    """RMSNorm with Megatron's constructor. Megatron's own torch wrapper refuses sequence parallelism, though the mark
+    on the weight is enough for it to sum the gradient over the tensor ranks' slices of the sequence."""
 
     def __init__(self, config, hidden_size: int, eps: float = 1e-6):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)

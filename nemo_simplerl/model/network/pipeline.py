@@ -1,7 +1,7 @@
-"""Forward and forward-backward passes over Megatron's schedules. Nothing above this module knows about pipelines.
+"""Forward and forward-backward passes in Megatron's pipeline schedules. Callers do not see pipeline stages.
 
-Legend: S padded sequence length of a micro-batch, B its samples, T = S - 1; `hidden_SBH` is the last stage's answer,
-from which model.head makes log-probabilities or values.
+Legend: S padded sequence length of a micro-batch, B its samples, T = S - 1; `hidden_SBH` is the output of the last
+pipeline stage, from which `head` computes log-probabilities or values.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ from torch import Tensor
 from nemo_simplerl.parallel.mesh import Mesh
 
 
-class MicroBatch(Protocol):
-    """What a pass needs of a micro-batch; the heads and losses see the whole object.
+class PipelineBatch(Protocol):
+    """The part of a micro-batch that a pass reads; heads and losses are given the whole object.
 
     Rows are right-padded sequences. Where `is_packed`, the only row is sequences of `lengths_B` tokens end to end, none
     of which attends to another.
@@ -32,8 +32,8 @@ class MicroBatch(Protocol):
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A micro-batch of tokens and nothing else, of one length all."""
+class TokenBatch:
+    """A micro-batch of bare tokens, whose sequences all have the same length."""
 
     tokens_BS: Tensor
     is_packed: bool = False
@@ -43,13 +43,13 @@ class Rows:
         return self.tokens_BS.new_full((self.tokens_BS.shape[0],), self.tokens_BS.shape[1])
 
 
-Head = Callable[[Tensor, MicroBatch], Tensor]
-Loss = Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+Head = Callable[[Tensor, PipelineBatch], Tensor]
+Loss = Callable[[Tensor, PipelineBatch], tuple[Tensor, dict[str, Tensor]]]
 
 
 @torch.no_grad()
-def forward_only(model, micro_batches: Sequence[MicroBatch], head: Head, mesh: Mesh) -> list[Tensor]:
-    """`head(hidden_SBH, micro_batch)` for each micro-batch, on every stage. Collective over the replica.
+def forward_only(model, micro_batches: Sequence[PipelineBatch], head: Head, mesh: Mesh) -> list[Tensor]:
+    """`head(hidden_SBH, micro_batch)` of each micro-batch, on every pipeline stage. Collective over the replica.
 
     The head runs on the last stage and returns a float32 tensor [B, T] (or [k, B, T]); the result is broadcast.
     """
@@ -66,11 +66,12 @@ def forward_only(model, micro_batches: Sequence[MicroBatch], head: Head, mesh: M
     return _from_last_stage(results, mesh)
 
 
-def forward_backward(model, micro_batches: Sequence[MicroBatch], loss: Loss, mesh: Mesh) -> dict[str, Tensor]:
+def forward_backward(model, micro_batches: Sequence[PipelineBatch], loss: Loss, mesh: Mesh) -> dict[str, Tensor]:
     """Accumulate gradients of the sum of `loss` over the micro-batches. Collective over the replica.
 
-    Returns the losses' metrics on the last stage, combined over micro-batches (keys ending in `_max` by maximum, others
-    by sum), and an empty dict elsewhere. The loss is summed as it is: it must already be divided by the global count.
+    Returns the losses' metrics on the last pipeline stage, combined over micro-batches (keys ending in `_max` by
+    maximum, others by sum), and an empty dict on the other stages. The loss is summed as it is: it must already be
+    divided by the global count.
     """
 
     def step(iterator, model):
@@ -79,7 +80,7 @@ def forward_backward(model, micro_batches: Sequence[MicroBatch], loss: Loss, mes
 
         def loss_function(hidden_SBH):
             value, metrics = loss(hidden_SBH, micro_batch)
-            # Megatron wants a token count beside the loss; the division it would serve is already made.
+            # Megatron expects a token count beside the loss, to divide by it; the loss is divided already.
             return value, torch.zeros((), dtype=torch.int, device=mesh.device), metrics
 
         return output, loss_function
@@ -95,7 +96,7 @@ def forward_backward(model, micro_batches: Sequence[MicroBatch], loss: Loss, mes
     return combined
 
 
-def _run(model, micro_batch: MicroBatch, mesh: Mesh) -> Tensor:
+def _run(model, micro_batch: PipelineBatch, mesh: Mesh) -> Tensor:
     """Hidden states of the tokens in Megatron's layout, [S, B, H]."""
     tokens_BS = _padded(micro_batch.tokens_BS, model.config, mesh)
     positions_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS)
@@ -105,8 +106,8 @@ def _run(model, micro_batch: MicroBatch, mesh: Mesh) -> Tensor:
     return model(tokens_BS, positions_BS, None, packed_seq_params=packing)
 
 
-def _packing(micro_batch: MicroBatch, num_tokens: int, *, on_host: bool) -> PackedSeqParams:
-    """Where each sequence begins and ends; padding at the end of the row counts as one more."""
+def _packing(micro_batch: PipelineBatch, num_tokens: int, *, on_host: bool) -> PackedSeqParams:
+    """The bounds of the sequences in a packed row; padding at the end of the row counts as one more sequence."""
     lengths = micro_batch.lengths_B.cpu() if on_host else micro_batch.lengths_B
     if (num_padding := num_tokens - micro_batch.tokens_BS.shape[1]) > 0:
         lengths = torch.cat([lengths, lengths.new_tensor([num_padding])])
@@ -118,7 +119,7 @@ def _packing(micro_batch: MicroBatch, num_tokens: int, *, on_host: bool) -> Pack
 
 
 def _padded(tokens_BS: Tensor, config: TransformerConfig, mesh: Mesh) -> Tensor:
-    """To what every tensor rank can take an equal part of, and of a size that FP8 kernels take."""
+    """The tokens padded to a length that sequence parallelism divides equally and that FP8 kernels accept."""
     parts = mesh.tp_size if config.sequence_parallel else 1
     multiple = parts * (get_fp8_align_size(config.fp8_recipe) if config.fp8 else 1)
     return torch.nn.functional.pad(tokens_BS, (0, -tokens_BS.shape[1] % multiple))

@@ -40,7 +40,7 @@ def read_hf_config(path: str | Path) -> dict:
 def use_transformer_engine(wanted: bool | None, dtype: torch.dtype) -> bool:
     """Whether to build Transformer Engine layers. Raises ValueError where they are asked for and cannot run.
 
-    Not unasked in float32: their products would be TF32, and they attend to no packed rows in it.
+    wanted None is no for float32: their products would be TF32, and in it they cannot attend to packed rows.
     """
     if wanted is False or not torch.cuda.is_available() or (wanted is None and dtype != torch.bfloat16):
         if wanted:
@@ -140,7 +140,7 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
 
 
 class _Trunk(GPTModel):
-    """Leaves the output layer to model.head: all logits at once would be the largest tensor of a step."""
+    """A GPTModel that leaves the output layer to `head`: all logits at once would be the largest tensor of a step."""
 
     def _postprocess(self, hidden_states, **_):
         return hidden_states
@@ -159,8 +159,8 @@ def build_gpt_model(
 ) -> GPTModel:
     """The layers of this rank's pipeline stage, uninitialised. With `critic_seed` the last stage has a ValueHead.
 
-    Every stage answers hidden states in Megatron's layout, [S, B, H]; model.head makes log-probabilities or values of
-    the last one's.
+    Every pipeline stage returns hidden states in Megatron's layout, [S, B, H]; `head` computes log-probabilities or
+    values from those of the last stage.
     """
     config = transformer_config(
         hf,
@@ -184,7 +184,7 @@ def build_gpt_model(
         position_embedding_type="rope",
         pg_collection=mesh.collection,
     )
-    gpt.is_critic = is_critic  # the last stage alone has the layer that tells
+    gpt.is_critic = is_critic  # only the last stage has the layer that would show it
     gpt.rotary_pos_emb.inv_freq = rope_frequencies(hf).to(mesh.device)
     if is_critic and mesh.is_last_stage:
         gpt.output_layer = ValueHead(
@@ -199,13 +199,12 @@ def build_gpt_model(
 
 
 def _mark_sharded_weights(gpt: GPTModel) -> None:
-    """Say which weights are split over tensor ranks: the gradient norm counts the others once.
+    """Mark the weights that are sharded over tensor ranks: the gradient norm counts the others once.
 
-    Megatron's layers say so only as a part of their initialisation, which is skipped here.
+    Megatron's layers mark them only as a part of their initialisation, which is skipped here.
     """
     for name, param in gpt.named_parameters():
-        is_value_head = name == "output_layer.weight" and isinstance(gpt.output_layer, ValueHead)
-        tp_dim = None if is_value_head else mapping(name).tp_dim
+        tp_dim = mapping(name, critic=gpt.is_critic).tp_dim
         if tp_dim is not None and not getattr(param, "tensor_model_parallel", False):
             set_tensor_model_parallel_attributes(param, is_parallel=True, dim=tp_dim, stride=1)
 

@@ -10,7 +10,7 @@ from nemo_simplerl.model.hf_map import heads_of
 
 
 def rope_frequencies(hf: dict) -> Tensor:
-    """Radians a position that each pair of a head's channels turns by: float32 [head_dim / 2].
+    """Rotation of each pair of a head's channels in radians a position: float32 [head_dim / 2].
 
     Megatron's own Llama 3 scaling fixes all parameters but the factor, so the frequencies are computed here. Bit for
     bit those of transformers (modeling_rope_utils.py), which the rollout engine runs.
@@ -27,8 +27,9 @@ def rope_frequencies(hf: dict) -> Tensor:
 
 
 def _llama3(frequencies: Tensor, scaling: dict) -> Tensor:
-    """Waves that are long beside the original context are slowed by `factor`, short ones are left, those between are
-    interpolated ("The Llama 3 Herd of Models", section 3.4.2; the formula is from Meta's reference code)."""
+    """Frequencies under Llama 3's scaling: waves that are long beside the original context are slowed by `factor`,
+    short ones are left, those between are interpolated ("The Llama 3 Herd of Models", section 3.4.2; the formula is
+    from Meta's reference code)."""
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
     context = scaling["original_max_position_embeddings"]
     wavelengths = 2 * math.pi / frequencies

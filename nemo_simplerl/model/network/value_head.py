@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ValueHead(nn.Module):
-    """Takes the place of GPTModel.output_layer on the last stage: hidden [S, B, H] -> values [S, B, 1] in float32.
+    """Replaces GPTModel.output_layer on the last pipeline stage: hidden [S, B, H] -> values [S, B, 1] in float32.
 
     The weight is replicated over tensor-parallel ranks. Initialised N(0, 1/(H+1)^2), as the SimpleRL recipe's critic.
     """

@@ -1,1 +1,1 @@
-"""Full tensors under Hugging Face names into a rank's shard, and out of it again."""
+"""Full tensors on disk -> the shards of a rank, and shards -> full tensors under Hugging Face names."""

@@ -1,4 +1,4 @@
-"""Megatron shards -> a stream of full, Hugging Face-named tensors. Feeds the rollout engines."""
+"""Buckets of full tensors under Hugging Face names from a sharded Megatron model, for the rollout engines."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -11,21 +11,19 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from nemo_simplerl.model import hf_map
-from nemo_simplerl.model.hf_map import VALUE_HEAD, heads_of
-from nemo_simplerl.model.network.value_head import ValueHead
+from nemo_simplerl.model.hf_map import OUTPUT_LAYER, heads_of
 from nemo_simplerl.model.sharding.load import layer_offset
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
 
 # The second name leaves torch, the first is not in all of its supported versions.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_EXPORT_BYTES = 2**28
 _ALIGNMENT = 16  # of tensors in a packed buffer: every dtype can view its part
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One parameter of a stage, as the other stages must know it to receive it."""
+    """The description of one parameter of a pipeline stage by which the other stages receive it."""
 
     param_name: str
     mapping: hf_map.Mapping
@@ -42,45 +40,34 @@ class _Entry:
 
 
 def hf_buckets(gpt: GPTModel, hf: dict, mesh: Mesh, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """Every weight once, full-sized on every rank, in buckets of at most `max_bytes`; a larger parameter travels alone.
-    Collective: each rank must consume all of it.
+    """Every weight once, full-sized on every rank, as (Hugging Face name, tensor) pairs in buckets of at most
+    `max_bytes`; a larger parameter has a bucket of its own. Collective: each rank must consume all buckets.
 
-    Stages follow each other, each in the order of its parameters, and the model is never gathered whole. Use a bucket's
-    tensors before the next is asked for: they may be views of the parameters, or of the one buffer that all buckets
-    pass through. Beside it a bucket's own tensors take memory, which they give back as the caller lets go of them.
+    Pipeline stages follow each other, each in the order of its parameters, and the model is never gathered whole. Use a
+    bucket's tensors before the next bucket is asked for: they may be views of the parameters, or of the one buffer that
+    all buckets share. Tensors that are no views take memory of their own until the caller drops them.
     """
     params = dict(gpt.named_parameters())
-    everyones = gather_objects(_stage_entries(gpt, hf), mesh.pipeline)
-    stages = [_groups(entries, max_bytes, mesh.tp_size) for entries in everyones]
+    stage_entries = gather_objects(_stage_entries(gpt, hf), mesh.pipeline)
+    stages = [_groups(entries, max_bytes, mesh.tp_size) for entries in stage_entries]
     largest = max(_offsets(group)[-1] for groups in stages for group in groups)
     is_alone = mesh.tp_size == mesh.pp_size == 1
     buffer = torch.empty(0 if is_alone else mesh.tp_size * largest, dtype=torch.uint8, device=mesh.device)
     for stage, groups in enumerate(stages):
         for group in groups:
             own = [params[entry.param_name].detach() for entry in group] if stage == mesh.pp_rank else None
-            # Under no name here, nor in a decorator's frame, which would keep it alive while the next one is made.
+            # Neither a name here nor a decorator's frame may hold the bucket: it would stay alive beside the next one.
             yield _bucket(group, own, stage, buffer, hf, mesh)
-
-
-def hf_stream(gpt: GPTModel, hf: dict, mesh: Mesh, max_bytes: int = _EXPORT_BYTES) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of `hf_buckets` one by one: use each before the next. Collective."""
-    for bucket in hf_buckets(gpt, hf, mesh, max_bytes):
-        yield from bucket
-        del bucket
 
 
 def _stage_entries(gpt: GPTModel, hf: dict) -> list[_Entry]:
     offset = layer_offset(gpt)
     entries = []
     for name, param in gpt.named_parameters():
-        if name == "output_layer.weight":
-            if isinstance(gpt.output_layer, ValueHead):
-                entry = hf_map.Mapping((VALUE_HEAD,), "plain", None)
-                entries.append(_Entry(name, entry, tuple(param.shape), param.dtype))
-                continue
-            if hf.get("tie_word_embeddings", False):
-                continue  # the last stage's copy of the embeddings
-        entries.append(_Entry(name, hf_map.mapping(name, offset), tuple(param.shape), param.dtype))
+        if name == OUTPUT_LAYER and hf.get("tie_word_embeddings", False) and not gpt.is_critic:
+            continue  # the last stage's copy of the embeddings
+        mapping = hf_map.mapping(name, offset, critic=gpt.is_critic)
+        entries.append(_Entry(name, mapping, tuple(param.shape), param.dtype))
     return entries
 
 
@@ -102,7 +89,7 @@ def _groups(entries: list[_Entry], max_bytes: int, tp_size: int) -> list[list[_E
 def _bucket(
     group: list[_Entry], own: list[Tensor] | None, stage: int, buffer: Tensor, hf: dict, mesh: Mesh
 ) -> list[tuple[str, Tensor]]:
-    """The Hugging Face tensors of a group of parameters. `own`: this rank's shards, on their stage. Collective."""
+    """The Hugging Face tensors of a group of parameters. own: this rank's shards if it is of `stage`. Collective."""
     bucket: list[tuple[str, Tensor]] = []
     for entry, shards in zip(group, _shards(group, own, stage, buffer, mesh), strict=True):
         bucket += _hf_tensors(entry.mapping, shards, hf)
@@ -110,7 +97,8 @@ def _bucket(
 
 
 def _hf_tensors(mapping: hf_map.Mapping, shards: list[Tensor], hf: dict) -> Iterable[tuple[str, Tensor]]:
-    """Copies only where a parameter's shards, or its interleaved parts, lie apart; views of the shards elsewhere."""
+    """(Hugging Face name, full tensor) pairs of one parameter: views of its shards where they are contiguous, copies
+    where shards or interleaved parts must be joined."""
     full = shards[0] if len(shards) == 1 else hf_map.unshard(mapping.kind, shards, mapping.tp_dim, hf["vocab_size"])
     if mapping.kind == "vocab":
         full = full[: hf["vocab_size"]]
@@ -120,11 +108,11 @@ def _hf_tensors(mapping: hf_map.Mapping, shards: list[Tensor], hf: dict) -> Iter
 def _shards(
     group: list[_Entry], own: list[Tensor] | None, stage: int, buffer: Tensor, mesh: Mesh
 ) -> Iterator[list[Tensor]]:
-    """Every parameter's shards by tensor rank, one for a replicated parameter; all but a rank's own ones are views of
-    `buffer`, bytes. Collective: at most one broadcast and one all-gather.
+    """Each parameter's shards in the order of tensor ranks, one shard for a replicated parameter. All but a rank's own
+    shards are views of `buffer`, which is bytes. Collective: at most one broadcast and one all-gather.
 
-    Shards go down the pipeline before they are gathered, so that the stages, which are far apart, exchange a tensor
-    rank's part and only the ranks of a tensor group the whole.
+    The stage broadcasts its shards along the pipeline before tensor ranks gather them: stages, which are far apart,
+    then exchange one tensor rank's shards, and only the ranks of a tensor-parallel group exchange all of them.
     """
     if mesh.tp_size == mesh.pp_size == 1:
         assert own is not None
@@ -147,7 +135,7 @@ def _shards(
 
 
 def _offsets(group: list[_Entry]) -> list[int]:
-    """Where each parameter's shard begins when they are packed one after the other, in bytes, and where all end."""
+    """Byte offset of each parameter's shard when they are packed one after the other, and the end of the last."""
     return list(accumulate((-(-entry.shard_bytes // _ALIGNMENT) * _ALIGNMENT for entry in group), initial=0))
 
 

@@ -1,30 +1,31 @@
-"""A model's weights from disk into this rank's shard of a Megatron model."""
+"""Loading: a model's weights from disk into this rank's shards of a Megatron model."""
 
 import torch
 from megatron.core.models.gpt import GPTModel
 
 from nemo_simplerl.model import hf_map
-from nemo_simplerl.model.source import EMBEDDING, HEAD, Source
+from nemo_simplerl.model.hf_map import EMBEDDING, OUTPUT_LAYER
+from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.parallel.mesh import Mesh
 
 
 @torch.no_grad()
 def load_weights(gpt: GPTModel, source: Source, mesh: Mesh) -> None:
-    """Fill every parameter of this rank's stage, sharded to its tensor rank.
+    """Fill every parameter of this rank's pipeline stage with its tensor rank's shard.
 
     A critic's value head is taken from a source that holds one, and keeps its fresh values otherwise.
-    Raises ValueError where an actor is to be filled from a critic.
+    Raises ValueError for an actor and the source of a critic.
     """
     if source.is_critic and not gpt.is_critic:
         raise ValueError(f"{source.path} is a critic, and an actor was to start from it.")
     offset = layer_offset(gpt)
     for name, param in gpt.named_parameters():
         full_name = hf_map.full_name(name, offset)
-        if gpt.is_critic and name == HEAD:
+        if gpt.is_critic and name == OUTPUT_LAYER:
             if source.is_critic:
-                param.copy_(source.read(HEAD))
+                param.copy_(source.read(OUTPUT_LAYER))
             continue
-        if name == HEAD and source.hf.get("tie_word_embeddings", False):
+        if name == OUTPUT_LAYER and source.hf.get("tie_word_embeddings", False):
             full_name = EMBEDDING  # the last stage's copy of tied embeddings
         entry = hf_map.mapping(full_name)
         part = hf_map.shard(entry.kind, source.read(full_name), entry.tp_dim, mesh.tp_rank, mesh.tp_size)
@@ -33,5 +34,5 @@ def load_weights(gpt: GPTModel, source: Source, mesh: Mesh) -> None:
 
 
 def layer_offset(gpt: GPTModel) -> int:
-    """Global index of the stage's first layer."""
+    """Index in the whole model of this pipeline stage's first layer."""
     return gpt.decoder.layers[0].layer_number - 1 if len(gpt.decoder.layers) else 0

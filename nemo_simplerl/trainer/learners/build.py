@@ -4,8 +4,8 @@ from pathlib import Path
 
 from nemo_simplerl.config.schema import ActorConfig, ModelConfig, OptimConfig, TrainerConfig
 from nemo_simplerl.model.network.provider import DTYPES, build_gpt_model, kernel_options, use_transformer_engine
+from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.model.sharding.load import load_weights
-from nemo_simplerl.model.source import Source
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.guard import finite
 from nemo_simplerl.trainer.guard.finite import BadUpdates

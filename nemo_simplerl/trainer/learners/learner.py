@@ -93,11 +93,11 @@ class Learner:
         """Use as a context around updates: optimizer state is moved to the device on entry and back on exit."""
         return nullcontext() if self._offload is None else self._offload.while_updating()
 
-    def forward_only(self, micro_batches: Sequence[pipeline.MicroBatch], head: pipeline.Head) -> list[Tensor]:
+    def forward_only(self, micro_batches: Sequence[pipeline.PipelineBatch], head: pipeline.Head) -> list[Tensor]:
         """`head` of each micro-batch, on every rank of the replica. Collective."""
         return pipeline.forward_only(self.model, micro_batches, head, self.mesh)
 
-    def update(self, micro_batches: Sequence[pipeline.MicroBatch], loss: pipeline.Loss) -> dict[str, float]:
+    def update(self, micro_batches: Sequence[pipeline.PipelineBatch], loss: pipeline.Loss) -> dict[str, float]:
         """One optimizer step on the summed loss of the micro-batches of all data ranks. Collective.
 
         Returns the loss's metrics over all of them, `grad_norm` (before clipping), `lr` and `skipped`, 0. Where a

@@ -24,7 +24,9 @@ from nemo_simplerl.eval.run import Grader
 from nemo_simplerl.eval.sheet import answer_sheet
 from nemo_simplerl.eval.table import comparison_table, results_table
 from nemo_simplerl.files import append_jsonl, atomic_write, read_jsonl, truncate_jsonl
-from nemo_simplerl.model.source import Source, hf_tensors, open_source
+from nemo_simplerl.model.hf_map import hf_tensors
+from nemo_simplerl.model.readers.base import Source
+from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
@@ -163,7 +165,7 @@ def load_engine(engine: RolloutEngine, source: Source, max_bytes: int, mesh: Mes
 
     def stream() -> Iterator[tuple[str, Tensor]]:
         tensors = ((name, source.read(name)) for name in source.specs)
-        for name, tensor in hf_tensors(tensors, source.hf, source.is_critic):
+        for name, tensor in hf_tensors(tensors, source.hf, critic=source.is_critic):
             hasher.update(f"{name} {digest(tensor)} ".encode())
             yield name, tensor.to(mesh.device)
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.formats.torch_dist import BlockSink, GlobalTensor
+from nemo_simplerl.model.hf_map import EMBEDDING, OUTPUT_LAYER
 from nemo_simplerl.model.sharding.load import layer_offset
-from nemo_simplerl.model.source import EMBEDDING, HEAD, full_shape, head_mapping
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.optimizer_parts import (
@@ -57,7 +57,7 @@ def add_state(file: BlockSink, learner: Learner, hf: dict, mesh: Mesh) -> None:
     """
     _check_steps(learner)
     for piece in _pieces(learner):
-        entry = head_mapping(learner.gpt.is_critic, piece.name)
+        entry = hf_map.mapping(piece.name, critic=learner.gpt.is_critic)
         is_others = (entry.tp_dim is None and mesh.tp_rank != 0) or (piece.is_replicated and mesh.dp_rank != 0)
         if is_others or _is_tied_copy(piece.name, learner.gpt, hf):
             continue
@@ -88,7 +88,8 @@ def restore_state(
     learner.updates, learner.skipped, is_critic = updates, skipped, learner.gpt.is_critic
     for piece in _pieces(learner):
         name = EMBEDDING if _is_tied_copy(piece.name, learner.gpt, hf) else piece.name
-        shards = _Shards(stored, name, head_mapping(is_critic, name), full_shape(name, hf, is_critic), tp_size)
+        entry, shape = hf_map.mapping(name, critic=is_critic), hf_map.param_shape(name, hf, critic=is_critic)
+        shards = _Shards(stored, name, entry, shape, tp_size)
         targets = {_MASTER: piece.stepped} if piece.has_master else {}
         if learner.steps:
             moments = {kind: torch.empty_like(piece.stepped) for kind in MOMENTS}
@@ -143,7 +144,7 @@ def _key(kind: str, tp_rank: int, name: str) -> str:
 
 def _is_tied_copy(name: str, gpt: GPTModel, hf: dict) -> bool:
     """Whether a parameter is the last stage's copy of tied embeddings, whose state is that of the first stage's."""
-    return name == HEAD and not gpt.is_critic and hf.get("tie_word_embeddings", False)
+    return name == OUTPUT_LAYER and not gpt.is_critic and hf.get("tie_word_embeddings", False)
 
 
 def _pieces(learner: Learner) -> Iterator[_Piece]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from nemo_simplerl.model.conversion import shards
 from nemo_simplerl.model.formats import torch_dist
 from nemo_simplerl.model.network.provider import read_hf_config
-from nemo_simplerl.model.source import HF_FILES, WEIGHTS
+from nemo_simplerl.model.readers.nemo import HF_FILES, WEIGHTS
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.parallel.waits import waiting
@@ -74,7 +74,7 @@ class _Share:
     """What one rank has written, or why it has not."""
 
     num_bytes: int
-    written: dict[str, list[torch_dist.Written]]  # by the folder of the index they belong to
+    written: dict[str, list[torch_dist.WrittenBlock]]  # by the folder of the index they belong to
     files: dict[str, FileFacts]
     problem: str | None
 
@@ -206,7 +206,7 @@ class Saver:
     ) -> _Share:
         """This rank's files, and on rank 0 what is not sharded. On the thread."""
         target = self._target(place)
-        written: dict[str, list[torch_dist.Written]] = {}
+        written: dict[str, list[torch_dist.WrittenBlock]] = {}
         problem = None
         try:
             for folder, part in blocks.items():
@@ -221,7 +221,7 @@ class Saver:
             problem = _in_words(error)
         return _Share(sum(part.num_bytes for part in blocks.values()), written, target.files, problem)
 
-    def _write_rank_file(self, target: HashedFolder, folder: str, blocks: _Blocks) -> list[torch_dist.Written]:
+    def _write_rank_file(self, target: HashedFolder, folder: str, blocks: _Blocks) -> list[torch_dist.WrittenBlock]:
         name = torch_dist.rank_file_name(self._mesh.rank)
         with target.create(f"{folder}/{name}") as stream:
             file = torch_dist.RankFile(stream, name)
@@ -232,7 +232,7 @@ class Saver:
         hf = read_hf_config(self._model_folder)
         files = shards.small_files(self._model_folder, learner.gpt.is_critic)
         tokenizer = (self._folder / place.name / role / HF_FILES).absolute()
-        shards.write_rest(lambda name: target.create(f"{role}/{name}"), learner.gpt, hf, files, str(tokenizer))
+        shards.write_config_files(lambda name: target.create(f"{role}/{name}"), learner.gpt, hf, files, str(tokenizer))
 
     def _all_written(self, manifest: Manifest, shares: list[_Share]) -> _Pending | None:
         num_bytes = sum(share.num_bytes for share in shares)

@@ -18,7 +18,7 @@ from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import MicroBatch
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
-from nemo_simplerl.model.conversion.shards import export
+from nemo_simplerl.model.conversion.shards import export_to_hf
 from nemo_simplerl.model.network import head
 from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.source import open_source
@@ -103,7 +103,7 @@ def warm_start(
                     except Stopping as asked:
                         saves.leave(update)
                         raise StoppedEarly(update, str(asked)) from asked
-        export(Path(output), learner.gpt, hf, model_folder(config), mesh)
+        export_to_hf(Path(output), learner.gpt, hf, model_folder(config), mesh)
         saves.forget()
     return output
 

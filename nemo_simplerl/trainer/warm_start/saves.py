@@ -12,7 +12,7 @@ import xxhash
 from nemo_simplerl.config.run_dir import weight_affecting_settings
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.sft import SftExample
-from nemo_simplerl.model.source import fingerprint, open_source
+from nemo_simplerl.model.source import open_source, weights_fingerprint
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.learners.learner import Learner
@@ -39,7 +39,7 @@ class WarmStartSaves:
         self.folder = output.with_name(f"{output.name}.checkpoints")
         self._learners, self._mesh, self._every = {"actor": learner}, mesh, config.sft.save_every
         asked = [(key, value) for key, value in weight_affecting_settings(config).items() if key.startswith(_KEYS)]
-        self._digest = _digest(repr(sorted(asked)), fingerprint(open_source(config.model.path)), examples)
+        self._digest = _digest(repr(sorted(asked)), weights_fingerprint(open_source(config.model.path)), examples)
         self._saver = Saver(
             self.folder,
             mesh,

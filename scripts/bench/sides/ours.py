@@ -12,7 +12,7 @@ import work
 
 from nemo_simplerl.config.load import load
 from nemo_simplerl.data.sampler import sample_seed
-from nemo_simplerl.rollout.hf.engine import hf
+from nemo_simplerl.rollout.hf import engine
 from nemo_simplerl.rollout.hf.sampling import uniforms
 from nemo_simplerl.trainer.loop import ppo_step
 from nemo_simplerl.trainer.open_run import open_run
@@ -89,7 +89,7 @@ def settings(given: work.Work, folder: Path) -> list[str]:
 
 
 def give_reward(roles: Roles) -> None:
-    """The work's own reward, beside the grading that a step does anyway."""
+    """Replace the grader's rewards by the work's own; a step still grades, so that its time counts."""
     grade = roles.grade
 
     def graded(prompts, completions):
@@ -99,8 +99,8 @@ def give_reward(roles: Roles) -> None:
     roles.grade = graded
 
 
-class ToldLengths:
-    """In the place of the engine's StopRule: a response ends with an EOS where it is told to."""
+class FixedLengths:
+    """Replaces the engine's StopRule: each response ends with an EOS at a given length."""
 
     def __init__(self, lengths_R: np.ndarray):
         self.lengths_R = lengths_R
@@ -112,7 +112,7 @@ class ToldLengths:
 
 
 def force_lengths(roles: Roles, lengths: Sequence[int], step: int) -> None:
-    """Response i of the step has lengths[i] tokens. The engine's decoder knows a response by its draws."""
+    """Make response i of the step lengths[i] tokens long. The decoder knows a response by its first random draw."""
     n = roles.sampling.n
     seeds = [
         sample_seed(roles.config.trainer.seed, step, position, k)
@@ -122,13 +122,13 @@ def force_lengths(roles: Roles, lengths: Sequence[int], step: int) -> None:
     length_of = dict(zip(uniforms(seeds, 1)[:, 0].tolist(), lengths, strict=True))
 
     def decode(model, prompts, prompt_of_R, uniforms_RT, params, stop_rule, vocab_limit):
-        told = ToldLengths(np.array([length_of[draw] for draw in uniforms_RT[:, 0].tolist()]))
-        return decode_untold(model, prompts, prompt_of_R, uniforms_RT, params, told, vocab_limit)
+        fixed = FixedLengths(np.array([length_of[draw] for draw in uniforms_RT[:, 0].tolist()]))
+        return decode_by_stop_rule(model, prompts, prompt_of_R, uniforms_RT, params, fixed, vocab_limit)
 
-    hf.decode = decode
+    engine.decode = decode
 
 
-decode_untold = hf.decode
+decode_by_stop_rule = engine.decode
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -94,7 +94,7 @@ def squared_value(net: "Qwen2"):
 
 
 class Qwen2(nn.Module):
-    """Answers [N, outputs]: logits or values."""
+    """Logits or values, [N, outputs]."""
 
     def __init__(self, shape: work.Shape, num_outputs: int):
         super().__init__()

@@ -127,7 +127,7 @@ def save_model(shape: Shape, folder: Path) -> None:
 
 
 class Turns:
-    """step.py's other end: a side says that it is built, then takes a step for every line of stdin.
+    """A side's end of the pipe to step.py: it reports that it is built, then takes a step for every line of stdin.
 
     Answers go to stdout; what libraries print goes to stderr from here on.
     """
@@ -145,7 +145,7 @@ class Turns:
         return is_asked
 
     def end(self, **phases: float) -> None:
-        """Answer seconds: of the step, of its phases, and the share of the processors that worked for others."""
+        """Report the seconds of the step and of its phases, and the share of the processors that worked for others."""
         began, busy, own = self._began
         seconds = time.perf_counter() - began
         others = machine_seconds() - busy - (own_seconds() - own)

@@ -11,11 +11,10 @@ from nemo_simplerl.model.conversion.shards import save_shards, small_files
 from nemo_simplerl.model.formats.nemo_config import nemo_config
 from nemo_simplerl.model.hf_map import VALUE_HEAD
 from nemo_simplerl.model.network.provider import build_gpt_model
-from nemo_simplerl.model.sharding.export import hf_stream
 from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
-from support.forms import FAMILIES, converted, same_bits, save_model, tensors_of
+from support.forms import FAMILIES, converted, exported, same_bits, save_model, tensors_of
 from support.ranks import run_ranks
 from support.tiny import layout
 
@@ -27,7 +26,7 @@ def _mesh(tp: int, pp: int):
 
 
 def _save_shards(starts: dict[str, str], models: dict[str, str], out: str, tp: int, pp: int) -> dict:
-    """An actor and a critic of each model as a checkpoint, both started from `starts`. The critics' value heads."""
+    """Save an actor and a critic of each model as a checkpoint, both loaded from `starts`. Returns the value heads."""
     mesh, heads = _mesh(tp, pp), {}
     for name, start in starts.items():
         source = open_source(start)
@@ -95,16 +94,16 @@ def test_a_checkpoint_that_megatron_wrote_is_read(tmp_path, tp, pp, prefix):
 
 
 def _exported(folder: str) -> dict[str, torch.Tensor]:
-    """What a model of two tensor ranks holds that was filled from `folder`."""
+    """The exported weights of a model of two tensor ranks that was loaded from `folder`."""
     mesh, source = _mesh(2, 1), open_source(folder)
     gpt = build_gpt_model(source.hf, layout(2), mesh, dtype=torch.float32, transformer_engine=False)
     load_weights(gpt, source, mesh)
-    return {name: tensor.clone() for name, tensor in hf_stream(gpt, source.hf, mesh)}
+    return exported(gpt, source.hf, mesh)
 
 
 @pytest.mark.slow
 def test_every_rank_loads_its_part_of_an_archive(tmp_path):
     original = save_model(tmp_path / "hf")
     archive = converted(original, tmp_path / "m.nemo", "nemo")
-    for exported in run_ranks(_exported, 2, str(archive)):
-        assert same_bits(exported, tensors_of(original))
+    for tensors in run_ranks(_exported, 2, str(archive)):
+        assert same_bits(tensors, tensors_of(original))

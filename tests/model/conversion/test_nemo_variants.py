@@ -20,7 +20,7 @@ from support.ranks import run_ranks
 
 
 def state_of(folder: Path, *, prefix: str = "model.", stacked: bool = True, pad_to: int = 0) -> dict[str, torch.Tensor]:
-    """What NeMo would hand to its checkpoint writer of the model in `folder`; vocabularies padded with rows of 7."""
+    """The state that NeMo gives its checkpoint writer for the model in `folder`; vocabularies padded with rows of 7."""
     source = open_source(folder)
     layers: dict[str, list[torch.Tensor]] = {}
     for name in source.specs:
@@ -33,7 +33,7 @@ def state_of(folder: Path, *, prefix: str = "model.", stacked: bool = True, pad_
 
 
 def write_yaml(folder: Path, model: Path, **changes) -> None:
-    """The model_config.yaml of `model`, with keys changed, or (None) left out."""
+    """Write the model_config.yaml of `model` to `folder`, with keys changed, or (None) left out."""
     config = nemo_config(open_source(model).hf, dtype=torch.float32, tokenizer=None, critic=False) | changes
     folder.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in config.items() if value is not None or key == "kv_channels"}
@@ -148,7 +148,8 @@ def test_the_tokenizer_of_an_archive_that_packs_one_comes_along(tmp_path):
 
 
 def _save_sharded(content: bytes, folders: list[str]) -> None:
-    """The state in `content` cut in three: layers 2 and 2 and none, columns, or whole on every rank; in turns."""
+    """Save the state in `content` from three ranks into each folder. The cuts (layers 2, 2 and 0; columns; replicated)
+    take turns over tensors and folders."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 

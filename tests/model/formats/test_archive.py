@@ -1,4 +1,4 @@
-"""Tar archives found without unpacking, of every dialect, however large, and whatever is done to them."""
+"""Tar archives of every dialect listed without unpacking, beyond 8 GiB too, and damaged in many ways."""
 
 import os
 import tarfile

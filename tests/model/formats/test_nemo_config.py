@@ -1,4 +1,4 @@
-"""config.json as model_config.yaml and back; yaml read the way OmegaConf does, and no more of it."""
+"""config.json as model_config.yaml and back; yaml is read as OmegaConf reads it, and unsafe parts are refused."""
 
 import json
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.formats.nemo_config import nemo_config
-from nemo_simplerl.model.source import HEAD, open_source
+from nemo_simplerl.model.hf_map import OUTPUT_LAYER
+from nemo_simplerl.model.source import open_source
 from support.forms import FAMILIES, converted, same_bits, save_critic, save_model, tensors_of
 
 
@@ -24,7 +25,7 @@ def write_yaml(folder: Path, model: Path, **changes) -> None:
 
 
 def rank_state(model: Path, stage: int, stages: int, rank: int, size: int) -> dict[str, Tensor]:
-    """What one rank of NeMo would save: its stage's layers counted from 0, its shards under NeMo's names."""
+    """The state that one rank of NeMo saves: its stage's layers counted from 0, its shards under NeMo's names."""
     source = open_source(model)
     per_stage = source.hf["num_hidden_layers"] // stages
     first, state = stage * per_stage, {}
@@ -36,7 +37,7 @@ def rank_state(model: Path, stage: int, stages: int, rank: int, size: int) -> di
         if not is_layer and stage != (0 if name.startswith("embedding") else stages - 1):
             continue
         local = ".".join([*parts[:2], str(int(parts[2]) - first), *parts[3:]]) if is_layer else name
-        is_head = source.is_critic and name == HEAD
+        is_head = source.is_critic and name == OUTPUT_LAYER
         entry = hf_map.Mapping((), "plain", 1) if is_head else hf_map.mapping(name)
         part = hf_map.shard(entry.kind, source.read(name), entry.tp_dim, rank, size).clone()
         state[f"model.{'rm_head.weight' if is_head else local}"] = part
@@ -100,7 +101,7 @@ DTYPES = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "bfloat16"
 
 
 def write_zarr(folder: Path, tensor: Tensor, chunk: tuple[int, ...], separator: str = ".") -> None:
-    """An uncompressed array of version 2: every chunk has the full size, the last ones stick out."""
+    """Write an uncompressed zarr array of version 2: all chunks have the full size, so the last ones are padded."""
     array = {"zarr_format": 2, "shape": list(tensor.shape), "chunks": list(chunk), "dtype": DTYPES[tensor.dtype]}
     array |= {"compressor": None, "fill_value": None, "filters": None, "order": "C", "dimension_separator": separator}
     folder.mkdir(parents=True)
@@ -117,7 +118,7 @@ def write_zarr(folder: Path, tensor: Tensor, chunk: tuple[int, ...], separator: 
 
 
 def save_zarr(folder: Path, model: Path, chunk_of, dtype=torch.float32, separator: str = ".") -> Path:
-    """Layers stacked, each array cut into chunks of `chunk_of(shape)`."""
+    """Write the model with its layers stacked as zarr, each array cut into chunks of `chunk_of(shape)`."""
     write_yaml(folder, model)
     source = open_source(model)
     layers: dict[str, list[Tensor]] = {}

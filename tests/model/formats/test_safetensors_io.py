@@ -1,4 +1,4 @@
-"""safetensors files beside the library's own reading and writing of them."""
+"""safetensors files, read and written by us and by the library."""
 
 import json
 import struct

@@ -74,7 +74,7 @@ def test_other_objects_than_tensors_are_refused_by_name(tmp_path, value, match):
 
 
 def _nested_key() -> bytes:
-    """A dict whose key is a pair of pairs of ... 60 deep: short to write, not to be hashed in a lifetime."""
+    """A pickled dict whose key is a pair of pairs of ... 60 deep: short to write, impossible to hash in any time."""
     return b"\x80\x02})" + b"q\1h\1\x86" * 60 + b"K\1s."
 
 

@@ -7,13 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nemo_simplerl.model.network import head
-from nemo_simplerl.model.network.pipeline import Rows
+from nemo_simplerl.model.network.pipeline import TokenBatch
 from nemo_simplerl.model.network.provider import build_gpt_model
-from nemo_simplerl.model.sharding.export import hf_stream
 from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
 from nemo_simplerl.trainer.learners.learner import Learner
+from support.forms import exported
 from support.ranks import run_ranks
 from support.tiny import OPTIM, layout, save_hf_model
 
@@ -22,7 +22,7 @@ TOKENS_BS = torch.randint(0, 131, (3, LENGTH), generator=torch.Generator().manua
 
 
 def _gradients(folders: list[str], sequence_parallel: bool) -> list[dict[str, torch.Tensor]]:
-    """Of half the sum of squared logits, under Hugging Face's names, per folder."""
+    """Gradients of half the sum of squared logits, by Hugging Face name, for each folder."""
     mesh = build_mesh(
         tensor_model_parallel_size=2, pipeline_model_parallel_size=1, context_parallel_size=1, timeout_s=60
     )
@@ -35,14 +35,14 @@ def _gradients(folders: list[str], sequence_parallel: bool) -> list[dict[str, to
         load_weights(gpt, source, mesh)
         learner = Learner(gpt, replace(OPTIM, clip_grad=0.0), mesh, total_updates=1, use_distributed_optimizer=False)
         learner.update(
-            [Rows(TOKENS_BS)],
+            [TokenBatch(TOKENS_BS)],
             # Each rank squares its share of the vocabulary; sequence parallelism pads the length.
             lambda hidden_SBH, _, gpt=gpt: (head.output(gpt, hidden_SBH)[:LENGTH].square().sum() / 2, {}),
         )
         with torch.no_grad():
             for param in gpt.parameters():
                 param.copy_(param.main_grad)
-        answers.append({name: gradient.clone() for name, gradient in hf_stream(gpt, hf, mesh)})
+        answers.append(exported(gpt, hf, mesh))
     return answers
 
 

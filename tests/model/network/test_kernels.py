@@ -1,4 +1,4 @@
-"""Kernels that are chosen by name: what Megatron is told, and rows of the sizes that FP8 products take."""
+"""Kernel options: the fields of Megatron's config that they set, and rows padded to the sizes that FP8 accepts."""
 
 from dataclasses import dataclass, replace
 
@@ -7,7 +7,7 @@ import torch
 
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.model.network import head
-from nemo_simplerl.model.network.pipeline import Rows, forward_only
+from nemo_simplerl.model.network.pipeline import TokenBatch, forward_only
 from nemo_simplerl.model.network.provider import build_gpt_model, kernel_options
 from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
@@ -29,8 +29,8 @@ def test_rope_is_fused_with_transformer_engine_unless_it_is_said_otherwise():
 
 
 @dataclass
-class Row:
-    """Sequences end to end."""
+class PackedRow:
+    """A micro-batch of one packed row: sequences end to end."""
 
     tokens_BS: torch.Tensor
     lengths_B: torch.Tensor
@@ -38,7 +38,7 @@ class Row:
 
 
 def _answers(folder: str, tp: int, kernels: dict) -> tuple[list[int], list[torch.Tensor]]:
-    """Widths of the rows that the model was given, and its hidden states of the tokens asked for."""
+    """Widths of the rows that the model was given, and for each micro-batch a sum of logits at every token."""
     mesh = build_mesh(
         tensor_model_parallel_size=tp, pipeline_model_parallel_size=1, context_parallel_size=1, timeout_s=60
     )
@@ -54,8 +54,8 @@ def _answers(folder: str, tp: int, kernels: dict) -> tuple[list[int], list[torch
         return output_SBV[: micro.tokens_BS.shape[1], :, :60].sum(-1).T.contiguous()
 
     tokens_BS = torch.arange(74).view(2, 37)
-    row = Row(torch.arange(74).view(1, 74), torch.tensor([40, 3, 31]))
-    return widths, forward_only(gpt, [Rows(tokens_BS), row], sums, mesh)
+    row = PackedRow(torch.arange(74).view(1, 74), torch.tensor([40, 3, 31]))
+    return widths, forward_only(gpt, [TokenBatch(tokens_BS), row], sums, mesh)
 
 
 @pytest.mark.parametrize("tp", [1, 2])

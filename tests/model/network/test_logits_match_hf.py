@@ -1,4 +1,4 @@
-"""The Megatron model against Hugging Face's, for every family and layout; the weights out again, bit for bit."""
+"""Logits of the Megatron model against Hugging Face's, for every family and layout; export returns the same bits."""
 
 import pytest
 import torch
@@ -6,12 +6,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from nemo_simplerl.model.network import head
-from nemo_simplerl.model.network.pipeline import Rows, forward_only
+from nemo_simplerl.model.network.pipeline import TokenBatch, forward_only
 from nemo_simplerl.model.network.provider import build_gpt_model
-from nemo_simplerl.model.sharding.export import hf_stream
 from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
+from support.forms import exported
 from support.ranks import run_ranks
 from support.tiny import layout, save_hf_model
 
@@ -51,10 +51,9 @@ def _megatron_logits(folders: list[str], tp: int, pp: int, sequence_parallel: bo
             rows, length = micro_batch.tokens_BS.shape
             return torch.cat(shards, -1)[:length, :, :vocab_size].transpose(0, 1).contiguous()
 
-        batches = [Rows(_tokens(*shape)) for shape in MICRO_BATCHES]
+        batches = [TokenBatch(_tokens(*shape)) for shape in MICRO_BATCHES]
         logits = forward_only(gpt, batches, logits_of, mesh)
-        exported = {name: tensor.clone() for name, tensor in hf_stream(gpt, hf, mesh)}
-        answers.append((logits, exported))
+        answers.append((logits, exported(gpt, hf, mesh)))
     return answers
 
 
@@ -69,9 +68,9 @@ def test_logits_equal_hugging_face_and_export_is_bit_identical(tmp_path, tp, pp,
         reference = AutoModelForCausalLM.from_pretrained(folder).eval()
         originals = load_file(f"{folder}/model.safetensors")
         for answers in per_rank:
-            logits, exported = answers[index]
+            logits, tensors = answers[index]
             for batch, shape in zip(logits, MICRO_BATCHES, strict=True):
                 with torch.no_grad():
                     torch.testing.assert_close(batch, reference(_tokens(*shape)).logits, atol=1e-5, rtol=0)
-            assert exported.keys() == originals.keys()
-            assert all(torch.equal(exported[name], originals[name]) for name in originals)
+            assert tensors.keys() == originals.keys()
+            assert all(torch.equal(tensors[name], originals[name]) for name in originals)

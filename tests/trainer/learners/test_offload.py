@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nemo_simplerl.model.network import head
-from nemo_simplerl.model.network.pipeline import Rows
+from nemo_simplerl.model.network.pipeline import TokenBatch
 from nemo_simplerl.parallel.mesh import destroy_mesh, leave_together
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.optimizer_parts import inner_optimizers, moments_of, stepped_parts
@@ -73,7 +73,7 @@ def _update_and_look(model: str) -> list[dict[str, object]]:
         def loss(hidden_SBH, micro, learner=learner):
             return head.output(learner.gpt, hidden_SBH).float().pow(2).mean(), {}
 
-        micro = Rows(torch.arange(24).view(2, 12))
+        micro = TokenBatch(torch.arange(24).view(2, 12))
         numbers = {"case": (precision, distributed, is_critic), "before": _gradient_bytes(learner)}
         with learner.optimizer_on_device():
             learner.update([micro], loss)

@@ -25,10 +25,10 @@ from nemo_simplerl.config.schema import Config
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.formats.archive import list_files
 from nemo_simplerl.model.formats.torch_dist import read_index
+from nemo_simplerl.model.hf_map import EMBEDDING, OUTPUT_LAYER
 from nemo_simplerl.model.network import head
-from nemo_simplerl.model.network.pipeline import Rows
+from nemo_simplerl.model.network.pipeline import TokenBatch
 from nemo_simplerl.model.sharding.load import layer_offset
-from nemo_simplerl.model.source import EMBEDDING, HEAD, full_shape, head_mapping
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.logging.screen import messages_to
@@ -65,10 +65,10 @@ def _update(learner: Learner, hf: dict, mesh: Mesh) -> None:
     for local_name, param in learner.gpt.named_parameters():
         name = hf_map.full_name(local_name, layer_offset(learner.gpt))
         is_critic = learner.gpt.is_critic
-        is_tied = name == HEAD and not is_critic and hf["tie_word_embeddings"]
+        is_tied = name == OUTPUT_LAYER and not is_critic and hf["tie_word_embeddings"]
         name = EMBEDDING if is_tied else name
-        entry = head_mapping(is_critic, name)
-        full = _gradient(name, full_shape(name, hf, is_critic), learner.updates)
+        entry = hf_map.mapping(name, critic=is_critic)
+        full = _gradient(name, hf_map.param_shape(name, hf, critic=is_critic), learner.updates)
         param.main_grad.copy_(hf_map.shard(entry.kind, full, entry.tp_dim, mesh.tp_rank, mesh.tp_size))
     for group in learner.optimizer.param_groups:
         group["lr"] = 1e-3
@@ -185,7 +185,7 @@ def _leave_out_one(learner: Learner) -> None:
     def loss(hidden_SBH, micro):
         return head.output(learner.gpt, hidden_SBH).sum() * torch.nan, {}
 
-    assert learner.update([Rows(torch.arange(8).view(1, 8))], loss)["skipped"] == 1.0
+    assert learner.update([TokenBatch(torch.arange(8).view(1, 8))], loss)["skipped"] == 1.0
 
 
 def _resume_behind_a_bad_update(folder: Path, model: str) -> None:
@@ -234,13 +234,13 @@ def test_another_layout_reads_the_optimizer_state_and_hands_it_back_unchanged(tm
             )
             assert before.keys() == after.keys()
             assert [key for key in before if not torch.equal(before[key], after[key])] == []
-            params = hf_map.model_params(hf, critic=role == "critic") + [HEAD] * (role == "critic")
+            params = hf_map.model_params(hf, critic=role == "critic") + [OUTPUT_LAYER] * (role == "critic")
             kinds = optimizer_state.KINDS if name == "untied" else ("exp_avg", "exp_avg_sq")
-            head_has_none = {f"master.tp0.{HEAD}"} if role == "critic" else set()  # float32 as it is
+            head_has_none = {f"master.tp0.{OUTPUT_LAYER}"} if role == "critic" else set()  # float32 as it is
             assert between.keys() == {f"{kind}.tp0.{param}" for kind in kinds for param in params} - head_has_none
             for param in params:
                 # One update of Adam from zero leaves (1 - 0.9) g and (1 - 0.95) g^2.
-                gradient = _gradient(param, full_shape(param, hf, role == "critic"), 0).flatten()
+                gradient = _gradient(param, hf_map.param_shape(param, hf, critic=role == "critic"), 0).flatten()
                 torch.testing.assert_close(between[f"exp_avg.tp0.{param}"], 0.1 * gradient)
                 torch.testing.assert_close(between[f"exp_avg_sq.tp0.{param}"], 0.05 * gradient**2)
 

@@ -1,4 +1,4 @@
-"""NeMo's own eyes on a `.nemo`. The only importer of nemo, which takes ten seconds to import: do it late."""
+"""A `.nemo` as nemo-toolkit reads it. The only importer of nemo, and a late one: the import takes ten seconds."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 
 def is_installed() -> bool:
+    """Whether nemo-toolkit is installed."""
     return find_spec("nemo") is not None
 
 
@@ -20,10 +21,3 @@ def config_seen_by_nemo(path: str | Path) -> dict[str, Any]:
 
     config = SaveRestoreConnector().load_config_and_state_dict(ModelPT, str(path), return_config=True)
     return OmegaConf.to_container(config)
-
-
-def unpack(path: str | Path, folder: str | Path) -> Path:
-    """Unpack an archive the way NeMo does before it restores a model."""
-    from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
-
-    return Path(SaveRestoreConnector._unpack_nemo_file(path2file=str(path), out_folder=str(folder)))
