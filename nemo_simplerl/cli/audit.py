@@ -1,4 +1,4 @@
-"""`simplerl audit RUN_DIR|FILE.jsonl`: what to look at in the responses of a run."""
+"""`simplerl audit RUN_DIR|FILE.jsonl`: likely mistakes of the grader and reward hacks in the responses of a run."""
 
 import argparse
 import json
@@ -49,7 +49,7 @@ def run(argv: list[str]) -> int:
 
 
 def _second_opinion(found, most: int) -> int | None:
-    """How many answers were shown to math-verify; None where it is not installed."""
+    """Ask math-verify about wrong answers, `most` at most; returns how many, or None where it is not installed."""
     if not math_verify.is_installed():
         return None
     with RewardPool(_WORKERS, timeout_s=10.0, memory_limit_mb=2048, command=math_verify.COMMAND) as pool:

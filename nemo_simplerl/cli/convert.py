@@ -1,4 +1,4 @@
-"""`simplerl convert`: Hugging Face folders, `.nemo` archives and training checkpoints into one another."""
+"""`simplerl convert`: turns Hugging Face folders, `.nemo` archives and training checkpoints into one another."""
 
 import argparse
 import math
@@ -84,7 +84,7 @@ def _verify(source, target) -> int:
 
 
 class _Progress:
-    """A bar on a terminal; a line every tenth of the way in a log."""
+    """Progress of a conversion: a bar on a terminal, else a line for every tenth on stderr."""
 
     def __init__(self, total: int):
         from rich.console import Console

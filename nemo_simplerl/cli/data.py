@@ -1,4 +1,4 @@
-"""`simplerl data`: a file of problems, looked through and made ready for training."""
+"""`simplerl data`: surveys a file of problems and writes those that are kept for training."""
 
 import argparse
 import hashlib
@@ -54,7 +54,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _counter(args: argparse.Namespace):
-    """Counts the tokens of prompts; None without a tokenizer."""
+    """A function that counts the tokens of prompts; None without a tokenizer."""
     if args.tokenizer is None:
         if args.max_prompt_tokens is not None:
             raise ValueError("--max-prompt-tokens needs --tokenizer FOLDER to count by.")
@@ -73,7 +73,7 @@ def _counter(args: argparse.Namespace):
 
 
 def _unreachable(problems: Sequence) -> list[str]:
-    """Problems whose own gold answer, in a box, the grader does not accept: no response can be right."""
+    """Ids of problems whose own gold answer, in a box, the grader does not accept: no response can be right."""
     from nemo_simplerl.reward.serving.pool import RewardPool
 
     with RewardPool(1, timeout_s=10.0, memory_limit_mb=1024) as pool:
@@ -82,6 +82,7 @@ def _unreachable(problems: Sequence) -> list[str]:
 
 
 def _in_words(report: dict[str, Any], is_simplerl: bool) -> list[str]:
+    """The lines that the command prints of its report."""
     known = ": the SimpleRL training set" if is_simplerl else ""
     lines = [f"{report['source']}: {report['problems']} problems, sha256 {report['sha256'][:12]}...{known}"]
     for name in ("levels", "subjects"):

@@ -1,4 +1,4 @@
-"""`simplerl distill`: a warm start's examples, from a model behind an endpoint or on this disk; the right ones kept."""
+"""`simplerl distill`: samples and grades examples for the warm start, by a model behind an endpoint or on disk."""
 
 import argparse
 import os
@@ -9,8 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from nemo_simplerl.cli.launch import guarded, is_first_rank, sampling_of
-from nemo_simplerl.data.distill import Request, answers_to, fingerprint, kept, missing, require_different_ids
+from nemo_simplerl.cli.launch import guarded, is_first_rank, sampling_options
+from nemo_simplerl.data.distill import Request, answers_to, kept, missing, request_digest, require_different_ids
 from nemo_simplerl.data.problems import Problem
 from nemo_simplerl.data.templates import NAMES
 
@@ -19,7 +19,7 @@ _RETRIED = (408, 409, 429, 500, 502, 503, 504)
 
 
 class Endpoint:
-    """`POST URL/chat/completions`, asked from several threads.
+    """A client of `POST URL/chat/completions` for several threads.
 
     What fails for a while (429 and its Retry-After, 5xx, a lost connection, silence) is tried `retries` times with
     growing pauses.
@@ -30,7 +30,7 @@ class Endpoint:
         self._of_thread = threading.local()
 
     def ask(self, request: Request) -> dict[str, str]:
-        """The response and its finish_reason. Raises OSError where it cannot be had (requests' exceptions are such)."""
+        """The response and its finish_reason. Raises OSError (as requests' exceptions are) where there is none."""
         body = self.settings | {"messages": request.messages(), "n": 1, "seed": request.sample}
         answer = self._session().post(f"{self._url}/chat/completions", json=body, timeout=self._timeout_s)
         if not answer.ok:
@@ -63,7 +63,7 @@ class Endpoint:
 
 
 def run(argv: list[str]) -> int:
-    """Exit status: 0; 1 where answers are missing (the same command asks for them again); 2 for unusable input."""
+    """Exit status: 0; 1 where answers are missing (the same command requests them again); 2 for unusable input."""
     args = _parser().parse_intermixed_args(argv)
     try:
         return guarded(lambda: _distill(args))
@@ -96,7 +96,7 @@ def _distill(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-Answers = tuple[list[dict], str, list[str]]  # the samples, who gave them, why requests failed
+Answers = tuple[list[dict], str, list[str]]  # the samples, the name of their source, why requests failed
 
 
 def _from_endpoint(args: argparse.Namespace, problems: list[Problem]) -> Answers:
@@ -123,26 +123,26 @@ def _from_model(args: argparse.Namespace, problems: list[Problem]) -> Answers:
     # Values that have no default and that no sampling reads.
     values = ["model.path=none", "data.train_path=none.jsonl", f"reward.num_workers={args.workers}"]
     config = compose([*values, *args.overrides])
-    from nemo_simplerl.trainer.offline.benchmark import Question, configured
+    from nemo_simplerl.trainer.offline.benchmark import EvalRequest, eval_config
     from nemo_simplerl.trainer.offline.teacher import sample_solutions
 
-    ask = Question(
+    request = EvalRequest(
         model=Path(args.model),
         benchmarks=(),
         data=args.problems,
         output=args.out.with_name(args.out.name + ".teacher"),
-        **sampling_of(args),
+        **sampling_options(args),
         limit=None,
         compare=False,
     )
-    done, source = sample_solutions(ask, configured(config, ask), problems, lambda text: print(text, flush=True))
+    done, source = sample_solutions(request, eval_config(config, request), problems)
     return done, source, []
 
 
 def _sample(
     requests: list[Request], endpoint: Endpoint, pool, record: Path, done: list[dict], num_connections: int
 ) -> list[str]:
-    """Ask for everything, each answer graded and on disk before it counts. Answers why requests failed."""
+    """Send the requests, and grade and store each answer before it counts; returns why requests failed."""
     from nemo_simplerl.files import append_jsonl
 
     failures: list[str] = []
@@ -171,7 +171,7 @@ def _sample(
                 else:
                     verdict = pool.grade([(request.problem.answer, answer["response"])])[0].verdict
                     row = {"id": request.problem.id, "sample": request.sample, **answer, "verdict": verdict}
-                    row["asked"] = fingerprint(request.problem, endpoint.settings)
+                    row["asked"] = request_digest(request.problem, endpoint.settings)
                     append_jsonl(record, row)
                     done.append(row)
                     if len(done) % 100 == 0:

@@ -1,4 +1,4 @@
-"""`simplerl doctor`: checks installed packages, the machine, and TensorRT-LLM against the calls that we make."""
+"""`simplerl doctor`: examines what is installed, the machine, and the calls of TensorRT-LLM that we make."""
 
 import argparse
 import json
@@ -30,6 +30,7 @@ def run(argv: list[str]) -> int:
 
 
 def doctor_as_text(report: Report) -> str:
+    """The report as lines for a person."""
     return "\n".join(
         [
             *(f"{name:<20}{text}" for name, text in report.rows.items()),

@@ -1,9 +1,9 @@
-"""`simplerl eval`: a model's accuracy on the recipe's benchmarks, and beside it what the SimpleRL authors reported."""
+"""`simplerl eval`: measures a model on the recipe's benchmarks, beside the figures that its authors reported."""
 
 import argparse
 from pathlib import Path
 
-from nemo_simplerl.cli.launch import guarded, is_first_rank, sampling_of
+from nemo_simplerl.cli.launch import guarded, is_first_rank, sampling_options
 from nemo_simplerl.data.templates import NAMES
 from nemo_simplerl.eval.benchmarks import BENCHMARKS
 
@@ -19,18 +19,18 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     # Values that have no default and that no evaluation reads.
     config = compose(["model.path=none", "data.train_path=none.jsonl", *args.overrides])
-    from nemo_simplerl.trainer.offline.benchmark import Question, configured, run_benchmarks
+    from nemo_simplerl.trainer.offline.benchmark import EvalRequest, eval_config, run_benchmarks
 
-    ask = Question(
+    request = EvalRequest(
         model=args.model,
         benchmarks=tuple(args.benchmarks.split(",")),
         data=args.data,
         output=args.out,
-        **sampling_of(args),
+        **sampling_options(args),
         limit=args.limit,
         compare=args.compare,
     )
-    run_benchmarks(ask, configured(config, ask), lambda text: print(text, flush=True))
+    run_benchmarks(request, eval_config(config, request))
     if is_first_rank():
         print((args.out / "results.md").read_text(), end="")
     return 0

@@ -1,4 +1,4 @@
-"""What the training commands share: check the configuration before torch loads, then run one rank of the world."""
+"""Start of the training commands: check the configuration before torch loads, then run one rank of the world."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from nemo_simplerl.config.schema import Config
 
 
 def launch(command: str, argv: Sequence[str], start: Callable[[Config], int]) -> int:
-    """Exit status: that of `start`, or 2 for a wrong configuration or input, told on the first rank alone.
+    """Exit status of `start`, or 2 for a wrong configuration or input, which the first rank alone prints.
 
     SIMPLERL_DEBUG=1 shows the traceback of a wrong input instead.
     """
@@ -24,7 +24,7 @@ def launch(command: str, argv: Sequence[str], start: Callable[[Config], int]) ->
 
 
 def guarded(start: Callable[[], int]) -> int:
-    """`start()`, or 2 where it raises for a wrong configuration or input, told on the first rank alone."""
+    """Exit status of `start()`, or 2 for a wrong configuration or input, which the first rank alone prints."""
     # Megatron tells at import, on every rank, which optional packages are absent.
     warnings.filterwarnings("ignore", module=r"megatron\.")
     try:
@@ -39,8 +39,8 @@ def guarded(start: Callable[[], int]) -> int:
         return 2
 
 
-def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
-    """How a model is asked, as trainer.benchmark.Question has it, from options that eval and distill share."""
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of trainer.offline.benchmark.EvalRequest that come from options shared by eval and distill."""
     names = ("template", "samples", "temperature", "top_p", "max_tokens", "seed")
     return {name: getattr(args, name) for name in names} | {"prompt_trailing_newline": not args.no_trailing_newline}
 

@@ -1,4 +1,4 @@
-"""The `simplerl` command: a subcommand's module is imported when chosen, so help and typos answer at once."""
+"""The `simplerl` command. A subcommand's module is imported when it is chosen, so help and typos answer at once."""
 
 import sys
 from collections.abc import Sequence

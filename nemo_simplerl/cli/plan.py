@@ -1,4 +1,4 @@
-"""`simplerl plan EXPERIMENT`: whether a run fits a cluster, and what to change where it does not."""
+"""`simplerl plan EXPERIMENT`: checks whether a run fits a cluster, and suggests changes where it does not."""
 
 import argparse
 import json

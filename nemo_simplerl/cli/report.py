@@ -1,4 +1,4 @@
-"""`simplerl report RUN_DIR...`: report.html, report.png and the before-and-after table."""
+"""`simplerl report RUN_DIR...`: writes report.html and report.png, and prints the before-and-after table."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""`simplerl reward-server`: the grader over HTTP, until SIGTERM."""
+"""`simplerl reward-server`: serves the grader over HTTP until SIGTERM."""
 
 import argparse
 import ipaddress
@@ -76,7 +76,7 @@ def _positive(text: str) -> float:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections from now on. OSError where that is not possible."""
+    """A socket that listens for connections. Raises OSError where that is not possible."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     return socket.create_server(address[:2], family=family, backlog=2048)
 

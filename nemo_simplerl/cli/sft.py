@@ -1,4 +1,4 @@
-"""simplerl sft: the warm start alone."""
+"""`simplerl sft`: runs the warm start alone."""
 
 from nemo_simplerl.cli.launch import launch
 from nemo_simplerl.config.errors import ConfigErrors
@@ -15,9 +15,8 @@ def _start(config: Config) -> int:
         raise ConfigErrors(
             ["simplerl sft needs data.sft_path (the examples) and sft.output (the folder for the model)."]
         )
-    from nemo_simplerl.trainer.start import (
-        start_warm_start,
-    )  # torch loads here, once the configuration is right
+    # torch loads here, once the configuration is right
+    from nemo_simplerl.trainer.start import start_warm_start
 
     start_warm_start(config)
     return 0

@@ -1,4 +1,4 @@
-"""simplerl train: PPO, after the warm start where one is configured, and the report at the end."""
+"""`simplerl train`: runs PPO, after the warm start where one is configured, and writes the report at the end."""
 
 import os
 import time
@@ -17,9 +17,8 @@ def run(argv: list[str]) -> int:
 
 def _start(started: float, config: Config) -> int:
     check_run_dir(config)
-    from nemo_simplerl.trainer.start import (
-        start_training,
-    )  # torch loads here, once the configuration is right
+    # torch loads here, once the configuration is right
+    from nemo_simplerl.trainer.start import start_training
 
     if not start_training(config, started):
         return os.EX_TEMPFAIL

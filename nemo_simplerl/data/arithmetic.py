@@ -26,7 +26,7 @@ PLAIN = {"+": "Add {number}.", "-": "Subtract {number}.", "*": "Multiply by {num
 
 @dataclass(frozen=True)
 class Task:
-    """What makes the task easy or hard."""
+    """Sizes of the files, bounds on the numbers, and shares of the styles: they make the task easy or hard."""
 
     num_train: int = 4_000
     num_eval: int = 600
@@ -54,7 +54,7 @@ class Exercise:
     operations: tuple[Operation, ...]
 
     def steps(self) -> list[tuple[str, int]]:
-        """Each operation as text, such as "12+7", and its result."""
+        """The operations as text, such as "12+7", each with its result."""
         steps, total = [], self.start
         for symbol, number in self.operations:
             text = f"{total}{symbol}{number}"
@@ -108,7 +108,7 @@ def write_task(
 
 
 def respond(exercise: Exercise, style: str) -> str:
-    """A demonstration: "hasty", "careful", "plain" or "code". Only the first two box the answer."""
+    """A demonstration in the style "hasty", "careful", "plain" or "code". Only the first two box the answer."""
     steps = [f"{text}={result}" for text, result in exercise.steps()]
     if style == "hasty":
         return f"\\boxed{{{exercise.answer}}}"
@@ -123,7 +123,7 @@ def respond(exercise: Exercise, style: str) -> str:
 def _draw(
     rng: random.Random, task: Task, count: int, *, questions: set[str], held_out: frozenset[Exercise]
 ) -> dict[str, Exercise]:
-    """`count` exercises by their question, new to `questions` (which grows) and none of them held out."""
+    """Draw `count` exercises, by question; none is in `questions`, which grows by them, or in `held_out`."""
     drawn: dict[str, Exercise] = {}
     for _ in range(1_000 + 100 * count):
         if len(drawn) == count:

@@ -1,7 +1,7 @@
-"""A rollout as tensors, and its cuts into micro-batches.
+"""A rollout as tensors, and its division into micro-batches.
 
 Legend: B samples, S padded length of prompt + response, T = S - 1 predicted tokens. Index t of a `_BT` tensor
-speaks of the token `tokens_BS[:, t + 1]`, predicted from the tokens up to t. Rows are right-padded.
+is about the token `tokens_BS[:, t + 1]`, predicted from the tokens up to t. Rows are right-padded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Response(Protocol):
-    """What collate needs of a completion; `logprobs` holds one number a token."""
+    """The part of a completion that `collate` reads; `logprobs` holds one number a token."""
 
     @property
     def token_ids(self) -> Sequence[int]: ...
@@ -41,7 +41,7 @@ class Batch:
         return self.tokens_BS.shape[0]
 
     def select(self, rows: Sequence[int] | Tensor) -> "Batch":
-        """Those rows, in that order. The padded width stays."""
+        """A batch of these rows, in this order. The padded width stays."""
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.tokens_BS.device)
         return Batch(**{field.name: getattr(self, field.name)[index] for field in fields(Batch)})
 
@@ -76,7 +76,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class MicroBatch(Batch):
-    """What one pass takes together: rows no wider than their longest sequence, or one packed row (data.packing)."""
+    """Rows computed in one pass: no wider than their longest sequence, or one packed row (data.packing)."""
 
     columns: dict[str, Tensor]  # [B, T] each, by the name given with the cut
     rows: Tensor  # int64, of the batch, in the order of lengths_B
@@ -93,12 +93,12 @@ def collate(
     overwrite_truncated_with_eos: int | None,
     device: torch.device | str,
 ) -> Batch:
-    """One row a completion: row i is prompts[i] followed by completions[i].
+    """Make a batch of one row a completion: row i is prompts[i] followed by completions[i].
 
     `truncated`: responses ended by length are trained as graded ("penalize") or left out of the losses
     ("mask"). `overwrite_truncated_with_eos`: an EOS id that takes the place of their last token, though the
-    policy never sampled it (a quirk of the SimpleRL recipe); None leaves them alone. It has no log-probability
-    of the engine's: engine_mask_BT is 0 there. Raises ValueError for lists of different lengths, an
+    policy never sampled it (a quirk of the SimpleRL recipe); None leaves them alone. The engine has no
+    log-probability for it: engine_mask_BT is 0 there. Raises ValueError for lists of different lengths, an
     empty list, prompt or completion, and for a completion whose log-probabilities do not match its tokens.
     """
     _check_rows(prompts, completions, scores)

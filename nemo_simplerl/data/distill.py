@@ -1,4 +1,4 @@
-"""Long chains of thought for the warm start, sampled from a stronger model: what to ask, and what to keep."""
+"""Long chains of thought for the warm start, sampled from a stronger model: which to ask for, and which to keep."""
 
 import json
 from collections import Counter
@@ -16,6 +16,8 @@ Sample = Mapping[str, Any]  # id, sample, response, finish_reason, verdict
 
 @dataclass(frozen=True)
 class Request:
+    """The request for one sample of a problem; samples are counted from 0."""
+
     problem: Problem
     sample: int
 
@@ -24,12 +26,12 @@ class Request:
         return self.problem.id, self.sample
 
     def messages(self) -> list[dict[str, str]]:
-        """The recipe's instruction as the system's turn, the question as the user's."""
+        """The chat to send: the recipe's instruction as the system's turn, the question as the user's."""
         return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": self.problem.question}]
 
 
-def fingerprint(problem: Problem, settings: Mapping[str, Any]) -> str:
-    """Of what is asked of whom, and which answer is right."""
+def request_digest(problem: Problem, settings: Mapping[str, Any]) -> str:
+    """Digest of a problem's question and gold answer and of the settings under which it is asked."""
     asked = json.dumps([problem.question, problem.answer, dict(settings)], sort_keys=True)
     return xxhash.xxh3_64_hexdigest(asked.encode())
 
@@ -37,33 +39,32 @@ def fingerprint(problem: Problem, settings: Mapping[str, Any]) -> str:
 def answers_to(
     problems: Sequence[Problem], settings: Mapping[str, Any], rows: Iterable[Sample]
 ) -> list[dict[str, Any]]:
-    """Those of a record's rows that answer these problems under these settings, with the ids that the problems have
-    now. A row's `asked` is its fingerprint."""
+    """The rows whose `asked` is the `request_digest` of one of the problems, with the ids that these have now."""
     ids_of: dict[str, list[str]] = {}  # questions may be there twice
     for problem in problems:
-        ids_of.setdefault(fingerprint(problem, settings), []).append(problem.id)
+        ids_of.setdefault(request_digest(problem, settings), []).append(problem.id)
     known = [(row, ids_of[row["asked"]]) for row in rows if row.get("asked") in ids_of]
     return [{**row, "id": row["id"] if row["id"] in ids else ids[0]} for row, ids in known]
 
 
 def require_different_ids(problems: Sequence[Problem]) -> None:
-    """Raises ValueError where two problems have one id: their answers could not be told apart."""
+    """Raise ValueError where two problems have one id: their answers could not be told apart."""
     counts = Counter(problem.id for problem in problems)
     if again := [id_ for id_, count in counts.items() if count > 1]:
         raise ValueError(f"{len(again)} ids stand for several problems, such as {again[0]!r}. Give each its own.")
 
 
 def missing(problems: Sequence[Problem], num_samples: int, done: Iterable[Sample]) -> list[Request]:
-    """What is still to be asked: a sample of every problem first, then the next of each."""
+    """The requests still to be sent: the first sample of every problem, then the second of each, and so on."""
     there = {(row["id"], row["sample"]) for row in done}
     wanted = (Request(problem, sample) for sample in range(num_samples) for problem in problems)
     return [request for request in wanted if request.key not in there]
 
 
 def kept(problems: Sequence[Problem], samples: Iterable[Sample], per_problem: int, source: str) -> list[dict[str, Any]]:
-    """Rows of the warm start's file: of each problem, in order, its first different responses that are right and whole.
+    """Rows of the warm start's file: up to `per_problem` correct and complete responses to each problem, in order.
 
-    Each names where it comes from. Responses count as equal when they differ in white space alone.
+    Each row names its source. Responses that differ in white space alone count as one.
     """
     by_problem: dict[str, list[Sample]] = {}
     for sample in samples:

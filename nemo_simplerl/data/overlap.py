@@ -6,29 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["identical", "same_words", "near"]
-# From sure to likely. identical: but for white space. same_words: but for case, punctuation and typesetting. near: most
-# runs of words are shared, as when a question was reworded, or is asked of the same figure.
-KINDS: tuple[Kind, ...] = ("identical", "same_words", "near")
+OverlapKind = Literal["identical", "same_words", "near"]
+# From sure to likely. identical: only white space differs. same_words: only case, punctuation and typesetting differ.
+# near: most runs of words are shared, as when a question was reworded, or asks another thing about the same figure.
+KINDS: tuple[OverlapKind, ...] = ("identical", "same_words", "near")
 NEAR = 0.8  # of the runs of words of both (Jaccard)
 _RUN = 8  # words
-_COMMON = 200  # a run in more questions than these tells nothing, and would cost their square
+_COMMON = 200  # a run in more questions than these says nothing, and would cost their square
 _TYPESETTING = re.compile(r"\\(?:left|right|[dt]frac|displaystyle|text|mathrm|mathbf|quad|qquad|[,;:! ])(?![a-z])")
 _WORD = re.compile(r"[a-z]+|[0-9]+|[^\sa-z0-9$\\{}.,;:!?()'\"`*~]")
 
 
 @dataclass(frozen=True)
 class Match:
-    """`first` and `second` are indices; `similarity` is 1 but for near ones."""
+    """Two questions that match, by their indices; `similarity` is below 1 for near ones only."""
 
     first: int
     second: int
-    kind: Kind
+    kind: OverlapKind
     similarity: float
 
 
 def words(text: str) -> list[str]:
-    """What is compared: words, numbers and signs, without case, punctuation and typesetting."""
+    """The words, numbers and signs of a text, without case, punctuation and typesetting: what is compared."""
     text = text.lower()
     return _WORD.findall(_TYPESETTING.sub(lambda found: r"\frac" if "frac" in found[0] else " ", text))
 
@@ -53,7 +53,7 @@ def duplicates(questions: Sequence[str]) -> list[Match]:
 
 
 class _Index:
-    """Questions by their text, their words, and their runs of words."""
+    """An index of questions by their text, their words, and their runs of words."""
 
     def __init__(self, questions: Sequence[str]):
         self._by_text: dict[str, int] = {}
@@ -72,7 +72,7 @@ class _Index:
         for run in runs:
             self._by_run[run].append(number)
 
-    def best(self, question: str) -> tuple[int, Kind, float] | None:
+    def best(self, question: str) -> tuple[int, OverlapKind, float] | None:
         if (number := self._by_text.get(_plain(question))) is not None:
             return number, "identical", 1.0
         tokens = words(question)
@@ -94,5 +94,5 @@ def _plain(text: str) -> str:
 
 
 def _runs(tokens: Sequence[str]) -> set[int]:
-    """Hashes of the runs of words; of a short text, of the whole."""
+    """Hashes of the runs of words; a short text is one run."""
     return {hash(tuple(tokens[start : start + _RUN])) for start in range(max(len(tokens) - _RUN + 1, 1))}

@@ -1,4 +1,4 @@
-"""Sequences end to end in rows of a bounded number of tokens, so that no pass computes padding.
+"""Packing: sequences end to end in rows of a bounded number of tokens, so that no pass computes padding.
 
 Legend: B samples, T predicted tokens of a sequence, P tokens of a packed row. A packed micro-batch has one row: its
 tokens_BS is [1, P], its `_BT` tensors are [1, P - 1] with a zero where one sequence ends and the next begins, and its
@@ -18,7 +18,7 @@ _WHOLE = ("lengths_B", "prompt_lengths_B", "scores_B", "truncated_B")
 
 
 def packed_micro_batches(batch: Batch, max_tokens: int, **columns_BT: Tensor) -> list[MicroBatch]:
-    """The batch in packed rows of at most `max_tokens` tokens; a longer sequence has a row of its own.
+    """Pack the batch into rows of at most `max_tokens` tokens; a longer sequence has a row of its own.
 
     `columns_BT` are tensors [B, T] that travel with the rows.
     """
@@ -42,8 +42,8 @@ def bins(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return found
 
 
-def together(results: Sequence[Tensor], micro_batches: Sequence[MicroBatch], like_BT: Tensor) -> Tensor:
-    """float32 [B, T] in the order of the batch: what a pass answered for each micro-batch, 0 where it has no token."""
+def unpack_to_batch(results: Sequence[Tensor], micro_batches: Sequence[MicroBatch], like_BT: Tensor) -> Tensor:
+    """float32 [B, T] in the order of the batch from the results of all micro-batches; 0 where there is no token."""
     whole_BT = torch.zeros_like(like_BT)
     for result, micro in zip(results, micro_batches, strict=True):
         if micro.is_packed:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # transformers takes seconds to load, and a problem is text
 
 @dataclass(frozen=True, slots=True)
 class Problem:
+    """A question with its gold answer."""
+
     id: str
     question: str
     answer: str  # the gold, as written
@@ -24,14 +26,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
+    """A problem rendered by a template and tokenized."""
+
     problem: Problem
-    text: str  # what token_ids says
+    text: str  # that token_ids encodes
     token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class PromptReport:
-    """What happened to the problems on their way to prompts."""
+    """How many problems became prompts, and which were dropped or cut."""
 
     num_kept: int
     num_truncated: int
@@ -68,7 +72,7 @@ def to_problems(
     *,
     without_gold: Literal["error", "drop", "keep"],
 ) -> tuple[list[Problem], int]:
-    """The same of rows that were read from `path`. Under "keep" the answer of a row without gold is empty."""
+    """`load_problems` for rows already read from `path`. Under "keep" the answer of a row without gold is empty."""
     for field in (question_field, answer_field):
         missing = [index for index, row in enumerate(rows) if not _text(row.get(field))]
         may_drop = field == answer_field and without_gold != "error" and len(missing) < len(rows)
@@ -95,7 +99,7 @@ def render_prompts(
     max_prompt_tokens: int,
     overlong: Literal["drop", "truncate", "error"],
 ) -> tuple[list[Prompt], PromptReport]:
-    """Render and tokenize; no BOS is added, the template says all.
+    """Render and tokenize the problems' prompts. No BOS is added: the template is the whole prompt.
 
     Prompts above `max_prompt_tokens` are dropped, cut to their first tokens (a quirk of the SimpleRL recipe:
     the cut loses the assistant's turn), or refused. Raises ValueError for a refused one and when no prompt is

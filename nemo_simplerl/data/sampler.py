@@ -1,4 +1,4 @@
-"""Which prompts a step takes, and which samples a rank: functions of the step, so a resumed run goes on exactly."""
+"""The prompts of a step, the seeds of its samples and each rank's share, as functions of the step alone."""
 
 import hashlib
 import random
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 class StepSampler:
     """Batches of prompt indices, in a new seeded order each episode (one pass over the prompts).
 
-    An episode ends when no full batch is left, as in the SimpleRL recipe: the prompts that remain sit it out.
+    An episode ends when no full batch is left, as in the SimpleRL recipe: the prompts that remain are left out.
     Raises ValueError where not even one batch can be filled.
     """
 
@@ -48,10 +48,10 @@ def sample_seed(run_seed: int, step: int, problem_index: int, sample_index: int)
 
 
 def even_share(order: Sequence[int], lengths: Sequence[int], *, window: int, rank: int, num_ranks: int) -> list[int]:
-    """What one of `num_ranks` takes of `order`: of each `window` entries as many as any other rank, and as long ones.
+    """One rank's share of `order`: of each `window` entries as many as any other rank, and of like lengths.
 
     Ranks choose in turn from the longest down, and every other time in the opposite direction: whatever a sequence
-    costs by its length, the ranks differ by less than one sequence's cost. One rank takes all as they are. `window`
+    costs by its length, the ranks differ by less than one sequence's cost. One rank takes all in their order. `window`
     must be a multiple of `num_ranks`.
     """
     if num_ranks == 1:

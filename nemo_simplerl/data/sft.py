@@ -15,7 +15,7 @@ from nemo_simplerl.data.templates import renderer
 
 @dataclass(frozen=True, slots=True)
 class SftExample:
-    """A Response to `collate` as well: one that ended by itself, its log-probabilities unknown."""
+    """A prompt with the response to imitate. For `collate` it is a Response that ended by itself."""
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]  # ends in EOS
@@ -38,7 +38,7 @@ class SftExample:
 
 @dataclass(frozen=True)
 class SftReport:
-    """What happened to the rows on their way to examples."""
+    """How many rows became examples, and which were dropped."""
 
     num_kept: int
     dropped_rows: tuple[int, ...]  # longer than the limit, counted from 0
@@ -58,7 +58,7 @@ def load_sft(
     max_tokens: int,
     overlong: Literal["drop", "error"],
 ) -> tuple[list[SftExample], SftReport]:
-    """The rows of a file as tokens: a `question` goes through the template, a `prompt` is used as it stands.
+    """Read and tokenize the rows of a file: a `question` goes through the template, a `prompt` is used as it stands.
 
     An EOS ends every response. Prompt and response are tokenized apart, as in a rollout. Raises ValueError
     for rows that lack one of the two, for a row above `max_tokens` (prompt, response and EOS) under "error",
@@ -86,7 +86,7 @@ def load_sft(
 
 
 def collate_sft(examples: Sequence[SftExample], pad_id: int, device: torch.device | str) -> Batch:
-    """One row an example; mask_BT and loss_mask_BT are 1 on the response and its EOS. Scores are 0."""
+    """Make a batch of one row an example; mask_BT and loss_mask_BT are 1 on the response and its EOS. Scores are 0."""
     return collate(
         [example.prompt_ids for example in examples],
         examples,

@@ -1,11 +1,11 @@
-"""A set of problems made ready for training: what is in it, what is left out, and why."""
+"""Survey of a set of problems before training: what is in it, what is left out, and why."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemo_simplerl.data.overlap import KINDS, Kind, Match, duplicates, overlaps
+from nemo_simplerl.data.overlap import KINDS, Match, OverlapKind, duplicates, overlaps
 from nemo_simplerl.data.problems import Problem
 
 # The SimpleRL authors' file (math_level3to5_data_processed_with_qwen_prompt.json), 8,523 problems.
@@ -16,15 +16,17 @@ _SHOWN = 20  # pairs of each list in a report
 
 @dataclass(frozen=True)
 class Rules:
-    """What is left out: matches as sure as `overlap` and `duplicate` or surer (None: none), prompts of more tokens."""
+    """Which problems to leave out: matches as sure as `overlap` or `duplicate`, or surer (None: none); long prompts."""
 
-    overlap: Kind | None = None
-    duplicate: Kind | None = None
+    overlap: OverlapKind | None = None
+    duplicate: OverlapKind | None = None
     max_prompt_tokens: int | None = None
 
 
 @dataclass
 class Survey:
+    """The problems that are kept, and a report on all of them."""
+
     kept: list[Problem]
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -73,7 +75,8 @@ def survey(
     return Survey(kept, report)
 
 
-def is_as_sure(kind: Kind, wanted: Kind | None) -> bool:
+def is_as_sure(kind: OverlapKind, wanted: OverlapKind | None) -> bool:
+    """Whether a match of this kind is as sure as `wanted`, or surer; False where `wanted` is None."""
     return wanted is not None and KINDS.index(kind) <= KINDS.index(wanted)
 
 
@@ -89,7 +92,7 @@ def _percentiles(values: Sequence[int]) -> dict[str, int]:
 def _matches(
     found: Sequence[Match], problems: Sequence[Problem], others: Sequence[tuple[str, Problem]]
 ) -> dict[str, Any]:
-    """By kind: how many, and the first of them."""
+    """The number of matches and the first of them, by kind."""
     return {
         kind: {
             "count": sum(match.kind == kind for match in found),

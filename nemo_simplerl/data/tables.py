@@ -1,4 +1,4 @@
-"""Rows of a user's file, whatever its form: JSON, JSON lines, CSV, parquet."""
+"""Rows of a user's file in any of its forms: JSON, JSON lines, CSV, parquet."""
 
 import csv
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ ENDINGS = (".json", ".jsonl", ".csv", ".parquet")
 
 
 def read_table(path: Path) -> list[Row]:
-    """Raises ValueError for a file that is not there, of another ending, damaged, or without rows."""
+    """The rows of the file. Raises ValueError where it is missing, damaged, without rows or of another ending."""
     if path.suffix in (".csv", ".parquet") and not path.is_file():
         raise ValueError(f"there is no file {path}; check the path, relative paths start in {Path.cwd()}")
     if path.suffix == ".csv":
@@ -24,7 +24,7 @@ def read_table(path: Path) -> list[Row]:
 
 
 def _read_csv(path: Path) -> list[Row]:
-    """The first line names the fields."""
+    """The rows of a CSV file, whose first line names the fields."""
     rows: list[Row] = []
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -58,7 +58,7 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def problems_of(path: Path, fields: Mapping[str, str]) -> list[Problem]:
-    """As `load_problems`, but every row: the answer of one without a gold is empty.
+    """The problems of all rows of the file; the answer of a row without a gold is empty.
 
     `fields` maps id, question, answer, level and subject to the names that the file has for them. Raises ValueError.
     """

@@ -1,4 +1,4 @@
-"""Prompt templates: a question in, the text that the model continues out."""
+"""Prompt templates, which turn a question into the text that the model continues."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -25,7 +25,7 @@ NAMES = (*TEMPLATES, CHAT)
 
 
 class ChatTokenizer(Protocol):
-    """What is asked of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used."""
 
     chat_template: str | None
 
@@ -33,11 +33,13 @@ class ChatTokenizer(Protocol):
 
 
 def renderer(template: str, tokenizer: ChatTokenizer, *, trailing_newline: bool) -> Callable[[str], str]:
-    """From a question to its prompt. "chat" is the tokenizer's own template, asked to open the assistant's turn, with
-    the instruction after the question. Raises ValueError for an unknown template, and where the tokenizer has none.
+    """The function from a question to its prompt.
+
+    "chat" is the tokenizer's own template, made to open the assistant's turn, with the instruction after the question.
+    Raises ValueError for an unknown template, and for "chat" where the tokenizer has none.
     """
     if template != CHAT:
-        render(template, "", trailing_newline=trailing_newline)  # an unknown one is told before work starts
+        render(template, "", trailing_newline=trailing_newline)  # an unknown one raises before work starts
         return lambda question: render(template, question, trailing_newline=trailing_newline)
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"the tokenizer has no chat template; choose one of {', '.join(TEMPLATES)}")

@@ -1,4 +1,4 @@
-"""Tokenizers: a small byte-level BPE made in code, and what a loaded one must answer for."""
+"""Tokenizers: a small byte-level BPE trained here, and the checks of a loaded one."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -83,7 +83,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Raises ValueError when the tokenizer can produce an id that the model has no embedding for."""
+    """Raise ValueError when the tokenizer can produce an id that the model has no embedding for."""
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > vocab_size:
         raise ValueError(

@@ -1,7 +1,7 @@
 r"""The eight benchmarks of the SimpleRL recipe, read from local files in the layout of the Qwen2.5-Math evaluation.
 
-Gold answers are found as there (branch v0 of hkust-nlp/simpleRL-reason, eval/), but where that is wrong: a gold of
-several answers in several `$...$` is one list, and two rows that tell the answer in the question have it taken out.
+Gold answers are found as they are there (branch v0 of hkust-nlp/simpleRL-reason, eval/), except where that is wrong: a
+gold of several answers in several `$...$` is one list, and the answer is taken out of two questions that hold it.
 """
 
 import re
@@ -20,7 +20,7 @@ _ANSWER_AT_END = re.compile(r"(?s)(.*\S)\s*answers?:\s*(\S.*)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`num_rows` are those of the published file; `gold` finds a row's answer, "" where it has none."""
+    """A benchmark's file. `num_rows` counts the published rows; `gold` finds a row's answer, "" where there is none."""
 
     name: str
     title: str
@@ -32,7 +32,7 @@ class Benchmark:
 
 
 def _answer(row: Row) -> str:
-    """AMC's are floats; a whole one is meant as an integer."""
+    """The row's `answer` as text. AMC's are floats; a whole one is meant as an integer."""
     value = row.get("answer", "")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -48,7 +48,7 @@ def _after_hashes(row: Row) -> str:
 
 
 def _olympiad(row: Row) -> str:
-    """`final_answer` holds one text, which for several answers is a list of formulas."""
+    """The answers in `final_answer`, which holds one text; several answers are a list of formulas in it."""
     answers = row.get("final_answer")
     if not isinstance(answers, list) or not answers:
         return ""
@@ -56,7 +56,7 @@ def _olympiad(row: Row) -> str:
 
 
 def _with_answer_apart(row: Row) -> Row:
-    """Two rows of GaoKao 2023 En have no answer and tell it at the end of the question."""
+    """The row with its answer in a field of its own: two rows of GaoKao 2023 En have it at the end of the question."""
     if row.get("answer") or not (match := _ANSWER_AT_END.fullmatch(str(row.get("question", "")))):
         return row
     return {**row, "question": match[1], "answer": match[2]}
@@ -75,7 +75,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         Benchmark("college_math", "College Math", 2818, _answer),
     )
 }
-AVERAGED = ("aime24", "math500", "amc23", "minerva_math", "olympiadbench")  # the seed's "Avg." is over these
+AVERAGED = ("aime24", "math500", "amc23", "minerva_math", "olympiadbench")  # the original recipe's "Avg." is over these
 
 
 def load_benchmark(name: str, folder: Path, limit: int | None = None) -> list[Problem]:
@@ -97,7 +97,7 @@ def load_benchmark(name: str, folder: Path, limit: int | None = None) -> list[Pr
 
 
 def benchmark_file(name: str, folder: Path) -> Path:
-    """Raises ValueError where neither form of the file is there."""
+    """Path of the benchmark's file. Raises ValueError where it is there in neither form."""
     forms = [folder / f"{name}.jsonl", folder / name / "test.jsonl"]
     for path in forms:
         if path.is_file():
@@ -110,7 +110,7 @@ def _problem(benchmark: Benchmark, index: int, row: Row) -> Problem:
     question = str(_first(row, benchmark.question_fields)).strip()
     gold = benchmark.gold(row)
     if gold.lower() in _YES_NO:
-        question += " (True or False)" if question else ""  # as the seed asks; it tells nothing of which
+        question += " (True or False)" if question else ""  # as the original recipe asks
     level = str(row.get("level", ""))
     return Problem(
         id=f"{benchmark.name}/{_first(row, benchmark.id_fields) or index}#{index}",

@@ -1,4 +1,4 @@
-"""What the SimpleRL authors reported (simpleRL-reason, January 2025), in percent; greedy, one sample a problem."""
+"""Accuracies by the SimpleRL authors (simpleRL-reason, January 2025), in percent; greedy, one sample a problem."""
 
 from nemo_simplerl.eval.benchmarks import AVERAGED
 
@@ -14,5 +14,5 @@ REPORTED = {name: dict(zip(AVERAGED, row, strict=True)) for name, row in _ROWS.i
 
 
 def average(row: dict[str, float]) -> float:
-    """Unweighted mean over the benchmarks of the seed's "Avg." column."""
+    """Unweighted mean over the benchmarks of the original recipe's "Avg." column."""
     return sum(row[name] for name in AVERAGED) / len(AVERAGED)

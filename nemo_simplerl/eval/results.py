@@ -1,4 +1,4 @@
-"""From graded responses to the figures of a benchmark."""
+"""The figures of a benchmark, computed from its graded responses."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -6,13 +6,14 @@ from operator import itemgetter
 from typing import Any
 
 from nemo_simplerl.eval.benchmarks import AVERAGED
-from nemo_simplerl.eval.statistics import interval, is_repetitive, majority, num_reflections, pass_at_k, standard_error
+from nemo_simplerl.eval.response_text import is_repetitive, num_reflections
+from nemo_simplerl.eval.statistics import interval, majority, pass_at_k, standard_error
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def summarize(rows: Rows) -> dict[str, Any]:
-    """Shares from 0 to 1 of the responses to a benchmark; rows in the order of their questions, n of each.
+    """Figures of one benchmark, shares from 0 to 1; `rows` are in the order of their questions, n of each.
 
     `accuracy` is the mean over all samples (pass@1 for one a problem, avg@n for more), with its 95 % interval and
     standard error over problems. pass@k and maj@n only where there are several samples.
@@ -49,7 +50,7 @@ def summarize(rows: Rows) -> dict[str, Any]:
 
 
 def averages(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Unweighted means of accuracy: of the seed's five benchmarks where all are there, and of all eight likewise."""
+    """Unweighted mean accuracy of the original recipe's five benchmarks and of all eight, where none is missing."""
     found = {}
     if all(name in results for name in AVERAGED):
         found["average_5"] = _mean([results[name]["accuracy"] for name in AVERAGED])

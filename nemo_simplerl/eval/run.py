@@ -13,12 +13,12 @@ from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
 
-Grader = Callable[[Sequence[tuple[str, str]]], list[Grade]]
+GradeFn = Callable[[Sequence[tuple[str, str]]], list[Grade]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`metrics` under eval/ keys; `rows` has one dict a response, greedy ones first."""
+    """Result of `evaluate`: `metrics` under eval/ keys; `rows` has one dict a response, greedy ones first."""
 
     metrics: dict[str, float]
     rows: list[dict]
@@ -27,14 +27,14 @@ class Evaluation:
 def evaluate(
     prompts: Sequence[Prompt],
     engine: RolloutEngine,
-    grade: Grader,
+    grade: GradeFn,
     sampling: SamplingParams,
     *,
     num_samples: int,
     seed: int,
     group: dist.ProcessGroup | None,
 ) -> Evaluation:
-    """One greedy response a problem, and `num_samples` sampled ones under `sampling` (0: none).
+    """Generate and grade one greedy response a problem, and `num_samples` sampled under `sampling` (0: none).
 
     Every rank of `group` calls with the same arguments and gets the same answer. Collective.
     """
@@ -61,11 +61,11 @@ def evaluate(
 
 
 def responses_of(prompts: Sequence[Prompt], completions: Sequence[Completion], n: int) -> list[tuple[str, str]]:
-    """(gold, response) of every completion; `completions` holds n of each prompt in order."""
+    """Pairs (gold, response), one a completion; `completions` holds n of each prompt in order."""
     return [(prompts[i // n].problem.answer, completion.text) for i, completion in enumerate(completions)]
 
 
-def grade_sharded(grade: Grader, responses: Sequence[tuple[str, str]], group: dist.ProcessGroup | None) -> list[Grade]:
+def grade_sharded(grade: GradeFn, responses: Sequence[tuple[str, str]], group: dist.ProcessGroup | None) -> list[Grade]:
     """Grades of all responses on every rank, each rank having graded its share. Collective."""
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
     with waiting("reward.grade"):
@@ -80,7 +80,7 @@ def sample_rows(
     grades: Sequence[Grade],
     scores: Sequence[float],
 ) -> list[dict]:
-    """What a person needs to judge each response, one dict a completion, for the run directory's JSONL files."""
+    """One dict a completion with what a person needs to judge it, for the run directory's JSONL files."""
     n = len(completions) // len(prompts)
     return [
         {

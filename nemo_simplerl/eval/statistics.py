@@ -1,22 +1,15 @@
-"""Figures of repeated samples and what they are worth: pass@k, maj@k, intervals. Pure functions of numbers and text."""
+"""Figures of repeated samples and their uncertainty: pass@k, maj@k, intervals. Pure functions."""
 
 import math
-import re
 from collections.abc import Sequence
 
 Z95 = 1.959963984540054  # of the normal distribution, two-sided 95 %
-# What a reasoning model says when it looks at its own work again; whole words, so that a waiter is no reflection.
-_REFLECTION = re.compile(
-    r"\b(?:wait|re-?check|re-?think|try again|alternatively|re-?try|however|let me (?:check|verify))\b", re.IGNORECASE
-)
-_WINDOW = 60  # characters; a stretch of that length that comes again and again is a loop
-_LOOPS = 4
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Chance that one of k samples or more is right, without bias: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, eq. 1).
+    """Unbiased estimate of the chance that at least one of k samples is right.
 
-    Raises ValueError unless 1 <= k <= n.
+    1 - C(n-c, k) / C(n, k) (Chen et al. 2021, eq. 1). Raises ValueError unless 1 <= k <= n.
     """
     if not 1 <= k <= num_samples:
         raise ValueError(f"pass@{k} needs between 1 and {num_samples} samples.")
@@ -56,7 +49,7 @@ def interval(scores: Sequence[float]) -> tuple[float, float]:
 
 
 def standard_error(scores: Sequence[float]) -> float:
-    """Of the mean over problems; 0 for a single one."""
+    """Standard error of the mean over problems; 0 for a single problem."""
     n = len(scores)
     mean = sum(scores) / n
     return math.sqrt(sum((score - mean) ** 2 for score in scores) / (n - 1) / n) if n > 1 else 0.0
@@ -70,15 +63,3 @@ def binomial_error(share: float, n: int) -> float:
 def differ(one: float, one_error: float, other: float, other_error: float) -> bool:
     """Whether two independent figures are further apart than chance puts them 19 times of 20."""
     return abs(one - other) > Z95 * math.hypot(one_error, other_error)
-
-
-def num_reflections(text: str) -> int:
-    """Words and phrases of second thoughts."""
-    return sum(1 for _ in _REFLECTION.finditer(text))
-
-
-def is_repetitive(text: str) -> bool:
-    """Whether the end of a response is a loop: its last characters stand at least four times in its last part."""
-    tail = text[-_WINDOW * 40 :]
-    last = tail[-_WINDOW:]
-    return len(last) == _WINDOW and bool(last.strip()) and tail.count(last) >= _LOOPS

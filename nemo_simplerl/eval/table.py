@@ -12,7 +12,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def results_table(results: Results, averages: Mapping[str, float]) -> str:
-    """One row a benchmark; accuracy in percent with its 95 % interval."""
+    """Markdown table of one row a benchmark; accuracy in percent with its 95 % interval."""
     extra = [key for key in next(iter(results.values()), {}) if key.startswith(("pass@", "maj@")) and key != "pass@1"]
     header = ["benchmark", "problems", "accuracy", "95 %", *extra, "answers", "cut", "tokens", "repeats"]
     body = [
@@ -35,7 +35,7 @@ def results_table(results: Results, averages: Mapping[str, float]) -> str:
 
 
 def comparison_table(results: Results) -> str:
-    """Every reported row beside these results: reported accuracy, and ours minus theirs.
+    """Markdown table of every reported row beside these results: reported accuracy, and ours minus theirs.
 
     A difference in brackets is within the noise of both (95 %, one sample a problem there).
     """
@@ -55,19 +55,6 @@ def comparison_table(results: Results) -> str:
     return _markdown(header, rows) + "\nDifferences in brackets are within the noise of both figures (95 %).\n"
 
 
-def reported_table() -> str:
-    """The reported rows with their averages recomputed, and intervals of one sample a problem."""
-    header = ["", *(BENCHMARKS[name].title for name in AVERAGED), "Avg."]
-    rows = []
-    for title, reported in REPORTED.items():
-        cells = [
-            f"{reported[name]:.1f} ± {196 * binomial_error(reported[name] / 100, BENCHMARKS[name].num_rows):.1f}"
-            for name in AVERAGED
-        ]
-        rows.append([title, *cells, f"{average(reported):.1f}"])
-    return _markdown(header, rows)
-
-
 def _difference(result: Mapping[str, Any], reported: float, num_problems: int) -> str:
     is_news = differ(result["accuracy"], _error(result), reported, binomial_error(reported, num_problems))
     return _delta_cell(reported, result["accuracy"] - reported, is_news)
@@ -83,7 +70,7 @@ def _average_difference(results: Results, reported: Mapping[str, float]) -> str:
 
 
 def _error(result: Mapping[str, Any]) -> float:
-    """Standard error, from the interval: where no answer is right, or all are, the spread of the scores says 0."""
+    """Standard error from the width of the interval: the spread of the scores is 0 where none or all are right."""
     return (result["high"] - result["low"]) / 2 / Z95
 
 

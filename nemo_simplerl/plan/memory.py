@@ -15,7 +15,7 @@ _MOMENTS, _MASTER, _GRADIENT = 8, 4, 4
 # again in the updates' order, and nine float32 columns: old, reference, values, KL, rewards, two advantages, returns,
 # gate.
 _BATCH = 2 * 24 + 9 * 4
-_DIGEST_WORK = 3 * 2**25  # rollout/refit.py: words, weights and products of 2**22 words
+_DIGEST_WORK = 3 * 2**25  # rollout/digest.py: words, weights and products of 2**22 words
 _PROCESS = 3 * 2**30  # host memory of a trainer process before anything is loaded; an estimate
 
 

@@ -1,4 +1,4 @@
-"""What the trainer asks of a rollout engine, and the values that cross that edge."""
+"""The interface of a rollout engine, and the values that pass between it and the trainer."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Some weights in flight: Hugging Face names and full tensors, on the trainer's device.
+# Some of the weights: Hugging Face names and full tensors, on the trainer's device.
 Bucket: TypeAlias = "list[tuple[str, Tensor]]"
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How every prompt of one `generate` call is sampled. Raises ValueError on a value outside its range."""
+    """Sampling settings of one `generate` call, for every prompt. Raises ValueError on a value outside its range."""
 
     n: int  # completions a prompt
     max_tokens: int  # bound on the new tokens of one completion
@@ -59,9 +59,9 @@ class RolloutEngine(Protocol):
     group of ranks that call it with the same arguments.
     """
 
-    # Samples that are computed together, and may so round differently than in other company: work is handed out in
-    # units of as many. None: the engine schedules its samples itself, and works best on its whole share in one call.
-    unit_size: int | None
+    # Samples that are computed together, and round differently when computed beside others: work is handed out in
+    # batches of as many. None: the engine schedules its samples itself, and works best on its whole share in one call.
+    batch_size: int | None
     # Whether `generate` is called on this rank: of a group that shares one engine, only the first rank calls it.
     generates: bool
     # Whether the trainer calls `sleep` after every rollout, so that its updates have the engine's memory too.
@@ -74,9 +74,9 @@ class RolloutEngine(Protocol):
     def refit(self, buckets: Iterable[Bucket], version: int, *, digests: bool = False) -> dict[str, int]:
         """Replace every weight by the tensor of its Hugging Face name.
 
-        With `digests`, answers `rollout.refit.digest` of what landed in the engine, by name; else nothing.
-        All buckets are taken, also on an error: they may come from a collective that other ranks are in. The sender may
-        reuse a bucket's tensors as soon as the next one is asked for.
+        With `digests`, returns `rollout.digest.digest` of what landed in the engine, by name; else an empty dict.
+        All buckets are consumed, even on an error: they may come from a collective that other ranks are in. The sender
+        may reuse a bucket's tensors as soon as the next one is asked for.
         Raises ValueError naming unknown, missing, duplicate or misshapen tensors, and RuntimeError while another refit
         runs, which is void too; the engine then refuses to generate. Raises RuntimeError while asleep.
         """
@@ -87,7 +87,7 @@ class RolloutEngine(Protocol):
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
-        """`params.n` completions of each prompt, prompt-major: all of prompt 0, then all of prompt 1.
+        """Sample `params.n` completions of each prompt, prompt-major: all of prompt 0, then all of prompt 1.
 
         `seeds` holds one integer a completion in the same order. An engine that draws from per-sample streams
         (`hf`) gives a completion that depends on its prompt, params, seed and weights alone, not on its
@@ -106,7 +106,7 @@ class RolloutEngine(Protocol):
 
 
 def check_seeds(prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> None:
-    """Raises ValueError unless there is one seed a completion."""
+    """Raise ValueError unless there is one seed a completion."""
     expected = len(prompts) * params.n
     if len(seeds) != expected:
         raise ValueError(f"{len(prompts)} prompts with n={params.n} need {expected} seeds, got {len(seeds)}.")
@@ -120,7 +120,7 @@ def check_request(
     vocab_size: int,
     max_model_len: int,
 ) -> None:
-    """Raises ValueError where `RolloutEngine.generate` does, for an engine with these limits."""
+    """Raise ValueError where `RolloutEngine.generate` does, for an engine with these limits."""
     check_seeds(prompts, params, seeds)
     for index, prompt in enumerate(prompts):
         if not len(prompt):

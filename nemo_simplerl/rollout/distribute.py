@@ -1,34 +1,33 @@
 """One `generate` spread over the ranks of a group.
 
 What is sampled does not depend on the ranks. A sample's draws come from its seed alone, and an engine that computes
-samples together (`unit_size`) is handed whole units, chosen by a look at the prompts alone: whichever rank computes a
-unit computes the same products of the same shapes. Token ids and log-probabilities are therefore the same to the bit on
-any number of ranks and in any layout of the trainer, given the same weights, kind of machine and threads a rank.
+samples together (`batch_size`) is handed whole work batches, chosen by a look at the prompts alone: whichever rank
+computes a batch computes the same products of the same shapes. Token ids and log-probabilities are therefore the same
+to the bit on any number of ranks and in any layout of the trainer, given the same weights, kind of machine and threads
+a rank.
 
-The number of threads may change how a product rounds: between 1 and 2 of them, in units of 64, 1 of 1024 completions of
-the quickstart had a log-probability with other last bits in float32, none in bfloat16, and no token differed. Without
-units, 1 rank against 4, it would be 659 of 1024 in float32, and in bfloat16 600, of which 5 had other tokens. Of an
-engine without units (None) nothing is promised.
+The number of threads may change how a product rounds: between 1 and 2 of them, in batches of 64, 1 of 1024 completions
+of the quickstart had a log-probability with other last bits in float32, none in bfloat16, and no token differed.
+Without work batches, 1 rank against 4, it would be 659 of 1024 in float32, and in bfloat16 600, of which 5 had other
+tokens. For an engine without a batch size (None) nothing is promised.
 """
 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-import numpy as np
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams, check_seeds
-from nemo_simplerl.rollout.units import samples_of, units
-
-_REASONS = ("length", "stop")
+from nemo_simplerl.rollout.completions import decode_completions, encode_completions
+from nemo_simplerl.rollout.work_batches import sample_indices, work_batches
 
 
 class BrokenOff(Exception):
-    """A rank was asked to stop before all was generated."""
+    """Raised on every rank when one of them was asked to stop before all completions were generated."""
 
 
 def generate_sharded(
@@ -40,29 +39,30 @@ def generate_sharded(
     group: dist.ProcessGroup | None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Completion]:
-    """`engine.generate(prompts, params, seeds)`, the ranks of `group` sharing the work; all answers on every rank.
+    """All completions of `engine.generate(prompts, params, seeds)` on every rank; the ranks of `group` share the work.
 
     Collective: every rank calls with the same arguments and an engine of the same weights, or None where another rank's
     engine serves it too. group None is this rank alone. Raises ValueError on a wrong number of seeds, RuntimeError on
-    every rank when a rank's engine failed. `should_stop` is asked before every unit; where it is true on any rank, no
-    rank begins another and all raise BrokenOff. An engine without units is asked once.
+    every rank when a rank's engine failed. `should_stop` is asked before every work batch; where it is true on any
+    rank, no rank begins another and all raise BrokenOff. An engine without a batch size is called once.
     """
     check_seeds(prompts, params, seeds)
     if engine is not None and (group is None or group.size() == 1):
         return _generate_alone(engine, prompts, params, seeds, should_stop)
-    shares, unit_size, key = _plan(engine, [len(prompt) for prompt in prompts], params.n, group)
+    shares, batch_size, key = _plan(engine, [len(prompt) for prompt in prompts], params.n, group)
     queue = _Queue(key, len(shares))
     done: dict[int, dict] = {}
     error: Exception | None = None
     try:
-        # Ranks with short responses take more units. An engine without units gets one share, of one for each engine.
-        for index in islice(queue, 1 if unit_size is None else None) if engine is not None else ():
+        # Ranks with short responses take more batches. Without a batch size there is one share for each engine.
+        for index in islice(queue, 1 if batch_size is None else None) if engine is not None else ():
             if should_stop():
                 queue.stop()
                 break
-            seeds_of_share = [seeds[sample] for sample in samples_of(shares[index], params.n)]
+            seeds_of_share = [seeds[sample] for sample in sample_indices(shares[index], params.n)]
             with waiting("engine.generate"):
-                done[index] = pack(engine.generate([prompts[i] for i in shares[index]], params, seeds_of_share))
+                completions = engine.generate([prompts[i] for i in shares[index]], params, seeds_of_share)
+                done[index] = encode_completions(completions)
     except Exception as caught:  # raised below on every rank: the others would wait for this one's answers forever
         error = caught
         queue.stop()
@@ -71,14 +71,13 @@ def generate_sharded(
         queue.forget()
     if failures := [f"rank {rank}: {text}" for rank, (_, text) in enumerate(answers) if text is not None]:
         raise RuntimeError(f"generation failed on {'; '.join(failures)}") from error
-    if sum(len(packed_shares) for packed_shares, _ in answers) < len(shares):
+    if sum(len(encoded_shares) for encoded_shares, _ in answers) < len(shares):
         raise BrokenOff
-    completions: list[Completion | None] = [None] * len(seeds)
-    for packed_shares, _ in answers:
-        for index, packed in packed_shares.items():
-            for sample, completion in zip(samples_of(shares[index], params.n), unpack(packed), strict=True):
-                completions[sample] = completion
-    return completions
+    by_sample: dict[int, Completion] = {}
+    for encoded_shares, _ in answers:
+        for index, encoded in encoded_shares.items():
+            by_sample |= zip(sample_indices(shares[index], params.n), decode_completions(encoded), strict=True)
+    return [by_sample[sample] for sample in range(len(seeds))]
 
 
 def _generate_alone(
@@ -88,22 +87,22 @@ def _generate_alone(
     seeds: Sequence[int],
     should_stop: Callable[[], bool],
 ) -> list[Completion]:
-    """Unit by unit, as every number of ranks does it."""
+    """`generate_sharded` on one rank: the same work batches, one after the other."""
     lengths = [len(prompt) for prompt in prompts]
-    every = [list(range(len(prompts)))]
-    completions: dict[int, Completion] = {}
-    for share in every if engine.unit_size is None else units(lengths, params.n, engine.unit_size):
+    everything = [list(range(len(prompts)))]
+    by_sample: dict[int, Completion] = {}
+    for share in everything if engine.batch_size is None else work_batches(lengths, params.n, engine.batch_size):
         if should_stop():
             raise BrokenOff
-        samples = samples_of(share, params.n)
+        samples = sample_indices(share, params.n)
         with waiting("engine.generate"):
-            made = engine.generate([prompts[i] for i in share], params, [seeds[sample] for sample in samples])
-        completions |= dict(zip(samples, made, strict=True))
-    return [completions[sample] for sample in range(len(seeds))]
+            completions = engine.generate([prompts[i] for i in share], params, [seeds[sample] for sample in samples])
+        by_sample |= zip(samples, completions, strict=True)
+    return [by_sample[sample] for sample in range(len(seeds))]
 
 
 class _Queue:
-    """Numbers from 0 to `size` - 1, each taken by one rank. It lives in the store through which the ranks met."""
+    """Numbers from 0 to `size` - 1, each taken by one rank: a counter in the key-value store of torch.distributed."""
 
     def __init__(self, key: str, size: int):
         self._store, self._key, self._size = _get_default_store(), key, size
@@ -117,68 +116,30 @@ class _Queue:
         self._store.add(self._key, self._size)
 
     def forget(self) -> None:
-        """Free what the store holds, once every rank is done."""
+        """Delete the counter, once every rank is done."""
         self._store.delete_key(self._key)
 
 
 def _plan(
     engine: RolloutEngine | None, prompt_lengths: Sequence[int], n: int, group: dist.ProcessGroup | None
 ) -> tuple[list[list[int]], int | None, str]:
-    """Prompts of each share, most work first; the engines' unit_size; a new key of the store. Collective.
+    """Prompts of each share, most work first; the engines' batch_size; a new key of the store. Collective.
 
-    Raises RuntimeError on every rank when no rank has an engine or their units differ.
+    Raises RuntimeError on every rank when no rank has an engine or their batch sizes differ.
     """
-    mine = None if engine is None else {"unit_size": engine.unit_size}
+    mine = None if engine is None else {"batch_size": engine.batch_size}
     roster = gather_objects((mine, uuid.uuid4().hex), group)
-    sizes = [theirs["unit_size"] for theirs, _ in roster if theirs is not None]
+    sizes = [theirs["batch_size"] for theirs, _ in roster if theirs is not None]
     if not sizes:
         raise RuntimeError("no rank of the group has a rollout engine.")
     if len(set(sizes)) > 1:
-        raise RuntimeError(f"the rollout engines of a group need one unit_size, found {sizes}.")
-    unit_size = sizes[0]
-    shares = deal(prompt_lengths, len(sizes)) if unit_size is None else units(prompt_lengths, n, unit_size)
-    return [share for share in shares if share], unit_size, f"simplerl/rollout/{roster[0][1]}"
+        raise RuntimeError(f"the rollout engines of a group need one batch_size, found {sizes}.")
+    batch_size = sizes[0]
+    shares = deal(prompt_lengths, len(sizes)) if batch_size is None else work_batches(prompt_lengths, n, batch_size)
+    return [share for share in shares if share], batch_size, f"simplerl/rollout/{roster[0][1]}"
 
 
 def deal(prompt_lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Prompt indices of each rank: from the longest prompt down, one to each rank in turn."""
+    """Prompt indices of each rank: from the longest prompt down, one to each rank in turn. Some may be empty."""
     by_length = sorted(range(len(prompt_lengths)), key=lambda index: -prompt_lengths[index])
     return [by_length[rank::num_ranks] for rank in range(num_ranks)]
-
-
-def pack(completions: Sequence[Completion]) -> dict:
-    """Completions as a few flat arrays, so that pickling them costs bytes and not Python objects. Exact."""
-    return {
-        "lengths": np.array([len(completion.token_ids) for completion in completions], dtype=np.int32),
-        "token_ids": np.array([id_ for completion in completions for id_ in completion.token_ids], dtype=np.int32),
-        "logprobs": np.array([p for completion in completions for p in completion.logprobs], dtype=np.float32),
-        "texts": [completion.text for completion in completions],
-        "stopped": np.array([_REASONS.index(completion.finish_reason) for completion in completions], dtype=np.int8),
-        "versions": [completion.weight_version for completion in completions],
-        "seeds": [completion.seed for completion in completions],
-    }
-
-
-def unpack(packed: dict) -> list[Completion]:
-    """The inverse of `pack`."""
-    ends = packed["lengths"].cumsum().tolist()
-    token_ids, logprobs = packed["token_ids"].tolist(), packed["logprobs"].tolist()
-    return [
-        Completion(
-            token_ids=tuple(token_ids[end - length : end]),
-            logprobs=tuple(logprobs[end - length : end]),
-            text=text,
-            finish_reason=_REASONS[stopped],
-            weight_version=version,
-            seed=seed,
-        )
-        for end, length, text, stopped, version, seed in zip(
-            ends,
-            packed["lengths"].tolist(),
-            packed["texts"],
-            packed["stopped"].tolist(),
-            packed["versions"],
-            packed["seeds"],
-            strict=True,
-        )
-    ]

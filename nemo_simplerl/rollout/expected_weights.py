@@ -1,6 +1,6 @@
-"""Which tensors a model needs, known from its config.json, against which a refit is checked tensor by tensor.
+"""The tensors that a model needs, read from its config.json, to check a refit tensor by tensor.
 
-For engines whose own loader passes over a name that it does not know and keeps old weights where none arrive.
+For engines whose own loader skips unknown names and keeps the old weights where none arrive.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ class ExpectedWeights:
 
 
 class Arrivals:
-    """What has arrived in one refit, and what is wrong with it."""
+    """The tensors that have arrived in one refit, and what is wrong with them."""
 
     def __init__(self, expected: ExpectedWeights):
         self._expected = expected
@@ -38,6 +38,7 @@ class Arrivals:
         self.problems: list[str] = []
 
     def take(self, bucket: Bucket) -> None:
+        """Check the bucket's names and shapes; `problems` grows by what does not fit."""
         for name, tensor in bucket:
             shape, owner = self._expected.shapes.get(name), self._expected.owner.get(name)
             if shape is None or owner is None:

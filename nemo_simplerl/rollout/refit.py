@@ -1,27 +1,22 @@
-"""New weights into engines, provably: buckets, digests, and one verdict of all ranks."""
+"""Sending new weights to engines in buckets, and the check of all ranks that every engine holds them."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 
-import torch
 import torch.distributed as dist
 import xxhash
 from torch import Tensor
 
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.rollout.base import Bucket, RolloutEngine
+from nemo_simplerl.rollout.digest import digest
 
-# A block is hashed while the copy that made it is still in the cache: small enough for a share of it, large enough that
-# Python's part of the work does not show.
-_BLOCK_BYTES = 2**22
-_DEVICE_WORDS = 2**22
 _NAMED = 3  # tensors a message names
 
 
 def bucketed(stream: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[Bucket]:
-    """The stream in its order, cut before a bucket would pass `max_bytes`; a larger tensor travels alone."""
+    """The named tensors in their order, in buckets of at most `max_bytes`; a larger tensor has a bucket of its own."""
     bucket: Bucket = []
     size = 0
     for name, tensor in stream:
@@ -34,65 +29,8 @@ def bucketed(stream: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[B
         yield bucket
 
 
-@torch.no_grad()
-def digest(tensor: Tensor) -> int:
-    """64 bits of the tensor's bytes in order. Two tensors compare where they are on the same kind of device.
-
-    On the host XXH3 (two unlike tensors agree with odds of 2**-64); elsewhere `device_digest`.
-    """
-    if tensor.device.type != "cpu":
-        return device_digest(tensor)
-    hasher = xxhash.xxh3_64()
-    hasher.update(_host_bytes(tensor))
-    return hasher.intdigest()
-
-
-@torch.no_grad()
-def copy_and_digest(target: Tensor, source: Tensor) -> int:
-    """Copy `source` into `target` of the same shape and dtype; `digest` of what `target` then holds."""
-    if target.device.type != "cpu" or not (target.is_contiguous() and source.is_contiguous()):
-        target.copy_(source)
-        return digest(target)
-    hasher = xxhash.xxh3_64()
-    step = _BLOCK_BYTES // target.element_size()
-    for to, origin in zip(target.view(-1).split(step), source.view(-1).split(step), strict=True):
-        to.copy_(origin)
-        hasher.update(_host_bytes(to))
-    return hasher.intdigest()
-
-
-@torch.no_grad()
-def device_digest(tensor: Tensor) -> int:
-    """A digest by tensor operations where the tensor lies: sum of w_i x_i modulo 2**64 over its 32-bit words x_i.
-
-    The weights are pseudo-random and odd, so one flipped bit always shows; another change, such as two words swapped,
-    goes unseen with odds of about 2**-32.
-    """
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    if data.numel() % 4 or data.storage_offset() % 4:
-        data = torch.nn.functional.pad(data, (0, -data.numel() % 4)).clone()
-    weights = _word_weights(tensor.device)
-    parts = [(words * weights[: len(words)]).sum() for words in data.view(torch.int32).split(_DEVICE_WORDS)]
-    # Each part counts with a weight of its own, so that parts cannot change places; so does the length.
-    parts.append(torch.full_like(weights[0], tensor.nbytes))
-    return int((torch.stack(parts) * weights[: len(parts)]).sum())
-
-
-@cache
-def _word_weights(device: torch.device) -> Tensor:
-    """Odd int64 [_DEVICE_WORDS], each a hash of its index: SplitMix64's finaliser, but with arithmetic shifts."""
-    x = torch.arange(1, _DEVICE_WORDS + 1, device=device) * (0x9E3779B97F4A7C15 - 2**64)
-    x = (x ^ (x >> 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    x = (x ^ (x >> 27)) * (0x94D049BB133111EB - 2**64)
-    return (x ^ (x >> 31)) | 1
-
-
-def _host_bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
-
-
 class _Shipment:
-    """The buckets on their way to an engine, and a record of what they held."""
+    """The buckets sent to an engine, with a record of what they held."""
 
     def __init__(self, buckets: Iterable[Bucket], with_digests: bool):
         self._buckets, self._with_digests = iter(buckets), with_digests
@@ -120,11 +58,11 @@ class _Shipment:
 
 @dataclass(frozen=True)
 class _Report:
-    """What one rank tells the others of its refit."""
+    """The result of one rank's refit, which all ranks compare."""
 
     version: int
     problem: str | None
-    fingerprint: int  # of all digests
+    sent_digest: int  # of the digests of all tensors that were sent
 
 
 def verified_refit(
@@ -147,10 +85,10 @@ def verified_refit(
         problem = _ship(engine, shipment, version, verify)
     except Exception as caught:  # raised below on every rank: the others have engines to stop
         error, problem = caught, f"{type(caught).__name__}: {caught}"
-    fingerprint = xxhash.xxh3_64_intdigest(repr(sorted(shipment.digests.items())).encode())
-    reports = gather_objects(_Report(version, problem, fingerprint), group)
+    sent_digest = xxhash.xxh3_64_intdigest(repr(sorted(shipment.digests.items())).encode())
+    reports = gather_objects(_Report(version, problem, sent_digest), group)
     problems = _failures(reports)
-    if not problems and len({report.fingerprint for report in reports}) > 1:
+    if not problems and len({report.sent_digest for report in reports}) > 1:
         problems = _disagreements(gather_objects(shipment.digests, group))
     if problems:
         failure = f"refit to version {reports[0].version} failed on {'; '.join(problems)}"
@@ -165,7 +103,7 @@ def verified_refit(
 
 
 def _ship(engine: RolloutEngine, shipment: _Shipment, version: int, verify: bool) -> str | None:
-    """Refit the engine; what is wrong with the result in words, None where nothing is."""
+    """Refit the engine; returns what is wrong with the result in words, None where nothing is."""
     stream = iter(shipment)
     try:
         landed = engine.refit(stream, version, digests=verify)
@@ -181,6 +119,7 @@ def _ship(engine: RolloutEngine, shipment: _Shipment, version: int, verify: bool
 
 
 def _difference(shipment: _Shipment, landed: dict[str, int]) -> str | None:
+    """How the digests of what landed in the engine differ from those that were sent, in words; None if they agree."""
     sent = shipment.digests
     changed = [name for name in sent if name in landed and landed[name] != sent[name]]
     lost = [name for name in sent if name not in landed]
@@ -196,6 +135,7 @@ def _difference(shipment: _Shipment, landed: dict[str, int]) -> str | None:
 
 
 def _failures(reports: list[_Report]) -> list[str]:
+    """Each rank whose refit failed, or which was called with another version than the first rank."""
     problems = [f"rank {rank}: {report.problem}" for rank, report in enumerate(reports) if report.problem]
     version = reports[0].version
     return problems + [

@@ -13,13 +13,13 @@ _SLACK_TOKENS = 4
 
 
 class TextDecoder(Protocol):
-    """What is asked of a tokenizer; transformers' fast tokenizers and `tokenizers.Tokenizer` both have it."""
+    """The part of a tokenizer that is used; transformers' fast tokenizers and `tokenizers.Tokenizer` both have it."""
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str: ...
 
 
 def tail_length(stop: Sequence[str]) -> int:
-    """Tokens at the end of a response that hold any stop string: a token is at least one byte of UTF-8."""
+    """Number of tokens at the end of a response that hold any stop string: a token is at least one byte of UTF-8."""
     return max((len(text.encode()) for text in stop), default=0) + _SLACK_TOKENS
 
 
@@ -39,7 +39,7 @@ def completes(tail_ids: list[int], stop: Sequence[str], decoder: TextDecoder) ->
 
 
 class StopRule:
-    """The stops of one call, and what each id of the vocabulary does to them (found out as ids are met).
+    """The stops of one call. What an id of the vocabulary does to them is found out when it first occurs.
 
     Raises ValueError when a stop token is no id of the model, or stop strings come without a tokenizer.
     """

@@ -7,7 +7,7 @@ from support.forms import converted, save_critic, save_model
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> dict[str, Path]:
-    """A model in every form, and a critic; not to be written to."""
+    """Paths of a model in every form, and of a critic. Read-only: the tests of a module share them."""
     folder = tmp_path_factory.mktemp("made")
     hf = save_model(folder / "hf")
     return {

@@ -1,4 +1,4 @@
-"""What `simplerl convert` cannot use: exit status 2, one line that says why, and nothing written."""
+"""Sources that `simplerl convert` refuses: exit status 2, one line that says why, and nothing written."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ METADATA, DISTCP, YAML = "model_weights/.metadata", "model_weights/__0_0.distcp"
 
 
 class Canary:
-    """Its pickle runs a command when it is loaded."""
+    """An object whose pickle runs a command when it is loaded."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -42,7 +42,7 @@ def saved(value: object) -> bytes:
 
 @dataclass
 class Maker:
-    """Makes sources that are wrong in one way, of a model in every form."""
+    """A maker of sources that are wrong in one way, from a model in every form."""
 
     made: dict[str, Path]
     tmp: Path
@@ -56,7 +56,7 @@ class Maker:
         return self.tmp / "src.nemo"
 
     def tar(self, kind: bytes = tarfile.REGTYPE, name: str = "odd") -> Path:
-        """With a member of that kind and name, which may point to /etc."""
+        """An archive with a member of that kind and name, which may point to /etc."""
         info = tarfile.TarInfo(name)
         info.type, info.linkname = kind, "/etc"
         return write_tar(self.tmp / "src.nemo", {YAML: b"a: 1"}, info)
@@ -65,7 +65,7 @@ class Maker:
         return write_tar(self.tmp / "src.nemo", {YAML: b"mcore_gpt: true"} | content)
 
     def archive(self, name: str, content: bytes | Callable[[bytes], bytes] | None) -> Path:
-        """With other content in one file; None leaves it out."""
+        """A source with other content in one file; None leaves the file out."""
 
         def change(files: dict[str, bytes]) -> None:
             old = files.pop(name)
@@ -78,19 +78,19 @@ class Maker:
         return Path(shutil.copytree(self.made["hf"], self.tmp / "src"))
 
     def config(self, **settings: object) -> Path:
-        """With other settings in config.json."""
+        """A source with other settings in config.json."""
         file = self.folder() / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | settings))
         return file.parent
 
     def weights(self, change: Callable[[bytes], bytes]) -> Path:
-        """With other bytes in model.safetensors."""
+        """A source with other bytes in model.safetensors."""
         file = self.folder() / "model.safetensors"
         file.write_bytes(change(file.read_bytes()))
         return file.parent
 
     def norm(self, **entry: object) -> Path:
-        """With a header that says other things of the last norm."""
+        """A source whose header describes the last norm otherwise."""
 
         def change(content: bytes) -> bytes:
             size = struct.unpack("<Q", content[:8])[0]

@@ -1,4 +1,4 @@
-"""The front door: which command runs, what an unknown one is told, that nothing heavy loads for it."""
+"""The `simplerl` command: which subcommand runs, the message for an unknown one, and that nothing heavy loads."""
 
 import subprocess
 import sys

@@ -27,7 +27,7 @@ def rows(tmp_path_factory):
 
 
 def solve(question: str) -> tuple[int, ...]:
-    """All numbers on the way, read from the words alone."""
+    """The result after each sentence, read from the words alone."""
     first, *rest = question.split(". ")
     totals = [int(number) for number in re.findall(r"\d+", first)]
     if " boxes of " in first:

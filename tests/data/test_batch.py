@@ -16,7 +16,7 @@ class Answer:
 
 
 def three_rows(truncated: str = "penalize", overwrite: int | None = None) -> Batch:
-    """A finished response, a truncated one and an EOS alone, after prompts of 3, 1 and 2 tokens."""
+    """A batch of a finished response, a truncated one and a lone EOS, after prompts of 3, 1 and 2 tokens."""
     return collate(
         [(1, 2, 3), (4,), (5, 6)],
         [

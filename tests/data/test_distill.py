@@ -1,4 +1,4 @@
-"""`simplerl distill` against an endpoint on loopback that errs, dawdles and limits."""
+"""`simplerl distill` against an endpoint on loopback that fails, is slow and limits requests."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ PROBLEMS = [Problem(f"row-{i}", f"{i} + 1?", str(i + 1), None, None) for i in ra
 
 @contextmanager
 def endpoint(reply):
-    """`reply(question, seed, nth)` gives (status, text, headers) of the nth request for that sample.
+    """A server. `reply(question, seed, nth)` gives (status, text, headers) of the nth request for that sample.
 
     The header Sleep is for the server: seconds before it answers.
     """

@@ -25,7 +25,7 @@ ANSWER = "\\boxed{7}"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model that mostly says the answer, whatever it is asked, and problems of which every third has that answer."""
+    """A model that mostly gives one answer, whatever the question, and problems of which every third has it."""
     folder = tmp_path_factory.mktemp("teacher")
     sizes = {"hidden_size": 64, "num_layers": 1, "num_attention_heads": 2, "num_query_groups": 1, "ffn_hidden_size": 64}
     create = CreateConfig(
@@ -59,7 +59,7 @@ def _distill(folder: Path, out: Path, *options: str) -> int:
 
 
 def _killed_at(folder: Path, out: Path, file: str) -> None:
-    """Kills this process as soon as the file is there."""
+    """Kill this process as soon as the file exists."""
 
     def kill() -> None:
         while not (out.with_name(out.name + ".teacher") / file).exists():

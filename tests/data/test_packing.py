@@ -3,7 +3,7 @@
 import torch
 from test_batch import EOS, three_rows
 
-from nemo_simplerl.data.packing import bins, packed_micro_batches, together
+from nemo_simplerl.data.packing import bins, packed_micro_batches, unpack_to_batch
 
 
 def test_the_longest_sequences_come_first_each_into_the_row_it_fills_best():
@@ -34,4 +34,4 @@ def test_together_undoes_both_cuts():
         batch.micro_batches(2, column_BT=column_BT),
     ):
         results = [micro.columns["column_BT"] for micro in micros]
-        assert torch.equal(together(results, micros, batch.mask_BT), column_BT)
+        assert torch.equal(unpack_to_batch(results, micros, batch.mask_BT), column_BT)

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from nemo_simplerl.data.problems import Problem, Prompt
-from nemo_simplerl.eval.benchmarks import BENCHMARKS, load_benchmark
+from nemo_simplerl.eval.benchmarks import AVERAGED, BENCHMARKS, load_benchmark
+from nemo_simplerl.eval.generation import generate_graded
 from nemo_simplerl.eval.reported_results import REPORTED, average
 from nemo_simplerl.eval.results import summarize
-from nemo_simplerl.eval.sheet import answer_sheet
-from nemo_simplerl.eval.table import comparison_table, reported_table, results_table
+from nemo_simplerl.eval.statistics import binomial_error
+from nemo_simplerl.eval.table import comparison_table, results_table
 from nemo_simplerl.reward.grade import grade_text
 from nemo_simplerl.reward.serving.pool import RewardPool
 from nemo_simplerl.rollout.base import Completion, SamplingParams
@@ -74,9 +75,9 @@ def test_a_missing_file_an_unknown_name_and_a_row_without_gold_are_told(tmp_path
 
 
 class Scripted:
-    """Answers prompt (i,) with the ith response."""
+    """An engine that answers prompt (i,) with the ith response."""
 
-    unit_size, generates, weight_version = 64, True, 0
+    batch_size, generates, weight_version = 64, True, 0
 
     def __init__(self, responses: list[str]):
         self.responses = responses
@@ -92,7 +93,9 @@ def _answered(problems: list[Problem], responses: list[str], pool: RewardPool) -
     prompts = [Prompt(problem, "", (i,)) for i, problem in enumerate(problems)]
     params = SamplingParams(n=1, max_tokens=8, temperature=0.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=())
     engine, rows = Scripted(responses), []
-    answer_sheet(prompts, engine, pool.grade, params, seed=1, chunk_size=128, num_done=0, keep=rows.extend, group=None)
+    generate_graded(
+        prompts, engine, pool.grade, params, seed=1, chunk_size=128, num_done=0, keep=rows.extend, group=None
+    )
     return rows
 
 
@@ -116,9 +119,21 @@ def test_the_order_of_olympiad_answers_does_not_matter():
     assert grade_text("$69, 84$", r"\boxed{84, 69}") == "correct"
 
 
-def test_the_reported_rows_have_the_reported_averages():
+def test_the_reported_rows_have_the_averages_and_intervals_of_the_documentation():
     assert [round(average(row), 1) for row in REPORTED.values()] == [30.2, 26.5, 44.0, 48.8, 50.9]
-    assert "| SimpleRL-Zero              | 33.3 ± 16.9 | 77.2 ± 3.7 |" in reported_table()
+    documented = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text().splitlines()
+        if "±" in line and line.startswith("|")
+    ]
+    assert documented == [
+        [
+            title,
+            *(f"{row[name]:.1f} ± {196 * binomial_error(row[name] / 100, NUM_ROWS[name]):.1f}" for name in AVERAGED),
+            f"{average(row):.1f}",
+        ]
+        for title, row in REPORTED.items()
+    ]
 
 
 def test_a_difference_within_the_noise_stands_in_brackets():

@@ -7,9 +7,7 @@ from nemo_simplerl.eval.statistics import (
     binomial_error,
     differ,
     interval,
-    is_repetitive,
     majority,
-    num_reflections,
     pass_at_k,
     standard_error,
 )
@@ -48,13 +46,3 @@ def test_the_interval_of_several_samples_is_that_of_the_mean_over_problems():
 def test_aimes_26_7_and_33_3_cannot_be_told_apart_and_math_500s_can():
     assert not differ(0.267, binomial_error(0.267, 30), 0.333, binomial_error(0.333, 30))
     assert differ(0.524, binomial_error(0.524, 500), 0.772, binomial_error(0.772, 500))
-
-
-def test_second_thoughts_are_whole_words():
-    assert num_reflections("Wait, let me check. However, the waiter alternatively re-checks? Recheck!") == 5
-
-
-def test_a_response_that_ends_in_a_loop_is_repetitive_and_a_long_one_is_not():
-    assert is_repetitive("So it is. " + "The answer is therefore forty two, as we saw before. " * 20)
-    assert not is_repetitive(" ".join(f"Step {i}: {i} squared is {i * i}." for i in range(200)))
-    assert not is_repetitive("short")

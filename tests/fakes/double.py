@@ -1,4 +1,4 @@
-"""Puts the double of TensorRT-LLM where imports of this process and of its Ray workers find it."""
+"""Installation of the double of TensorRT-LLM, for imports of this process and of its Ray workers."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ ROOT = FAKES.parent.parent
 
 
 def install_double(sampler: str) -> None:
-    """For the rest of this process. `sampler`: own, or hf_engine for the draws of rollout/hf/engine.py."""
+    """Install it for the rest of this process. `sampler`: own, or hf_engine for the draws of rollout/hf/engine.py."""
     sys.path.insert(0, str(FAKES))
     os.environ["PYTHONPATH"] = f"{FAKES}{os.pathsep}{ROOT}"  # what workers are started with
     os.environ["TLLM_DOUBLE_SAMPLER"] = sampler
@@ -19,6 +19,7 @@ def install_double(sampler: str) -> None:
 
 @contextmanager
 def double_installed(sampler: str) -> Iterator[None]:
+    """Context in which the double is installed; the environment and the import path are restored on exit."""
     before, path = dict(os.environ), list(sys.path)
     install_double(sampler)
     try:

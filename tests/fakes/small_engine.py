@@ -1,4 +1,4 @@
-"""An engine of the double, for a model that takes prompts longer than TensorRT-LLM's default limit."""
+"""A TrtllmEngine of the double, for a model that takes prompts longer than TensorRT-LLM's default limit."""
 
 import json
 import time
@@ -23,7 +23,7 @@ def save_model(folder: Path) -> Path:
     return folder
 
 
-def start_engine(folder: Path, tokenizer=None, group=None, **settings) -> TrtllmEngine:
+def start_engine(folder: Path, tokenizer=None, group=None, heartbeat_s=60.0, **settings) -> TrtllmEngine:
     return TrtllmEngine(
         folder,
         tokenizer=tokenizer,
@@ -32,6 +32,7 @@ def start_engine(folder: Path, tokenizer=None, group=None, **settings) -> Trtllm
         max_model_len=MAX_MODEL_LEN,
         settings=replace(compose(["experiment=quickstart"]).rollout.trtllm, **settings),
         group=group,
+        heartbeat_s=heartbeat_s,
     )
 
 
@@ -40,7 +41,7 @@ def buckets_of(weights: dict, max_bytes: int = 100_000):
 
 
 class NothingStays:
-    """Fails where a process that was started inside outlives it. torch's own helper for shared memory may stay."""
+    """A context that fails where a process started inside outlives it. torch's helper for shared memory may stay."""
 
     def __enter__(self) -> "NothingStays":
         self._before = set(psutil.Process().children(recursive=True))

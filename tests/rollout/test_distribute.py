@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.rollout.base import Completion, SamplingParams
-from nemo_simplerl.rollout.distribute import BrokenOff, deal, generate_sharded, pack, unpack
+from nemo_simplerl.rollout.distribute import BrokenOff, deal, generate_sharded
 from nemo_simplerl.rollout.hf.engine import HfEngine
-from nemo_simplerl.rollout.units import units
+from nemo_simplerl.rollout.work_batches import work_batches
 from support.ranks import run_ranks
 from support.tiny import save_hf_model
 
@@ -18,14 +18,14 @@ PROMPTS = [[5, 9, 11], [7], [3, 1, 4, 1, 5, 9, 2, 6], [100, 101, 102, 103], [7, 
 
 
 def engine_of(folder):
-    """Decodes two prompts at a time."""
+    """An engine that decodes two prompts at a time."""
     engine = HfEngine(folder, tokenizer=None, max_batch_size=5)
     engine.refit([list(load_file(folder / "model.safetensors").items())], 1)
     return engine
 
 
 def sample_on_ranks(folder, calls):
-    """What each call answers on this rank: completions, or the error. A call: prompts, and the ranks with an engine."""
+    """Completions or the error of each call on this rank. A call: prompts, and the ranks with an engine."""
     dist.init_process_group("gloo")
     engine = engine_of(folder)
     return [_answer(engine if dist.get_rank() in workers else None, prompts) for prompts, workers in calls]
@@ -57,10 +57,10 @@ def test_ranks_together_sample_to_the_bit_what_one_rank_samples_alone(tmp_path):
 
 
 class EchoEngine:
-    """Answers each prompt with itself. The longest prompt of five is answered when the others have been."""
+    """An engine that answers each prompt with itself, the longest of the five after all others."""
 
-    def __init__(self, unit_size):
-        self.unit_size, self.num_calls = unit_size, 0
+    def __init__(self, batch_size):
+        self.batch_size, self.num_calls = batch_size, 0
 
     def generate(self, prompts, params, seeds):
         self.num_calls += 1
@@ -68,34 +68,34 @@ class EchoEngine:
         if PROMPTS[2] not in prompts:
             if store.add("answered", len(prompts)) == 4:
                 store.set("all others", "")
-        elif self.unit_size:
+        elif self.batch_size:
             store.wait(["all others"], timedelta(seconds=60))
         texts = [tuple(prompts[i // 2]) for i in range(len(seeds))]
         return [Completion(ids, (0.0,) * len(ids), "", "stop", 0, seed) for ids, seed in zip(texts, seeds, strict=True)]
 
 
 def echo_on_ranks(calls):
-    """Of each call, given as the unit size of each rank's engine: answers or the error, and how often it was asked."""
+    """Answers or the error of each call, and how often its engine was called. A call: each rank's batch size."""
     dist.init_process_group("gloo")
-    engines = [EchoEngine(unit_sizes[dist.get_rank()]) for unit_sizes in calls]
+    engines = [EchoEngine(batch_sizes[dist.get_rank()]) for batch_sizes in calls]
     return [(_answer(engine, PROMPTS), engine.num_calls) for engine in engines]
 
 
-def test_a_rank_that_is_done_early_takes_the_units_a_slow_one_would_have_had():
+def test_a_rank_that_is_done_early_takes_the_batches_a_slow_one_would_have_had():
     on_ranks = run_ranks(echo_on_ranks, 2, [(2, 2), (None, None), (2, 4)])
-    for in_units, in_shares, mixed in on_ranks:
-        for answers, _ in (in_units, in_shares):
+    for in_batches, in_shares, mixed in on_ranks:
+        for answers, _ in (in_batches, in_shares):
             assert [list(answer.token_ids) for answer in answers[::2]] == PROMPTS
             assert [answer.seed for answer in answers] == list(range(10))
-        assert in_shares[1] == 1, "an engine without units is asked once"
-        assert mixed == ("the rollout engines of a group need one unit_size, found [2, 4].", 0)
+        assert in_shares[1] == 1, "an engine without a batch size is called once"
+        assert mixed == ("the rollout engines of a group need one batch_size, found [2, 4].", 0)
     assert sorted(calls for (_, calls), _, _ in on_ranks) == [1, 4]
 
 
 class CountingEngine:
-    """One prompt a unit."""
+    """An engine whose work batches hold one prompt."""
 
-    unit_size = 2
+    batch_size = 2
 
     def __init__(self):
         self.num_calls = 0
@@ -105,11 +105,11 @@ class CountingEngine:
         return [Completion((1,), (0.0,), "", "stop", 0, seed) for seed in seeds]
 
 
-def broken_off_on_ranks(unit_size):
-    """Rank 1 is asked to stop before its second unit. Whether each rank raised, and how many units all generated."""
+def broken_off_on_ranks(batch_size):
+    """Whether this rank raised, and how many batches it generated; rank 1 is asked to stop before its second."""
     dist.init_process_group("gloo")
     engine = CountingEngine()
-    engine.unit_size = unit_size
+    engine.batch_size = batch_size
 
     def should_stop() -> bool:
         is_asked = dist.get_rank() == 1 and engine.num_calls == 1
@@ -127,14 +127,14 @@ def broken_off_on_ranks(unit_size):
     return False, engine.num_calls
 
 
-def test_a_rollout_is_broken_off_on_every_rank_between_units_when_one_is_told_to():
+def test_a_rollout_is_broken_off_on_every_rank_between_batches_when_one_is_told_to():
     (first, calls), (second, calls_of_second) = run_ranks(broken_off_on_ranks, 2, 2)
     assert first and second and calls_of_second == 1 and calls < 499
-    # An engine without units is asked once, before its only call.
+    # An engine without a batch size is asked to stop once, before its only call.
     assert run_ranks(broken_off_on_ranks, 2, None) == [(False, 1), (False, 1)]
 
 
-def test_one_rank_alone_breaks_off_between_units_too():
+def test_one_rank_alone_breaks_off_between_batches_too():
     engine = CountingEngine()
     with pytest.raises(BrokenOff):
         generate_sharded(
@@ -149,28 +149,17 @@ def test_a_group_without_an_engine_is_told_so():
         generate_sharded(None, PROMPTS, PARAMS, list(range(10)), group=None)
 
 
-def test_units_are_cut_from_the_longest_prompts_down_and_differ_by_one_prompt():
-    assert units([3, 9, 1, 7, 5], n=2, max_samples=4) == [[1], [3, 4], [0, 2]]
-    assert units([3, 9, 1, 7, 5], n=2, max_samples=5) == units([3, 9, 1, 7, 5], n=2, max_samples=4)
-    assert units([1, 1, 1], n=4, max_samples=64) == [[0, 1, 2]]
-    assert units([1, 2], n=100, max_samples=64) == [[1], [0]]
-    assert units([], n=4, max_samples=64) == []
+def test_work_batches_are_cut_from_the_longest_prompts_down_and_differ_by_one_prompt():
+    assert work_batches([3, 9, 1, 7, 5], n=2, max_samples=4) == [[1], [3, 4], [0, 2]]
+    assert work_batches([3, 9, 1, 7, 5], n=2, max_samples=5) == work_batches([3, 9, 1, 7, 5], n=2, max_samples=4)
+    assert work_batches([1, 1, 1], n=4, max_samples=64) == [[0, 1, 2]]
+    assert work_batches([1, 2], n=100, max_samples=64) == [[1], [0]]
+    assert work_batches([], n=4, max_samples=64) == []
 
 
 def test_prompts_are_dealt_from_the_longest_down():
     assert deal([3, 9, 1, 7, 5], 2) == [[1, 4, 2], [3, 0]]
     assert deal([4], 3) == [[0], [], []]
-
-
-def test_packed_completions_come_back_exactly():
-    floats = torch.tensor([-0.1, -7.3, -1e-30]).tolist()
-    completions = [
-        Completion((5, 2**31 - 1), tuple(floats[:2]), "na\u00efve", "stop", 3, 2**63),
-        Completion((), (), "", "length", 4, -1),
-        Completion((0,), (floats[2],), "x", "length", 3, 7),
-    ]
-    assert unpack(pack(completions)) == completions
-    assert unpack(pack([])) == []
 
 
 def test_a_wrong_number_of_seeds_is_refused_before_any_rank_works():

@@ -16,8 +16,9 @@ from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
 from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.hf.engine import HfEngine
-from nemo_simplerl.rollout.refit import digest, verified_refit
+from nemo_simplerl.rollout.refit import verified_refit
 from support.links import Linked, flipped, on
 from support.ranks import run_ranks
 from support.tiny import layout, save_hf_model
@@ -45,7 +46,7 @@ LARGEST_COPY = 128 * 64 * 4  # of a layer's query, key and value weights, which 
 
 
 class Memory(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations in its block make, for as long as they live."""
+    """A context that counts the bytes of tensors made by operations inside it, while they live."""
 
     def __init__(self, *models: torch.nn.Module):
         super().__init__()
@@ -87,7 +88,7 @@ class Side:
 
 
 def refit_in_layout(folder, tp, pp):
-    """What travels, bucket by bucket, and the most bytes of tensors that a refit needs beside the two models."""
+    """The buckets of a refit, and the most bytes of tensors that it needs beside the two models."""
     side = Side(folder, tp, pp)
     buckets = [[(name, tensor.nbytes, digest(tensor)) for name, tensor in bucket] for bucket in side.buckets()]
     peaks = []
@@ -117,7 +118,7 @@ def test_every_layout_sends_the_same_weights_and_two_buckets_are_alive(tmp_path,
 
 
 def change_one_weight(side):
-    """On rank 1, the last bit of a weight: its replica has drifted apart."""
+    """Flip the last bit of a weight on rank 1: its replica has drifted apart."""
     param = dict(side.gpt.named_parameters())["decoder.layers.1.mlp.linear_fc2.weight"]
     with torch.no_grad():
         param.copy_(flipped(param, 0))
@@ -138,7 +139,7 @@ def with_a_second_refit(side):
 
 
 def attempts(side, is_broken):
-    """Refits that go wrong where `is_broken`, each with what every rank is to hear."""
+    """Refits that fail where `is_broken`, each with the message that every rank must get."""
     for fault, told in (
         (on(UP, lambda name, tensor: [(name, flipped(tensor))]), f"rank 1: the engine holds other values.*{UP}"),
         (on(UP, lambda name, tensor: []), f"rank 1: ValueError: .*missing {UP}"),
@@ -154,7 +155,7 @@ def attempts(side, is_broken):
 
 
 def verdicts(folder, tp):
-    """For each attempt: what to hear, what this rank heard, whether it refuses to generate, and a good refit's end."""
+    """For each attempt: the expected and the found message, whether the engine refuses, and a good refit's version."""
     side = Side(folder, tp)
     answers = []
     side.refit(1)

@@ -8,7 +8,7 @@ A, B, OPEN, S, CLOSE, CLOSE_X, SPACE, E1, E2, END = range(len(VOCABULARY))
 
 
 class ByteDecoder:
-    """Joins the bytes of tokens, as a byte-level BPE does; <end> is a special token."""
+    """A decoder that joins the bytes of tokens, as a byte-level BPE does; <end> is a special token."""
 
     def __init__(self):
         self.decoded_tokens = 0

@@ -14,7 +14,7 @@ from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.reward.serving.pool import RewardPool
 from nemo_simplerl.rollout.base import Completion, SamplingParams
-from nemo_simplerl.rollout.refit import digest
+from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.trainer.build import build_gate
 from nemo_simplerl.trainer.estimators import GaeWithCritic
 from nemo_simplerl.trainer.learners.actor import Actor
@@ -113,7 +113,7 @@ class ScriptedEngine:
     It records the weights of a refit and does not use them: runs that differ in rounding see the same samples.
     """
 
-    unit_size = None
+    batch_size = None
     generates = True
     sleeps_between_rollouts = False
 

@@ -13,15 +13,17 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.hf.kv_cache import SharedPromptCache, padding_mask
+from nemo_simplerl.rollout.hf.kv_cache import FIRST_COLUMNS, SharedPromptCache, padding_mask
 from nemo_simplerl.rollout.hf.sampling import sample
 from nemo_simplerl.rollout.stopping import StopRule
 
-_PREFILL_SCORES = 1 << 26  # bound on rows * columns**2 of one prefill, the size of its mask
+PREFILL_SCORES = 1 << 26  # bound on rows * columns**2 of one prefill, the size of its mask
 
 
 @dataclass(frozen=True)
 class Decoded:
+    """The sampled responses of one batch."""
+
     tokens_RT: np.ndarray  # int64, valid up to lengths_R
     logprobs_RT: np.ndarray  # float32, likewise
     lengths_R: np.ndarray
@@ -37,10 +39,14 @@ def decode(
     params: SamplingParams,
     stop_rule: StopRule,
     vocab_limit: int | None,
+    *,
+    prefill_scores: int = PREFILL_SCORES,
+    first_columns: int = FIRST_COLUMNS,
 ) -> Decoded:
     """Sample one response a row; each prompt is computed once.
 
-    prompt_of_R: ascending indices into `prompts`. uniforms_RT: float64 draws in [0, 1), one a token.
+    prompt_of_R: ascending indices into `prompts`. uniforms_RT: float64 draws in [0, 1), one a token. vocab_limit: ids
+    from here on are never sampled. prefill_scores, first_columns: bounds on memory, as `prefill` takes them.
     """
     num_rows, device = len(prompt_of_R), model.device
     tokens_RT = np.zeros((num_rows, params.max_tokens), dtype=np.int64)
@@ -49,7 +55,9 @@ def decode(
     is_stopped_R = np.zeros(num_rows, dtype=bool)
     prompt_lengths_R = np.array([len(prompt) for prompt in prompts])[prompt_of_R]
     rows_B = np.arange(num_rows)
-    cache, logits_BV = prefill(model, prompts, prompt_of_R, params.max_tokens)
+    cache, logits_BV = prefill(
+        model, prompts, prompt_of_R, params.max_tokens, max_scores=prefill_scores, first_columns=first_columns
+    )
     for step in range(params.max_tokens):
         tokens_B, logprobs_B = sample(
             logits_BV,
@@ -75,9 +83,19 @@ def decode(
 
 
 def prefill(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_of_R: np.ndarray, max_tokens: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    prompt_of_R: np.ndarray,
+    max_tokens: int,
+    *,
+    max_scores: int,
+    first_columns: int,
 ) -> tuple[SharedPromptCache, Tensor]:
-    """A cache that holds the prompts, and the logits [R, V] of each row's first new token."""
+    """A cache that holds the prompts, and the logits [R, V] of each row's first new token.
+
+    max_scores: bound on prompts * columns**2 of one forward pass. first_columns: response tokens that the cache
+    allocates at once.
+    """
     device, dtype = model.device, model.dtype
     columns = max(len(prompt) for prompt in prompts)
     ids_PL = torch.zeros(len(prompts), columns, dtype=torch.int64)
@@ -86,7 +104,7 @@ def prefill(
     ids_PL = ids_PL.to(device)
     pad_P = torch.tensor([columns - len(prompt) for prompt in prompts], device=device)
     logits, layers = [], []
-    chunk = max(1, _PREFILL_SCORES // columns**2)
+    chunk = max(1, max_scores // columns**2)
     for first in range(0, len(prompts), chunk):
         pad_C = pad_P[first : first + chunk]
         prefilled = DynamicCache()
@@ -102,7 +120,9 @@ def prefill(
         layers.append([(layer.keys, layer.values) for layer in prefilled.layers])
     keys_and_values = [tuple(map(torch.cat, zip(*chunks, strict=True))) for chunks in zip(*layers, strict=True)]
     prompt_of_R = torch.tensor(prompt_of_R, device=device)
-    cache = SharedPromptCache(keys_and_values, padding_mask(pad_P, columns, dtype), prompt_of_R, max_tokens)
+    cache = SharedPromptCache(
+        keys_and_values, padding_mask(pad_P, columns, dtype), prompt_of_R, max_tokens, first_columns
+    )
     return cache, torch.cat(logits)[prompt_of_R]
 
 
@@ -125,7 +145,7 @@ def _forward_one(model: PreTrainedModel, tokens_B: Tensor, positions_B: Tensor, 
 
 
 def _drop(cache: SharedPromptCache, stopped_B: np.ndarray, device: torch.device) -> np.ndarray:
-    """Take ended rows out of the cache; the old slot of each row that is left, in its new order."""
+    """Remove ended rows from the cache; returns the old slot of each row that is left, in the new order."""
     num_left = int((~stopped_B).sum())
     holes = np.flatnonzero(stopped_B[:num_left])
     movers = num_left + np.flatnonzero(~stopped_B[num_left:])

@@ -1,4 +1,4 @@
-"""The embedded engine: a transformers model on one device, sampled by a loop of our own."""
+"""The embedded engine: a transformers model on one device, sampled by the loop in decode.py."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,17 +14,18 @@ from nemo_simplerl.rollout.hf.kv_cache import ATTENTION
 from nemo_simplerl.rollout.hf.sampling import uniforms
 from nemo_simplerl.rollout.hf.weights import copy_weights
 from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
-from nemo_simplerl.rollout.units import samples_of, units
-from nemo_simplerl.rollout.validity import Validity
+from nemo_simplerl.rollout.weight_state import WeightState
+from nemo_simplerl.rollout.work_batches import sample_indices, work_batches
 
 
 class HfEngine:
-    """A RolloutEngine of one rank. It reads config.json alone: its weights come from the first refit.
+    """A RolloutEngine of one rank. It reads config.json only: its weights come from the first refit.
 
     device, dtype: of the weights and activations; probabilities are float32 at least.
     tokenizer: decodes stop strings and the text of completions; None leaves `text` empty and refuses stop
     strings.
-    max_batch_size: sequences decoded at once. It bounds memory, and its say in what is sampled is rounding alone.
+    max_batch_size: sequences decoded at once. Bounds memory. Changing it may change samples, through floating-point
+        rounding only.
     max_model_len: longest prompt + response, tokens; None takes the model's position limit.
     vocab_limit: ids from here on (padding rows of the embedding) are never sampled; None samples all.
     """
@@ -45,38 +46,38 @@ class HfEngine:
         self._device = torch.device(device)
         self._model: PreTrainedModel | None = _build_model(model_path, self._device, dtype)
         self._tokenizer = tokenizer
-        self.unit_size = max_batch_size
+        self.batch_size = max_batch_size
         self.generates = True
         self.sleeps_between_rollouts = False  # only its weights stay on the GPU, and moving them takes time
         self._max_model_len = max_model_len or self._model.config.max_position_embeddings
         self._vocab_limit = vocab_limit
-        self._validity = Validity()
+        self._weight_state = WeightState()
         self._asleep = False
 
     @property
     def weight_version(self) -> int | None:
-        return self._validity.version
+        return self._weight_state.version
 
     def refit(self, buckets: Iterable[Bucket], version: int, *, digests: bool = False) -> dict[str, int]:
         """See RolloutEngine.refit. Tensors are copied into place and cast. A tied head may be left out."""
         buckets = iter(buckets)
         try:
             model = self._awake_model()
-            with self._validity.replacing(version):
+            with self._weight_state.replacing(version):
                 return copy_weights(model, buckets, digests=digests)
         finally:
             for _ in buckets:
                 pass
 
     def invalidate(self, reason: str) -> None:
-        self._validity.invalidate(reason)
+        self._weight_state.invalidate(reason)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         """See RolloutEngine.generate."""
         model = self._awake_model()
-        version = self._validity.require()
+        version = self._weight_state.require()
         vocab_size = model.config.vocab_size
         check_request(prompts, params, seeds, vocab_size=vocab_size, max_model_len=self._max_model_len)
         stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, vocab_size)
@@ -121,11 +122,11 @@ class HfEngine:
         return self._model
 
     def _batches(self, prompts: Sequence[Sequence[int]], n: int) -> Iterator[list[int]]:
-        """Indices of the samples decoded together."""
-        for unit in units([len(prompt) for prompt in prompts], n, self.unit_size):
-            samples = samples_of(unit, n)
-            for first in range(0, len(samples), self.unit_size):
-                yield samples[first : first + self.unit_size]
+        """Indices of the samples that are decoded together, batch by batch."""
+        for batch in work_batches([len(prompt) for prompt in prompts], n, self.batch_size):
+            samples = sample_indices(batch, n)
+            for first in range(0, len(samples), self.batch_size):
+                yield samples[first : first + self.batch_size]
 
     def _completions(self, decoded: Decoded, seeds: Sequence[int], version: int) -> Iterable[Completion]:
         for row, seed in enumerate(seeds):

@@ -1,4 +1,4 @@
-"""Keys and values of one batch while it is decoded: each prompt's once, each response's in a row of its own.
+"""Keys and values of one batch while it is decoded: one copy for each prompt, one row for each response.
 
 The samples of a prompt attend to one copy of it, as queries of one product: less memory to read, which is
 what decoding waits for. Responses start in column 0, so a step writes one column and reads a slice. A row
@@ -17,11 +17,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = "nemo_simplerl_shared_prompt"
 # The store grows by doubling: long responses pay for their length and short ones do not.
-_FIRST_COLUMNS = 128
+FIRST_COLUMNS = 128
 
 
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, rollout_cache=None, **kwargs):
-    """transformers' attention hook: SDPA for whole prompts, `attend` where a cache is handed through."""
+    """transformers' attention hook: SDPA for whole prompts, `attend` where a cache is passed."""
     if rollout_cache is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     return rollout_cache.attend(module.layer_idx, query, scaling), None
@@ -32,8 +32,7 @@ ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
 
 
 def padding_mask(pad_P: Tensor, num_columns: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask [P, 1, 1, L]: the lowest finite number in the first `pad_P` columns of a row, 0
-    elsewhere.
+    """Additive mask [P, 1, 1, L]: the lowest finite number in the first `pad_P` columns of a row, 0 elsewhere.
 
     Finite, because a query that sees nothing must not become NaN: padding is computed and thrown away.
     """
@@ -43,12 +42,20 @@ def padding_mask(pad_P: Tensor, num_columns: int, dtype: torch.dtype) -> Tensor:
 
 
 class SharedPromptCache(Cache):
-    """transformers' Cache of the responses, with the prompts beside it."""
+    """A transformers Cache of the responses, with the prompts beside it."""
 
-    def __init__(self, prompts: list[tuple[Tensor, Tensor]], mask: Tensor, prompt_of_B: Tensor, max_columns: int):
+    def __init__(
+        self,
+        prompts: list[tuple[Tensor, Tensor]],
+        mask: Tensor,
+        prompt_of_B: Tensor,
+        max_columns: int,
+        first_columns: int = FIRST_COLUMNS,
+    ):
         """prompts: each layer's keys and values [P, H, L, D]; mask: additive, [P, 1, 1, L].
 
-        prompt_of_B: each row's prompt. At most `max_columns` tokens a response are ever held.
+        prompt_of_B: each row's prompt. At most `max_columns` tokens a response are ever held; memory for
+        `first_columns` of them is allocated at once.
         """
         super().__init__(layers=[])
         self._prompts = prompts
@@ -56,13 +63,13 @@ class SharedPromptCache(Cache):
         self._num_columns = 0
         self._max_columns = max_columns
         keys = prompts[0][0]
-        shape = (2, len(prompt_of_B), keys.shape[1], min(max_columns, _FIRST_COLUMNS), keys.shape[-1])
+        shape = (2, len(prompt_of_B), keys.shape[1], min(max_columns, first_columns), keys.shape[-1])
         self._store = [keys.new_empty(shape) for _ in prompts]  # of each layer, keys and values: [2, B, H, C, D]
         self._seat(prompt_of_B)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all keys and values, in use or not."""
+        """Bytes of all keys and values, in use or not."""
         tensors = self._store + [tensor for layer in self._prompts for tensor in layer]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -73,7 +80,7 @@ class SharedPromptCache(Cache):
             self._reallocate(min(self._max_columns, 2 * self._store[0].shape[-2]))
 
     def update(self, key_states, value_states, layer_idx, cache_kwargs=None) -> tuple[Tensor, Tensor]:
-        """transformers' hook: write a layer's new column [B, H, 1, D]. `attend` reads it from the store."""
+        """Write a layer's new column [B, H, 1, D], as transformers calls it. `attend` reads it from the store."""
         columns = slice(self._num_columns - 1, self._num_columns)
         keys, values = self._store[layer_idx][:, : len(key_states), :, columns]
         return keys.copy_(key_states), values.copy_(value_states)
@@ -114,7 +121,7 @@ class SharedPromptCache(Cache):
             self._reallocate(self._store[0].shape[-2])
 
     def _seat(self, prompt_of_B: Tensor) -> None:
-        """Give each row a place among the queries of its prompt."""
+        """Assign each row a slot among the queries of its prompt."""
         num_prompts, heads = len(self._mask), self._store[0].shape[2]
         is_same_BB = prompt_of_B[:, None] == prompt_of_B
         slot_of_B = is_same_BB.tril(-1).sum(1)
@@ -125,7 +132,7 @@ class SharedPromptCache(Cache):
         self._mask_of_heads = self._mask.expand(num_prompts, heads, 1, -1).flatten(0, 1)
 
     def _drop_prompts(self) -> None:
-        """Let go of the prompts that no row needs."""
+        """Free the keys and values of prompts that no row needs."""
         is_needed, prompt_of_B = self._prompt_of_B.unique(return_inverse=True)
         self._mask = self._mask[is_needed]
         for layer, (keys, values) in enumerate(self._prompts):
@@ -133,7 +140,7 @@ class SharedPromptCache(Cache):
         self._seat(prompt_of_B)
 
     def _reallocate(self, num_columns: int) -> None:
-        """Room for the running rows and this many columns, layer by layer: two copies of one layer at most exist."""
+        """Allocate for the running rows and this many columns, layer by layer: at most one layer exists twice."""
         for layer, old in enumerate(self._store):
             used = old[:, : len(self._prompt_of_B), :, : self._num_columns]
             self._store[layer] = used.new_empty(*used.shape[:3], num_columns, used.shape[-1])

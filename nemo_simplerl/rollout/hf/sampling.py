@@ -70,7 +70,7 @@ def sample(
     top_p: float = 1.0,
     vocab_limit: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One token a row, int64 [B], and its log-probability, float32 [B], in nats over the full vocabulary.
+    """Draw one token a row: int64 [B], and its log-probability, float32 [B], in nats over the full vocabulary.
 
     The log-probability is that of logits / temperature before any filter, of the raw logits at temperature 0.
     Ids from `vocab_limit` on are never drawn.

@@ -1,4 +1,4 @@
-"""Weights into a transformers model, by name."""
+"""Copying weights into a transformers model, by name."""
 
 from collections.abc import Iterable
 
@@ -7,12 +7,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nemo_simplerl.rollout.base import Bucket
-from nemo_simplerl.rollout.refit import copy_and_digest, digest
+from nemo_simplerl.rollout.digest import copy_and_digest, digest
 
 
 @torch.no_grad()
 def copy_weights(model: PreTrainedModel, buckets: Iterable[Bucket], *, digests: bool) -> dict[str, int]:
-    """Copy tensors into the parameters of their names and cast them; with `digests`, answers what landed, by name.
+    """Copy tensors into the parameters of their names, cast to their dtype; with `digests`, returns those by name.
 
     Tied names are one parameter: any of them fills it. Raises ValueError naming all that did not fit.
     """
@@ -47,7 +47,7 @@ def copy_weights(model: PreTrainedModel, buckets: Iterable[Bucket], *, digests: 
 
 
 def _misfit(target: Tensor, name: str, tensor: Tensor, filled_by: dict[int, str], landed: dict[str, int]) -> str | None:
-    """Why a tensor cannot be copied, in words."""
+    """Why a tensor cannot be copied, in words; None where it can."""
     if name in landed:
         return f"duplicate {name}"
     if target.shape != tensor.shape:
@@ -58,7 +58,7 @@ def _misfit(target: Tensor, name: str, tensor: Tensor, filled_by: dict[int, str]
 
 
 def _copy(target: Tensor, tensor: Tensor, *, with_digest: bool) -> int:
-    """Copy and cast; the digest of what landed, in the dtype that was sent, or 0."""
+    """Copy and cast; returns the digest of what landed, in the dtype that was sent, or 0."""
     if with_digest and target.dtype == tensor.dtype:
         return copy_and_digest(target, tensor)
     target.copy_(tensor)

@@ -1,1 +1,1 @@
-"""The TensorRT-LLM engine, its Ray workers, and the contract it holds TensorRT-LLM's sources to."""
+"""The TensorRT-LLM engine, its Ray workers, and its assumptions about TensorRT-LLM's sources."""

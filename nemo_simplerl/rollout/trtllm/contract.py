@@ -1,7 +1,7 @@
-"""What the adapter takes for granted about TensorRT-LLM, checked against the installed source by reading it.
+"""Assumptions of the adapter about TensorRT-LLM, checked by reading the installed source.
 
-Importing needs a GPU and minutes; reading needs neither. A release that moves one of these things is then found by
-`simplerl doctor` before a run, with the file to look into.
+Importing it needs a GPU and minutes; reading needs neither. `simplerl doctor` thus finds a release that broke an
+assumption before a run, and names the file.
 """
 
 import ast
@@ -15,7 +15,7 @@ DISTRIBUTION = "tensorrt-llm"
 
 @dataclass(frozen=True)
 class Function:
-    """A function or method (`Class.method`, found in the bases of the same file too) that takes these parameters."""
+    """A function or method that takes these parameters; `Class.method` may be defined by a base in the same file."""
 
     file: str
     name: str
@@ -27,7 +27,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Fields:
-    """A class with these annotated fields or enumeration members, its own or of bases in the same file."""
+    """A class with these annotated fields or enumeration members, its own or those of bases in the same file."""
 
     file: str
     name: str
@@ -44,7 +44,7 @@ class Says:
 
 @dataclass(frozen=True)
 class Imports:
-    """A file that imports the module if it uses it: one stored version of 1.2 forgot to."""
+    """A file that must import the module if it uses it: one version of 1.2 forgot to."""
 
     file: str
     module: str
@@ -52,7 +52,7 @@ class Imports:
 
 @dataclass(frozen=True)
 class LacksMethod:
-    """A file in which no class defines the method. Where one does, there may be a way without Ray."""
+    """A file in which no class defines the method. Where one does, workers may be reached without Ray."""
 
     file: str
     method: str
@@ -197,7 +197,7 @@ def installed_source() -> Path | None:
 
 
 def differences(source: Path) -> list[str]:
-    """Each row of the contract that the package folder `source` breaks, as `file: what is missing`."""
+    """The rows of the contract that the package folder `source` breaks, each as `file: what is missing`."""
     found: list[str] = []
     sources: dict[str, _Source | str] = {}
     for rule in CONTRACT:
@@ -214,12 +214,14 @@ def differences(source: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class _Source:
+    """A parsed file and its classes by name."""
+
     text: str
     tree: ast.Module
     classes: dict[str, ast.ClassDef]
 
     def lineage(self, name: str) -> Iterator[ast.ClassDef]:
-        """The class and its bases, those of them that this file defines."""
+        """The class and those of its bases that this file defines."""
         if name in self.classes:
             yield self.classes[name]
             for base in self.classes[name].bases:
@@ -246,6 +248,7 @@ def _read(source: Path, file: str) -> _Source | str:
 
 
 def _problems(rule: Rule, source: _Source) -> Iterator[str]:
+    """What the file lacks of one rule, in words."""
     if isinstance(rule, Function):
         yield from _problems_of_function(rule, source)
     elif isinstance(rule, Fields):
@@ -295,5 +298,5 @@ def _field_names(node: ast.ClassDef) -> Iterator[str]:
 
 
 def _says(text: str, said: str) -> bool:
-    """Whether the text holds it, in either kind of quotes."""
+    """Whether the text contains `said`, in either kind of quotes."""
     return said in text or said.replace('"', "'") in text

@@ -1,4 +1,4 @@
-"""TensorRT-LLM 1.2 as the rollout engine: the only module, with worker, that imports it.
+"""TensorRT-LLM 1.2 as the rollout engine. Only this module and worker import it.
 
 Refitting a running engine works in 1.2 only through its Ray orchestrator, so one rank of each engine's group hosts an
 `AsyncLLM` on a private Ray cluster, whose workers share the group's GPUs with the trainer. docs/trtllm.md draws it.
@@ -32,12 +32,12 @@ from nemo_simplerl.rollout.trtllm.values import (
     request_arguments,
     tokens_and_logprobs,
 )
-from nemo_simplerl.rollout.validity import Validity
+from nemo_simplerl.rollout.weight_state import WeightState
 
 T = TypeVar("T")
 
 SUPPORTED = "1.2."
-# Everything of the engine but its KV cache. 1.2 keeps the weights in host memory while it sleeps; the cache is dropped.
+# All of the engine's memory but its KV cache. 1.2 keeps the weights in host memory while it sleeps and drops the cache.
 WEIGHT_TAGS = [
     "sampler",
     "drafter",
@@ -49,27 +49,26 @@ WEIGHT_TAGS = [
     "draft_model",
 ]
 CACHE_TAGS = ["kv_cache"]
-_HEARTBEAT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a rank is."""
+class RankDevice:
+    """A rank's device, which the leader of an engine learns of every rank."""
 
-    uuid: str  # of its device
-    index: int | None  # of its GPU, as the machine counts
+    uuid: str
+    index: int | None  # number of the GPU on its machine; None for a CPU
     host: str
 
 
 class TrtllmEngine:
-    """A RolloutEngine of one group of ranks, `settings.tensor_parallel_size` of them; the first is its leader.
+    """A RolloutEngine of one group of `settings.tensor_parallel_size` ranks, of which the first is the leader.
 
     Every method but `generate`, `invalidate` and `close` is collective over the group; `generate` belongs to the leader
-    (see `generates`). The engine reads config.json alone: its weights come from the first refit.
+    (see `generates`). The engine reads config.json only: its weights come from the first refit.
 
     device: this rank's; the engine's worker for it lives on the same one. dtype: of the engine's weights.
     tokenizer: decodes stop strings and the text of completions. max_model_len: longest prompt + response, tokens.
-    group: of gloo; None is this rank alone.
+    group: of gloo; None is this rank alone. heartbeat_s: seconds after which a dead worker is noticed.
     Raises ValueError before anything starts where TensorRT-LLM 1.2 or Ray is not installed.
     """
 
@@ -83,32 +82,33 @@ class TrtllmEngine:
         max_model_len: int,
         settings: TrtllmConfig,
         group: dist.ProcessGroup | None,
+        heartbeat_s: float = 60.0,
     ):
         require_supported_version()
         self._tokenizer, self._device, self._group, self._settings = tokenizer, device, group, settings
-        self._max_model_len = max_model_len
+        self._max_model_len, self._heartbeat_s = max_model_len, heartbeat_s
         self._expected = ExpectedWeights(model_path)
-        self._validity = Validity()
+        self._weight_state = WeightState()
         self._asleep, self._has_cache, self._closed = False, True, False
         self._loop: LoopThread | None = None
         self._llm: Any = None
         self._ray_folder: Path | None = None
         rank = 0 if group is None else group.rank()
-        self.unit_size: int | None = None
+        self.batch_size: int | None = None
         self.generates = rank == 0  # whether this rank is the leader
         self.sleeps_between_rollouts = True
         self._uuid = device_uuid(device, rank)
         self._together(lambda: return_cached_memory(device))
-        places = self._together(lambda: Place(self._uuid, physical_index(device), socket.gethostname()))
+        devices = self._together(lambda: RankDevice(self._uuid, physical_index(device), socket.gethostname()))
         try:
-            self._lead(lambda: self._start(llm_arguments(str(model_path), dtype, max_model_len, settings), places))
+            self._lead(lambda: self._start(llm_arguments(str(model_path), dtype, max_model_len, settings), devices))
         except BaseException:
             self.close()
             raise
 
     @property
     def weight_version(self) -> int | None:
-        return self._validity.version
+        return self._weight_state.version
 
     def refit(self, buckets: Iterable[Bucket], version: int, *, digests: bool = False) -> dict[str, int]:
         """See RolloutEngine.refit; the digests are of what reached the workers' devices.
@@ -118,27 +118,27 @@ class TrtllmEngine:
         buckets = iter(buckets)
         try:
             self._require_awake()
-            with self._validity.replacing(version):
+            with self._weight_state.replacing(version):
                 return self._transfer(buckets, digests)
         finally:
             for _ in buckets:
                 pass
 
     def invalidate(self, reason: str) -> None:
-        self._validity.invalidate(reason)
+        self._weight_state.invalidate(reason)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         """See RolloutEngine.generate. One request a sample, each with its seed.
 
-        `params.stop` is applied to what the engine returns: it stops by itself at stop tokens only, because it would
-        look for a string as one sequence of tokens, of the many that spell it.
+        `params.stop` is applied to the responses that the engine returns. The engine itself stops at stop tokens only:
+        it would look for a string as one of the many sequences of tokens that spell it.
         """
         if not self.generates:
             raise RuntimeError("this rank belongs to an engine that another rank hosts; generate on its first rank.")
         self._require_awake()
-        version = self._validity.require()
+        version = self._weight_state.require()
         vocab_size = self._expected.vocab_size
         check_request(prompts, params, seeds, vocab_size=vocab_size, max_model_len=self._max_model_len)
         stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, vocab_size)
@@ -195,15 +195,15 @@ class TrtllmEngine:
             if folder is not None:
                 stop_ray(folder)
 
-    # On the leader.
+    # Called on the leader.
 
-    def _start(self, arguments: dict[str, Any], places: Sequence["Place"]) -> None:
-        if len({place.host for place in places}) > 1:
+    def _start(self, arguments: dict[str, Any], devices: Sequence[RankDevice]) -> None:
+        if len({device.host for device in devices}) > 1:
             raise ValueError(
-                f"the ranks of one engine are on {', '.join(place.host for place in places)}; weights are handed over "
-                "within one machine. Set rollout.trtllm.tensor_parallel_size to divide the ranks of each machine."
+                f"the ranks of one engine are on {', '.join(device.host for device in devices)}; weights are handed "
+                "over within one machine. Set rollout.trtllm.tensor_parallel_size to divide the ranks of each machine."
             )
-        numbers = [str(place.index) for place in places if place.index is not None]
+        numbers = [str(device.index) for device in devices if device.index is not None]
         os.environ["TLLM_DISABLE_MPI"] = "1"  # read again while the engine runs
         with environment_of_its_own(
             TLLM_RAY_FORCE_LOCAL_CLUSTER="1",
@@ -211,10 +211,10 @@ class TrtllmEngine:
             RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES="1",
             **({"CUDA_VISIBLE_DEVICES": ",".join(numbers)} if numbers else {}),
         ):
-            self._ray_folder = start_ray(num_gpus=len(places))
+            self._ray_folder = start_ray(num_gpus=len(devices))
             self._loop = LoopThread("simplerl-trtllm")
             self._run(self._build(arguments))
-        held, reported = sorted(place.uuid for place in places), sorted(self._call("report_device_id"))
+        held, reported = sorted(device.uuid for device in devices), sorted(self._call("report_device_id"))
         if held != reported:
             raise RuntimeError(
                 f"the engine's workers are on {reported}, but the ranks of its group hold {held}: weights could not be "
@@ -232,7 +232,7 @@ class TrtllmEngine:
 
         work = asyncio.gather(*[self._llm.generate_async(ids, EngineParams(**given)) for ids, given in requests])
         try:
-            while not (await asyncio.wait({work}, timeout=_HEARTBEAT_S))[0]:
+            while not (await asyncio.wait({work}, timeout=self._heartbeat_s))[0]:
                 # Raises when a worker has died: the requests it held would be waited for without end.
                 await self._llm.collective_rpc("report_device_id")
             return work.result()
@@ -246,14 +246,14 @@ class TrtllmEngine:
         self._run(self._llm.release(WEIGHT_TAGS + (CACHE_TAGS if self._has_cache else [])))
 
     def _call(self, method: str, *args: Any) -> list[Any]:
-        """What each worker's method answers."""
+        """The result of a method of each worker, in rank order."""
         return self._run(self._llm.collective_rpc(method, args=args))
 
     def _run(self, work: Any) -> Any:
         assert self._loop is not None, "only the leader talks to the engine"
         return self._loop.run(work)
 
-    # On every rank of the group.
+    # Called on every rank of the group.
 
     def _transfer(self, buckets: Iterable[Bucket], digests: bool) -> dict[str, int]:
         staging, arrivals = Staging(self._device), Arrivals(self._expected)
@@ -270,7 +270,7 @@ class TrtllmEngine:
         return landed
 
     def _send(self, staging: Staging, bucket: Bucket, digests: bool) -> dict[str, int]:
-        """One bucket into the workers; returns when they have read it."""
+        """Send one bucket to the workers; returns its digests, by name, when all have read it."""
 
         def handles() -> tuple[str, str | None]:
             staging.put(bucket)
@@ -291,13 +291,13 @@ class TrtllmEngine:
         return self._lead(update)
 
     def _lead(self, act: Callable[[], T]) -> T:
-        """`act()` of the leader, or its error, on every rank of the group. Collective."""
+        """The result of the leader's `act()`, or its error, on every rank of the group. Collective."""
         return self._together(lambda: act() if self.generates else None)[0]  # type: ignore[return-value]
 
     def _together(self, act: Callable[[], T]) -> list[T]:
-        """Every rank's `act()`, in rank order, on every rank of the group. Collective.
+        """The results of every rank's `act()`, in rank order, on every rank of the group. Collective.
 
-        Raises on every rank when it failed on one: the error itself where a rank is alone, else RuntimeError.
+        Raises on every rank when one fails: its own error in a group of one rank, else RuntimeError.
         """
         answer: T | None = None
         error: Exception | None = None
@@ -353,7 +353,7 @@ def require_supported_version() -> None:
 
 
 def _with_classes(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with their sections as the classes that AsyncLLM takes."""
+    """The arguments, with nested sections turned into the classes that AsyncLLM takes."""
     from tensorrt_llm.llmapi import CudaGraphConfig, KvCacheConfig
 
     classes = {"kv_cache_config": KvCacheConfig, "cuda_graph_config": CudaGraphConfig}

@@ -1,4 +1,4 @@
-"""The environment variables of this process without those of what launched it."""
+"""The environment of this process without the variables of its launcher (torchrun, MPI, SLURM)."""
 
 import os
 import re
@@ -15,7 +15,7 @@ _OF_A_LAUNCH = re.compile(
 
 @contextmanager
 def environment_of_its_own(**changes: str) -> Iterator[None]:
-    """Inside, no variable of a launcher is set and `changes` are; after it, both are as they were.
+    """Context in which no variable of a launcher is set and `changes` are; on exit all are as they were.
 
     Process-wide: other threads see it too.
     """

@@ -9,13 +9,15 @@ T = TypeVar("T")
 
 
 class LoopThread:
+    """A daemon thread that runs an asyncio event loop until `close`."""
+
     def __init__(self, name: str):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, which runs in the loop; its error, as it was raised. An interrupt cancels it."""
+        """Run `work` in the loop and return its result, or raise its error. An interrupt cancels it."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

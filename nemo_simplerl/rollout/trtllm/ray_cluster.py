@@ -1,4 +1,4 @@
-"""A Ray cluster of this process alone: what TensorRT-LLM needs of Ray, and the only module that imports it."""
+"""A Ray cluster that only this process uses, as TensorRT-LLM needs one. The only module that imports Ray."""
 
 import logging
 import shutil
@@ -11,7 +11,7 @@ _OBJECT_STORE_BYTES = 80 * 2**20  # handles and token ids pass through it, never
 
 
 def start_ray(*, num_gpus: int) -> Path:
-    """Start the cluster; answers its folder, for `stop_ray`. `num_gpus` is what Ray counts, be they there or not."""
+    """Start the cluster; returns its folder, for `stop_ray`. `num_gpus` is what Ray counts, present or not."""
     import ray
 
     folder = Path(tempfile.mkdtemp(prefix="simplerl-ray-"))
@@ -38,6 +38,7 @@ def start_ray(*, num_gpus: int) -> Path:
 
 
 def stop_ray(folder: Path) -> None:
+    """End the cluster and delete its folder."""
     import ray
 
     ray.shutdown()

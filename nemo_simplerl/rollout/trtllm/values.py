@@ -1,4 +1,4 @@
-"""Our values as TensorRT-LLM's arguments, and its answers as ours. Pure: imports nothing of it."""
+"""Our settings as TensorRT-LLM's arguments, and its outputs as tokens and log-probabilities. Does not import it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ EXTENSION = "nemo_simplerl.rollout.trtllm.worker.Extension"
 
 
 def llm_arguments(model: str, dtype: torch.dtype, max_model_len: int, settings: TrtllmConfig) -> dict[str, Any]:
-    """What AsyncLLM is made with: `settings`, and settings.engine_args over all of it, section by section."""
+    """Keyword arguments of AsyncLLM from `settings`; settings.engine_args override them, section by section."""
     graphs = {"enable_padding": True, "max_batch_size": settings.max_batch_size} if settings.cuda_graph else None
     arguments: dict[str, Any] = {
         "model": model,
@@ -43,7 +43,7 @@ def llm_arguments(model: str, dtype: torch.dtype, max_model_len: int, settings: 
 
 
 def request_arguments(params: SamplingParams, seed: int) -> dict[str, Any]:
-    """The engine's SamplingParams of one sample. No end_id, so that the stop token is kept among the ids."""
+    """Keyword arguments of the engine's SamplingParams for one sample. No end_id: the ids keep the stop token."""
     greedy = params.temperature == 0
     return {
         "max_tokens": params.max_tokens,
@@ -62,7 +62,7 @@ def request_arguments(params: SamplingParams, seed: int) -> dict[str, Any]:
 
 
 def tokens_and_logprobs(output: Any, params: SamplingParams) -> tuple[list[int], list[float]]:
-    """Of one finished request. Raises RuntimeError where they are not what the trainer needs."""
+    """Token ids and log-probabilities of one request. Raises RuntimeError where the trainer cannot use them."""
     (choice,) = output.outputs
     token_ids = list(choice.token_ids)  # the engine's own list
     if choice.finish_reason not in ("stop", "length"):

@@ -1,4 +1,4 @@
-"""What TensorRT-LLM's worker processes learn beside what they can. Loaded there by name; see rollout/trtllm/engine.py.
+"""Methods added to TensorRT-LLM's worker processes, which load this module by its name (see rollout/trtllm/values.py).
 
 Only new method names: TensorRT-LLM refuses an extension that hides an attribute of its worker.
 """
@@ -6,13 +6,15 @@ Only new method names: TensorRT-LLM refuses an extension that hides an attribute
 from tensorrt_llm._ray_utils import control_action_decorator
 from tensorrt_llm.llmapi.rlhf_utils import WorkerExtension
 
-from nemo_simplerl.rollout.refit import digest
+from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.trtllm.handles import open_handles
 
 
 class Extension(WorkerExtension):
+    """The worker of rollout/trtllm/engine.py, with digests and a reset of the prefix cache."""
+
     def simplerl_digests(self, handles: dict[str, str]) -> dict[str, int]:
-        """By name, `rollout.refit.digest` of the tensors that reach this worker's device."""
+        """`rollout.digest.digest` of the tensors that reach this worker's device, by name."""
         return {name: digest(tensor) for name, tensor in open_handles(handles[self._simplerl_uuid()], self.device_id)}
 
     @control_action_decorator

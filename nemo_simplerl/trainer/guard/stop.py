@@ -1,8 +1,8 @@
 """Stopping a run so that it can go on: who asks for it, and how all ranks agree on where.
 
 SIGTERM, SIGUSR1, SIGINT, the file RUN_DIR/stop and the end of trainer.max_time ask. The ranks look at safe points:
-before a phase and before an update. A second signal breaks off a rollout in hand too, at its next unit; an engine
-without units (TensorRT-LLM) finishes it.
+before a phase and before an update. A second signal breaks off a rollout in hand too, at its next work batch; an
+engine without a batch size (TensorRT-LLM) finishes it.
 
 torchrun catches SIGTERM and SIGINT itself, hands them to its ranks, and kills after 30 s what has not ended by then
 (newer ones wait for TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds). SIGUSR1 it dies of, and leaves the ranks behind: send it

@@ -11,7 +11,7 @@ from torch import Tensor
 from nemo_simplerl.algo.loss import Metrics, policy_loss
 from nemo_simplerl.config.schema import ActorConfig, AlgoConfig
 from nemo_simplerl.data.batch import Batch, MicroBatch
-from nemo_simplerl.data.packing import together
+from nemo_simplerl.data.packing import unpack_to_batch
 from nemo_simplerl.model.network import head
 from nemo_simplerl.model.sharding.export import hf_buckets
 from nemo_simplerl.trainer.learners.host_memory import pinned_like
@@ -84,7 +84,7 @@ class Actor:
     def _forward(self, batch: Batch) -> Tensor:
         micro_batches = forward_micro_batches(batch, self.config)
         results = self.learner.forward_only(micro_batches, lambda *args: self._logprobs_entropy(*args)[0])
-        return together(results, micro_batches, batch.mask_BT)
+        return unpack_to_batch(results, micro_batches, batch.mask_BT)
 
     def _update(self, mini: MiniBatch, is_first: bool) -> dict[str, float]:
         metrics = self.learner.update(mini, self._loss)

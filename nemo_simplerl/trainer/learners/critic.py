@@ -8,7 +8,7 @@ from torch import Tensor
 from nemo_simplerl.algo.loss import Metrics, value_loss
 from nemo_simplerl.config.schema import AlgoConfig, CriticConfig
 from nemo_simplerl.data.batch import Batch, MicroBatch
-from nemo_simplerl.data.packing import together
+from nemo_simplerl.data.packing import unpack_to_batch
 from nemo_simplerl.model.network import head
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.minibatches import MiniBatch, forward_micro_batches, mini_batches
@@ -36,7 +36,7 @@ class Critic:
         """float32 [B, T]: the value of the state before each token is emitted, 0 outside the response."""
         micro_batches = forward_micro_batches(batch, self.config)
         results = self.learner.forward_only(micro_batches, self._values)
-        return together(results, micro_batches, batch.mask_BT) * batch.mask_BT
+        return unpack_to_batch(results, micro_batches, batch.mask_BT) * batch.mask_BT
 
     @timed("critic_update")
     def update(self, batch: Batch, old_values_BT: Tensor, returns_BT: Tensor) -> list[dict[str, float]]:

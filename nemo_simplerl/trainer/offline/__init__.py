@@ -1,1 +1,1 @@
-"""The trainer's engine and grader without training: benchmarks, and samples of a teacher."""
+"""Uses of a run's engine and grader without training: benchmarks, and samples of a teacher."""

@@ -1,12 +1,13 @@
-"""A model on disk, answering the benchmarks: the parts of a run that evaluation needs, without a trainer.
+"""Benchmarks answered by a model on disk, with the parts of a run that evaluation needs and no trainer.
 
 The folder of an evaluation: settings.json, responses/NAME.jsonl, results.json, results.md, model/ (config, tokenizer).
 """
 
 import dataclasses
 import json
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,9 @@ from torch import Tensor
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.problems import Prompt, render_prompts
 from nemo_simplerl.eval.benchmarks import BENCHMARKS, load_benchmark
+from nemo_simplerl.eval.generation import generate_graded
 from nemo_simplerl.eval.results import averages, summarize
-from nemo_simplerl.eval.run import Grader
-from nemo_simplerl.eval.sheet import answer_sheet
+from nemo_simplerl.eval.run import GradeFn
 from nemo_simplerl.eval.table import comparison_table, results_table
 from nemo_simplerl.files import append_jsonl, atomic_write, read_jsonl, truncate_jsonl
 from nemo_simplerl.model.hf_map import hf_tensors
@@ -30,7 +31,8 @@ from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
-from nemo_simplerl.rollout.refit import bucketed, digest, verified_refit
+from nemo_simplerl.rollout.digest import digest
+from nemo_simplerl.rollout.refit import bucketed, verified_refit
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.saving.record import digest_of
 from nemo_simplerl.trainer.setup.engine import build_engine, sampling_of
@@ -39,18 +41,20 @@ from nemo_simplerl.trainer.setup.inputs import tokenizer_of
 from nemo_simplerl.trainer.setup.prepare import model_folder
 from nemo_simplerl.trainer.setup.world import join_world
 
+log = logging.getLogger(__name__)
+
 CHUNK = 128  # problems between two writes
-_PROBLEMS = "_problems_xxh3"  # behind a benchmark's name, in the settings: a fingerprint of its file
+_PROBLEMS = "_problems_xxh3"  # behind a benchmark's name, in the settings: the digest of its prompts
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of which model. `output` is the folder that remembers the answers; lengths are in tokens."""
+class EvalRequest:
+    """Which model is evaluated on what, and how it samples. Lengths are in tokens."""
 
     model: Path  # a Hugging Face folder, a .nemo, or a training checkpoint
     benchmarks: tuple[str, ...]
-    data: Path
-    output: Path
+    data: Path  # folder of the benchmarks' files
+    output: Path  # folder of the responses, which a later call goes on with
     template: str
     prompt_trailing_newline: bool
     samples: int  # of each problem
@@ -62,48 +66,47 @@ class Question:
     compare: bool
 
 
-def configured(config: Config, ask: Question) -> Config:
-    """`config` as the evaluation needs it: an engine for every rank or group of ranks, and no trainer.
+def eval_config(config: Config, request: EvalRequest) -> Config:
+    """`config` with the settings of the request, for an engine that holds the whole model on one rank or group.
 
     Raises ValueError where the model cannot be read or leaves no room for a prompt.
     """
-    positions = open_source(ask.model).hf["max_position_embeddings"]
-    if ask.max_tokens >= positions:
-        raise ValueError(f"--max-tokens {ask.max_tokens} leaves no room for a prompt in {positions} positions.")
+    positions = open_source(request.model).hf["max_position_embeddings"]
+    if request.max_tokens >= positions:
+        raise ValueError(f"--max-tokens {request.max_tokens} leaves no room for a prompt in {positions} positions.")
     rollout = dataclasses.replace(
         config.rollout,
-        n_samples_per_prompt=ask.samples,
-        temperature=ask.temperature,
-        top_p=ask.top_p,
-        max_response_tokens=ask.max_tokens,
-        max_prompt_tokens=positions - ask.max_tokens,
+        n_samples_per_prompt=request.samples,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        max_response_tokens=request.max_tokens,
+        max_prompt_tokens=positions - request.max_tokens,
     )
     actor = dataclasses.replace(
         config.actor, tensor_model_parallel_size=1, pipeline_model_parallel_size=1, context_parallel_size=1
     )
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, path=str(ask.model)),
+        model=dataclasses.replace(config.model, path=str(request.model)),
         actor=actor,
         rollout=rollout,
         data=dataclasses.replace(
-            config.data, template=ask.template, prompt_trailing_newline=ask.prompt_trailing_newline
+            config.data, template=request.template, prompt_trailing_newline=request.prompt_trailing_newline
         ),
-        trainer=dataclasses.replace(config.trainer, run_dir=str(ask.output), seed=ask.seed),
+        trainer=dataclasses.replace(config.trainer, run_dir=str(request.output), seed=request.seed),
     )
 
 
-def run_benchmarks(ask: Question, config: Config, say: Callable[[str], None]) -> dict[str, Any]:
-    """Answer every benchmark under a `configured` configuration; returns what results.json holds.
+def run_benchmarks(request: EvalRequest, config: Config) -> dict[str, Any]:
+    """Answer every benchmark under a configuration of `eval_config`; returns the content of results.json.
 
     What an earlier call with the same settings and weights left in the folder is not generated again. Every rank of the
     world calls; rank 0 writes. Raises ValueError for input that cannot be used and for a folder of other settings.
     """
-    problems = {name: load_benchmark(name, ask.data, ask.limit) for name in ask.benchmarks}
-    with join_world(config) as mesh, messages_to(say, is_first_rank=mesh.rank == 0):
-        tell = say if mesh.rank == 0 else lambda text: None
+    problems = {name: load_benchmark(name, request.data, request.limit) for name in request.benchmarks}
+    with join_world(config) as mesh, messages_to(partial(print, flush=True), is_first_rank=mesh.rank == 0):
         source, tokenizer = open_source(config.model.path), tokenizer_of(model_folder(config))
-        prompts = {name: _prompts(name, problems[name], tokenizer, config) for name in ask.benchmarks}
+        prompts = {name: _prompts(name, problems[name], tokenizer, config) for name in request.benchmarks}
         params = sampling_of(config.rollout, tokenizer)
         with (
             closing(build_grader(config.reward)) as grader,
@@ -112,19 +115,19 @@ def run_benchmarks(ask: Question, config: Config, say: Callable[[str], None]) ->
             ) as engine,
         ):
             weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
-            settings = settings_of(config, weights, ask.limit, params)
-            settings |= {f"{name}{_PROBLEMS}": fingerprint(prompts[name]) for name in ask.benchmarks}
-            remember(ask.output, settings, mesh)
-            results = of_first_rank(_earlier(ask.output) if mesh.rank == 0 else {}, "benchmark")
-            for name in ask.benchmarks:
-                results[name] = answer(name, prompts[name], engine, grader.grade, params, ask.output, ask.seed, tell)
+            settings = settings_of(config, weights, request.limit, params)
+            settings |= {f"{name}{_PROBLEMS}": prompts_digest(prompts[name]) for name in request.benchmarks}
+            check_settings(request.output, settings, mesh)
+            results = of_first_rank(_earlier(request.output) if mesh.rank == 0 else {}, "benchmark")
+            for name in request.benchmarks:
+                results[name] = run_one(name, prompts[name], engine, grader.grade, params, request.output, request.seed)
                 results = {known: results[known] for known in BENCHMARKS if known in results}
-                _write(ask, settings, results, mesh)
+                _write(request, settings, results, mesh)
         return {"settings": settings, "benchmarks": results, **averages(results)}
 
 
 def settings_of(config: Config, weights: str, limit: int | None, params: SamplingParams) -> dict[str, Any]:
-    """What decides the responses; plain values."""
+    """The settings that decide the responses, as plain values."""
     rollout = config.rollout
     names = ("engine", "n_samples_per_prompt", "max_response_tokens", "temperature", "top_p", "top_k", "stop")
     return {
@@ -139,8 +142,8 @@ def settings_of(config: Config, weights: str, limit: int | None, params: Samplin
     }
 
 
-def fingerprint(prompts: Sequence[Prompt]) -> str:
-    """Of what was asked, and which answers count."""
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """Digest of prompts and gold answers."""
     return digest_of([(prompt.token_ids, prompt.problem.id, prompt.problem.answer) for prompt in prompts])
 
 
@@ -160,7 +163,7 @@ def _prompts(name: str, problems: Sequence, tokenizer, config: Config) -> list[P
 
 
 def load_engine(engine: RolloutEngine, source: Source, max_bytes: int, mesh: Mesh) -> str:
-    """The source's weights into the engines of all ranks; a digest of all of them. Collective."""
+    """Load the source's weights into the engines of all ranks; returns a digest of all of them. Collective."""
     hasher = xxhash.xxh3_64()
 
     def stream() -> Iterator[tuple[str, Tensor]]:
@@ -173,15 +176,20 @@ def load_engine(engine: RolloutEngine, source: Source, max_bytes: int, mesh: Mes
     return hasher.hexdigest()
 
 
-def remember(output: Path, settings: dict[str, Any], mesh: Mesh) -> None:
-    """Raises ValueError, on every rank, where the folder's answers were given under other settings. Collective."""
-    refusal = _other_settings(output, settings) if mesh.rank == 0 else None
+def check_settings(output: Path, settings: dict[str, Any], mesh: Mesh) -> None:
+    """Write the folder's settings. Raises ValueError on every rank where it holds others. Collective."""
+    refusal = None
+    if mesh.rank == 0:
+        try:
+            write_settings(output, settings)
+        except ValueError as error:  # raised below on every rank
+            refusal = str(error)
     if refusal := of_first_rank(refusal, "benchmark"):
         raise ValueError(refusal)
 
 
-def _other_settings(output: Path, settings: dict[str, Any]) -> str | None:
-    """None, and the settings on disk, where the folder has no others. Benchmarks may be added to it."""
+def write_settings(output: Path, settings: dict[str, Any]) -> None:
+    """Write output/settings.json. Benchmarks may be added to a folder; ValueError where another setting differs."""
     path = output / "settings.json"
     before = json.loads(path.read_text()) if path.is_file() else settings
     added = {key: value for key, value in settings.items() if key.endswith(_PROBLEMS) and key not in before}
@@ -189,28 +197,29 @@ def _other_settings(output: Path, settings: dict[str, Any]) -> str | None:
     if changed := [
         f"{key} was {after.get(key)!r} and is {value!r}" for key, value in settings.items() if after.get(key) != value
     ]:
-        return f"{output} holds answers under other settings: {'; '.join(changed)}. Choose another --out."
+        raise ValueError(f"{output} holds answers under other settings: {'; '.join(changed)}. Choose another --out.")
     atomic_write(path, json.dumps(after, indent=2) + "\n")
-    return None
 
 
-def answer(
+def run_one(
     name: str,
     prompts: Sequence[Prompt],
     engine: RolloutEngine,
-    grade: Grader,
+    grade: GradeFn,
     params: SamplingParams,
     output: Path,
     seed: int,
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Answers in output/responses/NAME.jsonl, those of an earlier call kept. Their figures. Collective."""
+    """Answer one benchmark into output/responses/NAME.jsonl and return its figures. Collective.
+
+    Responses of an earlier call are kept.
+    """
     path = output / "responses" / f"{name}.jsonl"
     is_writer = dist.get_rank() == 0
     rows = _whole_chunks(path, len(prompts), params.n) if is_writer else []
     num_done = of_first_rank(len(rows), "benchmark") // params.n
     if num_done:
-        say(f"{name}: {num_done} of {len(prompts)} problems are there already")
+        log.info(f"{name}: {num_done} of {len(prompts)} problems are there already")
     started = time.monotonic()
 
     def keep(chunk: list[dict]) -> None:
@@ -218,12 +227,12 @@ def answer(
         if is_writer:
             append_jsonl(path, *chunk)
             share = sum(row["verdict"] == "correct" for row in rows) / len(rows)
-            say(
+            log.info(
                 f"{name}: {len(rows) // params.n}/{len(prompts)}  accuracy {100 * share:.1f} %  "
                 f"{time.monotonic() - started:.0f} s"
             )
 
-    answer_sheet(
+    generate_graded(
         prompts,
         engine if engine.generates else None,
         grade,
@@ -238,23 +247,23 @@ def answer(
 
 
 def _whole_chunks(path: Path, num_prompts: int, n: int) -> list[dict]:
-    """Rows of an earlier call, cut to the chunks that it finished."""
+    """Rows of an earlier call. Those after the last finished chunk are cut from the file."""
     done = len(read_jsonl(path)) // n
     whole = num_prompts if done >= num_prompts else done // CHUNK * CHUNK
     return truncate_jsonl(path, lambda row: row["question"] < whole)
 
 
 def _earlier(output: Path) -> dict[str, Any]:
-    """Figures of the folder's benchmarks, given under the same settings."""
+    """Figures of the benchmarks that an earlier call finished in this folder."""
     path = output / "results.json"
     return json.loads(path.read_text())["benchmarks"] if path.is_file() else {}
 
 
-def _write(ask: Question, settings: dict[str, Any], results: dict[str, Any], mesh: Mesh) -> None:
+def _write(request: EvalRequest, settings: dict[str, Any], results: dict[str, Any], mesh: Mesh) -> None:
     if mesh.rank != 0:
         return
     means = averages(results)
     content = {"settings": settings, "benchmarks": results, **means}
-    atomic_write(ask.output / "results.json", json.dumps(content, indent=2) + "\n")
-    text = results_table(results, means) + ("\n" + comparison_table(results) if ask.compare else "")
-    atomic_write(ask.output / "results.md", text)
+    atomic_write(request.output / "results.json", json.dumps(content, indent=2) + "\n")
+    text = results_table(results, means) + ("\n" + comparison_table(results) if request.compare else "")
+    atomic_write(request.output / "results.md", text)

@@ -16,7 +16,7 @@ from nemo_simplerl.data.batch import Batch
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion
-from nemo_simplerl.rollout.distribute import pack, unpack
+from nemo_simplerl.rollout.completions import decode_completions, encode_completions
 
 COLUMNS = ("old_logprobs", "values")
 _LISTS = ("texts", "versions", "seeds")  # of packed completions; its other entries are arrays
@@ -58,7 +58,7 @@ class StepRecord:
     def to_bytes(self) -> bytes:
         """Serialize as an .npz of arrays, none of them pickled. The completions must be there."""
         assert self.completions is not None, "a record is written from its completions on"
-        packed = pack(self.completions)
+        packed = encode_completions(self.completions)
         head = {
             "key": {_IN_FILES.get(name, name): value for name, value in asdict(self.key).items()},
             "made": self.finished_updates,
@@ -78,7 +78,7 @@ def record_from(content: bytes) -> StepRecord:
         columns = {name: arrays.pop(name) for name in COLUMNS if name in arrays}
         record = StepRecord(
             key=_key_from(head["key"]),
-            completions=unpack(arrays | {name: head[name] for name in _LISTS}),
+            completions=decode_completions(arrays | {name: head[name] for name in _LISTS}),
             grades=None if head["grades"] is None else [Grade(**grade) for grade in head["grades"]],
             columns=columns,
             finished_updates=head["made"],

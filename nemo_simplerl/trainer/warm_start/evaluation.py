@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import MicroBatch
-from nemo_simplerl.data.packing import packed_micro_batches, together
+from nemo_simplerl.data.packing import packed_micro_batches, unpack_to_batch
 from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
 from nemo_simplerl.eval.run import evaluate
 from nemo_simplerl.model.network import head
@@ -80,7 +80,7 @@ class WarmStartEval:
             batch = collate_sft(mine, self._pad_id, mesh.device)
             tokens = sft.micro_batch_tokens
             micros = batch.micro_batches(sft.micro_batch_size) if not tokens else packed_micro_batches(batch, tokens)
-            logprobs_BT = together(self._learner.forward_only(micros, self._logprobs), micros, batch.mask_BT)
+            logprobs_BT = unpack_to_batch(self._learner.forward_only(micros, self._logprobs), micros, batch.mask_BT)
             sums[0], sums[1] = -logprobs_BT.sum(), batch.mask_BT.sum()
         dist.all_reduce(sums, group=mesh.data)
         return float(sums[0] / sums[1])

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,8 +10,11 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.hf.decode import decode
 from nemo_simplerl.rollout.hf.engine import HfEngine
-from nemo_simplerl.rollout.hf.kv_cache import SharedPromptCache, padding_mask
+from nemo_simplerl.rollout.hf.kv_cache import ATTENTION, SharedPromptCache, padding_mask
+from nemo_simplerl.rollout.hf.sampling import uniforms
+from nemo_simplerl.rollout.stopping import StopRule
 from support.tiny import save_hf_model
 
 VOCAB = 131
@@ -35,7 +39,7 @@ def model(folder):
 
 
 def letters() -> Tokenizer:
-    """Tokens are letters, most with a digit, so that stop strings span tokens; 130 is the special <eos>."""
+    """A tokenizer of letters, most with a digit, so that stop strings span tokens; 130 is the special <eos>."""
     vocabulary = {f"{chr(97 + i % 26)}{i // 26}": i for i in range(130)} | {"<eos>": 130}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="a0"))
     tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("0", "")])
@@ -59,7 +63,7 @@ def seeds_of(params, prompts=PROMPTS):
 
 
 def full_logprobs(model, prompt, token_ids, temperature=1.0):
-    """Of the response, from one forward without a cache: float32 [T, V]."""
+    """Log-probabilities of the response from one forward pass without a cache: float32 [T, V]."""
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *token_ids]])).logits[0, len(prompt) - 1 : -1]
     return (logits / temperature).log_softmax(-1)
@@ -123,17 +127,28 @@ def test_rows_that_end_early_leave_the_others_as_they_were(engine):
     assert len(lengths) > 4, "the rows were to end at different times"
 
 
-def test_a_prompt_is_computed_once_and_an_ended_response_no_more(engine, monkeypatch):
+@pytest.fixture
+def decoding_model(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=ATTENTION).eval()
+
+
+def decoded(model, params=SAMPLED, **bounds):
+    prompt_of_R = np.repeat(np.arange(len(PROMPTS)), params.n)
+    stop_rule = StopRule((), params.stop_token_ids, None, VOCAB)
+    draws = uniforms(seeds_of(params), params.max_tokens)
+    return decode(model, PROMPTS, prompt_of_R, draws, params, stop_rule, None, **bounds)
+
+
+def test_a_prompt_is_computed_once_and_an_ended_response_no_more(decoding_model, monkeypatch):
     shapes = []
-    forward = engine._model.forward
+    forward = decoding_model.forward
     monkeypatch.setattr(
-        engine._model, "forward", lambda **kwargs: shapes.append(kwargs["input_ids"].shape) or forward(**kwargs)
+        decoding_model, "forward", lambda **kwargs: shapes.append(kwargs["input_ids"].shape) or forward(**kwargs)
     )
-    params = replace(SAMPLED, n=12, stop_token_ids=tuple(range(0, 131, 9)))
-    completions = engine.generate(PROMPTS, params, seeds_of(params))
+    lengths = decoded(decoding_model, replace(SAMPLED, n=12, stop_token_ids=tuple(range(0, 131, 9)))).lengths_R
     assert shapes[0] == (5, 8), "all prompts, padded to the longest"
     # The first token of a response comes from its prompt's pass.
-    assert sum(rows for rows, columns in shapes[1:]) == sum(len(completion.token_ids) - 1 for completion in completions)
+    assert sum(rows for rows, columns in shapes[1:]) == (lengths - 1).sum()
 
 
 def test_the_memory_of_ended_rows_and_of_their_prompts_is_given_back():
@@ -160,16 +175,16 @@ def test_the_memory_of_ended_rows_and_of_their_prompts_is_given_back():
     assert cache.num_bytes == 4 * (3 * floats_of_a_row + 3 * floats_of_a_prompt)
 
 
-def test_a_response_longer_than_the_first_cache_is_decoded_right(folder, weights, engine, monkeypatch):
-    expected = engine.generate(PROMPTS, SAMPLED, seeds_of(SAMPLED))
-    monkeypatch.setattr("nemo_simplerl.rollout.hf.kv_cache._FIRST_COLUMNS", 2)
-    assert engine.generate(PROMPTS, SAMPLED, seeds_of(SAMPLED)) == expected
+def test_a_response_longer_than_the_first_cache_is_decoded_right(decoding_model):
+    expected, found = decoded(decoding_model), decoded(decoding_model, first_columns=2)
+    assert (found.tokens_RT == expected.tokens_RT).all()
+    assert (found.logprobs_RT == expected.logprobs_RT).all()
 
 
-def test_prompts_computed_in_chunks_are_decoded_right(engine, monkeypatch):
-    expected = engine.generate(PROMPTS, SAMPLED, seeds_of(SAMPLED))
-    monkeypatch.setattr("nemo_simplerl.rollout.hf.decode._PREFILL_SCORES", 2 * 8**2)
-    assert tokens_of(engine.generate(PROMPTS, SAMPLED, seeds_of(SAMPLED))) == tokens_of(expected)
+def test_prompts_computed_in_chunks_are_decoded_right(decoding_model, engine):
+    found = decoded(decoding_model, prefill_scores=2 * 8**2)
+    completions = engine.generate(PROMPTS, SAMPLED, seeds_of(SAMPLED))
+    assert found.tokens_RT.tolist() == [list(tokens) for tokens in tokens_of(completions)]
 
 
 def test_a_stop_string_across_tokens_ends_the_response_after_the_token_that_completes_it(engine):

@@ -1,5 +1,5 @@
-"""The contract with TensorRT-LLM: the double keeps it, a package that breaks any row of it is told, and the real one is
-read where it is installed."""
+"""The contract with TensorRT-LLM: the double keeps it, each broken row is reported, and the real package is read where
+it is installed."""
 
 import ast
 import shutil
@@ -21,7 +21,7 @@ from nemo_simplerl.rollout.trtllm.contract import (
 
 @pytest.fixture
 def package(tmp_path):
-    """A copy of the double's source, to break."""
+    """A copy of the double's source, for the tests to break."""
     ignored = shutil.ignore_patterns("__pycache__")
     return shutil.copytree(FAKES / "tensorrt_llm", tmp_path / "tensorrt_llm", ignore=ignored)
 
@@ -129,7 +129,7 @@ def test_a_way_without_ray_is_told(package, rule):
 
 
 class Without(ast.NodeTransformer):
-    """Leaves out all functions, parameters and fields of these names."""
+    """A transformer that removes all functions, parameters and fields of these names."""
 
     def __init__(self, functions=frozenset(), params=frozenset(), fields=frozenset()):
         self.functions, self.params, self.fields = functions, params, fields
@@ -158,7 +158,7 @@ def rewrite(file, transformer):
 
 
 def without(file, texts):
-    """Spoils the texts as code would spell them, longest first: one may hold another."""
+    """Change the texts as code spells them, longest first, because one may hold another."""
     source = file.read_text()
     for text in sorted(texts, key=len, reverse=True):
         spoilt = "".join(letter if letter in "\"'[]().= " else "Z" for letter in text)

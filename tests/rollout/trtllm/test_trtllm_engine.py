@@ -5,16 +5,16 @@ import signal
 from dataclasses import replace
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from fakes.double import double_installed
 from fakes.small_engine import MAX_MODEL_LEN, VOCAB, buckets_of, save_model, start_engine
 from nemo_simplerl.data.tokenizer import build_tokenizer
 from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.hf.engine import HfEngine
-from nemo_simplerl.rollout.refit import digest
 from nemo_simplerl.rollout.trtllm.handles import Staging
+from support.links import flipped, on
 
 pytestmark = pytest.mark.slow
 
@@ -84,9 +84,9 @@ def test_it_samples_what_the_hf_engine_samples_given_that_ones_draws(engine, hf)
     assert engine.generate([], SAMPLED, []) == []
 
 
-def test_stop_strings_end_a_response_where_the_hf_engine_ends_it(engine, hf):
+def test_stop_strings_end_a_response_where_the_hf_engine_ends_it(engine, hf, tokenizer):
     free = hf.generate(PROMPTS, replace(GREEDY, stop_token_ids=()), SEEDS[:4])
-    stops = tuple(hf._tokenizer.decode(list(completion.token_ids[4:6])) for completion in free[:2])
+    stops = tuple(tokenizer.decode(list(completion.token_ids[4:6])) for completion in free[:2])
     params = replace(GREEDY, stop=stops, stop_token_ids=())
     expected = hf.generate(PROMPTS, params, SEEDS[:4])
     found = engine.generate(PROMPTS, params, SEEDS[:4])
@@ -126,14 +126,8 @@ def test_a_refit_answers_digests_of_what_arrived_and_changes_what_is_sampled(eng
 
 def test_a_bit_that_flips_on_the_way_shows_in_the_digests(engine, weights, monkeypatch):
     put = Staging.put
-
-    def flipped(self, bucket):
-        put(self, bucket)
-        for name, view in self._views:
-            if name == "model.norm.weight":
-                view.view(torch.int32)[7] ^= 1
-
-    monkeypatch.setattr(Staging, "put", flipped)
+    damage = on("model.norm.weight", lambda name, tensor: [(name, flipped(tensor))])
+    monkeypatch.setattr(Staging, "put", lambda self, bucket: put(self, [*damage(bucket, 0)]))
     digests = engine.refit(buckets_of(weights), 4, digests=True)
     sent = {name: digest(tensor) for name, tensor in weights.items()}
     assert [name for name in sent if digests[name] != sent[name]] == ["model.norm.weight"]

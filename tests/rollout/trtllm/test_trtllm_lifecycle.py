@@ -1,6 +1,6 @@
 """Engines that fail, die and end, and one that spans two ranks. Each test starts Ray clusters of its own."""
 
-import time
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from fakes.double import double_installed, install_double
 from fakes.small_engine import NothingStays, buckets_of, save_model, start_engine
 from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.distribute import generate_sharded
-from nemo_simplerl.rollout.refit import digest
-from nemo_simplerl.rollout.trtllm import engine as trtllm
 from nemo_simplerl.rollout.trtllm.engine import engine_group
 from nemo_simplerl.rollout.trtllm.handles import Staging
 from support.ranks import run_ranks
@@ -38,10 +37,9 @@ def test_an_argument_that_the_engine_does_not_know_is_told_and_nothing_stays_beh
         start_engine(folder, engine_args={"max_turbo": 3})
 
 
-def test_a_dead_worker_is_an_error_and_close_leaves_no_process(folder, weights, monkeypatch):
-    monkeypatch.setattr(trtllm, "_HEARTBEAT_S", 0.5)
+def test_a_dead_worker_is_an_error_and_close_leaves_no_process(folder, weights):
     with double_installed("own"), NothingStays() as processes:
-        engine = start_engine(folder, cuda_graph=False, sleep=False)
+        engine = start_engine(folder, heartbeat_s=0.5, cuda_graph=False, sleep=False)
         try:
             engine.refit(buckets_of(weights), 1)
             engine.sleep()  # it keeps its memory, and refuses all the same
@@ -62,8 +60,22 @@ def test_a_dead_worker_is_an_error_and_close_leaves_no_process(folder, weights, 
         engine.generate([[7]], GREEDY, [0])
 
 
+def release_slowly(marker):
+    """Make the double's engine release its memory after half a second, and then create the file `marker`."""
+    from tensorrt_llm import AsyncLLM
+
+    release = AsyncLLM.release
+
+    async def slow(self, tags):
+        await asyncio.sleep(0.5)
+        await release(self, tags)
+        marker.touch()
+
+    AsyncLLM.release = slow
+
+
 def on_two_ranks(folder):
-    """One engine of two ranks: what it digests and samples, how a rank's failure and a member's call end."""
+    """Digests, samples and errors of one engine of two ranks, as this rank sees them."""
     dist.init_process_group("gloo")
     install_double("own")
     weights = load_file(folder / "model.safetensors")
@@ -76,10 +88,10 @@ def on_two_ranks(folder):
         else:
             with pytest.raises(RuntimeError, match="another rank hosts"):
                 engine.generate([[7]], GREEDY, [0])
-        release, released = engine._release, folder / "released"
-        engine._release = lambda: (time.sleep(0.5), release(), released.touch())
+        if engine.generates:
+            release_slowly(folder / "released")
         engine.sleep()
-        assert released.exists(), "a member goes on only when the memory is free"
+        assert (folder / "released").exists(), "a member goes on only when the memory is free"
         engine.wake()
         if dist.get_rank() == 1:
             Staging.handles, kept = None, Staging.handles

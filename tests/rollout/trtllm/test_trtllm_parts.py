@@ -1,7 +1,10 @@
 """The parts of the TensorRT-LLM adapter that need no engine: arguments, answers, handles, the private environment."""
 
 import asyncio
+import base64
+import inspect
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -11,15 +14,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from fakes.double import FAKES, double_installed
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
 from nemo_simplerl.rollout.stopping import StopRule
-from nemo_simplerl.rollout.trtllm import engine as trtllm
 from nemo_simplerl.rollout.trtllm import handles
 from nemo_simplerl.rollout.trtllm.contract import CONTRACT, Fields
+from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine, require_supported_version
 from nemo_simplerl.rollout.trtllm.launch_environment import environment_of_its_own
 from nemo_simplerl.rollout.trtllm.loop_thread import LoopThread
 from nemo_simplerl.rollout.trtllm.values import (
@@ -135,7 +139,7 @@ def test_another_version_is_refused_before_anything_starts(monkeypatch, tmp_path
     elif _is_installed():
         pytest.skip("tensorrt-llm is installed here")
     with pytest.raises(ValueError, match=told):
-        trtllm.TrtllmEngine(
+        TrtllmEngine(
             "no/such/model",
             tokenizer=None,
             device=torch.device("cpu"),
@@ -148,7 +152,7 @@ def test_another_version_is_refused_before_anything_starts(monkeypatch, tmp_path
 
 def _is_installed():
     try:
-        trtllm.require_supported_version()
+        require_supported_version()
     except ValueError as error:
         return "not installed" not in str(error)
     return True
@@ -156,7 +160,7 @@ def _is_installed():
 
 def test_the_double_has_the_supported_version():
     with double_installed("own"):
-        trtllm.require_supported_version()
+        require_supported_version()
 
 
 def test_the_extension_hides_nothing_of_the_worker_and_one_that_does_is_refused(tmp_path, monkeypatch):
@@ -257,22 +261,25 @@ def test_another_process_reads_what_was_put_and_the_buffer_serves_bucket_after_b
     assert torch.multiprocessing.get_sharing_strategy() == "file_descriptor", "as it was before"
 
 
-def test_a_cuda_handle_is_opened_on_the_readers_own_device(monkeypatch):
-    seen = []
-    monkeypatch.setattr(handles.pickle, "loads", lambda _: [("w", (lambda *args: seen.append(args), range(15)))])
-    handles.open_handles("", 3)
-    assert seen == [(0, 1, 2, 3, 4, 5, 3, *range(7, 15))]
+def by_parameter(*args):
+    """The arguments of torch's rebuild_cuda_tensor by the names of its parameters."""
+    return dict(zip(inspect.signature(rebuild_cuda_tensor).parameters, args, strict=True))
+
+
+def test_a_cuda_handle_is_opened_on_the_readers_own_device():
+    sent = tuple(inspect.signature(rebuild_cuda_tensor).parameters)  # each argument is its own name
+    text = base64.b64encode(pickle.dumps([("w", (by_parameter, sent))])).decode()
+    assert handles.open_handles(text, 3) == [("w", by_parameter(*sent) | {"storage_device": 3})]
 
 
 def test_memory_for_handles_is_taken_outside_expandable_segments(monkeypatch):
     told = []
-    monkeypatch.setattr(handles, "_set_allocator", told.append)
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
-    handles.Staging(torch.device("cpu")).put([("a", torch.ones(3))])
+    handles.Staging(torch.device("cpu"), told.append).put([("a", torch.ones(3))])
     assert told == []
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64,expandable_segments:True")
-    handles.Staging(torch.device("cpu")).put([("a", torch.ones(3))])
+    handles.Staging(torch.device("cpu"), told.append).put([("a", torch.ones(3))])
     assert told == [f"max_split_size_mb:64,expandable_segments:{value}" for value in ("False", "True")]
 
 

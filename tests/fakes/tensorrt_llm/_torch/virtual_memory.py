@@ -1,4 +1,4 @@
-"""Which of a worker's memory is there, by tag. One worker a process, as in the real package."""
+"""A worker's memory by tag, present or released. One worker a process, as in the real package."""
 
 from collections.abc import Callable
 from enum import Enum

@@ -7,7 +7,7 @@ from tensorrt_llm.sampling_params import SamplingParams
 
 
 class RequestOutput(GenerationResult):
-    """What a request is answered with; awaitable until it is."""
+    """The result of a request; awaited until it is there."""
 
 
 class BaseLLM:

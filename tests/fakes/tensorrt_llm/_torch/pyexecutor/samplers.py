@@ -1,4 +1,4 @@
-"""How the double draws tokens: by itself, or by the project's hf engine, so that runs of both can be compared.
+"""The samplers of the double: its own, and one with the draws of the hf engine, so that runs can be compared.
 
 A sampler answers, a request: token ids, an entry of log-probabilities a token, and whether a stop token ended it.
 """
@@ -9,7 +9,7 @@ from tensorrt_llm.executor.result import Logprob
 
 
 class OwnSampler:
-    """One request at a time, one forward a token. Slow and simple.
+    """A sampler that runs one request at a time and one forward pass a token: slow and simple.
 
     TRTLLMSampler: a stream a seed, and log-probabilities at the sampling temperature. TorchSampler: one stream for all,
     whatever the seeds, and log-probabilities of the raw logits.
@@ -86,7 +86,7 @@ class HfEngineSampler:
 
 
 def _entry(token: int, logprob: float) -> dict:
-    """As the real engine's: the most probable token may come first."""
+    """Log-probabilities by token as the real engine reports them: the most probable token may come first."""
     return {token + 1: Logprob(0.0, 1), token: Logprob(logprob, 2)}
 
 

@@ -1,4 +1,4 @@
-"""The responses to a benchmark, chunk by chunk, so that what is on disk is not generated again."""
+"""Graded responses to a benchmark, generated chunk by chunk, so that what is on disk is not generated again."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,17 +6,17 @@ import torch.distributed as dist
 
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import sample_seed
-from nemo_simplerl.eval.run import Grader, grade_sharded, responses_of, sample_rows
+from nemo_simplerl.eval.run import GradeFn, grade_sharded, responses_of, sample_rows
 from nemo_simplerl.reward.extract import final_answers
 from nemo_simplerl.reward.parsing.normalize import normalize_answer
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
 
 
-def answer_sheet(
+def generate_graded(
     prompts: Sequence[Prompt],
     engine: RolloutEngine | None,
-    grade: Grader,
+    grade: GradeFn,
     params: SamplingParams,
     *,
     seed: int,
@@ -25,10 +25,11 @@ def answer_sheet(
     keep: Callable[[list[dict]], None],
     group: dist.ProcessGroup | None,
 ) -> None:
-    """Answer and grade the prompts after the first `num_done`; `keep` gets each chunk's rows on every rank. Collective.
+    """Generate and grade responses to the prompts after the first `num_done`. Collective.
 
-    Chunks are cut from the prompts in order wherever an earlier run stopped (num_done must be a multiple of
-    `chunk_size`, or all), so that each is computed as it would have been in one go.
+    `keep` is called with each chunk's rows, on every rank. Chunks are cut from the prompts in order wherever an earlier
+    run stopped (num_done must be a multiple of `chunk_size`, or all), so that each is computed as it would have been in
+    one go.
     """
     assert num_done % chunk_size == 0 or num_done == len(prompts), "an earlier run keeps whole chunks"
     for start in range(num_done, len(prompts), chunk_size):
@@ -49,6 +50,6 @@ def answer_sheet(
 
 
 def answer_of(response: str) -> str | None:
-    """The final answer as votes are counted by: equal texts are one candidate. None where there is none."""
+    """The final answer, normalized so that equal candidates of a vote are equal texts; None where there is none."""
     answers = final_answers(response)
     return normalize_answer(", ".join(answers)) if answers else None

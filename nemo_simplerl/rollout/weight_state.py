@@ -1,12 +1,12 @@
-"""Which weights an engine holds: a version, or the reason why nothing may be sampled from them."""
+"""Which weights an engine holds: a version, or the reason why nothing may be sampled."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Validity:
-    """Part of an engine: valid after a refit that ran to its end alone, until the next one or `invalidate`."""
+class WeightState:
+    """The version of an engine's weights, which only a refit that ran to its end sets; until then there is none."""
 
     def __init__(self) -> None:
         self._version: int | None = None
@@ -18,20 +18,21 @@ class Validity:
         return self._version
 
     def require(self) -> int:
-        """The version. Raises RuntimeError with the reason when there is none."""
+        """Return the version. Raises RuntimeError with the reason when there is none."""
         if self._version is None:
             raise RuntimeError(f"the engine refuses to generate: {self._refusal}; call refit(buckets, version) first.")
         return self._version
 
     def invalidate(self, reason: str) -> None:
+        """Hold no version, for this reason, until a refit succeeds. Voids a refit that is running."""
         self._version, self._refusal = None, reason
 
     @contextmanager
     def replacing(self, version: int) -> Iterator[None]:
-        """Around the replacement of all weights: none are valid inside, those of `version` after it.
+        """Use as a context around the replacement of all weights: no version inside, `version` on exit.
 
         Raises RuntimeError when another replacement is running, which is then void too, and when this one was
-        invalidated on its way.
+        invalidated before its end.
         """
         if not self._running.acquire(blocking=False):
             self.invalidate(f"its refit to version {version} began before another had ended")

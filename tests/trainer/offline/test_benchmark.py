@@ -1,0 +1,11 @@
+import pytest
+
+from nemo_simplerl.trainer.offline.benchmark import write_settings
+
+
+def test_benchmarks_may_be_added_to_a_folder_and_their_files_may_not_change(tmp_path):
+    first, second = {"seed": 1, "amc23_problems_xxh3": "a"}, {"seed": 1, "math500_problems_xxh3": "b"}
+    for settings in (first, second, first | second):
+        write_settings(tmp_path, settings)
+    with pytest.raises(ValueError, match="amc23_problems_xxh3 was 'a' and is 'c'.*Choose another --out"):
+        write_settings(tmp_path, first | {"amc23_problems_xxh3": "c"})
