@@ -1,1 +1,1 @@
-"""A second look at graded responses: likely mistakes of the grader, and responses that play it."""
+"""A second look at graded responses: likely mistakes of the grader, and responses that exploit it."""

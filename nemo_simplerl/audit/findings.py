@@ -1,4 +1,4 @@
-"""Findings in graded responses: alike ones counted together, in memory that does not grow with the rows."""
+"""Findings in graded responses: equal ones are counted together, in memory that does not grow with the rows."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from nemo_simplerl.audit import patterns
-from nemo_simplerl.audit.rows import Row
+from nemo_simplerl.audit.rows import ResponseRow
 from nemo_simplerl.reward.extract import final_answers
 from nemo_simplerl.reward.serving.pool import Grade, Item
 
 # Kind -> what it means, in the order of the report.
-KINDS = {
+FINDING_KINDS = {
     "false_negative": "incorrect, but the answer looks like the gold answer",
     "peer_disagrees": "incorrect here, correct to math-verify",
     "timeout": "the grading took too long",
@@ -26,12 +26,12 @@ _MAX_GROUPS = 5_000  # of a kind, and of pairs kept for the second opinion
 _MAX_SHOWN = 300  # characters of a gold answer, an answer or a response that are kept
 _BATCH = 512
 
-Grader = Callable[[Sequence[Item]], list[Grade]]
+BatchGrader = Callable[[Sequence[Item]], list[Grade]]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Rows alike in kind, gold answer and answer. `now` is the present grader's verdict, where it was asked."""
+    """Rows of one kind, gold answer and answer. `now` is the verdict of today's grader, where it was asked."""
 
     kind: str
     why: str
@@ -45,7 +45,7 @@ class Finding:
 
 @dataclass
 class Audit:
-    """Counts of everything, and by kind the findings with their counts."""
+    """The result of an audit: counts of rows, verdicts and statuses, and the findings with their counts."""
 
     num_rows: int = 0
     num_unreadable: int = 0
@@ -57,13 +57,13 @@ class Audit:
     incorrect: Counter[Item] = field(default_factory=Counter)  # (gold, answer) as they are, for a second opinion
     first_incorrect: dict[Item, str] = field(default_factory=dict)
 
-    def listed(self, kind: str, limit: int | None) -> list[Finding]:
+    def most_frequent(self, kind: str, limit: int | None) -> list[Finding]:
         """The most frequent findings of a kind; None lists all."""
         of_kind = [finding for finding in self.findings.values() if finding.kind == kind]
         return sorted(of_kind, key=lambda finding: -finding.count)[:limit]
 
-    def add(self, row: Row) -> None:
-        """Count a graded row and what is to be found in it."""
+    def add_row(self, row: ResponseRow) -> None:
+        """Count a graded row and its findings."""
         assert row.verdict is not None
         self.num_rows += 1
         self.verdicts[row.verdict] += 1
@@ -71,27 +71,27 @@ class Audit:
         answers = final_answers(row.response)
         answer = ", ".join(answers)
         for kind, why in _found(row, answers):
-            self.put(Finding(kind, why, row.gold, answer or row.response, row.verdict, row.place))
+            self.add_finding(Finding(kind, why, row.gold, answer or row.response, row.verdict, row.place))
         if row.verdict == "incorrect" and max(len(row.gold), len(answer)) <= _MAX_SHOWN:
             pair = (row.gold, answer)
             if pair in self.incorrect or len(self.incorrect) < _MAX_GROUPS:
                 self.incorrect[pair] += 1
                 self.first_incorrect.setdefault(pair, row.place)
 
-    def put(self, finding: Finding) -> None:
-        """Count a finding, with those like it."""
+    def add_finding(self, finding: Finding) -> None:
+        """Count a finding together with equal ones."""
         self.rows_by_kind[finding.kind] += finding.count
         finding = replace(finding, gold=finding.gold[:_MAX_SHOWN], answer=finding.answer[:_MAX_SHOWN])
         key = (finding.kind, finding.gold, finding.answer)
         known = self.findings.get(key)
         if known is not None:
             self.findings[key] = replace(known, count=known.count + finding.count)
-        elif len(self.findings) < _MAX_GROUPS * len(KINDS):
+        elif len(self.findings) < _MAX_GROUPS * len(FINDING_KINDS):
             self.findings[key] = finding
 
 
-def audit(rows: Iterable[Row | None], grade: Grader) -> Audit:
-    """Look at every row once. `grade` is asked for rows that have no verdict yet."""
+def audit(rows: Iterable[ResponseRow | None], grade: BatchGrader) -> Audit:
+    """Audit every row. Rows without a verdict are graded by `grade`."""
     found = Audit()
     rows = iter(rows)
     while batch := list(islice(rows, _BATCH)):
@@ -104,26 +104,29 @@ def audit(rows: Iterable[Row | None], grade: Grader) -> Audit:
             if row.verdict is None:
                 graded = next(grades)
                 row = replace(row, verdict=graded.verdict, status=graded.status)
-            found.add(row)
+            found.add_row(row)
     return found
 
 
-def ask_peer(found: Audit, grade: Grader, most: int) -> int:
-    """Add what a second grader calls correct of the `most` frequent wrong answers. Returns how many it was asked."""
+def ask_math_verify(found: Audit, grade: BatchGrader, most: int) -> int:
+    """Ask math-verify, through `grade`, about the `most` frequent wrong answers, and add those that it calls correct.
+
+    Returns how many answers it was asked about.
+    """
     asked = found.incorrect.most_common(most)
     for (pair, count), opinion in zip(asked, grade([pair for pair, _ in asked]), strict=True):
         if opinion.verdict == "correct":
-            why = KINDS["peer_disagrees"]
-            found.put(Finding("peer_disagrees", why, *pair, "incorrect", found.first_incorrect[pair], count))
+            why = FINDING_KINDS["peer_disagrees"]
+            found.add_finding(Finding("peer_disagrees", why, *pair, "incorrect", found.first_incorrect[pair], count))
     return len(asked)
 
 
-def ask_again(found: Audit, grade: Grader, limit: int | None) -> None:
-    """What the present grader says of the listed findings that may be mistakes of the one that graded them."""
+def regrade_findings(found: Audit, grade: BatchGrader, limit: int | None) -> None:
+    """Fill `now` of the listed findings that may be mistakes of the grader: today's grader may know better."""
     asked = [
         finding
         for kind in ("false_negative", "peer_disagrees", "parse_failed")
-        for finding in found.listed(kind, limit)
+        for finding in found.most_frequent(kind, limit)
         if max(len(finding.gold), len(finding.answer)) < _MAX_SHOWN
     ]
     grades = grade([(finding.gold, rf"\boxed{{{finding.answer}}}") for finding in asked])
@@ -131,19 +134,19 @@ def ask_again(found: Audit, grade: Grader, limit: int | None) -> None:
         found.findings[finding.kind, finding.gold, finding.answer] = replace(finding, now=graded.verdict)
 
 
-def _found(row: Row, answers: list[str]) -> Iterator[tuple[str, str]]:
-    """Kinds and reasons of one row."""
+def _found(row: ResponseRow, answers: list[str]) -> Iterator[tuple[str, str]]:
+    """The kinds that one row shows, each with its reason."""
     answer = ", ".join(answers)
     if row.status in ("timeout", "crash", "parse_failed"):
-        yield row.status, KINDS[row.status]
+        yield row.status, FINDING_KINDS[row.status]
     if row.verdict == "incorrect" and answer and (why := patterns.is_almost(row.gold, answer)):
         yield "false_negative", why
     contents = patterns.boxes(row.response)
     if len(set(contents)) > len(set(answers)):
         yield "several_boxes", f"{len(set(contents))} different contents in {len(contents)} boxes"
     if answer and patterns.hedges(row.gold, answer):
-        yield "hedge", KINDS["hedge"]
+        yield "hedge", FINDING_KINDS["hedge"]
     if row.verdict == "correct" and patterns.is_in_prompt(row.gold, row.prompt):
-        yield "gold_in_prompt", KINDS["gold_in_prompt"]
+        yield "gold_in_prompt", FINDING_KINDS["gold_in_prompt"]
     if patterns.is_only_a_box(row.response):
-        yield "only_a_box", KINDS["only_a_box"]
+        yield "only_a_box", FINDING_KINDS["only_a_box"]

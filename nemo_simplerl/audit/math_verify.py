@@ -1,6 +1,6 @@
-"""A worker that grades with math-verify, for a second opinion. Speaks as `reward.worker` does.
+"""A worker that grades with math-verify, for a second opinion. It speaks the protocol of `reward.serving.worker`.
 
-It runs hostile text through SymPy, with no bound but the owner's deadline and memory limit.
+It runs hostile text through SymPy, bounded only by the deadline and the memory limit that its pool sets.
 """
 
 import importlib.util
@@ -9,15 +9,16 @@ import sys
 from nemo_simplerl.reward.grade import Judgement
 from nemo_simplerl.reward.serving.worker import serve
 
-COMMAND = (sys.executable, "-m", "nemo_simplerl.audit.math_verify")
+MATH_VERIFY_COMMAND = (sys.executable, "-m", "nemo_simplerl.audit.math_verify")
 
 
-def is_installed() -> bool:
+def math_verify_installed() -> bool:
+    """Whether the package math-verify can be imported."""
     return importlib.util.find_spec("math_verify") is not None
 
 
-def judge(gold: str, answer: str) -> Judgement:
-    """math-verify on the two as mathematics in dollar signs."""
+def judgement_of(gold: str, answer: str) -> Judgement:
+    """The judgement of math-verify on the two answers, each as mathematics between dollar signs."""
     from math_verify import parse, verify
 
     golds, answers = parse(f"${gold}$"), parse(f"${answer}$")
@@ -27,4 +28,4 @@ def judge(gold: str, answer: str) -> Judgement:
 if __name__ == "__main__":
     import math_verify  # noqa: F401  (before the first item's time counts)
 
-    serve(judge, int(sys.argv[1]), int(sys.argv[2]))
+    serve(judgement_of, int(sys.argv[1]), int(sys.argv[2]))

@@ -1,13 +1,13 @@
-r"""What a response looks like: pure functions of strings, in time linear in their length.
+r"""Patterns of suspicious responses: pure functions of strings, in time linear in their length.
 
-They guess generously where the grader decides strictly: what they find is for a person to look at.
+They are lenient where the grader is strict: a person looks at what they find.
 """
 
 import difflib
 import math
 import re
 
-MAX_CHARS = 200  # longer answers are compared as they stand
+MAX_COMPARED_CHARS = 200  # longer answers are compared as they stand
 
 _TOKEN = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 _FIRST_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -45,13 +45,13 @@ def boxes(text: str) -> list[str]:
             openings.append(-1)
         elif kind == "close" and openings and (start := openings.pop()) >= 0:
             # Nested boxes by the thousand would make a quadratic pile of copies.
-            found.append((start, text[start : min(token.start(), start + 10 * MAX_CHARS)].strip()))
+            found.append((start, text[start : min(token.start(), start + 10 * MAX_COMPARED_CHARS)].strip()))
     return [content for _, content in sorted(found) if content]
 
 
 def is_almost(gold: str, answer: str) -> str | None:
-    """Why an answer graded as wrong may be right, in words; None where nothing speaks for it."""
-    if max(len(gold), len(answer)) > MAX_CHARS:
+    """Why an answer that was graded as wrong may be right, in words; None where it looks wrong."""
+    if max(len(gold), len(answer)) > MAX_COMPARED_CHARS:
         return None
     one, other = skeleton(gold), skeleton(answer)
     if not one or not other:
@@ -71,7 +71,7 @@ def is_almost(gold: str, answer: str) -> str | None:
 
 
 def skeleton(text: str) -> str:
-    """What is left of an answer without dress: spaces, braces, fonts, signs of currency and per cent, `x =`."""
+    """The answer in lower case without typesetting: spaces, braces, fonts, currency and percent signs, `x =`."""
     text = text.strip().rstrip(".").lower()
     for spelling, plain in _SYNONYMS:
         text = text.replace(spelling, plain)
@@ -80,10 +80,10 @@ def skeleton(text: str) -> str:
 
 
 def value_of(text: str) -> float | None:
-    r"""The value of `-1.5`, `3/4`, `\frac{\pi}{2}`, `2\sqrt{3}` and the like; None for all else."""
+    r"""The value of `-1.5`, `3/4`, `\frac{\pi}{2}`, `2\sqrt{3}` and the like; None for any other text."""
     text = re.sub(r"\\(?:left|right|[,;:! ])|\\?[$%]|\s", "", text.strip().rstrip("."))
     text = _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number.group()), text).replace("−", "-").replace("π", r"\pi")
-    return _value(text) if len(text) <= MAX_CHARS else None
+    return _value(text) if len(text) <= MAX_COMPARED_CHARS else None
 
 
 def hedges(gold: str, answer: str) -> bool:
@@ -106,12 +106,12 @@ def is_in_prompt(gold: str, prompt: str) -> bool:
 
 
 def is_only_a_box(response: str) -> bool:
-    """Whether a box is all there is: what remains without it has fewer than three letters or digits."""
+    """Whether the response is a box and little else: fewer than three letters or digits stand outside it."""
     box = _FIRST_BOX.search(response)
     if box is None:
         return False
     before = response[: box.start()]
-    if len(before) > MAX_CHARS or sum(map(str.isalnum, before)) >= 3:
+    if len(before) > MAX_COMPARED_CHARS or sum(map(str.isalnum, before)) >= 3:
         return False
     content = boxes(response)
     rest = response[box.end() :].strip()
@@ -162,8 +162,8 @@ def _quotient(top: float | None, bottom: float | None) -> float | None:
 
 
 def _num_alternatives(answer: str) -> int:
-    """Parts between `or`, `and`, semicolons and commas outside brackets."""
-    text = answer[: 10 * MAX_CHARS].replace("{,}", ",").replace(r"\{", "(").replace(r"\}", ")")
+    """The number of alternatives that `or`, `and`, semicolons and commas outside brackets separate."""
+    text = answer[: 10 * MAX_COMPARED_CHARS].replace("{,}", ",").replace(r"\{", "(").replace(r"\}", ")")
     text = _THOUSANDS.sub("0", _SPACING.sub("", text)).rstrip(" ,;")
     count, depth = len([part for part in _ALTERNATIVES.split(text) if part.strip(" {}$")]), 0
     for character in text:

@@ -8,8 +8,8 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """`place` is file:line. `verdict` is None where nobody graded it yet."""
+class ResponseRow:
+    """A response with its gold answer. `place` is file:line; `verdict` is None where it was not graded yet."""
 
     place: str
     gold: str
@@ -19,8 +19,8 @@ class Row:
     status: str
 
 
-def files_of(path: Path | str) -> list[Path]:
-    """The file itself, or a run directory's rollouts and evaluations by step. FileNotFoundError without any."""
+def response_files(path: Path | str) -> list[Path]:
+    """The file itself, or the rollouts and evaluations of a run directory by step. FileNotFoundError without any."""
     path = Path(path)
     if path.is_file():
         return [path]
@@ -33,8 +33,8 @@ def files_of(path: Path | str) -> list[Path]:
     return files
 
 
-def read_rows(files: list[Path]) -> Iterator[Row | None]:
-    """Every row in order; None for a line that is none, such as the torn last line of a run that is going on."""
+def read_responses(files: list[Path]) -> Iterator[ResponseRow | None]:
+    """Every row in order; None for an unreadable line, such as the torn last line of a run in progress."""
     for file in files:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -42,7 +42,7 @@ def read_rows(files: list[Path]) -> Iterator[Row | None]:
                     yield _row(f"{file.parent.name}/{file.name}:{number}", line)
 
 
-def _row(place: str, line: bytes) -> Row | None:
+def _row(place: str, line: bytes) -> ResponseRow | None:
     try:
         values: Any = json.loads(line)
     except (ValueError, RecursionError):
@@ -50,7 +50,7 @@ def _row(place: str, line: bytes) -> Row | None:
     if not isinstance(values, dict) or not isinstance(values.get("response"), str) or "gold" not in values:
         return None
     prompt, verdict, status = (values.get(name) for name in ("prompt", "verdict", "status"))
-    return Row(
+    return ResponseRow(
         place,
         str(values["gold"]),
         values["response"],

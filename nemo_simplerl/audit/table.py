@@ -7,13 +7,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from nemo_simplerl.audit.findings import KINDS, Audit, Finding
+from nemo_simplerl.audit.findings import FINDING_KINDS, Audit, Finding
 
 _WIDEST = 60  # characters of a cell
 
 
-def as_dict(found: Audit, limit: int | None, peer_asked: int | None) -> dict[str, Any]:
-    """The report's JSON: counts, and by kind its rows and its findings, most frequent first."""
+def audit_as_dict(found: Audit, limit: int | None, peer_asked: int | None) -> dict[str, Any]:
+    """The audit as values for JSON: counts and, by kind, rows and findings, most frequent first."""
     return {
         "rows": found.num_rows,
         "unreadable_lines": found.num_unreadable,
@@ -27,19 +27,19 @@ def as_dict(found: Audit, limit: int | None, peer_asked: int | None) -> dict[str
                 "rows": found.rows_by_kind[kind],
                 "findings": [
                     {key: value for key, value in asdict(finding).items() if key != "kind"}
-                    for finding in found.listed(kind, limit)
+                    for finding in found.most_frequent(kind, limit)
                 ],
             }
-            for kind, means in KINDS.items()
+            for kind, means in FINDING_KINDS.items()
         },
     }
 
 
-def tables(found: Audit, limit: int | None) -> Iterator[Table]:
-    """One table of counts, and one for each kind of which something was found."""
+def audit_tables(found: Audit, limit: int | None) -> Iterator[Table]:
+    """One table of counts, and one for each kind with findings."""
     yield _counts(found)
-    for kind, means in KINDS.items():
-        if listed := found.listed(kind, limit):
+    for kind, means in FINDING_KINDS.items():
+        if listed := found.most_frequent(kind, limit):
             yield _listing(f"{kind}: {means}", listed)
 
 
@@ -47,7 +47,7 @@ def _counts(found: Audit) -> Table:
     table = Table(title=f"{found.num_rows} responses")
     for column, justify in (("", "left"), ("rows", "right"), ("share", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    lines = [*found.verdicts.most_common(), *((kind, found.rows_by_kind[kind]) for kind in KINDS)]
+    lines = [*found.verdicts.most_common(), *((kind, found.rows_by_kind[kind]) for kind in FINDING_KINDS)]
     for name, count in lines:
         table.add_row(name, str(count), f"{100 * count / max(found.num_rows, 1):.2f} %")
     return table
@@ -64,6 +64,6 @@ def _listing(title: str, findings: list[Finding]) -> Table:
 
 
 def _cell(text: str) -> Text:
-    """Text of a model on one line and without its control characters, which a terminal might obey."""
+    """Model text on one line, without control characters, which a terminal might obey."""
     visible = "".join(character if character.isprintable() else " " for character in text)
     return Text(visible if len(visible) <= _WIDEST else visible[: _WIDEST - 1] + "…")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nemo_simplerl.audit import math_verify
-from nemo_simplerl.audit.findings import ask_again, ask_peer, audit
-from nemo_simplerl.audit.rows import files_of, read_rows
-from nemo_simplerl.audit.table import as_dict, tables
+from nemo_simplerl.audit.findings import ask_math_verify, audit, regrade_findings
+from nemo_simplerl.audit.math_verify import MATH_VERIFY_COMMAND, math_verify_installed
+from nemo_simplerl.audit.rows import read_responses, response_files
+from nemo_simplerl.audit.table import audit_as_dict, audit_tables
 from nemo_simplerl.reward.serving.pool import RewardPool
 
 _WORKERS = min(os.cpu_count() or 1, 8)
@@ -23,13 +23,13 @@ def run(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     limit = args.limit or None
     try:
-        files = files_of(args.path)
+        files = response_files(args.path)
         with RewardPool(_WORKERS, timeout_s=10.0, memory_limit_mb=2048) as pool:
-            found = audit(read_rows(files), pool.grade)
+            found = audit(read_responses(files), pool.grade)
             asked = _second_opinion(found, args.peer_items)
-            ask_again(found, pool.grade, limit)
+            regrade_findings(found, pool.grade, limit)
         if args.json:
-            report = as_dict(found, limit, asked)
+            report = audit_as_dict(found, limit, asked)
             Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
     except (OSError, RuntimeError) as error:
         print(f"simplerl audit: {error}", file=sys.stderr)
@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PLAIN_WIDTH)
-    for table in tables(found, limit):
+    for table in audit_tables(found, limit):
         console.print(table)
     if found.num_unreadable:
         print(f"{found.num_unreadable} lines were no objects with gold and response.")
@@ -50,10 +50,10 @@ def run(argv: list[str]) -> int:
 
 def _second_opinion(found, most: int) -> int | None:
     """Ask math-verify about wrong answers, `most` at most; returns how many, or None where it is not installed."""
-    if not math_verify.is_installed():
+    if not math_verify_installed():
         return None
-    with RewardPool(_WORKERS, timeout_s=10.0, memory_limit_mb=2048, command=math_verify.COMMAND) as pool:
-        return ask_peer(found, pool.grade, most)
+    with RewardPool(_WORKERS, timeout_s=10.0, memory_limit_mb=2048, command=MATH_VERIFY_COMMAND) as pool:
+        return ask_math_verify(found, pool.grade, most)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nemo_simplerl.report.read import Run, load_run, summary_so_far
+from nemo_simplerl.report.read import RunData, load_run, summary_so_far
 from nemo_simplerl.report.table import plain_text, rich_table, rows_of
 
 
@@ -78,7 +78,7 @@ def _follow(run_dirs: Sequence[Path], eval_dirs: Sequence[Path], port: int) -> i
     return 0
 
 
-def _print_table(run: Run, *, is_named: bool) -> None:
+def _print_table(run: RunData, *, is_named: bool) -> None:
     if is_named:
         print(f"{run.path}:")
     summary = summary_so_far(run)

@@ -19,13 +19,13 @@ def run(argv: list[str]) -> int:
         return _fail("the token must be printable ASCII without spaces, such as `openssl rand -hex 16` prints")
     # After the arguments are known to make sense: FastAPI takes half a second to import.
     from nemo_simplerl.reward.serving.pool import RewardPool
-    from nemo_simplerl.reward.serving.server import Limits, run_server
+    from nemo_simplerl.reward.serving.server import ServerLimits, run_server
 
     try:
         listener = listen(args.host, args.port)
     except OSError as error:
         return _fail(f"cannot listen on {args.host} port {args.port}: {error}; choose another --host or --port")
-    limits = Limits(request_bytes=int(args.max_request_mb * 2**20), items=args.max_items, queue=args.queue_limit)
+    limits = ServerLimits(request_bytes=int(args.max_request_mb * 2**20), items=args.max_items, queue=args.queue_limit)
     with closing(listener):
         host, port = listener.getsockname()[:2]
         if token is None and not ipaddress.ip_address(host).is_loopback:

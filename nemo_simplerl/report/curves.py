@@ -1,4 +1,4 @@
-"""report.png: reward, accuracy and response length against the step."""
+"""Draws report.png: reward, accuracy and response length against the step."""
 
 import io
 from dataclasses import dataclass
@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from nemo_simplerl.files import atomic_write
-from nemo_simplerl.report.read import Run, load_run
+from nemo_simplerl.report.read import RunData, load_run
 
 
 @dataclass(frozen=True)
-class Line:
+class PngLine:
+    """A metric that a panel of report.png draws."""
+
     key: str
     label: str
     color: str
@@ -22,47 +24,49 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Panel:
+class PngPanel:
+    """One of the panels side by side in report.png."""
+
     title: str
     unit: str
-    lines: tuple[Line, ...]
+    lines: tuple[PngLine, ...]
     is_share: bool = False
 
 
 # Blue and orange are told apart by every kind of sight; evaluations also have markers.
 _TRAIN, _GREEDY, _SAMPLED = "#1f6fb4", "#d95f02", "#7a7a7a"
-PANELS = (
-    Panel("Reward", "mean of a step's samples", (Line("reward/mean", "training", _TRAIN, True),)),
-    Panel(
+PNG_PANELS = (
+    PngPanel("Reward", "mean of a step's samples", (PngLine("reward/mean", "training", _TRAIN, True),)),
+    PngPanel(
         "Accuracy",
         "share of answers that are correct",
         (
-            Line("reward/correct_share", "training, sampled", _TRAIN, True),
-            Line("eval/accuracy", "evaluation, greedy", _GREEDY, False),
-            Line("eval/sampled_accuracy", "evaluation, sampled", _SAMPLED, False),
+            PngLine("reward/correct_share", "training, sampled", _TRAIN, True),
+            PngLine("eval/accuracy", "evaluation, greedy", _GREEDY, False),
+            PngLine("eval/sampled_accuracy", "evaluation, sampled", _SAMPLED, False),
         ),
         is_share=True,
     ),
-    Panel(
+    PngPanel(
         "Response length",
         "tokens, mean",
         (
-            Line("rollout/length_mean", "training", _TRAIN, True),
-            Line("eval/length_mean", "evaluation, greedy", _GREEDY, False),
+            PngLine("rollout/length_mean", "training", _TRAIN, True),
+            PngLine("eval/length_mean", "evaluation, greedy", _GREEDY, False),
         ),
     ),
 )
 
 
 def write_png(run_dir: Path | str) -> Path:
-    """Draw report.png into the run directory. Raises as `load_run`; ValueError: nothing was measured yet."""
+    """Draw report.png into the run directory. Errors of `load_run`, and ValueError where nothing was measured yet."""
     run = load_run(run_dir)
-    if not any(run.series(line.key)[0] for panel in PANELS for line in panel.lines):
+    if not any(run.series(line.key)[0] for panel in PNG_PANELS for line in panel.lines):
         raise ValueError(f"{run.path} has no step and no evaluation yet: there is nothing to draw")
     figure = Figure(figsize=(12, 3.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(run.path.resolve().name)
-    for panel, axes in zip(PANELS, figure.subplots(1, len(PANELS)), strict=True):
+    for panel, axes in zip(PNG_PANELS, figure.subplots(1, len(PNG_PANELS)), strict=True):
         _draw(panel, run, axes)
     path = run.path / "report.png"
     stream = io.BytesIO()
@@ -82,7 +86,7 @@ def smooth(values: list[float], weight: float) -> list[float]:
     return smoothed
 
 
-def _draw(panel: Panel, run: Run, axes: Axes) -> None:
+def _draw(panel: PngPanel, run: RunData, axes: Axes) -> None:
     for line in panel.lines:
         steps, values = run.series(line.key)
         if not steps:

@@ -1,4 +1,4 @@
-"""What `simplerl eval` found, beside a run: results.json by benchmark."""
+"""The results of `simplerl eval` on the page: results.json files, drawn by benchmark."""
 
 import json
 import re
@@ -8,30 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from nemo_simplerl.eval.benchmarks import BENCHMARKS
-from nemo_simplerl.report.figures import COLORS, Chart, Key, blank, svg_of
+from nemo_simplerl.report.figures import COLORS, Chart, LegendEntry, blank_axes, svg_of
 
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """`step` is the number that the folder's name ends in, as in eval_step_000040; `benchmarks` by name the figures."""
+class EvaluationResult:
+    """One results.json. `step` is the number at the end of its folder's name (eval_step_000040), if any.
+
+    `benchmarks` maps each benchmark to its measures: accuracy, low, high, length_mean.
+    """
 
     label: str
     step: int | None
     benchmarks: Mapping[str, Mapping[str, Any]]
 
 
-def evaluations_of(run_dir: Path) -> list[Evaluation]:
-    """Of every RUN_DIR/eval_*/ with results, by step. Raises as `load_evaluation`."""
+def evaluations_of(run_dir: Path) -> list[EvaluationResult]:
+    """The results of every RUN_DIR/eval_*/, by step. Errors of `load_evaluation`."""
     found = [load_evaluation(path.parent) for path in sorted(run_dir.glob("eval_*/results.json"))]
     return sorted(found, key=lambda one: (one.step is None, one.step or 0))
 
 
-def load_evaluation(path: Path) -> Evaluation:
-    """From the folder of `simplerl eval --out`, or its results.json.
+def load_evaluation(path: Path) -> EvaluationResult:
+    """The results in the folder of `simplerl eval --out`, or in its results.json.
 
-    FileNotFoundError: there is none. ValueError: it is damaged.
+    FileNotFoundError where there are none, ValueError where they are damaged.
     """
     file = path if path.name.endswith(".json") else path / "results.json"
     if not file.is_file():
@@ -44,22 +47,23 @@ def load_evaluation(path: Path) -> Evaluation:
         raise ValueError(f"{file} is not what `simplerl eval` writes: {error!r}") from error
     folder = file.resolve().parent.name
     step = re.search(r"(\d+)$", folder)
-    return Evaluation(folder, int(step[1]) if step else None, benchmarks)
+    return EvaluationResult(folder, int(step[1]) if step else None, benchmarks)
 
 
 def title_of(benchmark: str) -> str:
+    """The title of a benchmark; its name where the recipe has none."""
     return BENCHMARKS[benchmark].title if benchmark in BENCHMARKS else benchmark
 
 
-def names_in(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Benchmarks that some evaluation has, in the order of the recipe's, others after them."""
+def names_in(evaluations: Sequence[EvaluationResult]) -> list[str]:
+    """The benchmarks of the evaluations: the recipe's in its order, then others by name."""
     found = {name for one in evaluations for name in one.benchmarks}
     return [name for name in BENCHMARKS if name in found] + sorted(found - set(BENCHMARKS))
 
 
-def draw_benchmarks(evaluations: Sequence[Evaluation]) -> list[Chart]:
-    """Accuracy and response length by benchmark: over the steps where two evaluations or more of one run tell theirs,
-    else beside each other."""
+def draw_benchmarks(evaluations: Sequence[EvaluationResult]) -> list[Chart]:
+    """Charts of accuracy and response length by benchmark: curves over the steps where the evaluations have several
+    steps, else points beside each other."""
     if not evaluations:
         return []
     steps = {one.step for one in evaluations}
@@ -68,9 +72,9 @@ def draw_benchmarks(evaluations: Sequence[Evaluation]) -> list[Chart]:
     return [accuracy, draw(evaluations, "Response length by benchmark", "tokens, mean", "length_mean")]
 
 
-def _over_steps(evaluations: Sequence[Evaluation], title: str, unit: str, measure: str) -> Chart:
+def _over_steps(evaluations: Sequence[EvaluationResult], title: str, unit: str, measure: str) -> Chart:
     names = names_in(evaluations)
-    figure, axes = blank(unit)
+    figure, axes = blank_axes(unit)
     for number, name in enumerate(names):
         having = sorted((one for one in evaluations if name in one.benchmarks), key=lambda one: one.step or 0)
         axes.errorbar(
@@ -85,13 +89,13 @@ def _over_steps(evaluations: Sequence[Evaluation], title: str, unit: str, measur
         )
     if measure == "accuracy":
         axes.set_ylim(-0.02, 1.02)
-    keys = [Key(title_of(name), number % len(COLORS), "solid") for number, name in enumerate(names)]
-    return Chart(title, svg_of(figure), tuple(keys), "")
+    legend = [LegendEntry(title_of(name), number % len(COLORS), "solid") for number, name in enumerate(names)]
+    return Chart(title, svg_of(figure), tuple(legend), "")
 
 
-def _beside(evaluations: Sequence[Evaluation], title: str, unit: str, measure: str) -> Chart:
+def _beside(evaluations: Sequence[EvaluationResult], title: str, unit: str, measure: str) -> Chart:
     names = names_in(evaluations)
-    figure, axes = blank(unit, x_label="")
+    figure, axes = blank_axes(unit, x_label="")
     for number, one in enumerate(evaluations):
         places = [place for place, name in enumerate(names) if name in one.benchmarks]
         having = [one.benchmarks[names[place]] for place in places]
@@ -111,8 +115,8 @@ def _beside(evaluations: Sequence[Evaluation], title: str, unit: str, measure: s
         axes.set_ylim(-0.02, 1.02)
     else:
         axes.set_ylim(bottom=0)
-    keys = [Key(one.label, number % len(COLORS), "solid") for number, one in enumerate(evaluations)]
-    return Chart(title, svg_of(figure), tuple(keys) if len(keys) > 1 else (), "")
+    legend = [LegendEntry(one.label, number % len(COLORS), "solid") for number, one in enumerate(evaluations)]
+    return Chart(title, svg_of(figure), tuple(legend) if len(legend) > 1 else (), "")
 
 
 def _errors(having: Sequence[Mapping[str, Any]]) -> list[list[float]]:

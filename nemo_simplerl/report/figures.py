@@ -1,6 +1,6 @@
-"""The page's figures as inline SVG, in colours that the page's style sheet sets for light and for dark.
+"""Draws the figures of report.html as inline SVG, in colours that its style sheet sets for light and for dark.
 
-Names that a person chose (runs, benchmarks) stand in the page's legends, not in the drawings.
+Names that a person chose (runs, benchmarks) stand in the legends of the page, not in the drawings.
 """
 
 import io
@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from nemo_simplerl.config.phases import PHASES
 from nemo_simplerl.report.curves import smooth
 from nemo_simplerl.report.panels import PANELS, Panel, Series
-from nemo_simplerl.report.read import Run
+from nemo_simplerl.report.read import RunData
 
 # Stand-ins in the drawing for the style sheet's var(--s0), var(--s1), ... and for its ink.
 COLORS = tuple(f"#0a0b{number:02x}" for number in range(12))
@@ -38,8 +38,8 @@ _STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Key:
-    """A legend's entry. `color`: the number of a series colour, None for ink."""
+class LegendEntry:
+    """One entry of a legend. `color` is the number of a series colour; None is the colour of text."""
 
     label: str
     color: int | None
@@ -48,14 +48,16 @@ class Key:
 
 @dataclass(frozen=True)
 class Chart:
+    """A figure of the page: its drawing, its legend and a note below it."""
+
     title: str
     svg: str
-    keys: tuple[Key, ...]
+    legend: tuple[LegendEntry, ...]
     note: str
 
 
-def draw_all(runs: Sequence[Run], labels: Sequence[str]) -> list[Chart]:
-    """A chart of every panel that has a number in some run, then where each run's time went."""
+def draw_all(runs: Sequence[RunData], labels: Sequence[str]) -> list[Chart]:
+    """A chart of every panel that some run has numbers for, then one of each run's time per phase."""
     charts = [chart for panel in PANELS if (chart := draw_panel(panel, runs)) is not None]
     for run, label in zip(runs, labels, strict=True):
         title = "Time per phase" if len(runs) == 1 else f"Time per phase, {label}"
@@ -64,13 +66,16 @@ def draw_all(runs: Sequence[Run], labels: Sequence[str]) -> list[Chart]:
     return charts
 
 
-def draw_panel(panel: Panel, runs: Sequence[Run]) -> Chart | None:
-    """One run: a colour for each series. Several: a colour for each run, a dash for each series."""
+def draw_panel(panel: Panel, runs: Sequence[RunData]) -> Chart | None:
+    """The chart of a panel; None where no run has a number for it.
+
+    One run: a colour for each series. Several: a colour for each run, a dash for each series.
+    """
     series = [one for one in panel.series if any(run.series(one.key)[0] for run in runs)]
     if not series:
         return None
     is_single = len(runs) == 1
-    figure, axes = blank(panel.unit)
+    figure, axes = blank_axes(panel.unit)
     longest = 1
     if panel.stacked and is_single:
         layers = [thinned(*runs[0].series(one.key)) for one in series]
@@ -82,29 +87,33 @@ def draw_panel(panel: Panel, runs: Sequence[Run]) -> Chart | None:
                 dash = "solid" if is_single else _dash(number)
                 longest = max(longest, _curve(axes, run, one, color, dash))
     _scale(axes, panel)
-    keys = tuple(
-        Key(one.label, _color(one, number), "solid") if is_single else Key(one.label, None, _dash(number))
+    legend = tuple(
+        LegendEntry(one.label, _color(one, number), "solid")
+        if is_single
+        else LegendEntry(one.label, None, _dash(number))
         for number, one in enumerate(series)
     )
-    return Chart(panel.title, svg_of(figure), keys if len(keys) > 1 else (), _note(panel.note, longest))
+    return Chart(panel.title, svg_of(figure), legend if len(legend) > 1 else (), _note(panel.note, longest))
 
 
-def draw_phases(run: Run, title: str) -> Chart | None:
-    """Seconds of every step by phase, stacked; what no phase accounts for on top. Step 0 is an evaluation alone."""
+def draw_phases(run: RunData, title: str) -> Chart | None:
+    """A stacked chart of the seconds of every step by phase, the rest on top. Step 0 only evaluates: it is left out."""
     rows = [row for row in run.rows if row["step"] > 0 and row.get("time/total") is not None]
     if not rows:
         return None
     steps, layers = [row["step"] for row in rows], phase_layers(rows)
-    figure, axes = blank("seconds")
+    figure, axes = blank_axes("seconds")
     longest = _stack(axes, [thinned(steps, seconds) for seconds in layers.values()], range(len(layers)))
     axes.set_ylim(bottom=0)
-    keys = tuple(Key(name.replace("_", " "), number % len(COLORS), "solid") for number, name in enumerate(layers))
-    return Chart(title, svg_of(figure), keys, _note("", longest))
+    legend = tuple(
+        LegendEntry(name.replace("_", " "), number % len(COLORS), "solid") for number, name in enumerate(layers)
+    )
+    return Chart(title, svg_of(figure), legend, _note("", longest))
 
 
 def phase_layers(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Seconds of each phase in `rows`, in the order of a step, then of what else was measured, then "other": what they
-    leave of the total."""
+    """Seconds of each phase in `rows`, in the order of a step; then other measured times; then "other", the rest of the
+    total."""
     named = {key.removeprefix("time/") for row in rows for key in row if key.startswith("time/")}
     named = {name for name in named if name != "total" and not name.endswith("_per_second")}
     names = [name for name in PHASES if name in named] + sorted(named - set(PHASES))
@@ -114,7 +123,8 @@ def phase_layers(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     return layers | {"other": rest}
 
 
-def blank(unit: str, x_label: str = "step") -> tuple[Figure, Axes]:
+def blank_axes(unit: str, x_label: str = "step") -> tuple[Figure, Axes]:
+    """An empty figure in the style of the page."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.3, 2.6), layout="constrained")
         FigureCanvasSVG(figure)
@@ -130,7 +140,7 @@ def blank(unit: str, x_label: str = "step") -> tuple[Figure, Axes]:
 
 
 def svg_of(figure: Figure) -> str:
-    """The <svg> element, its colours turned to the style sheet's and its ids its own among the page's figures."""
+    """The <svg> element of a figure, with the style sheet's colours and with ids that no other figure has."""
     with matplotlib.rc_context(_STYLE):
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
@@ -142,13 +152,13 @@ def svg_of(figure: Figure) -> str:
     # Clip paths and marks are found by id. The others serve nobody.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r'\s+id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
-    prefix = f"f{_fingerprint(svg)}-"
+    prefix = f"f{_checksum(svg)}-"
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
     return re.sub(r"\n\s*", "\n", svg).strip()
 
 
 def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:
-    """At most 600 points: means of neighbours, at the first step of each group."""
+    """The series in at most 600 points: means of neighbours, at the first step of each group."""
     width = -(-len(steps) // _MAX_POINTS)
     if width <= 1:
         return list(steps), list(values)
@@ -156,8 +166,8 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], l
     return list(steps[::width]), [sum(group) / len(group) for group in groups]
 
 
-def _curve(axes: Axes, run: Run, series: Series, color: str, dash: str) -> int:
-    """Draw one series; answers how many points it had."""
+def _curve(axes: Axes, run: RunData, series: Series, color: str, dash: str) -> int:
+    """Draw one series and return the number of its points; 0 for an evaluation, which is never thinned out."""
     measured, numbers = run.series(series.key)
     if not measured:
         return 0
@@ -188,7 +198,7 @@ def _dash(number: int) -> str:
 
 
 def _stack(axes: Axes, layers: Sequence[tuple[list[int], list[float]]], numbers: Sequence[int]) -> int:
-    """Layers that were measured at the same steps, one above the other, in the colours of these numbers."""
+    """Stack layers measured at the same steps, in the colours of these numbers; returns the number of steps."""
     steps = next(steps for steps, _ in layers if steps)
     columns = np.zeros((len(layers), len(steps)))
     for number, (own_steps, values) in enumerate(layers):
@@ -230,5 +240,5 @@ def _css_color(number: int) -> str:
     return "currentColor" if number == 0xFF else f"var(--s{number})"
 
 
-def _fingerprint(text: str) -> str:
+def _checksum(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x}"

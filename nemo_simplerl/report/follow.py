@@ -1,4 +1,4 @@
-"""The page served to this machine while the run goes on, made anew when metrics.jsonl grows."""
+"""Serves the page to this machine during a run, and rebuilds it when metrics.jsonl grows."""
 
 import threading
 import time
@@ -12,9 +12,9 @@ _LOOK_S = 2.0
 
 
 class Follower:
-    """Serves what `build(version)` answers, from construction on; `close` ends it.
+    """An HTTP server of the page that `build(version)` returns; it runs from construction until `close`.
 
-    `build` is called once before the first request is answered, then by `refresh` where a watched file has changed.
+    `build` is called once at first, then by `refresh` whenever a watched file has changed.
     """
 
     def __init__(self, watched: Sequence[Path], build: Callable[[str], str], port: int = 0):
@@ -28,7 +28,7 @@ class Follower:
         self._thread.start()
 
     def refresh(self) -> bool:
-        """Whether the page was made anew. Raises as `build`; the page stays what it was."""
+        """Rebuild the page if a watched file has changed, and return whether it was. On an error the old page stays."""
         state = self._state()
         if state == self._seen:
             return False
@@ -37,7 +37,7 @@ class Follower:
         return True
 
     def watch(self, say: Callable[[str], None]) -> None:
-        """Until Ctrl-C. A page that takes long to make is not made all the time."""
+        """Refresh until Ctrl-C, then close. The pauses are at least as long as the last rebuild took."""
         pause = _LOOK_S
         with closing(self), suppress(KeyboardInterrupt):  # the way to end it is no error
             while True:
@@ -84,6 +84,6 @@ def _handler(current: Callable[[], tuple[bytes, str]]) -> type[BaseHTTPRequestHa
             self.wfile.write(body)
 
         def log_message(self, *args: object) -> None:
-            """Requests of the page are no news."""
+            """Log nothing: the page asks every few seconds."""
 
     return Handler

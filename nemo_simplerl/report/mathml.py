@@ -1,6 +1,6 @@
-r"""LaTeX in model text, turned into MathML as plain trees that the page builds node by node.
+r"""Turns LaTeX in model text into MathML, as trees of lists that the page builds node by node.
 
-The text is untrusted, and so is what a converter makes of it: only elements and attributes on these lists pass, and
+The text is untrusted, and so is the output of the converter: only the elements and attributes listed here pass, and
 no markup is ever parsed.
 """
 
@@ -40,7 +40,7 @@ Tree = list[Any]  # [tag, {attribute: value}, child or text, ...]
 
 
 def fragments(texts: Iterable[str]) -> list[str]:
-    """The LaTeX between delimiters, and boxes outside them; most frequent first."""
+    """The LaTeX between delimiters, and the boxes outside them, most frequent first."""
     found: Counter[str] = Counter()
     for text in texts:
         for match in _FRAGMENT.finditer(text):
@@ -49,6 +49,7 @@ def fragments(texts: Iterable[str]) -> list[str]:
 
 
 def is_available() -> bool:
+    """Whether latex2mathml is installed."""
     try:
         import latex2mathml.converter  # noqa: F401
     except ImportError:
@@ -57,24 +58,24 @@ def is_available() -> bool:
 
 
 def tree_of(latex: str) -> Tree | None:
-    """None where it is no LaTeX the converter reads: the page then shows the source."""
+    """The MathML of a formula; None where the converter cannot read it: the page then shows the source."""
     from latex2mathml.converter import convert_to_element
 
     if len(latex) > _MAX_CHARS:
         return None
     try:
-        return plain(convert_to_element(latex))
+        return allowed_tree(convert_to_element(latex))
     # Whatever a response makes the converter raise (its own errors, IndexError, RecursionError, ...), it shows as text.
     except Exception:
         return None
 
 
-def plain(element: "Element") -> Tree:
-    """Of listed elements and attributes alone; any other element becomes a row of what is in it."""
+def allowed_tree(element: "Element") -> Tree:
+    """The tree of an element, with listed elements and attributes only; others become a row of their content."""
     tag = element.tag if element.tag in TAGS else "mrow"
     attributes = {
         name: value for name, value in element.attrib.items() if name in _ATTRIBUTES and _VALUE.fullmatch(value)
     }
     # The converter leaves operators as character references.
     text = [html.unescape(element.text)] if element.text else []
-    return [tag, attributes, *text, *(plain(child) for child in element)]
+    return [tag, attributes, *text, *(allowed_tree(child) for child in element)]

@@ -1,4 +1,4 @@
-"""report.html: one file with figures, tables and samples that asks the network for nothing."""
+"""Builds report.html: one file with figures, tables and samples that fetches nothing from the network."""
 
 import base64
 import hashlib
@@ -12,17 +12,17 @@ from nemo_simplerl.eval.benchmarks import AVERAGED
 from nemo_simplerl.eval.reported_results import REPORTED
 from nemo_simplerl.files import atomic_write
 from nemo_simplerl.report.evaluations import (
-    Evaluation,
+    EvaluationResult,
     draw_benchmarks,
     evaluations_of,
     load_evaluation,
     names_in,
     title_of,
 )
-from nemo_simplerl.report.figures import COLORS, Chart, Key, draw_all
+from nemo_simplerl.report.figures import COLORS, Chart, LegendEntry, draw_all
 from nemo_simplerl.report.mathml import is_available
-from nemo_simplerl.report.payload import Payload, pack
-from nemo_simplerl.report.read import Run, load_run, summary_so_far
+from nemo_simplerl.report.payload import Payload, pack_samples
+from nemo_simplerl.report.read import RunData, load_run, summary_so_far
 from nemo_simplerl.report.samples import load_samples
 from nemo_simplerl.report.table import caption_of, rows_of
 
@@ -31,7 +31,7 @@ _LEAST_SAMPLES = 1_000_000  # characters of base64, however large the figures ar
 
 
 def write_page(run_dirs: Sequence[Path | str], output: Path, eval_dirs: Sequence[Path | str] = ()) -> Path:
-    """Raises as `build_page`."""
+    """Write the page of `build_page` to `output`, and return that path."""
     atomic_write(output, build_page(run_dirs, eval_dirs))
     return output
 
@@ -43,10 +43,10 @@ def build_page(
     follow: str = "",
     max_bytes: int = MAX_BYTES,
 ) -> str:
-    """The page of some runs, also of ones that have no step yet. `follow`: the version a served page is of; it then
-    asks its server, and nobody else, for a newer one.
+    """The HTML of the page of some runs, also of runs without a step yet.
 
-    FileNotFoundError: not a run directory, not an evaluation. ValueError: a file of them is damaged.
+    `follow` is the version of a served page, which then asks its own server, and no other, for newer ones.
+    FileNotFoundError where a folder is no run or no evaluation, ValueError where a file in it is damaged.
     """
     runs = [load_run(run_dir) for run_dir in run_dirs]
     labels = labels_of([run.path for run in runs])
@@ -64,30 +64,30 @@ def build_page(
         "evaluations": _benchmarks(evaluations),
     }
     room = max(_LEAST_SAMPLES, max_bytes - sum(len(part.encode()) for part in parts.values()) - 8_000)
-    payload = pack([load_samples(run.path) for run in runs], labels, room)
+    payload = pack_samples([load_samples(run.path) for run in runs], labels, room)
     parts |= {"samples": payload.text, "kept": _kept(payload)}
     # In one pass: what a part holds is not looked through for another's place.
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _asset("page.html"))
 
 
 def labels_of(paths: Sequence[Path]) -> list[str]:
-    """The folders' names; whole paths where two share a name."""
+    """The names of the folders; their whole paths where two share a name."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def _evaluations(runs: Sequence[Run], labels: Sequence[str], extra: Sequence[Path | str]) -> list[Evaluation]:
+def _evaluations(runs: Sequence[RunData], labels: Sequence[str], extra: Sequence[Path | str]) -> list[EvaluationResult]:
     found = []
     for run, label in zip(runs, labels, strict=True):
         for one in evaluations_of(run.path):
             name = one.label if len(runs) == 1 else f"{label}: {one.label}"
             # Which run a step belongs to is not to be seen in one curve of several runs.
-            found.append(Evaluation(name, one.step if len(runs) == 1 else None, one.benchmarks))
+            found.append(EvaluationResult(name, one.step if len(runs) == 1 else None, one.benchmarks))
     return found + [load_evaluation(Path(path)) for path in extra]
 
 
 def _policy(script: str, is_served: bool) -> str:
-    """No script but the page's own runs, and nothing is fetched, even where escaping should fail."""
+    """The Content-Security-Policy: only the page's own script runs, and nothing is fetched, even if escaping failed."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     source = "'self'" if is_served else "'none'"
     return (
@@ -96,11 +96,11 @@ def _policy(script: str, is_served: bool) -> str:
     )
 
 
-def _runs(runs: Sequence[Run], labels: Sequence[str]) -> str:
+def _runs(runs: Sequence[RunData], labels: Sequence[str]) -> str:
     sections = []
     for number, (run, label) in enumerate(zip(runs, labels, strict=True)):
         summary = summary_so_far(run)
-        swatch = _swatch(Key(label, number % len(COLORS), "solid"))
+        swatch = _swatch(LegendEntry(label, number % len(COLORS), "solid"))
         heading = f"<h2>{swatch}{escape(label)}</h2>" if len(runs) > 1 else ""
         state = [] if run.summary is not None else ["not finished"]
         body = "".join(
@@ -119,23 +119,23 @@ def _runs(runs: Sequence[Run], labels: Sequence[str]) -> str:
 
 
 def _figure(chart: Chart) -> str:
-    keys = "".join(f"<li>{_swatch(key)}{escape(key.label)}</li>" for key in chart.keys)
-    legend = f"<ul class=keys>{keys}</ul>" if keys else ""
+    entries = "".join(f"<li>{_swatch(entry)}{escape(entry.label)}</li>" for entry in chart.legend)
+    legend = f"<ul class=keys>{entries}</ul>" if entries else ""
     note = f"<p class=note>{escape(chart.note)}</p>" if chart.note else ""
     return f"<figure><figcaption>{escape(chart.title)}</figcaption>{chart.svg}{legend}{note}</figure>"
 
 
-def _swatch(key: Key) -> str:
-    color = "currentColor" if key.color is None else f"var(--s{key.color})"
-    dashes = {"solid": "", "dashed": "6 3", "dotted": "2 2", "dashdot": "6 2 2 2"}[key.dash]
+def _swatch(entry: LegendEntry) -> str:
+    color = "currentColor" if entry.color is None else f"var(--s{entry.color})"
+    dashes = {"solid": "", "dashed": "6 3", "dotted": "2 2", "dashdot": "6 2 2 2"}[entry.dash]
     return (
         '<svg class=swatch viewBox="0 0 24 10" aria-hidden="true"><line x1="0" y1="5" x2="24" y2="5" '
         f'style="stroke:{color};stroke-dasharray:{dashes or "none"}"/></svg>'
     )
 
 
-def _benchmarks(evaluations: Sequence[Evaluation]) -> str:
-    """One row an evaluation, one column a benchmark; below them what the recipe's authors reported of the same."""
+def _benchmarks(evaluations: Sequence[EvaluationResult]) -> str:
+    """The table of evaluations by benchmark; below them what the recipe's authors reported."""
     if not evaluations:
         return ""
     names = names_in(evaluations)

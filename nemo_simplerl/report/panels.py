@@ -1,4 +1,4 @@
-"""Which metrics of metrics.jsonl the page draws, and how: data alone."""
+"""The table of the metrics in metrics.jsonl that the page draws, and how."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,8 +8,11 @@ Scale = Literal["linear", "share", "log", "count", "fit"]
 
 @dataclass(frozen=True)
 class Series:
-    """`kind`: a noisy metric of every step is drawn faint with its smoothed course; a plain one as it is; an
-    evaluation with a mark for each. `color`: where one run is drawn, instead of its place in the panel."""
+    """One metric of a panel, by its key in metrics.jsonl.
+
+    `kind`: a noisy metric is drawn faint, with its moving average; a plain one as it is; an evaluation with a mark at
+    each point. `color` replaces the colour of its place in the panel where one run is drawn.
+    """
 
     key: str
     label: str
@@ -19,7 +22,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """`note` stands under the figure. A `stacked` panel shows shares of one whole where one run is drawn."""
+    """A figure of the page, with a `note` below it. `stacked`: shares of a whole, where one run is drawn."""
 
     title: str
     unit: str
@@ -75,14 +78,14 @@ PANELS = (
     Panel(
         "KL to the reference",
         "nats per token",
-        (Series("policy/kl_ref", "mean log-ratio"), Series("policy/kl_ref_k3", "k3 estimate")),
+        (Series("actor/kl_ref", "mean log-ratio"), Series("actor/kl_ref_k3", "k3 estimate")),
     ),
-    Panel("KL of a step's updates", "nats per token", (Series("policy/approx_kl", "old to new policy"),), "log"),
-    Panel("Entropy", "nats per token", (Series("policy/entropy", "policy"),)),
+    Panel("KL of a step's updates", "nats per token", (Series("actor/approx_kl", "old to new policy"),), "log"),
+    Panel("Entropy", "nats per token", (Series("actor/entropy", "policy"),)),
     Panel(
         "Clipped",
         "share of tokens",
-        (Series("policy/clip_fraction", "ratio"), Series("critic/value_clip_fraction", "value")),
+        (Series("actor/clip_fraction", "ratio"), Series("critic/value_clip_fraction", "value")),
     ),
     Panel(
         "Value fit",
@@ -94,7 +97,7 @@ PANELS = (
     Panel(
         "Gradient norm",
         "largest of a step's updates",
-        (Series("policy/grad_norm_max", "actor"), Series("critic/grad_norm_max", "critic")),
+        (Series("actor/grad_norm_max", "actor"), Series("critic/grad_norm_max", "critic")),
         "log",
     ),
     Panel(
@@ -120,7 +123,7 @@ PANELS = (
         "Skipped updates",
         "updates of a step",
         (
-            Series("policy/skipped_updates", "actor", "plain"),
+            Series("actor/skipped_updates", "actor", "plain"),
             Series("critic/skipped_updates", "critic", "plain"),
         ),
         "count",

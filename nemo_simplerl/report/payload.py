@@ -1,4 +1,4 @@
-"""The samples as the page carries them: columns of JSON, gzip, base64; as many rows as the page has room for."""
+"""Packs the samples for the page: columns of JSON, gzip, base64; as many rows as the page has room for."""
 
 import base64
 import gzip
@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from nemo_simplerl.report.mathml import PATTERN, TAGS, Tree, fragments, is_available, tree_of
-from nemo_simplerl.report.samples import Sample, Samples, thin
+from nemo_simplerl.report.samples import ReportSample, SampleSelection, thin
 
 _MAX_FORMULAS = 8_000  # of a millisecond each
 _ROWS_SHARE = 0.75  # of the room; formulas have the rest
@@ -20,7 +20,7 @@ _tree_of = lru_cache(maxsize=4 * _MAX_FORMULAS)(tree_of)  # the same formulas co
 
 @dataclass(frozen=True)
 class Payload:
-    """`text` is base64; `num_kept` of `num_written` samples are in it."""
+    """The packed samples: base64 `text` with `num_kept` of the `num_written` samples."""
 
     text: str
     num_kept: int
@@ -28,8 +28,8 @@ class Payload:
     num_formulas: int
 
 
-def pack(samples: Sequence[Samples], labels: Sequence[str], max_chars: int) -> Payload:
-    """The samples of runs called `labels`, in at most `max_chars` of base64 (but for one sample a run)."""
+def pack_samples(samples: Sequence[SampleSelection], labels: Sequence[str], max_chars: int) -> Payload:
+    """Pack the samples of the runs `labels` into at most `max_chars` of base64, but at least one sample a run."""
     max_bytes = max_chars // 4 * 3
     share = 1.0
     while True:
@@ -53,8 +53,8 @@ def pack(samples: Sequence[Samples], labels: Sequence[str], max_chars: int) -> P
     )
 
 
-def _content(kept: Sequence[Sequence[Sample]], labels: Sequence[str]) -> dict[str, Any]:
-    """A column a field. Prompts are told once: a problem comes again in every evaluation and epoch."""
+def _content(kept: Sequence[Sequence[ReportSample]], labels: Sequence[str]) -> dict[str, Any]:
+    """One column for each field. Each prompt is stored once: a problem recurs in every evaluation and epoch."""
     prompts: dict[str, int] = {}
     rows = [_row(run, sample, prompts) for run, of_run in enumerate(kept) for sample in of_run]
     columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
@@ -67,7 +67,7 @@ def _content(kept: Sequence[Sequence[Sample]], labels: Sequence[str]) -> dict[st
     }
 
 
-def _row(run: int, sample: Sample, prompts: dict[str, int]) -> dict[str, Any]:
+def _row(run: int, sample: ReportSample, prompts: dict[str, int]) -> dict[str, Any]:
     row = sample.row
     return {
         "run": run,
@@ -89,11 +89,11 @@ def _row(run: int, sample: Sample, prompts: dict[str, int]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> float | int | None:
-    """NaN is no JSON to a browser."""
+    """The number; None where it is NaN or infinite, which JSON in a browser cannot hold."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _formulas(kept: Sequence[Sequence[Sample]]) -> dict[str, Tree]:
+def _formulas(kept: Sequence[Sequence[ReportSample]]) -> dict[str, Tree]:
     prompts = {str(sample.row.get("prompt", "")) for of_run in kept for sample in of_run}
     texts = [*sorted(prompts), *(sample.response for of_run in kept for sample in of_run)]
     trees = {latex: _tree_of(latex) for latex in fragments(texts)[:_MAX_FORMULAS]}

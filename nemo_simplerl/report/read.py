@@ -1,4 +1,4 @@
-"""A run directory as values: what the trainer's log wrote, also of a run that is going on or was killed."""
+"""Reads a run directory: the metrics and the summary that the trainer wrote, also of an unfinished or killed run."""
 
 import json
 from dataclasses import dataclass
@@ -15,10 +15,13 @@ BEFORE_AFTER = {
     "length": "eval/length_mean",
 }
 
+# Prefixes of metric names: what earlier versions wrote -> today's.
+RENAMED_PREFIXES = {"policy/": "actor/"}
+
 
 @dataclass(frozen=True)
-class Run:
-    """`rows` is metrics.jsonl, by step; `summary` is None until the run is over."""
+class RunData:
+    """The rows of metrics.jsonl by step, under today's keys, and summary.json: None until the run is over."""
 
     path: Path
     rows: tuple[dict[str, Any], ...]
@@ -31,11 +34,12 @@ class Run:
 
     @property
     def last_step(self) -> int:
+        """The step of the last row; 0 before the first."""
         return self.rows[-1]["step"] if self.rows else 0
 
 
-def load_run(run_dir: Path | str) -> Run:
-    """FileNotFoundError: not a run directory. ValueError: a file of it is damaged."""
+def load_run(run_dir: Path | str) -> RunData:
+    """The data of a run directory. FileNotFoundError where it is none, ValueError where a file of it is damaged."""
     path = Path(run_dir)
     metrics = path / "metrics.jsonl"
     if not metrics.is_file():
@@ -47,11 +51,25 @@ def load_run(run_dir: Path | str) -> Run:
         if not isinstance(row.get("step"), int):
             raise ValueError(f"{metrics}, line {number} has no step")
     summary = path / "summary.json"
-    return Run(path, tuple(rows), json.loads(summary.read_bytes()) if summary.is_file() else None)
+    return RunData(
+        path, tuple(map(with_current_keys, rows)), json.loads(summary.read_bytes()) if summary.is_file() else None
+    )
 
 
-def summary_so_far(run: Run) -> dict[str, Any]:
-    """summary.json; what it does not have yet is taken from the first and the latest evaluation."""
+def with_current_keys(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl under today's keys: `policy/kl_ref` of an earlier version becomes `actor/kl_ref`."""
+    return {_current_key(key): value for key, value in row.items()}
+
+
+def _current_key(key: str) -> str:
+    for old, new in RENAMED_PREFIXES.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+
+def summary_so_far(run: RunData) -> dict[str, Any]:
+    """The contents of summary.json; what it lacks so far comes from the first and the latest evaluation."""
     so_far: dict[str, Any] = {"steps": run.last_step}
     for name, key in BEFORE_AFTER.items():
         _, values = run.series(key)

@@ -1,4 +1,4 @@
-"""The samples of a run for the page's browser: read, thinned evenly, with what explains each verdict."""
+"""Reads the samples of a run for the page: thinned evenly, each with what explains its verdict."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ import yaml
 from nemo_simplerl.data.problems import load_problems
 from nemo_simplerl.reward.extract import final_answers
 
-MAX_CHARS = 12_000  # of one response; the middle of a longer one is left out
+MAX_RESPONSE_CHARS = 12_000  # of one response; the middle of a longer one is left out
 _MAX_BYTES = 64 * 2**20  # of the files, that are read into memory
 
 
 @dataclass(frozen=True)
-class Sample:
-    """`source`: training, greedy or sampled; the last two are an evaluation's."""
+class ReportSample:
+    """A response of a run. `source` is training or, in an evaluation, greedy or sampled."""
 
     source: str
     step: int
@@ -29,17 +29,17 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Samples:
-    """An even choice of the `num_written` ones."""
+class SampleSelection:
+    """The samples of a run that were read: an even choice of the `num_written` ones."""
 
-    rows: tuple[Sample, ...]
+    rows: tuple[ReportSample, ...]
     num_written: int
 
 
-def load_samples(run_dir: Path, max_bytes: int = _MAX_BYTES) -> Samples:
-    """An even choice of each step's rows where the files are larger than `max_bytes`.
+def load_samples(run_dir: Path, max_bytes: int = _MAX_BYTES) -> SampleSelection:
+    """The samples of a run directory; an even choice of each step's where the files are larger than `max_bytes`.
 
-    Raises ValueError for a damaged file.
+    ValueError where a file is damaged.
     """
     labels = _labels(run_dir)
     files = [
@@ -47,19 +47,19 @@ def load_samples(run_dir: Path, max_bytes: int = _MAX_BYTES) -> Samples:
     ]
     total = sum(path.stat().st_size for _, path in files)
     share = min(1.0, max_bytes / max(total, 1))
-    rows: list[Sample] = []
+    rows: list[ReportSample] = []
     num_written = 0
     for folder, path in files:
         chosen, count = _read(path, share)
         num_written += count
         rows += [_sample(folder, path, row, labels[folder]) for row in chosen]
-    return Samples(tuple(rows), num_written)
+    return SampleSelection(tuple(rows), num_written)
 
 
-def thin(samples: Sequence[Sample], share: float) -> list[Sample]:
-    """About `share` of each step's rows, evenly; the first of every step stays, so that a prompt that comes again in
-    every evaluation does too. Below one row a step, steps are left out evenly."""
-    by_step: dict[tuple[str, int], list[Sample]] = {}
+def thin(samples: Sequence[ReportSample], share: float) -> list[ReportSample]:
+    """About `share` of each step's rows, evenly. The first row of every step stays, so that its prompt is in every
+    evaluation. Below one row a step, steps are left out evenly."""
+    by_step: dict[tuple[str, int], list[ReportSample]] = {}
     for sample in samples:
         by_step.setdefault((sample.source, sample.step), []).append(sample)
     longest = max(map(len, by_step.values()), default=0)
@@ -70,7 +70,7 @@ def thin(samples: Sequence[Sample], share: float) -> list[Sample]:
 
 
 def is_kept(number: int, share: float) -> bool:
-    """Whether the row `number`, from 0, is among an even choice of `share` of the rows. The first always is."""
+    """Whether row `number`, counted from 0, belongs to an even choice of `share` of the rows. Row 0 always does."""
     return number == 0 or int(number * share) > int((number - 1) * share)
 
 
@@ -94,10 +94,10 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _sample(folder: str, path: Path, row: dict[str, Any], labels: Mapping[str, tuple[str, str]]) -> Sample:
+def _sample(folder: str, path: Path, row: dict[str, Any], labels: Mapping[str, tuple[str, str]]) -> ReportSample:
     response = row["response"]
     level, subject = labels.get(str(row.get("id", "")), ("", ""))
-    return Sample(
+    return ReportSample(
         source="training" if folder == "rollouts" else str(row.get("mode", "greedy")),
         step=int(path.stem.removeprefix("step_")),
         row=row,
@@ -109,14 +109,14 @@ def _sample(folder: str, path: Path, row: dict[str, Any], labels: Mapping[str, t
 
 
 def _shortened(text: str) -> str:
-    if len(text) <= MAX_CHARS:
+    if len(text) <= MAX_RESPONSE_CHARS:
         return text
-    half = MAX_CHARS // 2
+    half = MAX_RESPONSE_CHARS // 2
     return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
 
 
 def _labels(run_dir: Path) -> dict[str, dict[str, tuple[str, str]]]:
-    """Level and subject by problem, for rollouts and for eval; none where the problems are not on this machine."""
+    """Level and subject by problem id, for rollouts and for eval; empty where the problems are not on this machine."""
     config = run_dir / "config.yaml"
     data = (yaml.safe_load(config.read_text()) or {}).get("data") or {} if config.is_file() else {}
     return {

@@ -16,14 +16,16 @@ _LABELS = {
 _HEADER = ("", "before", "after", "change")
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
+    """A measure before and after training, as text."""
+
     label: str
     before: str
     after: str
     change: str
 
 
-def rows_of(summary: Mapping[str, Any]) -> list[Row]:
+def rows_of(summary: Mapping[str, Any]) -> list[TableRow]:
     """One row for each measure taken before and after. Shares are in per cent, their change in points."""
     rows = []
     for name in BEFORE_AFTER:
@@ -31,15 +33,15 @@ def rows_of(summary: Mapping[str, Any]) -> list[Row]:
         if before is None or after is None:
             continue
         if name == "length":
-            rows.append(Row(_LABELS[name], f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"))
+            rows.append(TableRow(_LABELS[name], f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"))
         else:
             change = f"{100 * (after - before):+.1f} points"
-            rows.append(Row(_LABELS[name], f"{100 * before:.1f} %", f"{100 * after:.1f} %", change))
+            rows.append(TableRow(_LABELS[name], f"{100 * before:.1f} %", f"{100 * after:.1f} %", change))
     return rows
 
 
 def caption_of(summary: Mapping[str, Any]) -> str:
-    """How the numbers came about: `80 steps in 312 s, seed 1, 1 process`."""
+    """The settings below the table: `80 steps in 312 s, seed 1, 1 process`."""
     parts = []
     if (steps := summary.get("steps")) is not None:
         seconds = summary.get("train_seconds")
@@ -52,6 +54,7 @@ def caption_of(summary: Mapping[str, Any]) -> str:
 
 
 def rich_table(summary: Mapping[str, Any]) -> Table:
+    """The table for a terminal."""
     table = Table(caption=caption_of(summary))
     for number, name in enumerate(_HEADER):
         table.add_column(name, justify="left" if number == 0 else "right")
@@ -61,7 +64,7 @@ def rich_table(summary: Mapping[str, Any]) -> Table:
 
 
 def plain_text(summary: Mapping[str, Any]) -> str:
-    """The same in columns of spaces, for a log or a mail."""
+    """The table in columns of spaces, for a log or a mail."""
     lines = [_HEADER, *rows_of(summary)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADER))]
     texts = []

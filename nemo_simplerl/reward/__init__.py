@@ -1,1 +1,1 @@
-"""The rule-based reward: find the boxed answer, judge it, score it, in processes that can be killed."""
+"""The rule-based reward: the boxed answer is found, compared with the gold answer and scored in killable processes."""

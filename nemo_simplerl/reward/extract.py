@@ -1,8 +1,6 @@
-r"""Finding the final answer of a response: the content of its last complete `\boxed{...}`."""
+r"""Finds the final answer of a response: the content of its last complete `\boxed{...}`."""
 
 import re
-
-from nemo_simplerl.reward.policy import POLICY
 
 # A box may stand after one backslash or two: a response quoted from JSON or Python keeps the escape.
 # `\\.` comes after it and swallows `\{`, `\}` and `\\`, so that an escaped brace never counts as a brace.
@@ -26,24 +24,18 @@ _MAX_BETWEEN_CHARS = 60
 _MAX_JOINED = 20
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The stripped content of the last complete, non-blank box of `text`; None without one.
+def final_answers(text: str) -> list[str]:
+    """The contents of the last box and of those before it that commas, "and" or "or" join to it, in order.
 
     "Last" is by where the box opens, so the innermost of nested boxes wins. A box that never closes and a box
     that shows nothing are passed over. Nothing else answers: a bare last number is not an answer. Text after
     an end-of-sequence marker is not part of the response.
     """
     boxes = _boxes(text)
-    return text[boxes[-1][1] : boxes[-1][2]].strip() if boxes else None
-
-
-def final_answers(text: str) -> list[str]:
-    """The last box and, in order, those before it that are joined to it by commas, "and" or "or"."""
-    boxes = _boxes(text)
     if not boxes:
         return []
     first = len(boxes) - 1
-    while POLICY.adjacent_boxes_are_a_list and first > 0 and len(boxes) - first < _MAX_JOINED:
+    while first > 0 and len(boxes) - first < _MAX_JOINED:
         end, start = boxes[first - 1][2] + 1, boxes[first][0]
         if not 0 < start - end <= _MAX_BETWEEN_CHARS or not _BETWEEN.fullmatch(text, end, start):
             break
@@ -52,7 +44,7 @@ def final_answers(text: str) -> list[str]:
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:
-    """The complete boxes that show something, not those around another, as (begin, content start, content end).
+    """The complete, innermost boxes that show something, as (begin, start of the content, end of the content).
 
     One pass over the text with a stack, so the time is linear in its length whatever it holds.
     """
@@ -83,5 +75,5 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
 
 
 def _shows_something(text: str, start: int, end: int) -> bool:
-    """Whether text[start:end] is more than spaces. Looks no further than the first visible character."""
+    """Whether text[start:end] shows more than white space. Reads up to the first visible character."""
     return any(found.lastgroup for found in _VISIBLE.finditer(text, start, end))

@@ -14,7 +14,7 @@ SIMPLERL_REWARDS: dict[Verdict, float] = {"correct": 1.0, "incorrect": -0.5, "no
 
 
 class Judgement(NamedTuple):
-    """`parsed` is False where the final answer has no reading as mathematics: only its text was compared."""
+    """A verdict. `parsed` is False where the final answer is no readable mathematics: only its text was compared."""
 
     verdict: Verdict
     parsed: bool
@@ -34,7 +34,7 @@ def judge(gold: str, response: str) -> Judgement:
 
 
 def grade_text(gold: str, response: str) -> Verdict:
-    """The verdict of `judge` alone."""
+    """The verdict on a response: correct, incorrect or no_answer."""
     return judge(gold, response).verdict
 
 

@@ -15,6 +15,7 @@ from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import StepSampler
 from nemo_simplerl.files import read_jsonl
 from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.report.read import with_current_keys
 from nemo_simplerl.trainer.build import build_roles
 from nemo_simplerl.trainer.guard.alarms import Alarms
 from nemo_simplerl.trainer.guard.faults import VARIABLE, Faults, installed
@@ -164,5 +165,6 @@ def _saver(config: Config, mesh: Mesh, journal: Journal) -> Saver:
 
 def _alarms(config: Config, is_first_rank: bool) -> Alarms:
     """Alarms that know the metrics of the steps before those that this process makes."""
-    lines = read_jsonl(Path(config.trainer.run_dir) / "metrics.jsonl") if is_first_rank else []
+    path = Path(config.trainer.run_dir) / "metrics.jsonl"
+    lines = [with_current_keys(line) for line in read_jsonl(path)] if is_first_rank else []
     return Alarms(config.trainer.alarms, config.reward, lines)

@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from nemo_simplerl.reward.extract import last_boxed  # noqa: E402
+from nemo_simplerl.reward.extract import final_answers  # noqa: E402
 from nemo_simplerl.reward.grade import grade_text  # noqa: E402
 
 Grader = Callable[[str, str], bool]
@@ -27,10 +27,10 @@ Grader = Callable[[str, str], bool]
 
 def normalize_and_compare(gold: str, response: str) -> bool:
     """What graders of the MATH data set did first: normalise two strings, then compare them or two fractions."""
-    box = last_boxed(response)
-    if box is None:
+    boxes = final_answers(response)
+    if not boxes:
         return False
-    left, right = _normalized(gold), _normalized(box)
+    left, right = _normalized(gold), _normalized(boxes[-1])
     if left == right:
         return True
     one, two = _fraction(left), _fraction(right)
@@ -61,10 +61,10 @@ def math_verify() -> Grader | None:
         return None
 
     def grade(gold: str, response: str) -> bool:
-        box = last_boxed(response)
-        if box is None:
+        boxes = final_answers(response)
+        if not boxes:
             return False
-        return bool(verify(parse(f"\\boxed{{{gold}}}"), parse(f"\\boxed{{{box}}}")))
+        return bool(verify(parse(f"\\boxed{{{gold}}}"), parse(f"\\boxed{{{boxes[-1]}}}")))
 
     return grade
 

@@ -1,4 +1,4 @@
-"""An audit of rows with known findings, and the command over a run directory."""
+"""The audit of rows with known findings, and `simplerl audit` on a run directory."""
 
 import json
 import subprocess
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nemo_simplerl.audit import math_verify
-from nemo_simplerl.audit.findings import KINDS, ask_again, ask_peer, audit
-from nemo_simplerl.audit.rows import Row, files_of, read_rows
+from nemo_simplerl.audit.findings import FINDING_KINDS, ask_math_verify, audit, regrade_findings
+from nemo_simplerl.audit.math_verify import math_verify_installed
+from nemo_simplerl.audit.rows import ResponseRow, read_responses, response_files
 from nemo_simplerl.reward.serving.pool import Grade
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +37,8 @@ ROWS = [
 ]
 
 
-def as_row(values: dict, place: str = "here:1") -> Row:
-    return Row(place, values["gold"], values["response"], values["prompt"], values["verdict"], values["status"])
+def as_row(values: dict, place: str = "here:1") -> ResponseRow:
+    return ResponseRow(place, values["gold"], values["response"], values["prompt"], values["verdict"], values["status"])
 
 
 def refuse(items):
@@ -55,11 +55,11 @@ def test_rows_alike_are_one_finding_with_a_count_and_the_first_place():
     rows = [as_row(row("0.5", rf"Try {k}: \boxed{{1/2}}", "incorrect"), f"f:{k}") for k in range(5)]
     rows += [as_row(row("0.5", r"or \boxed{50/100}", "incorrect"), "f:9"), None]
     found = audit(rows, refuse)
-    assert [(f.count, f.answer, f.first) for f in found.listed("false_negative", 9)] == [
+    assert [(f.count, f.answer, f.first) for f in found.most_frequent("false_negative", 9)] == [
         (5, "1/2", "f:0"),
         (1, "50/100", "f:9"),
     ]
-    assert found.listed("false_negative", 1)[0].count == 5
+    assert found.most_frequent("false_negative", 1)[0].count == 5
     assert (found.num_rows, found.num_unreadable, found.verdicts["incorrect"]) == (6, 1, 6)
 
 
@@ -81,17 +81,17 @@ def test_the_peer_is_asked_about_the_most_frequent_wrong_answers():
     ]  # 5, 6 thrice, 7 twice
     found = audit(rows, refuse)
     said = {("2", "5"): "incorrect", ("2", "6"): "correct"}
-    assert ask_peer(found, lambda items: [Grade(said[item], "ok", 1.0) for item in items], most=2) == 2
-    (finding,) = found.listed("peer_disagrees", None)
+    assert ask_math_verify(found, lambda items: [Grade(said[item], "ok", 1.0) for item in items], most=2) == 2
+    (finding,) = found.most_frequent("peer_disagrees", None)
     assert (finding.answer, finding.count, finding.first) == ("6", 3, "f:1")
 
 
 def test_the_present_grader_is_asked_about_likely_mistakes():
     found = audit([as_row(row("0.5", r"so \boxed{1/2}", "incorrect"))], refuse)
-    ask_again(
+    regrade_findings(
         found, lambda items: [Grade("correct", "ok", 1.0) for item in items if item == ("0.5", r"\boxed{1/2}")], 5
     )
-    assert found.listed("false_negative", 5)[0].now == "correct"
+    assert found.most_frequent("false_negative", 5)[0].now == "correct"
 
 
 def test_a_run_directory_has_rollouts_and_evaluations_and_bad_lines_are_passed_over(tmp_path):
@@ -99,11 +99,11 @@ def test_a_run_directory_has_rollouts_and_evaluations_and_bad_lines_are_passed_o
         (tmp_path / folder).mkdir()
         lines = [json.dumps(values) for values, _ in ROWS]
         (tmp_path / folder / "step_000001.jsonl").write_text("\n".join(lines) + '\n{"response": "torn\n[1]\n\n{}\n')
-    rows = list(read_rows(files_of(tmp_path)))
+    rows = list(read_responses(response_files(tmp_path)))
     assert len(rows) == 2 * (len(ROWS) + 3) and rows.count(None) == 6
     assert rows[1].place == "rollouts/step_000001.jsonl:2"
     with pytest.raises(FileNotFoundError, match="give a trainer.run_dir"):
-        files_of(tmp_path / "nothing")
+        response_files(tmp_path / "nothing")
 
 
 WITHOUT_TORCH = (
@@ -127,7 +127,7 @@ def test_the_command_prints_tables_and_writes_json_without_torch(tmp_path):
     assert "14 responses" in done.stdout and "\x1b]0" not in done.stdout
     told = json.loads(report.read_text())
     assert (told["rows"], told["graded_here"], told["verdicts"]["correct"]) == (14, 1, 6)
-    assert set(told["kinds"]) == set(KINDS)
+    assert set(told["kinds"]) == set(FINDING_KINDS)
     (finding,) = told["kinds"]["false_negative"]["findings"]
     assert (finding["gold"], finding["answer"], finding["now"]) == ("0.5", r"\frac{1}{2}", "correct")
 
@@ -137,7 +137,7 @@ def test_what_is_no_run_is_told_with_status_2(tmp_path):
     assert done.returncode == 2 and "give a trainer.run_dir" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(not math_verify.is_installed(), reason="math-verify is not installed")
+@pytest.mark.skipif(not math_verify_installed(), reason="math-verify is not installed")
 def test_math_verify_has_its_say(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row("x+1", r"so \boxed{1+x}", "incorrect")) + "\n")
     done = simplerl_audit(tmp_path / "rows.jsonl", "--json", tmp_path / "report.json")
@@ -153,6 +153,6 @@ def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):
             verdict = "correct" if k % 3 == 0 else "incorrect"
             file.write(json.dumps(row(f"{k % 5000}", rf"{words}{k} \boxed{{{k % 5000 + k % 3 / 2}}}", verdict)) + "\n")
     start = time.monotonic()
-    found = audit(read_rows(files_of(tmp_path / "rows.jsonl")), refuse)
+    found = audit(read_responses(response_files(tmp_path / "rows.jsonl")), refuse)
     assert found.num_rows == 100_000 and time.monotonic() - start < 60
     assert len(found.findings) <= 50_000 and len(found.incorrect) <= 5000

@@ -1,4 +1,4 @@
-"""What the audit sees in a response, pattern by pattern."""
+"""The patterns that the audit looks for in a response."""
 
 import math
 import time

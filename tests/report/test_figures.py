@@ -1,4 +1,4 @@
-"""What the page's figures draw."""
+"""The figures of the page."""
 
 import re
 
@@ -6,31 +6,34 @@ import pytest
 
 from nemo_simplerl.report.figures import draw_panel, draw_phases, phase_layers, thinned
 from nemo_simplerl.report.panels import PANELS, Panel, Series
-from nemo_simplerl.report.read import Run
+from nemo_simplerl.report.read import RunData
 
 PANEL = Panel("T", "u", (Series("a/b", "first", "plain"), Series("a/c", "second", "plain"), Series("a/d", "third")))
 
 
 def run_of(path, *rows):
-    return Run(path, tuple({"step": step} | row for step, row in enumerate(rows, 1)), None)
+    return RunData(path, tuple({"step": step} | row for step, row in enumerate(rows, 1)), None)
 
 
 def strokes(svg):
-    """Colour and dash pattern of each line drawn in a series colour."""
+    """The colour and dash pattern of each line drawn in a series colour."""
     lines = re.findall(r'style="fill: none;( stroke-dasharray: [^;]+;)?[^"]*?stroke: (var\(--s\d+\))', svg)
     return [(color, bool(dash)) for dash, color in lines]
 
 
 def test_one_run_has_a_colour_for_each_series_that_was_measured(tmp_path):
     chart = draw_panel(PANEL, [run_of(tmp_path, {"a/b": 1.0, "a/c": 2.0}, {"a/b": 2.0, "a/c": None})])
-    assert [(key.label, key.color, key.dash) for key in chart.keys] == [("first", 0, "solid"), ("second", 1, "solid")]
+    assert [(entry.label, entry.color, entry.dash) for entry in chart.legend] == [
+        ("first", 0, "solid"),
+        ("second", 1, "solid"),
+    ]
     assert {color for color, _ in strokes(chart.svg)} == {"var(--s0)", "var(--s1)"}
 
 
 def test_several_runs_have_a_colour_for_each_run_and_a_dash_for_each_series(tmp_path):
     runs = [run_of(tmp_path, {"a/b": 1.0, "a/c": 2.0}, {"a/b": 2.0, "a/c": 3.0}) for _ in range(2)]
     chart = draw_panel(PANEL, runs)
-    assert [(key.color, key.dash) for key in chart.keys] == [(None, "solid"), (None, "dashed")]
+    assert [(entry.color, entry.dash) for entry in chart.legend] == [(None, "solid"), (None, "dashed")]
     assert sorted(strokes(chart.svg)) == [
         *(("var(--s0)", False), ("var(--s0)", True)),
         *(("var(--s1)", False), ("var(--s1)", True)),
@@ -52,7 +55,7 @@ def test_time_is_stacked_in_the_order_of_a_step_with_the_rest_on_top(tmp_path):
     first = {"time/total": 4.0, "time/reward": 1.0, "time/rollout": 2.0, "time/tokens_per_second": 900.0}
     second = {"time/total": 5.0, "time/reward": 1.0, "time/rollout": 2.0, "time/mine": 1.0}
     chart = draw_phases(run_of(tmp_path, first, second), "Time")
-    assert [key.label for key in chart.keys] == ["rollout", "reward", "mine", "other"]
+    assert [entry.label for entry in chart.legend] == ["rollout", "reward", "mine", "other"]
     # 4 - 2 - 1 and 5 - 2 - 1 - 1.
     assert phase_layers([first, second]) == {
         "rollout": [2.0, 2.0],
@@ -63,7 +66,7 @@ def test_time_is_stacked_in_the_order_of_a_step_with_the_rest_on_top(tmp_path):
 
 
 def test_step_0_is_no_step_of_the_phases(tmp_path):
-    run = Run(tmp_path, ({"step": 0, "time/total": 100.0, "time/eval": 99.0},), None)
+    run = RunData(tmp_path, ({"step": 0, "time/total": 100.0, "time/eval": 99.0},), None)
     assert draw_phases(run, "Time") is None
 
 

@@ -1,4 +1,4 @@
-"""The page served while a run goes on."""
+"""The page that is served during a run."""
 
 import functools
 import http.client
@@ -10,9 +10,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from run_on_disk import write_run
 
 from nemo_simplerl.report.follow import Follower
+from support.run_on_disk import write_run
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""report.html as a file: its parts, what it escapes, what it weighs."""
+"""The file report.html: its parts, its escaping, its size."""
 
 import base64
 import gzip
@@ -10,18 +10,18 @@ import re
 import string
 
 import pytest
-from run_on_disk import write_lines, write_run
 
 from nemo_simplerl.cli import report
 from nemo_simplerl.report.evaluations import load_evaluation
 from nemo_simplerl.report.page import build_page, labels_of
+from support.run_on_disk import write_lines, write_run
 
 HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=alert(1)>"
 FIGURES = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "length_mean": 700.0}
 
 
 def samples_of(page):
-    """What the page's samples unpack to."""
+    """The unpacked samples of a page."""
     text = re.search(r'<script type="application/octet-stream" id="samples">([^<]*)</script>', page)[1]
     return json.loads(gzip.decompress(base64.b64decode(text, validate=True)))
 
@@ -48,6 +48,15 @@ def test_the_page_has_every_figure_of_a_run_in_one_file_that_asks_for_nothing(tm
     assert addresses == {"http://www.w3.org/1998/Math/MathML"}  # a name, which nothing fetches
     assert not re.search(r"<(link|img|iframe|script)[^>]*\b(src|href)=(?!\"data:)", page)
     assert "{{" not in page
+
+
+def test_the_page_of_a_run_with_the_metric_names_of_earlier_versions_is_the_same(tmp_path):
+    run = write_run(tmp_path / "run", steps=12)
+    page = build_page([run])
+    metrics = run / "metrics.jsonl"
+    assert '"actor/kl_ref"' in metrics.read_text()
+    metrics.write_text(metrics.read_text().replace('"actor/', '"policy/'))
+    assert build_page([run]) == page
 
 
 def test_every_colour_of_a_figure_is_the_style_sheets_to_choose(tmp_path):

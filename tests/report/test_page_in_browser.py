@@ -1,13 +1,13 @@
-"""report.html in a headless Chromium: figures, filters, formulas, hostile text, requests."""
+"""The file report.html in a headless Chromium: figures, filters, formulas, hostile text, requests."""
 
 import json
 
 import pytest
-from headless_browser import CHROMIUM, Page
-from run_on_disk import write_lines, write_run
 
 from nemo_simplerl.report.follow import Follower
 from nemo_simplerl.report.page import build_page, write_page
+from support.headless_browser import CHROMIUM, Page
+from support.run_on_disk import write_lines, write_run
 
 pytestmark = [
     pytest.mark.slow,
@@ -45,7 +45,7 @@ def page(browser, page_file):
 
 
 def choose(page, **fields):
-    """Set filters as a reader does."""
+    """Set filters as a reader of the page does."""
     for name, value in fields.items():
         field = f"document.getElementById('filters').elements[{json.dumps(name)}]"
         page.value(

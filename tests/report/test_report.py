@@ -28,7 +28,7 @@ SUMMARY = {
 
 
 def write_run(path, *, steps=4, summary=None, torn=""):
-    """Evaluated at step 0 and at the last step."""
+    """Write a run directory with evaluations at step 0 and at the last step."""
     path.mkdir()
     rows = [{"step": 0, "eval/accuracy": 0.25, "eval/length_mean": 10.0}]
     for step in range(1, steps + 1):
@@ -47,6 +47,17 @@ def test_a_series_has_the_steps_where_the_metric_was_measured(tmp_path):
     assert run.series("eval/accuracy") == ([0, 4], [0.25, 0.75])
     assert run.series("actor/loss") == ([], [])
     assert run.last_step == 4
+
+
+def test_a_run_of_an_earlier_version_is_read_under_the_keys_of_today(tmp_path):
+    rows = [
+        {"step": 1, "policy/kl_ref": 0.5, "critic/value_loss": 2.0, "reward/policy/x": 3.0},
+        {"step": 2, "actor/kl_ref": 0.25},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = load_run(tmp_path)
+    assert run.series("actor/kl_ref") == ([1, 2], [0.5, 0.25])
+    assert run.rows[0] == {"step": 1, "actor/kl_ref": 0.5, "critic/value_loss": 2.0, "reward/policy/x": 3.0}
 
 
 def test_a_folder_that_is_no_run_is_an_error_that_says_what_to_give(tmp_path):

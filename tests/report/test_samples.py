@@ -1,18 +1,18 @@
-"""Which samples the page takes, and what it finds out about them."""
+"""The choice of samples for the page, and what explains them."""
 
 import base64
 import gzip
 import json
 
 import pytest
-from run_on_disk import write_lines, write_run
 
-from nemo_simplerl.report.payload import pack
-from nemo_simplerl.report.samples import MAX_CHARS, Sample, Samples, is_kept, load_samples, thin
+from nemo_simplerl.report.payload import pack_samples
+from nemo_simplerl.report.samples import MAX_RESPONSE_CHARS, ReportSample, SampleSelection, is_kept, load_samples, thin
+from support.run_on_disk import write_lines, write_run
 
 
 def some(source, step, count):
-    return [Sample(source, step, {"id": str(number)}, "", "", None, "") for number in range(count)]
+    return [ReportSample(source, step, {"id": str(number)}, "", "", None, "") for number in range(count)]
 
 
 def kept(samples):
@@ -76,10 +76,10 @@ def test_the_answer_is_the_one_in_the_row_or_the_one_the_grader_finds(tmp_path):
 
 def test_the_middle_of_a_very_long_response_is_left_out_and_said_so(tmp_path):
     run = write_run(tmp_path / "run", steps=1)
-    text = "a" * MAX_CHARS + "b" * MAX_CHARS
-    write_lines(run / "rollouts" / "step_000001.jsonl", [{"response": text}, {"response": text[:MAX_CHARS]}])
+    text = "a" * MAX_RESPONSE_CHARS + "b" * MAX_RESPONSE_CHARS
+    write_lines(run / "rollouts" / "step_000001.jsonl", [{"response": text}, {"response": text[:MAX_RESPONSE_CHARS]}])
     long, whole = (sample.response for sample in load_samples(run).rows if sample.source == "training")
-    assert whole == "a" * MAX_CHARS
+    assert whole == "a" * MAX_RESPONSE_CHARS
     assert long == "a" * 6000 + "\n[... 12000 characters left out ...]\n" + "b" * 6000
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_row_is_named(tmp_path, line):
 
 def test_numbers_and_text_that_a_browser_cannot_read_do_not_spoil_the_others():
     row = {"reward": float("nan"), "length": 3}
-    sample = Sample("training", 1, row, "", "", None, "a lone surrogate: \ud800")
-    packed = pack([Samples((sample,), 1)], ["run"], 100_000)
+    sample = ReportSample("training", 1, row, "", "", None, "a lone surrogate: \ud800")
+    packed = pack_samples([SampleSelection((sample,), 1)], ["run"], 100_000)
     text = gzip.decompress(base64.b64decode(packed.text)).decode()
     assert '"reward":[null]' in text and "a lone surrogate: ?" in text

@@ -1,4 +1,4 @@
-"""Random mixtures of LaTeX: no exception, no answer that takes long, every answer right for itself or unread."""
+"""Random mixtures of LaTeX: no exception, and no answer takes long."""
 
 import time
 

@@ -1,3 +1,5 @@
+"""Verdicts and rewards of whole responses, and what the grader imports."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -54,8 +56,8 @@ def test_every_verdict_has_a_reward():
     assert set(SIMPLERL_REWARDS) == set(get_args(Verdict))
 
 
-def test_the_room_loads_no_torch_and_no_sympy():
-    modules = ("extract", "grade", "parsing.parse", "comparing.equivalence", "comparing.evaluate")
+def test_the_grader_loads_no_torch_and_no_sympy():
+    modules = ("extract", "grade", "parsing.readings", "comparing.equivalence", "comparing.evaluate")
     modules += ("serving.pool", "serving.worker", "serving.worker_process")
     lines = [f"import nemo_simplerl.reward.{name}" for name in modules]
     lines += [

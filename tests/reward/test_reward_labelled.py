@@ -1,4 +1,4 @@
-"""The labelled cases, the hostile inputs and the data sets kept beside the repository, where they are there."""
+"""The grader on labelled cases, hostile inputs and data sets, where these lie beside the repository."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_simplerl.reward.extract import last_boxed
+from nemo_simplerl.reward.extract import final_answers
 from nemo_simplerl.reward.grade import grade_text
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -75,7 +75,7 @@ def test_every_training_gold_answer_is_right_for_itself_and_no_integer_for_its_s
 def _evaluation_golds():
     for path in sorted(EVALUATION.glob("*.jsonl")):
         for row in _rows(path):
-            gold = row.get("final_answer", row.get("answer")) or last_boxed(row.get("solution", "")) or ""
+            gold = row.get("final_answer", row.get("answer")) or (final_answers(row.get("solution", "")) or [""])[-1]
             gold = gold[0] if isinstance(gold, list) else str(gold)
             yield gold.rpartition("####")[2].strip() if path.stem == "gsm8k" else gold
 
@@ -85,7 +85,7 @@ def test_every_evaluation_gold_answer_is_right_for_itself_also_with_other_typese
         pytest.skip("the evaluation sets are not beside the repository")
     golds = [gold for gold in _evaluation_golds() if gold.strip()]
     assert len(golds) > 6000
-    balanced = [gold for gold in golds if last_boxed(f"\\boxed{{{gold}}}") == gold.strip()]
+    balanced = [gold for gold in golds if final_answers(f"\\boxed{{{gold}}}") == [gold.strip()]]
     assert len(golds) - len(balanced) < 20  # a gold answer with a brace too many cannot be boxed
     assert [gold for gold in balanced if grade_text(gold, f"\\boxed{{{gold}}}") != "correct"] == []
     unended = [gold for gold in balanced if gold[-1] not in ".$\\"]

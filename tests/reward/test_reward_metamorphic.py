@@ -1,4 +1,4 @@
-"""Relations between verdicts that hold whatever the answer is: typesetting changes nothing, a digit changes all."""
+"""Relations between verdicts that hold for any answer: typesetting changes nothing, one digit changes the verdict."""
 
 import random
 from fractions import Fraction

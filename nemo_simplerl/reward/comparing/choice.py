@@ -1,4 +1,4 @@
-r"""Multiple-choice letters and words: answers that are not mathematics."""
+r"""Multiple-choice letters, and text that is no mathematics."""
 
 import re
 
@@ -16,7 +16,7 @@ _ARTICLE = re.compile(r"^(?:an?|the) ")
 
 
 def choice_letter(text: str) -> str | None:
-    """The letter of a gold answer that is one: B, (B), B)."""
+    """The letter of a gold answer that is a choice: B, (B), B). None for other answers."""
     found = _LETTER.fullmatch(_plain(text))
     return found[1] if found else None
 
@@ -34,8 +34,8 @@ def _plain(text: str) -> str:
     return " ".join(_FONT.sub(r" \1 ", text).replace("$", " ").split())
 
 
-def fingerprint(text: str) -> tuple[str, ...] | None:
-    """What is compared where there is no tree: the tokens, words in lower case, symbols in their own."""
+def comparable_tokens(text: str) -> tuple[str, ...] | None:
+    """The tokens by which answers without a tree are compared: words in lower case and without an article."""
     try:
         tokens = tokenize(text)
     except NotParsed:

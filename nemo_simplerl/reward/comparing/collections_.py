@@ -1,10 +1,9 @@
 r"""Lists, sets and tuples: what counts as the same collection."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 
-from nemo_simplerl.reward.comparing.equations import Named, named, same_name, with_argument_of
+from nemo_simplerl.reward.comparing.equations import NamedValue, Same, named_value, same_name, with_argument_of
 from nemo_simplerl.reward.comparing.evaluate import real_number
 from nemo_simplerl.reward.comparing.exact import Undefined, exact
 from nemo_simplerl.reward.comparing.plus_minus import expansions
@@ -20,11 +19,11 @@ from nemo_simplerl.reward.parsing.tree import (
     contains,
 )
 
-Same = Callable[[Node, Node], bool]
 _MAX_COMPARED = 60  # items left to compare pair by pair after equal ones are paired
 
 
 def is_collection(node: Node) -> bool:
+    """Whether the node is a list, a set or a tuple."""
     return isinstance(node, (Listing, SetOf, Tuple))
 
 
@@ -51,8 +50,8 @@ def same_collection(gold: Node, answer: Node, same: Same) -> bool:
 
 
 def _named_tuple(node: Node, same: Same) -> Node:
-    """(x, y) = (1, 2) as its value."""
-    statement = named(node, same) if isinstance(node, Relation) else None
+    """The value of an equation such as (x, y) = (1, 2); any other node as it is."""
+    statement = named_value(node, same) if isinstance(node, Relation) else None
     return statement.value if statement is not None and isinstance(statement.value, Tuple) else node
 
 
@@ -61,7 +60,7 @@ def same_in_order(left: "tuple[Node, ...] | list[Node]", right: "tuple[Node, ...
 
 
 def _tuple_and_list(gold: Node, answer: Node, same: Same) -> bool:
-    """(1, 2) and x = 1, y = 2, or 1, 2, 3: in order, and not where the tuple may be an interval."""
+    """Whether a tuple and a list agree in order: (1, 2) and x = 1, y = 2. False where the tuple may be an interval."""
     pair, other = (gold, answer) if isinstance(gold, Tuple) else (answer, gold)
     if not isinstance(pair, Tuple) or not isinstance(other, Listing):
         return False
@@ -84,24 +83,24 @@ def _rises(pair: Tuple) -> bool:
     return low is None or high is None or bool(low < high)
 
 
-def statements(node: Node, same: Same) -> list[Named] | None:
+def statements(node: Node, same: Same) -> list[NamedValue] | None:
     r"""The items as named values, `\pm` written out. None where an equation among them states no value."""
     items = node.items if isinstance(node, (Listing, SetOf)) else (node,)
-    found: list[Named] = []
+    found: list[NamedValue] = []
     for item in items:
         if isinstance(item, Listing):  # p = 5, q = 2; p = 7, q = 2
             parts = statements(item, same)
             if parts is None:
                 return None
-            found.append(Named(None, Tuple(tuple(part.value for part in parts))))
+            found.append(NamedValue(None, Tuple(tuple(part.value for part in parts))))
             continue
         if isinstance(item, Relation):
-            statement = named(item, same)
+            statement = named_value(item, same)
             if statement is None:
-                found.append(Named(None, item))
+                found.append(NamedValue(None, item))
                 continue
         else:
-            statement = Named(None, item)
+            statement = NamedValue(None, item)
         values = expansions(statement.value)
         if values is None and isinstance(statement.value, Listing):
             values = list(statement.value.items)
@@ -111,8 +110,8 @@ def statements(node: Node, same: Same) -> list[Named] | None:
     return found
 
 
-def _in_order(parts: list[Named]) -> bool:
-    """Whether the names tell the places of values: a = 1, b = 2; not x = 1, x = 2 and not x_1 = 1, x_2 = 2."""
+def _in_order(parts: list[NamedValue]) -> bool:
+    """Whether names fix the order of the values: a = 1, b = 2; not x = 1, x = 2 and not x_1 = 1, x_2 = 2."""
     names = [part.name for part in parts]
     if len(parts) < 2 or not all(names):
         return False
@@ -120,8 +119,9 @@ def _in_order(parts: list[Named]) -> bool:
     return len(stems) == len(names)
 
 
-def _distinct(parts: list[Named], same: Same) -> list[Named]:
-    found: list[Named] = []
+def _distinct(parts: list[NamedValue], same: Same) -> list[NamedValue]:
+    """The items without repetitions."""
+    found: list[NamedValue] = []
     keys: set[Node] = set()
     for part in parts:
         key = _key(part.value)
@@ -140,7 +140,7 @@ def _key(node: Node) -> Node:
     return node if value is None else Number(value)
 
 
-def _match(left: list[Named], right: list[Named], same: Same) -> bool:
+def _match(left: list[NamedValue], right: list[NamedValue], same: Same) -> bool:
     """Whether the items pair off. Names count where both items have one."""
     if not any(part.name for part in left) or not any(part.name for part in right):
         left, right = _unpaired(left, right)
@@ -155,17 +155,17 @@ def _match(left: list[Named], right: list[Named], same: Same) -> bool:
     return not rest
 
 
-def _unpaired(left: list[Named], right: list[Named]) -> tuple[list[Named], list[Named]]:
-    """What is left once items with equal keys are paired."""
+def _unpaired(left: list[NamedValue], right: list[NamedValue]) -> tuple[list[NamedValue], list[NamedValue]]:
+    """The items that remain on both sides once items with equal keys are paired."""
     if any(contains(part.value, (Relation, Listing)) for part in (*left, *right)):
         return left, right
     common = Counter(_key(part.value) for part in left) & Counter(_key(part.value) for part in right)
     return _without(left, common), _without(right, common)
 
 
-def _without(parts: list[Named], common: "Counter[Node]") -> list[Named]:
+def _without(parts: list[NamedValue], common: "Counter[Node]") -> list[NamedValue]:
     remaining = Counter(common)
-    rest: list[Named] = []
+    rest: list[NamedValue] = []
     for part in parts:
         key = _key(part.value)
         if remaining[key]:
@@ -175,6 +175,6 @@ def _without(parts: list[Named], common: "Counter[Node]") -> list[Named]:
     return rest
 
 
-def _same_statement(gold: Named, answer: Named, same: Same) -> bool:
+def _same_statement(gold: NamedValue, answer: NamedValue, same: Same) -> bool:
     answer = with_argument_of(gold.name, answer)
     return same_name(gold.name, answer.name) and same(gold.value, answer.value)

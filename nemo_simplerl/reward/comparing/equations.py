@@ -3,8 +3,9 @@ r"""Equations: which of them only name a value (x = 5, f(x) = x^2), and which ar
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nemo_simplerl.reward.comparing.evaluate import real_number, same_values
+from nemo_simplerl.reward.comparing.evaluate import real_number
 from nemo_simplerl.reward.comparing.exact import Undefined
+from nemo_simplerl.reward.comparing.points import same_values
 from nemo_simplerl.reward.comparing.polynomial import proportional, rational_function
 from nemo_simplerl.reward.parsing.lexicon import FUNCTIONS
 from nemo_simplerl.reward.parsing.tree import (
@@ -28,19 +29,20 @@ from nemo_simplerl.reward.parsing.tree import (
     symbols_of,
 )
 
+# `equivalence.same`, which compares whole answers: it is passed down because it also calls up to here.
 Same = Callable[[Node, Node], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """A value with the name it was given; None where the equation had no name, as in 2 + 3 = 5."""
+class NamedValue:
+    """A value and its name; the name is None where the equation had none, as in 2 + 3 = 5."""
 
     name: Node | None
     value: Node
 
 
-def named(node: Node, same: Same) -> Named | None:
-    """The name and the value of an equation chain that states one value; None for all else.
+def named_value(node: Node, same: Same) -> NamedValue | None:
+    """The name and the value of an equation chain that states one value; None for any other node.
 
     Every further side has to repeat the value: x = 2 + 3 = 5 is 5, and x = 5 = 6 is nothing.
     """
@@ -63,7 +65,7 @@ def named(node: Node, same: Same) -> Named | None:
             return None
     exact = [value for value, sign in zip(values[1:], signs, strict=True) if sign == "="]
     first = values[0] if name is not None or not _opaque(values[0]) else values[-1]
-    return Named(name, exact[-1] if exact else first)
+    return NamedValue(name, exact[-1] if exact else first)
 
 
 def is_name(node: Node) -> bool:
@@ -127,7 +129,7 @@ def _approximates(exact_side: Node, decimal: Node) -> bool:
 
 
 def same_name(one: Node | None, two: Node | None) -> bool:
-    """Whether two names may stand for the same: one is missing, both are equal, or one is y and one f(x)."""
+    """Whether two names may denote the same value: one is missing, both are equal, or one is y and one f(x)."""
     if one is None or two is None or one == two:
         return True
     return any(
@@ -136,8 +138,8 @@ def same_name(one: Node | None, two: Node | None) -> bool:
     )
 
 
-def with_argument_of(target: Node | None, statement: Named) -> Named:
-    """f(z) = z as f(x) = x, where the target is f(x): the argument of a definition is a bound name."""
+def with_argument_of(target: Node | None, statement: NamedValue) -> NamedValue:
+    """The statement f(z) = z as f(x) = x, where the target is f(x): the argument of a definition is a bound name."""
     name = statement.name
     if not (isinstance(target, Call) and isinstance(name, Call) and len(target.args) == len(name.args) == 1):
         return statement
@@ -146,7 +148,7 @@ def with_argument_of(target: Node | None, statement: Named) -> Named:
         return statement
     if new.name in symbols_of(statement.value):
         return statement
-    return Named(target, substituted(statement.value, old.name, new))
+    return NamedValue(target, substituted(statement.value, old.name, new))
 
 
 def same_relation(gold: Relation, answer: Relation, same: Same) -> bool:

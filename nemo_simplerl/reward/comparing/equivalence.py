@@ -1,18 +1,18 @@
 r"""Whether an answer says the same as the gold answer: first the same spelling, then the same tree, type by type.
 
-Nothing is evaluated as code, and every step is bounded (`policy.Limits`).
+Nothing is evaluated as code, and every step is bounded (`reward/limits.py`).
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
 
-from nemo_simplerl.reward.comparing.choice import choice_letter, chosen_letter, fingerprint
+from nemo_simplerl.reward.comparing.choice import choice_letter, chosen_letter, comparable_tokens
 from nemo_simplerl.reward.comparing.collections_ import is_collection, same_collection
 from nemo_simplerl.reward.comparing.equations import (
-    Named,
+    NamedValue,
     is_label,
     is_name,
-    named,
+    named_value,
     same_name,
     same_relation,
     with_argument_of,
@@ -22,12 +22,12 @@ from nemo_simplerl.reward.comparing.realset import is_set_like, same_set
 from nemo_simplerl.reward.comparing.values import same_expression
 from nemo_simplerl.reward.parsing.lexicon import UNITS
 from nemo_simplerl.reward.parsing.normalize import MAX_ANSWER_CHARS, normalize_answer
-from nemo_simplerl.reward.parsing.parse import readings
+from nemo_simplerl.reward.parsing.readings import readings
 from nemo_simplerl.reward.parsing.tree import (
     IMAGINARY,
     PI,
-    Based,
-    Clock,
+    BasedNumber,
+    ClockTime,
     Degrees,
     Listing,
     Matrix,
@@ -51,24 +51,23 @@ from nemo_simplerl.reward.parsing.tree import (
     substituted,
     symbols_of,
 )
-from nemo_simplerl.reward.policy import POLICY
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`parsed` is False where the answer has no tree, so that only its text could be compared."""
+    """The result of a comparison. `parsed` is False where the answer has no tree: only its text could be compared."""
 
     equal: bool
     parsed: bool
 
 
 def equivalent(gold: str, answer: str) -> bool:
-    """Whether `answer` is right where `gold` is. Blank text is equivalent to nothing."""
+    """Whether `answer` is right where `gold` is the gold answer. Blank text is equivalent to nothing."""
     return compare(gold, answer).equal
 
 
 def compare(gold: str, answer: str) -> Comparison:
-    """The comparison of two answers as they stand in a box or a data set."""
+    """Compare two answers, in the spelling of a box or of a data set."""
     if max(len(gold), len(answer)) > MAX_ANSWER_CHARS:
         same_text = bool(gold.strip()) and gold.strip() == answer.strip()
         return Comparison(same_text, parsed=False)
@@ -84,14 +83,14 @@ def compare(gold: str, answer: str) -> Comparison:
     golds = readings(gold_text)
     if any(same(one, _in_terms_of(one, two)) for one in golds for two in answers):
         return Comparison(True, parsed=True)
-    if POLICY.decimal_comma and _is_decimal_comma(gold_text, answer_text):
+    if _is_decimal_comma(gold_text, answer_text):
         return Comparison(True, parsed=True)
-    mark = fingerprint(gold_text) if not golds or not answers else None
-    return Comparison(mark is not None and mark == fingerprint(answer_text), parsed=bool(answers))
+    mark = comparable_tokens(gold_text) if not golds or not answers else None
+    return Comparison(mark is not None and mark == comparable_tokens(answer_text), parsed=bool(answers))
 
 
 def _is_decimal_comma(gold: str, answer: str) -> bool:
-    """1,5 where the gold answer is 1.5. Not 1,500, which is a thousand and a half, or two numbers."""
+    """Whether the answer is 1,5 where the gold answer is 1.5. Not 1,500, which is fifteen hundred or two numbers."""
     whole, comma, decimals = answer.partition(",")
     is_number = comma and whole.lstrip("-").isdigit() and decimals.isdigit() and len(decimals) != 3
     return bool(is_number) and gold == f"{whole}.{decimals}"
@@ -101,7 +100,7 @@ _PARAMETERS = frozenset("kmn")
 
 
 def _in_terms_of(gold: Node, answer: Node) -> Node:
-    """The answer in the gold answer's letters: engineers write j for i, and n pi is k pi for any integer."""
+    """The answer in the letters of the gold answer: engineers write j for i, and n pi is k pi for any integer."""
     if "j" not in symbols_of(gold) and "j" in symbols_of(answer) and contains_node(gold, IMAGINARY):
         return substituted(answer, "j", IMAGINARY)
     ours, theirs = symbols_of(gold) & _PARAMETERS, symbols_of(answer) & _PARAMETERS
@@ -112,15 +111,15 @@ def _in_terms_of(gold: Node, answer: Node) -> Node:
 
 def same(gold: Node, answer: Node) -> bool:
     """Whether two trees are the same answer."""
-    for compared in _RUNGS:
+    for compared in _COMPARISONS:
         verdict = compared(gold, answer)
         if verdict is not None:
             return verdict
     return False
 
 
-def _wrappers(gold: Node, answer: Node) -> bool | None:
-    """Units, moduli, sets of one."""
+def _compare_words_and_units(gold: Node, answer: Node) -> bool | None:
+    """Compare words, quantities with units, values with a modulus, and sets of one item."""
     if isinstance(gold, Words) or isinstance(answer, Words):
         return gold == answer or (isinstance(gold, Words) and isinstance(answer, Words) and _same_words(gold, answer))
     if isinstance(gold, Quantity) or isinstance(answer, Quantity):
@@ -144,7 +143,7 @@ def _same_words(gold: Words, answer: Words) -> bool:
 
 
 def _same_quantity(gold: Node, answer: Node) -> bool:
-    """Units are dropped; but where both have one of the same dimension, the values are converted."""
+    """Whether the values agree without their units; where both units have one dimension, the values are converted."""
     if isinstance(gold, (Percent, Degrees)) or isinstance(answer, (Percent, Degrees)):
         return False
     one = gold if isinstance(gold, Quantity) else Quantity(gold, "")
@@ -156,9 +155,9 @@ def _same_quantity(gold: Node, answer: Node) -> bool:
     return same(one.body, Product((scale, two.body)))
 
 
-def _exact_types(gold: Node, answer: Node) -> bool | None:
-    """Types that are compared as a whole: times, numbers in a base, matrices, ratios."""
-    if isinstance(gold, (Based, Clock)) or isinstance(answer, (Based, Clock)):
+def _compare_whole_types(gold: Node, answer: Node) -> bool | None:
+    """Compare the types without arithmetic across types: times of day, numbers in a base, matrices, ratios."""
+    if isinstance(gold, (BasedNumber, ClockTime)) or isinstance(answer, (BasedNumber, ClockTime)):
         return gold == answer
     if isinstance(gold, Ratio) or isinstance(answer, Ratio):
         return _same_ratio(gold, answer)
@@ -173,9 +172,10 @@ def _exact_types(gold: Node, answer: Node) -> bool | None:
 
 
 def _rows(node: Matrix | Tuple) -> tuple[tuple[Node, ...], ...]:
+    """The rows of a matrix; a tuple stands for a column vector, not for a row."""
     if isinstance(node, Matrix):
         return node.rows
-    return tuple((item,) for item in node.items) if POLICY.column_vector_is_tuple else (node.items,)
+    return tuple((item,) for item in node.items)
 
 
 def _same_ratio(gold: Node, answer: Node) -> bool | None:
@@ -199,8 +199,8 @@ def _same_ratio(gold: Node, answer: Node) -> bool | None:
     return False
 
 
-def _sets(gold: Node, answer: Node) -> bool | None:
-    """Where one side can only be a set of reals, both are read as such."""
+def _compare_sets(gold: Node, answer: Node) -> bool | None:
+    """Compare both as sets of reals where one side can only be one."""
     if not is_set_like(gold) and not is_set_like(answer):
         return None
     if same_set(gold, answer, same):
@@ -212,7 +212,7 @@ def _sets(gold: Node, answer: Node) -> bool | None:
     for one, two in ((gold, answer), (answer, gold)):
         if isinstance(one, Relation) and one.operators == ("in",) and not isinstance(two, Relation):
             return same(one.sides[1], answer) if one is gold else same(gold, one.sides[1])
-    stated, other = named(gold, same), named(answer, same)
+    stated, other = named_value(gold, same), named_value(answer, same)
     if (stated is None) != (other is None):  # M = (0, 4)
         return same(stated.value if stated else gold, other.value if other else answer)
     if isinstance(gold, Listing) and isinstance(answer, Listing):
@@ -220,44 +220,46 @@ def _sets(gold: Node, answer: Node) -> bool | None:
     return False
 
 
-def _equations(gold: Node, answer: Node) -> bool | None:
+def _compare_equations(gold: Node, answer: Node) -> bool | None:
+    """Compare an equation with a value or with another equation."""
     if not isinstance(gold, Relation) and not isinstance(answer, Relation):
         return None
     if is_collection(gold) and not isinstance(gold, Tuple) or is_collection(answer) and not isinstance(answer, Tuple):
         return None
-    left, right = named(gold, same), named(answer, same)
+    left, right = named_value(gold, same), named_value(answer, same)
     if left is not None and right is not None:
         right = with_argument_of(left.name, right)
         if same_name(left.name, right.name) and _same_value(left, right):
             return True
     elif left is not None and not isinstance(answer, Relation):
-        return (left.name is None or is_name(left.name)) and _same_value(left, Named(None, answer))
+        return (left.name is None or is_name(left.name)) and _same_value(left, NamedValue(None, answer))
     elif right is not None and not isinstance(gold, Relation):
-        return _states_value(right) and _same_value(Named(None, gold), right)
+        return _states_value(right) and _same_value(NamedValue(None, gold), right)
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return same_relation(gold, answer, same)
     return False
 
 
-def _states_value(statement: Named) -> bool:
-    """A sum of symbols that equals zero is an equation in standard form, not a value."""
+def _states_value(statement: NamedValue) -> bool:
+    """Whether the statement gives a value. A sum of symbols equal to zero is an equation in standard form instead."""
     name = statement.name
     if name is None or is_name(name):
         return True
     return is_label(name) and not (isinstance(name, Sum) and statement.value == Number(Fraction(0)))
 
 
-def _same_value(gold: Named, answer: Named) -> bool:
+def _same_value(gold: NamedValue, answer: NamedValue) -> bool:
     return same(gold.value, answer.value)
 
 
-def _collections(gold: Node, answer: Node) -> bool | None:
+def _compare_collections(gold: Node, answer: Node) -> bool | None:
+    """Compare lists, sets, tuples, and expressions with a plus-minus sign."""
     if is_collection(gold) or is_collection(answer) or contains(gold, PlusMinus) or contains(answer, PlusMinus):
-        return same_collection(gold, answer, lambda one, two: one == two or same_item(one, two))
+        return same_collection(gold, answer, lambda one, two: one == two or _same_item(one, two))
     return None
 
 
-def same_item(gold: Node, answer: Node) -> bool:
+def _same_item(gold: Node, answer: Node) -> bool:
     if gold == answer:
         return True
     if isinstance(gold, PlusMinus) or isinstance(answer, PlusMinus):
@@ -265,4 +267,12 @@ def same_item(gold: Node, answer: Node) -> bool:
     return same(gold, answer)
 
 
-_RUNGS = (_wrappers, _exact_types, _sets, _equations, _collections, same_expression)
+# In this order; each returns None where the two nodes are not its to compare.
+_COMPARISONS = (
+    _compare_words_and_units,
+    _compare_whole_types,
+    _compare_sets,
+    _compare_equations,
+    _compare_collections,
+    same_expression,
+)

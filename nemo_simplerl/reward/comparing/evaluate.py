@@ -1,11 +1,9 @@
-r"""Numerical values in high precision, and equality by values at random points.
+r"""Numerical values of expressions in high precision.
 
-Two expressions in the same symbols that agree to 30 digits at several random points are equal for every
-purpose of a grader; one disagreement shows that they are not. Every step is bounded: a huge power, an
-argument too large for a function or an addition that drowns one term raises `Unevaluable`.
+Every step is bounded: a huge power, an argument too large for a function or an addition that drowns one
+term raises `Unevaluable`.
 """
 
-import random
 import threading
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -24,22 +22,15 @@ from nemo_simplerl.reward.parsing.tree import (
     Quantity,
     Sum,
     Symbol,
-    children,
-    contains,
-    symbols_of,
 )
 
-_PRECISION_BITS = 240
-_TOLERANCE_BITS = 100  # of the relative difference: 30 digits
-_REAL_POINTS = 4  # points where both are real that have to agree
-_COMPLEX_POINTS = 3
-_ATTEMPTS = 14
+PRECISION_BITS = 240
 _MAX_EXPONENT_BITS = 64
 _MAX_ARGUMENT_BITS = 300
 
 
 class Unevaluable(Exception):
-    """The value is out of reach: too large, a function without a value, a sum that is not evaluated."""
+    """The value cannot be computed within the bounds: too large, an unknown function, a sum that is not carried out."""
 
 
 _contexts = threading.local()  # a context changes its precision for a while: one for each thread
@@ -57,9 +48,9 @@ def _context(precision: int) -> Any:
 
 
 class Evaluator:
-    """Values of trees at one point. `log_base` is the base of a `log` without one: 10 or e."""
+    """Computes values of trees at one point. `log_base`, "10" or "e", is the base of a `log` without one."""
 
-    def __init__(self, point: Mapping[str, Fraction], precision: int = _PRECISION_BITS, log_base: str = "e") -> None:
+    def __init__(self, point: Mapping[str, Fraction], precision: int = PRECISION_BITS, log_base: str = "e") -> None:
         self.mp = _context(precision)
         self.point = {name: self.mp.mpf(value.numerator) / value.denominator for name, value in point.items()}
         self.log_base = log_base
@@ -154,7 +145,7 @@ class Evaluator:
 
 
 def _sign_of_odd_root(exponent: Node) -> int:
-    """The sign of a negative number to this power, as school has it: cube roots are real. 0 for other powers."""
+    """The sign of a negative number to this power: odd roots are real, as in school. 0 for other powers."""
     if not isinstance(exponent, Number) or exponent.value.denominator == 1 or exponent.value.denominator % 2 == 0:
         return 0
     return -1 if exponent.value.numerator % 2 else 1
@@ -212,104 +203,12 @@ _FUNCTIONS: dict[str, Callable[[Any, list[Any]], Any]] = {
 }  # fmt: skip
 
 
-def number(node: Node, log_base: str = "e") -> Any:
-    """The value of a constant expression. Undefined or Unevaluable where it has none."""
-    return Evaluator({}, log_base=log_base).value(node)
-
-
 def real_number(node: Node) -> Any | None:
     """The real value of a constant expression, or None."""
     try:
-        value = number(node)
+        value = Evaluator({}).value(node)
     except (Undefined, Unevaluable):
         return None
     if value.__class__.__name__ == "mpc":
         return value.real if value.imag == 0 else None
     return value
-
-
-def same_values(left: Node, right: Node) -> bool:
-    """Whether both have the same values wherever both are real; where never, the same complex values.
-
-    False for different symbols, and where the values are out of reach.
-    """
-    bases = ("e", "10") if contains_plain_log(left) or contains_plain_log(right) else ("e",)
-    return any(_same_values(left, right, base) for base in bases)
-
-
-def contains_plain_log(node: Node) -> bool:
-    if not contains(node, Call):
-        return False
-    if isinstance(node, Call) and node.name == "log" and len(node.args) == 1:
-        return True
-    return any(contains_plain_log(child) for child in children(node))
-
-
-def _same_values(left: Node, right: Node, log_base: str) -> bool:
-    names = symbols_of(left)
-    if names != symbols_of(right):
-        return False
-    if not names:
-        return _agree(left, right, {}, log_base) is not None
-    real = unreal = unlike = 0
-    for point in random_points(sorted(names)):
-        try:
-            kind = _agree(left, right, point, log_base)
-        except Undefined:
-            continue
-        except Unevaluable:
-            return False
-        if kind is None:
-            return False
-        real, unreal, unlike = real + (kind == "real"), unreal + (kind == "complex"), unlike + (kind == "unlike")
-        if real >= _REAL_POINTS + 2:
-            return True
-    return real >= _REAL_POINTS or (real == unlike == 0 and unreal >= _COMPLEX_POINTS)
-
-
-def random_points(names: list[str]) -> list[dict[str, Fraction]]:
-    """Points for the symbols: of both signs, within and beyond the unit interval, the same on every call."""
-    draw = random.Random("/".join(names))
-    points = []
-    for attempt in range(_ATTEMPTS):
-        scale = (Fraction(1), Fraction(3), Fraction(7))[attempt % 3]
-        point = {}
-        for name in names:
-            size = Fraction(draw.randint(10**6, 10**9), 10**9) * scale
-            point[name] = -size if attempt % 4 == 3 or (attempt % 4 == 1 and draw.random() < 0.5) else size
-        points.append(point)
-    return points
-
-
-def _agree(left: Node, right: Node, point: dict[str, Fraction], log_base: str) -> str | None:
-    """`real` or `complex` where the values agree; None where they differ.
-
-    At a point with symbols, `skip` where only one value is real and `unlike` where two complex values differ:
-    branches of roots and logarithms differ where the problem is not defined.
-    """
-    try:
-        one, two = _pair(left, right, point, _PRECISION_BITS, log_base)
-    except (Undefined, Unevaluable):
-        if point:
-            raise
-        return None
-    complex_ = [
-        value.__class__.__name__ == "mpc" and abs(value.imag) > 2**-120 * (1 + abs(value)) for value in (one, two)
-    ]
-    if point and complex_[0] != complex_[1]:
-        return "skip"
-    size = max(abs(one), abs(two))
-    if size == 0:
-        return "real"
-    if abs(one - two) > size * 2.0**-_TOLERANCE_BITS:
-        if size > 2.0**-_TOLERANCE_BITS:
-            return "unlike" if point and complex_[0] else None
-        again = _pair(left, right, point, 3 * _PRECISION_BITS, log_base)  # both zero but for rounding?
-        if max(abs(value) for value in again) > size * 2.0**-_PRECISION_BITS:
-            return None
-    return "complex" if complex_[0] else "real"
-
-
-def _pair(left: Node, right: Node, point: dict[str, Fraction], precision: int, log_base: str) -> tuple[Any, Any]:
-    evaluator = Evaluator(point, precision, log_base)
-    return evaluator.value(left), evaluator.value(right)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
+from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing.tree import Call, Node, Number, Percent, Power, Product, Quantity, Sum
-from nemo_simplerl.reward.policy import LIMITS
 
 
 class Undefined(Exception):
@@ -53,11 +53,12 @@ def _folded(
 
 
 def bits(value: Fraction) -> int:
+    """The bits of the larger of numerator and denominator."""
     return max(value.numerator.bit_length(), value.denominator.bit_length())
 
 
 def power(base: Fraction, exponent: Fraction) -> Fraction | None:
-    """base^exponent where it is rational and fits the bound. An odd root of a negative number is the real one."""
+    """The value of base^exponent; None where it is irrational or too large. Odd roots of negative numbers are real."""
     if base == 0:
         if exponent <= 0:
             raise Undefined("zero to a power that is not positive" if exponent else "zero to the power zero")

@@ -2,8 +2,8 @@ r"""The values that `\pm` stands for."""
 
 from itertools import product
 
+from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing.tree import Node, PlusMinus, children, contains, negative, rebuilt
-from nemo_simplerl.reward.policy import LIMITS
 
 
 def expansions(node: Node) -> list[Node] | None:

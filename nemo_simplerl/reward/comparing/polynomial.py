@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from nemo_simplerl.reward.comparing.exact import Undefined, bits, exact
+from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing.tree import (
     ELLIPSIS,
     INFINITY,
@@ -23,7 +24,6 @@ from nemo_simplerl.reward.parsing.tree import (
     Sum,
     Symbol,
 )
-from nemo_simplerl.reward.policy import LIMITS
 
 Monomial = tuple[tuple[str, int], ...]
 Polynomial = dict[Monomial, Fraction]
@@ -37,7 +37,7 @@ class TooLarge(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RationalFunction:
-    """`top` / `bottom`. `pure` says that the atoms are symbols only: then equality is decided for good."""
+    """The quotient `top` / `bottom`. `pure`: the atoms are symbols only, so that the comparison is decisive."""
 
     top: Polynomial
     bottom: Polynomial
@@ -51,7 +51,7 @@ class RationalFunction:
 
 
 def rational_function(node: Node) -> RationalFunction | None:
-    """The canonical form; None beyond the bounds. Undefined where the denominator is zero everywhere."""
+    """The canonical form of an expression; None beyond the bounds. Undefined where the denominator is zero."""
     atoms: dict[str, bool] = {}
     try:
         top, bottom = _Expansion(atoms).fraction(node)
@@ -61,6 +61,7 @@ def rational_function(node: Node) -> RationalFunction | None:
 
 
 def equal(left: RationalFunction, right: RationalFunction) -> bool:
+    """Whether the two quotients are equal; False where that is beyond the bounds."""
     try:
         return _times(left.top, right.bottom) == _times(right.top, left.bottom)
     except TooLarge:
@@ -80,6 +81,8 @@ def proportional(left: RationalFunction, right: RationalFunction) -> Fraction | 
 
 
 class _Expansion:
+    """Expands an expression into numerator and denominator, and notes in `atoms` what it could not expand."""
+
     def __init__(self, atoms: dict[str, bool]) -> None:
         self.atoms = atoms  # name -> whether it is a symbol
 
@@ -128,7 +131,7 @@ class _Expansion:
         return _raised(top, count), _raised(bottom, count)
 
     def split_power(self, node: Power, exponent: Fraction | None) -> tuple[Polynomial, Polynomial]:
-        """b^{n + 2} as b^n b^2 for a number b, and x^{5/2} as x^2 x^{1/2}, so that sums of exponents meet."""
+        """Split b^{n + 2} into b^n b^2 for a number b, and x^{5/2} into x^2 x^{1/2}, so that sums of exponents meet."""
         if exponent is not None:
             whole = exponent.numerator // exponent.denominator
             if whole and abs(whole) <= _MAX_EXPONENT:

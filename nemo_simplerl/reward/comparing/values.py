@@ -1,9 +1,10 @@
-r"""Equality of expressions: structure, exact numbers, canonical rational functions, values. Cheap rungs first."""
+r"""Equality of expressions: structure, exact numbers, canonical rational functions, values. The cheap come first."""
 
 from fractions import Fraction
 
-from nemo_simplerl.reward.comparing.evaluate import real_number, same_values
+from nemo_simplerl.reward.comparing.evaluate import real_number
 from nemo_simplerl.reward.comparing.exact import Undefined, exact
+from nemo_simplerl.reward.comparing.points import same_values
 from nemo_simplerl.reward.comparing.polynomial import equal, rational_function
 from nemo_simplerl.reward.parsing.tree import (
     PI,
@@ -18,14 +19,17 @@ from nemo_simplerl.reward.parsing.tree import (
     contains,
     symbols_of,
 )
-from nemo_simplerl.reward.policy import POLICY
 
 _HUNDREDTH = Number(Fraction(1, 100))
 _RADIAN = Product((PI, Number(Fraction(1, 180))))
+# Significant digits that a gold decimal needs before an exact answer may round to it: 6.67 accepts 20/3. One more where
+# the exact answer has pi, e or a function, because 3.14 may as well stand for a problem that says "use 3.14".
+_ROUNDED_DIGITS = 3
+_ROUNDED_DIGITS_TRANSCENDENTAL = 4
 
 
 def same_expression(gold: Node, answer: Node) -> bool:
-    """Whether two expressions have the same value, in one of the readings of a percent or degree sign."""
+    """Whether two expressions have the same value under one of the readings of a percent or degree sign."""
     if {type(gold), type(answer)} == {Percent, Degrees}:
         return False
     for left in _value_readings(gold, isinstance(answer, (Percent, Degrees))):
@@ -36,15 +40,13 @@ def same_expression(gold: Node, answer: Node) -> bool:
 
 
 def _value_readings(node: Node, other_has_sign: bool) -> list[Node]:
-    """A percentage is right as 50 and as 0.5, an angle as 60 and as pi/3; but 50% is not 5000%."""
+    """The values that a percent or degree sign allows: 50 and 0.5 for 50%, 60 and pi/3 for 60 degrees."""
     if isinstance(node, Percent):
         plain = [node.body]
-        return (
-            plain if other_has_sign or not POLICY.percent_either_reading else [*plain, Product((node.body, _HUNDREDTH))]
-        )
+        return plain if other_has_sign else [*plain, Product((node.body, _HUNDREDTH))]
     if isinstance(node, Degrees):
         plain = [node.body]
-        return plain if other_has_sign or not POLICY.degrees_as_radians else [*plain, Product((node.body, _RADIAN))]
+        return plain if other_has_sign else [*plain, Product((node.body, _RADIAN))]
     return [node]
 
 
@@ -69,13 +71,11 @@ def _same(gold: Node, answer: Node) -> bool:
 
 
 def _rounds_to(gold: Node, gold_value: Fraction, answer: Node) -> bool:
-    """Whether the gold answer is a decimal to which an exact answer rounds."""
+    """Whether the gold answer is a decimal to which an exact answer rounds. Never the other way: 0.333 is not 1/3."""
     decimal = _decimal(gold)
-    if decimal is None or not POLICY.gold_decimal_accepts_exact or _has_decimal(answer):
+    if decimal is None or _has_decimal(answer):
         return False
-    needed = POLICY.rounded_gold_digits
-    if contains(answer, (Constant, Call)):
-        needed = POLICY.rounded_gold_digits_transcendental
+    needed = _ROUNDED_DIGITS_TRANSCENDENTAL if contains(answer, (Constant, Call)) else _ROUNDED_DIGITS
     unit = 10 ** (decimal.places or 0)
     if (
         unit == 1
@@ -96,7 +96,7 @@ def _rounds_to(gold: Node, gold_value: Fraction, answer: Node) -> bool:
 
 
 def _decimal(node: Node) -> Number | None:
-    """The number written with a decimal point that a gold answer consists of, percent and sign aside."""
+    """The decimal that a gold answer consists of, apart from a minus or percent sign; None for any other answer."""
     if isinstance(node, Number):
         return node if node.places is not None else None
     if isinstance(node, Product) and len(node.factors) == 2:
@@ -107,6 +107,7 @@ def _decimal(node: Node) -> Number | None:
 
 
 def _has_decimal(node: Node) -> bool:
+    """Whether a number in the expression is written with a decimal point."""
     if isinstance(node, Number):
         return node.places is not None
     return any(_has_decimal(child) for child in children(node))

@@ -1,1 +1,1 @@
-"""From the text of an answer to a tree of numbers, symbols and functions."""
+"""Parses the text of an answer into a tree of numbers, symbols and functions."""

@@ -1,9 +1,9 @@
-r"""Bracket structure of a token run: matching, splitting at the top level."""
+r"""Brackets among tokens: matching them, and splitting at separators outside all of them."""
 
 from collections.abc import Callable
 
+from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing.tokens import NotParsed, Token
-from nemo_simplerl.reward.policy import LIMITS
 
 Tokens = tuple[Token, ...]
 
@@ -26,7 +26,7 @@ def is_closing(token: Token) -> bool:
 
 
 def check_nesting(tokens: Tokens) -> None:
-    """NotParsed where brackets do not balance or nest too deeply. Kinds may differ: [0, 1) balances."""
+    """Raise NotParsed where brackets do not balance or nest too deeply. Kinds may differ: [0, 1) balances."""
     depth = 0
     for token in tokens:
         if is_opening(token):
@@ -41,7 +41,7 @@ def check_nesting(tokens: Tokens) -> None:
         raise NotParsed("a bracket does not close")
 
 
-def split(tokens: Tokens, is_separator: Callable[[Token], bool]) -> tuple[list[Tokens], list[Token]]:
+def split_top_level(tokens: Tokens, is_separator: Callable[[Token], bool]) -> tuple[list[Tokens], list[Token]]:
     """The parts between the separators outside all brackets, and the separators."""
     parts: list[Tokens] = []
     separators: list[Token] = []
@@ -60,7 +60,7 @@ def split(tokens: Tokens, is_separator: Callable[[Token], bool]) -> tuple[list[T
 
 
 def closing_index(tokens: Tokens, start: int) -> int:
-    """The place of the bracket that closes the one at `start`."""
+    """The index of the bracket that closes the one at `start`."""
     depth = 0
     for at in range(start, len(tokens)):
         if is_opening(tokens[at]):

@@ -1,23 +1,15 @@
-r"""The parser of expressions: sums, products, powers, functions. It reads one run of tokens to its end."""
+r"""The parser of expressions: sums, products, powers, functions. It reads its tokens to the end."""
 
-from fractions import Fraction
-
-from nemo_simplerl.reward.parsing import functions, numerals
-from nemo_simplerl.reward.parsing.brackets import Tokens, closing_index, split
+from nemo_simplerl.reward.parsing import commands, numerals
+from nemo_simplerl.reward.parsing.brackets import Tokens, closing_index, split_top_level
 from nemo_simplerl.reward.parsing.cursor import Cursor
-from nemo_simplerl.reward.parsing.lexicon import FUNCTION_LETTERS, FUNCTIONS, words_of
-from nemo_simplerl.reward.parsing.literals import read_number
+from nemo_simplerl.reward.parsing.lexicon import FUNCTION_LETTERS
 from nemo_simplerl.reward.parsing.tokens import NotParsed, Token
 from nemo_simplerl.reward.parsing.tree import (
-    ELLIPSIS,
     EULER,
     IMAGINARY,
-    INFINITY,
-    ONE,
-    PI,
     Call,
     Degrees,
-    Matrix,
     Node,
     Number,
     Percent,
@@ -31,16 +23,6 @@ from nemo_simplerl.reward.parsing.tree import (
 )
 
 _LETTER_CONSTANTS = {"e": EULER, "i": IMAGINARY}
-_COMMAND_CONSTANTS = {"pi": PI, "infty": INFINITY, "ldots": ELLIPSIS}
-_GREEK = words_of(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi "
-    "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar emptyset aleph "
-    "partial nabla"
-)
-_ACCENTS = frozenset(["overline", "bar", "hat", "vec", "overrightarrow", "tilde", "widehat", "dot", "ddot", "overarc"])
-_GEOMETRY = frozenset(["angle", "triangle", "measuredangle", "odot"])
-_BIG = frozenset(["sum", "prod", "int", "iint", "oint", "lim", "bigcup", "bigcap"])
-_SECOND = Number(Fraction(2))
 
 
 def parse_expression(tokens: Tokens, tight_division: bool = False) -> Node:
@@ -49,15 +31,15 @@ def parse_expression(tokens: Tokens, tight_division: bool = False) -> Node:
     `tight_division` reads 1/2x as 1/(2x) and \sin x/2 as sin(x/2); otherwise a division ends with its first
     divisor, and a function's argument before it.
     """
-    reader = Reader(tokens, tight_division)
-    node = reader.sum()
-    if reader.at < len(tokens):
-        raise NotParsed(f"unexpected {tokens[reader.at].text!r}")
+    parser = ExpressionParser(tokens, tight_division)
+    node = parser.sum()
+    if parser.at < len(tokens):
+        raise NotParsed(f"unexpected {tokens[parser.at].text!r}")
     return node
 
 
-class Reader(Cursor):
-    """A place in a run of tokens. Each method reads one construct that begins there and moves behind it."""
+class ExpressionParser(Cursor):
+    """Recursive descent over tokens. Each method reads the construct that begins at the cursor and moves behind it."""
 
     def __init__(self, tokens: Tokens, tight_division: bool = False) -> None:
         super().__init__(tokens)
@@ -65,6 +47,7 @@ class Reader(Cursor):
         self.open_bars = 0
 
     def inner(self, tokens: Tokens) -> Node:
+        """The tree of the tokens between two brackets."""
         if not tokens:
             raise NotParsed("empty brackets")
         return parse_expression(tokens, self.tight_division)
@@ -111,6 +94,7 @@ class Reader(Cursor):
                 return factors[0] if len(factors) == 1 else Product(tuple(factors))
 
     def divisor(self) -> Node:
+        """The factor after a division sign; with `tight_division` also those that follow it without a sign."""
         first = self.signed_factor()
         if not self.tight_division:
             return first
@@ -134,10 +118,10 @@ class Reader(Cursor):
             return True
         if token.kind == "sign":
             return token.text in ("(", "[", "{") or (token.text == "|" and not self.open_bars)
-        return functions.starts_factor(token.text)
+        return commands.starts_factor(token.text)
 
     def mixed_part(self, whole: Node) -> Number | None:
-        r"""2\frac{1}{2} and 2 1/2 as one number; None where the fraction is no proper one of integers."""
+        r"""The mixed number 2\frac{1}{2} or 2 1/2; None where no proper fraction of integers follows."""
         last = self.tokens[self.at - 1]
         if last.kind != "number" or not last.text.isdigit() or not isinstance(whole, Number):
             return None
@@ -151,7 +135,7 @@ class Reader(Cursor):
         elif token.kind == "number" and token.text.isdigit() and token.spaced:
             slash, below = self.peek(1), self.peek(2)
             if slash and below and slash.text == "/" and below.kind == "number" and below.text.isdigit():
-                top, bottom = read_number(token.text), read_number(below.text)
+                top, bottom = numerals.read_number(token.text), numerals.read_number(below.text)
                 self.at += 3
         if isinstance(top, Number) and isinstance(bottom, Number):
             proper = 0 < top.value < bottom.value and top.value.denominator == bottom.value.denominator == 1
@@ -168,6 +152,7 @@ class Reader(Cursor):
         return self.postfix(self.primary())
 
     def postfix(self, node: Node) -> Node:
+        """The node with the exponents, factorials, percent signs and primes that follow it."""
         while (token := self.peek()) is not None:
             if token.kind == "sign" and token.text == "^":
                 self.take()
@@ -189,9 +174,10 @@ class Reader(Cursor):
         return node
 
     def raised(self, base: Node) -> Node:
+        """The base with what follows `^`: an exponent, degrees or a prime. An ordinal ending such as th is dropped."""
         if self.next_is("command", "circ"):
             self.take()
-            return numerals.degrees(self, base)
+            return numerals.read_degrees(self, base)
         if self.next_is("command", "prime"):
             self.take()
             return Call("prime", (base,))
@@ -201,7 +187,7 @@ class Reader(Cursor):
             if len(content) == 1 and content[0].text in ("circ", "prime", "ast", "*", "th", "nd", "rd", "st"):
                 self.at = end + 1
                 if content[0].text == "circ":
-                    return numerals.degrees(self, base)
+                    return numerals.read_degrees(self, base)
                 return base if content[0].kind == "word" else Call(content[0].text, (base,))
         if self.next_is("sign", "-", "+"):
             sign = self.take().text
@@ -214,7 +200,7 @@ class Reader(Cursor):
         return Power(base, exponent)
 
     def argument(self, single_digit: bool) -> Node:
-        r"""A braced argument or one token. TeX takes one digit: \frac12 is 1/2, but x^10 is meant as x^{10}."""
+        r"""A braced argument, or one token. TeX takes one digit: \frac12 is 1/2, but x^10 is meant as x^{10}."""
         token = self.peek()
         if token is None:
             raise NotParsed("an argument is missing")
@@ -233,7 +219,7 @@ class Reader(Cursor):
     def primary(self) -> Node:
         token = self.take()
         if token.kind == "number":
-            return numerals.number(self, token)
+            return numerals.read_number_token(self, token)
         if token.kind == "letter":
             return self.letter(token)
         if token.kind == "word" and len(token.text) == 1:
@@ -241,7 +227,7 @@ class Reader(Cursor):
         if token.kind == "sign":
             return self.bracketed(token)
         if token.kind == "command":
-            return self.command(token)
+            return commands.read_command(self, token)
         raise NotParsed(f"no value begins with {token.text!r}")
 
     def letter(self, token: Token) -> Node:
@@ -271,11 +257,14 @@ class Reader(Cursor):
     def arguments(self) -> tuple[Node, ...]:
         """The comma-separated arguments in the bracket that begins here."""
         end = closing_index(self.tokens, self.at)
-        parts, _ = split(self.tokens[self.at + 1 : end], lambda token: token.kind == "sign" and token.text in ",;")
+        parts, _ = split_top_level(
+            self.tokens[self.at + 1 : end], lambda token: token.kind == "sign" and token.text in ",;"
+        )
         self.at = end + 1
         return tuple(self.inner(part) for part in parts)
 
     def bracketed(self, token: Token) -> Node:
+        """The content of the bracket or absolute value that `token` has opened."""
         if token.text in ("(", "[", "{"):
             end = closing_index(self.tokens, self.at - 1)
             expected = {"(": ")", "[": "]", "{": "}"}[token.text]
@@ -283,7 +272,7 @@ class Reader(Cursor):
                 raise NotParsed("brackets of two kinds")
             content = self.tokens[self.at : end]
             self.at = end + 1
-            return functions.binomial_or_inner(content, self.inner)
+            return commands.binomial_or_inner(content, self.inner)
         if token.text == "|":
             self.open_bars += 1
             body = self.sum()
@@ -293,107 +282,3 @@ class Reader(Cursor):
             self.take()
             return Call("abs", (body,))
         raise NotParsed(f"no value begins with {token.text!r}")
-
-    def command(self, token: Token) -> Node:
-        name = token.text
-        if name in _COMMAND_CONSTANTS:
-            return _COMMAND_CONSTANTS[name]
-        if name == "frac":
-            return quotient(self.argument(single_digit=True), self.argument(single_digit=True))
-        if name == "sqrt":
-            return self.root()
-        if name == "binom":
-            return Call("binomial", (self.argument(single_digit=True), self.argument(single_digit=True)))
-        if name in FUNCTIONS:
-            return self.function(name)
-        if name in _GREEK:
-            return Symbol(self.subscripted(name))
-        if name in ("lfloor", "lceil"):
-            end = closing_index(self.tokens, self.at - 1)
-            content = self.tokens[self.at : end]
-            self.at = end + 1
-            return Call("floor" if name == "lfloor" else "ceil", (self.inner(content),))
-        if name == "vert":
-            return self.bracketed(Token("sign", "|"))
-        if name in _ACCENTS:
-            return Call(name, (self.argument(single_digit=True),))
-        if name in _GEOMETRY:
-            return numerals.figure(self, name)
-        if name in _BIG:
-            return self.big_operator(name)
-        if name.startswith("begin "):
-            return self.matrix(name.partition(" ")[2])
-        raise NotParsed(f"unknown command {name!r}")
-
-    def root(self) -> Node:
-        index: Node = _SECOND
-        if self.next_is("sign", "["):
-            end = closing_index(self.tokens, self.at)
-            index = self.inner(self.tokens[self.at + 1 : end])
-            self.at = end + 1
-        body = self.argument(single_digit=False)
-        exponent = Number(1 / index.value) if isinstance(index, Number) and index.value else quotient(ONE, index)
-        return Power(body, exponent)
-
-    def function(self, name: str) -> Node:
-        base: Node | None = None
-        if self.next_is("sign", "_"):
-            self.take()
-            base = self.argument(single_digit=False)
-        exponent: Node | None = None
-        if self.next_is("sign", "^"):
-            self.take()
-            sign = self.take().text if self.next_is("sign", "-") else ""
-            exponent = self.argument(single_digit=False)
-            exponent = negative(exponent) if sign else exponent
-        name, exponent = functions.inverse(name, exponent)
-        node = functions.call(name, base, self.function_arguments())
-        return node if exponent is None else Power(node, exponent)
-
-    def function_arguments(self) -> tuple[Node, ...]:
-        r"""A bracket, or the factors up to a sign, a function or a dot: \cos 30 t is cos(30t)."""
-        if self.next_is("sign", ".") and (after := self.peek(1)) is not None and after.text == "(":
-            self.take()  # "max.(a, b)"
-        if self.next_is("sign", "("):
-            return self.arguments()
-        sign = self.take().text if self.next_is("sign", "-") else ""
-        factors = [self.power()]
-        while self.starts_factor() and not self.function_begins():
-            if self.next_is("sign", "(", "["):
-                break
-            factors.append(self.power())
-        node = factors[0] if len(factors) == 1 else Product(tuple(factors))
-        if self.tight_division and self.next_is("sign", "/"):
-            self.take()
-            node = quotient(node, self.divisor())
-        return (negative(node) if sign else node,)
-
-    def function_begins(self) -> bool:
-        token = self.peek()
-        return token is not None and token.kind == "command" and token.text in FUNCTIONS and token.text != "sqrt"
-
-    def big_operator(self, name: str) -> Node:
-        r"""\sum_{k=1}^{n} body, never evaluated: the bounds are kept as text, the body to the end of the term."""
-        bounds: list[Node] = []
-        while self.next_is("sign", "_", "^"):
-            mark = self.take().text
-            start = self.at
-            end = closing_index(self.tokens, start) if self.next_is("sign", "{") else start
-            content = self.tokens[start : end + 1]
-            self.at = end + 1
-            bounds.append(Symbol(mark + " ".join(part.text for part in content if part.text not in "{}")))
-        bounds.sort(key=lambda bound: bound.name if isinstance(bound, Symbol) else "")
-        return Call(name, (*bounds, self.product()))
-
-    def matrix(self, environment: str) -> Node:
-        end = closing_index(self.tokens, self.at - 1)
-        content = self.tokens[self.at : end]
-        self.at = end + 1
-        if environment not in functions.MATRICES:
-            raise NotParsed(f"environment {environment!r}")
-        lines, _ = split(content, lambda token: token.kind == "command" and token.text == "\\")
-        rows = [split(line, lambda token: token.kind == "sign" and token.text == "&")[0] for line in lines if line]
-        if not rows or len({len(row) for row in rows}) > 1:
-            raise NotParsed("rows of different lengths")
-        matrix = Matrix(tuple(tuple(self.inner(entry) for entry in row) for row in rows))
-        return Call("det", (matrix,)) if environment == "vmatrix" else matrix

@@ -4,12 +4,12 @@ from fractions import Fraction
 
 
 def words_of(text: str) -> frozenset[str]:
-    """The words of a text, for tables that would be long as lists."""
+    """The set of the words of a text: tables are written as text, because lists of words would be long."""
     return frozenset(text.split())
 
 
 def phrases_of(text: str) -> frozenset[str]:
-    """The phrases of a text, separated by bars."""
+    """The set of the phrases of a text, separated by bars."""
     return frozenset(text.split("|"))
 
 

@@ -1,8 +1,8 @@
-r"""One spelling for the many ways of typesetting the same text. String work only, linear, nothing evaluated."""
+r"""Brings the many ways of typesetting the same text to one spelling. Works on strings, in linear time."""
 
 import re
 
-from nemo_simplerl.reward.policy import LIMITS
+from nemo_simplerl.reward.limits import LIMITS
 
 MAX_ANSWER_CHARS = LIMITS.chars  # a longer answer is left as it stands
 
@@ -67,7 +67,7 @@ _EMPHASIS = ("**", "__", "`")
 
 
 def normalize_answer(text: str) -> str:
-    r"""The canonical spelling of an answer's typesetting. Treat the gold answer and the response alike.
+    r"""The canonical spelling of an answer's typesetting. Apply it to the gold answer and to the response.
 
     Gone: `$`, `\left`, `\right`, sizes, trailing punctuation, emphasis marks, invisible characters. Unicode
     signs become commands, and commands with several names get one. Words, units and separators stay: what
@@ -107,7 +107,7 @@ def _respelled(command: "re.Match[str]") -> str:
 
 
 def _without_emphasis(text: str) -> str:
-    """Without Markdown marks around all of it."""
+    """The text without Markdown marks around all of it."""
     for mark in _EMPHASIS:
         while len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
             text = text[len(mark) : -len(mark)].strip()
@@ -115,7 +115,7 @@ def _without_emphasis(text: str) -> str:
 
 
 def _without_dangling(text: str) -> str:
-    """Without line breaks, separators and a full stop at the end. Two full stops mean that it goes on."""
+    """The text without line breaks, separators and a full stop at its end. Two full stops are an ellipsis."""
     while True:
         shorter = text
         if text.endswith(r"\\"):

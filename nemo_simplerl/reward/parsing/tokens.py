@@ -1,9 +1,10 @@
-r"""The tokenizer: cleaned text of an answer to a flat tuple of tokens."""
+r"""Splits the normalized text of an answer into tokens."""
 
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing.lexicon import (
     CONNECTORS,
     FUNCTION_ALIASES,
@@ -13,20 +14,19 @@ from nemo_simplerl.reward.parsing.lexicon import (
     is_word,
     words_of,
 )
-from nemo_simplerl.reward.policy import LIMITS
 
-Kind = Literal["number", "letter", "word", "connector", "command", "sign"]
+TokenKind = Literal["number", "letter", "word", "connector", "command", "sign"]
 
 
 class NotParsed(Exception):
-    """The text is not one of the forms that this grader reads, or exceeds a bound."""
+    """The text has no form that this grader reads, or exceeds a bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """`spaced` says that white space came before it. A `word` is one or more words of running text."""
+    """A token; `spaced`: white space came before it. A token of kind `word` is one or more words of running text."""
 
-    kind: Kind
+    kind: TokenKind
     text: str
     spaced: bool = False
 
@@ -47,7 +47,7 @@ _CONSTANT_WORDS = {"pi": "pi", "infinity": "infty", "inf": "infty", "oo": "infty
 
 
 def tokenize(text: str) -> tuple[Token, ...]:
-    r"""The tokens of cleaned text. NotParsed where a `\text{` does not close or a bound is exceeded."""
+    r"""The tokens of normalized text. NotParsed where a `\text{` does not close or a bound is exceeded."""
     tokens: list[Token] = []
     _scan(text, tokens, 0)
     if len(tokens) > LIMITS.tokens:
@@ -83,7 +83,7 @@ def _scan(text: str, tokens: list[Token], depth: int) -> None:
 
 
 def _argument(text: str, at: int) -> tuple[str, int]:
-    """The braced content that begins at `at`, white space aside, and the place behind it."""
+    """The braced content that begins at `at`, white space aside, and the index behind it."""
     while at < len(text) and text[at].isspace():
         at += 1
     if at == len(text):
@@ -119,7 +119,7 @@ def _scan_font(font: str, content: str, tokens: list[Token], spaced: bool, depth
 
 
 def _upright(run: str, before: Token | None, padded: bool, spaced: bool) -> list[Token]:
-    r"""Letters of \mathrm: a function, a word or unit, or two symbols that a scanner set upright."""
+    r"""The tokens of letters in \mathrm: a function, a word or unit, or two symbols that OCR set upright."""
     after_value = padded or (before is not None and (_ends_value(before) or before.text == "/"))
     name = FUNCTION_ALIASES.get(run, run)
     if name in FUNCTIONS and not (run in PLAIN_UNITS and after_value):
@@ -130,7 +130,7 @@ def _upright(run: str, before: Token | None, padded: bool, spaced: bool) -> list
 
 
 def _scan_text(content: str, tokens: list[Token], spaced: bool) -> None:
-    r"""The content of `\text{...}`: runs of words, connectors, numbers and signs."""
+    r"""Append the tokens of `\text{...}`: words, connectors, numbers and signs."""
     for found in _TEXT_LEXEME.finditer(content):
         kind, value = found.lastgroup, found.group()
         if kind == "space":
@@ -156,7 +156,7 @@ def _add_word(word: str, tokens: list[Token], spaced: bool) -> None:
 
 
 def _scan_letters(run: str, tokens: list[Token], spaced: bool) -> None:
-    """Letters outside fonts: a connector, a function, a word, or a product of one-letter symbols."""
+    """Append the tokens of letters outside fonts: a connector, a function, a word, or one-letter symbols."""
     name = FUNCTION_ALIASES.get(run, run)
     before = tokens[-1] if tokens else None
     if run.lower() in CONNECTORS:

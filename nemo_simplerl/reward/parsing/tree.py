@@ -19,7 +19,7 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """`pi`, `e`, `i`, `infinity` or `...`."""
+    """One of `pi`, `e`, `i`, `infinity` and `...`."""
 
     name: str
 
@@ -76,21 +76,23 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class Modular:
+    r"""A value with a modulus: `body \pmod{modulus}`."""
+
     body: "Node"
     modulus: "Node"
 
 
 @dataclass(frozen=True, slots=True)
-class Based:
-    """Digits in a written base: 1101_2."""
+class BasedNumber:
+    """Digits in a written base, such as 1101_2."""
 
     digits: str
     base: int
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
-    """A time of day; `half` is `am`, `pm` or empty."""
+class ClockTime:
+    """A time of day: hours, minutes and seconds, as far as they are written; `half` is `am` or `pm`."""
 
     parts: tuple[int, ...]
     half: str
@@ -98,6 +100,8 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Words:
+    """Text that is no mathematics, in lower case."""
+
     text: str
 
 
@@ -128,7 +132,7 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Combination:
+class SetCombination:
     r"""Sets combined from left to right by `\cup`, `\cap` or `\setminus`."""
 
     operator: str
@@ -136,8 +140,8 @@ class Combination:
 
 
 @dataclass(frozen=True, slots=True)
-class Builder:
-    r"""`\{ element \mid condition \}`."""
+class SetBuilder:
+    r"""The set-builder notation `\{ element \mid condition \}`."""
 
     element: "Node"
     condition: "Node"
@@ -167,15 +171,15 @@ Node = (
     | Percent
     | Quantity
     | Modular
-    | Based
-    | Clock
+    | BasedNumber
+    | ClockTime
     | Words
     | Tuple
     | Listing
     | SetOf
     | Interval
-    | Combination
-    | Builder
+    | SetCombination
+    | SetBuilder
     | Ratio
     | Matrix
     | Relation
@@ -184,6 +188,7 @@ Node = (
 ZERO, ONE, MINUS_ONE = Number(Fraction(0)), Number(Fraction(1)), Number(Fraction(-1))
 PI, EULER, IMAGINARY, INFINITY = Constant("pi"), Constant("e"), Constant("i"), Constant("infinity")
 ELLIPSIS = Constant("...")
+EMPTY_SET = SetOf(())
 
 
 def negative(node: Node) -> Node:
@@ -210,13 +215,13 @@ def children(node: Node) -> tuple[Node, ...]:
         return (node.body,)
     if isinstance(node, (Tuple, Listing, SetOf)):
         return node.items
-    if isinstance(node, (Combination, Ratio)):
+    if isinstance(node, (SetCombination, Ratio)):
         return node.parts
     if isinstance(node, Relation):
         return node.sides
     if isinstance(node, Interval):
         return (node.low, node.high)
-    if isinstance(node, Builder):
+    if isinstance(node, SetBuilder):
         return (node.element, node.condition)
     if isinstance(node, Modular):
         return (node.body, node.modulus)
@@ -249,16 +254,16 @@ def rebuilt(node: Node, parts: tuple[Node, ...]) -> Node:
         return Listing(parts, node.joiner)
     if isinstance(node, SetOf):
         return SetOf(parts)
-    if isinstance(node, Combination):
-        return Combination(node.operator, parts)
+    if isinstance(node, SetCombination):
+        return SetCombination(node.operator, parts)
     if isinstance(node, Ratio):
         return Ratio(parts)
     if isinstance(node, Relation):
         return Relation(parts, node.operators)
     if isinstance(node, Interval):
         return Interval(parts[0], parts[1], node.low_closed, node.high_closed)
-    if isinstance(node, Builder):
-        return Builder(parts[0], parts[1])
+    if isinstance(node, SetBuilder):
+        return SetBuilder(parts[0], parts[1])
     if isinstance(node, Modular):
         return Modular(parts[0], parts[1])
     if isinstance(node, Matrix):
@@ -278,10 +283,12 @@ def symbols_of(node: Node) -> frozenset[str]:
 
 
 def contains(node: Node, kind: type | tuple[type, ...]) -> bool:
+    """Whether the node or one below it is of a kind."""
     return isinstance(node, kind) or any(contains(child, kind) for child in children(node))
 
 
 def contains_node(node: Node, part: Node) -> bool:
+    """Whether `part` is the node or stands below it."""
     return node == part or any(contains_node(child, part) for child in children(node))
 
 

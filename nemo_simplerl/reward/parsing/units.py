@@ -1,4 +1,4 @@
-r"""What may follow a value: a unit, a percent sign, degrees in words, a modulus, currency."""
+r"""The suffix of a value: a unit, percent or degrees in words, a modulus, a currency."""
 
 import re
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _LETTERS = re.compile(r"[A-Za-z.']+(?: [A-Za-z.']+)*")
 
 
 def split_suffix(tokens: Tokens) -> tuple[Tokens, Tokens]:
-    """The value and what follows it. Currency before a value counts as following it."""
+    """Split the tokens into a value and its suffix. A currency sign before a value counts as its suffix."""
     prefix: Tokens = ()
     start = 0
     while start < len(tokens) and tokens[start].text == "currency":
@@ -48,8 +48,8 @@ def _depth(tokens: Tokens, at: int) -> int:
     return opening - sum(token.text in (")", "]", "}") for token in tokens[:at])
 
 
-def wrapped(node: Node, suffix: Tokens, parse: Callable[[Tokens], Node]) -> Node:
-    """The value in what its suffix says of it. NotParsed where the suffix is no unit."""
+def with_suffix(node: Node, suffix: Tokens, parse: Callable[[Tokens], Node]) -> Node:
+    """The value with its suffix: a quantity, percentage, angle or modular value. NotParsed for any other suffix."""
     if not suffix:
         return node
     if suffix[0].text in ("pmod", "bmod", "mod"):

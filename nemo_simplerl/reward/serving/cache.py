@@ -1,4 +1,4 @@
-"""Grades of answers seen before: the samples of one problem, and its next epochs, mostly repeat a few answers."""
+"""A cache of grades: the samples of one problem, in one epoch and the next, mostly repeat a few answers."""
 
 import hashlib
 import threading
@@ -13,7 +13,7 @@ _KEY_BYTES = 16  # the chance that two of 2^32 answers share a key is below 1e-1
 
 
 def answer_key(gold: str, response: str) -> bytes:
-    """What decides a verdict, as 16 bytes: the gold answer and the final answers, or the response without any."""
+    """A 16-byte digest of what decides a verdict: the gold answer and the final answers (else the whole response)."""
     answers = final_answers(response)
     digest = hashlib.blake2b(digest_size=_KEY_BYTES)
     # The length keeps ("1", "23") apart from ("12", "3").
@@ -23,9 +23,9 @@ def answer_key(gold: str, response: str) -> bytes:
 
 
 class GradeCache(Generic[V]):
-    """The `max_entries` least recently forgotten values by key; 0 keeps none. Threads may share it.
+    """An LRU cache of at most `max_entries` grades; 0 disables it. Thread-safe.
 
-    Keys have one size, so that the bound on entries is one on memory: an entry takes about 300 bytes.
+    Keys have one size, so the bound on entries also bounds memory: an entry takes about 300 bytes.
     """
 
     def __init__(self, max_entries: int) -> None:
@@ -33,8 +33,8 @@ class GradeCache(Generic[V]):
         self._values: OrderedDict[bytes, V] = OrderedDict()
         self._lock = threading.Lock()
 
-    def find(self, keys: Iterable[bytes]) -> dict[bytes, V]:
-        """The keys that are here with their values."""
+    def lookup(self, keys: Iterable[bytes]) -> dict[bytes, V]:
+        """The values of the keys that are in the cache."""
         found: dict[bytes, V] = {}
         with self._lock:
             for key in keys:
@@ -43,7 +43,8 @@ class GradeCache(Generic[V]):
                     self._values.move_to_end(key)
         return found
 
-    def keep(self, values: Iterable[tuple[bytes, V]]) -> None:
+    def store(self, values: Iterable[tuple[bytes, V]]) -> None:
+        """Add values by key; the least recently used make room."""
         with self._lock:
             for key, value in values:
                 self._values[key] = value

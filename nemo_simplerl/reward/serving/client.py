@@ -1,4 +1,4 @@
-"""The grader of another machine: `RewardPool.grade` over HTTP, with several servers, retries and an end to patience."""
+"""A client of reward servers: `RewardPool.grade` over HTTP, with several servers, retries and a deadline."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from nemo_simplerl.reward.serving.pool import Grade, Item, Status, chunked
 TOKEN_VARIABLE = "SIMPLERL_REWARD_TOKEN"  # in the environment of server and training; no key: run directories keep keys
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 5.0
-_MOST_EXTENSIONS = 3  # of a batch's patience: a server that dies at every answer is dead
+_MOST_EXTENSIONS = 3  # of a batch's deadline: a server that dies at every answer is dead
 _SHUNNED_S = 30.0  # how long a server that failed is asked after the others
 _CHECK_TIMEOUT_S = 5.0
 _ADVICE = (
@@ -28,7 +28,7 @@ _ADVICE = (
 
 
 class _Unanswered(Exception):
-    """This attempt brought no grades, another may. `began` tells that the server was at work when it failed."""
+    """This attempt returned no grades; another may. `began`: the server had begun to answer when it failed."""
 
     def __init__(self, reason: str, *, retry_after_s: float = 0.0, began: bool = False) -> None:
         super().__init__(reason)
@@ -37,11 +37,11 @@ class _Unanswered(Exception):
 
 
 class RewardClient:
-    """Grades at the reward servers of `urls`, in turn. Usable from several threads, and as a context manager.
+    """Grades at the reward servers `urls` in turn. Thread-safe; a context manager that closes it.
 
-    A request fails when its server is silent for `timeout_s`: a server that works sends signs of life, however long
-    it takes. A batch is tried everywhere, then again with growing pauses, until no server has taken it up for
-    `give_up_s`. Nothing is ever graded by guess.
+    A request fails when its server is silent for `timeout_s`: a server at work sends a space every few seconds, however
+    long it takes. A batch is tried at every server, then again with growing pauses; RuntimeError after `give_up_s` in
+    which no server has begun to answer. No answer is ever graded by guess.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RewardClient:
         self._threads = ThreadPoolExecutor(num_connections, thread_name_prefix="reward-client")
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
-        """One grade an item, in order. RuntimeError where no server answers in time or one refuses the request."""
+        """The grade of each item, in order. RuntimeError where no server answers in time or one refuses the request."""
         if self._closed.is_set():
             raise RuntimeError("the reward client is closed")
         batches = [self._threads.submit(self._grade_batch, part) for part in chunked(items, self._batch_size)]
@@ -84,7 +84,7 @@ class RewardClient:
             raise
 
     def check(self) -> list[str]:
-        """What is wrong with each server that cannot be used. ValueError where that is every one."""
+        """Ask every server once: one message for each that cannot be used. ValueError where none can."""
         problems = []
         for url in self._urls:
             try:
@@ -134,14 +134,14 @@ class RewardClient:
         raise AssertionError("the delays have no end")
 
     def _in_turn(self) -> list[str]:
-        """Every URL, starting with the next one; those that failed of late come last."""
+        """Every URL, starting with the next one; those that failed in the last 30 s come last."""
         first = next(self._turns) % len(self._urls)
         rotated = self._urls[first:] + self._urls[:first]
         now = time.monotonic()
         return sorted(rotated, key=lambda url: now - self._failed_at.get(url, -_SHUNNED_S) < _SHUNNED_S)
 
     def _ask(self, url: str, items: Sequence[Item], timeout_s: float) -> list[Grade]:
-        """The grades of one request. _Unanswered where another may succeed, RuntimeError where none would."""
+        """The grades of one request. _Unanswered where another attempt may succeed, RuntimeError where none would."""
         named = [{"id": k, "gold": gold, "response": response} for k, (gold, response) in enumerate(items)]
         body = json.dumps({"items": named}).encode("ascii")
         try:
@@ -208,7 +208,7 @@ def _read_grade(result: Any) -> Grade:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Retry-After in seconds; its other form, a date, is read as no wish."""
+    """Retry-After in seconds; 0 where it is missing or a date, its other form."""
     return float(retry_after) if retry_after is not None and retry_after.isdecimal() else 0.0
 
 

@@ -19,8 +19,7 @@ from nemo_simplerl.reward.serving.cache import GradeCache, answer_key
 from nemo_simplerl.reward.serving.worker_process import WORKER_COMMAND, WorkerDied, WorkerLate, WorkerProcess
 
 Item = tuple[str, str]  # gold answer, response
-# What became of the grading; "parse_failed": the answer is no mathematics the grader reads, so that only its spelling
-# was compared.
+# How the grading ended. "parse_failed": the answer is no mathematics that the grader reads; its spelling was compared.
 Status = Literal["ok", "parse_failed", "timeout", "crash"]
 
 STARTUP_TIMEOUT_S = 60.0
@@ -34,7 +33,7 @@ _REPEATABLE: tuple[Status, ...] = ("ok", "parse_failed")  # the others may be th
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """`ms` is the time the grading took, when it was done: an answer seen before is not graded again.
+    """A graded item. `ms` is the time of its grading; a cached grade keeps the time it took at first.
 
     An item that timed out or crashed its worker is incorrect.
     """
@@ -45,7 +44,7 @@ class Grade:
 
 
 class RewardPool:
-    """`num_workers` processes that grade. Usable from several threads, from asyncio and as a context manager."""
+    """A pool of `num_workers` grading processes. Thread-safe, usable from asyncio; a context manager that closes it."""
 
     def __init__(
         self,
@@ -58,7 +57,8 @@ class RewardPool:
         """Start the workers and wait until each is ready. RuntimeError where one does not start.
 
         `timeout_s` bounds one item, not a call. `command` is what to run instead of the math grader; it gets
-        two more arguments, the memory limit in MB and this process's id, and speaks as `reward.worker` does.
+        two more arguments, the memory limit in MB and this process's id, and speaks the protocol of
+        `reward.serving.worker`.
         """
         if num_workers < 1 or timeout_s <= 0 or memory_limit_mb < 1:
             raise ValueError(
@@ -80,7 +80,7 @@ class RewardPool:
             raise
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
-        """One grade an item, in order. RuntimeError where the pool is closed or a worker cannot restart.
+        """The grade of each item, in order. RuntimeError where the pool is closed or a worker cannot restart.
 
         Items of one call with the same gold answer and the same boxed content are graded once.
         """
@@ -88,14 +88,14 @@ class RewardPool:
         return self._collect(work, [chunk.grades.result() for chunk in work.chunks])
 
     async def grade_async(self, items: Sequence[Item]) -> list[Grade]:
-        """As `grade`, in an event loop. Cancelled, it withdraws what no worker has begun."""
+        """The same as `grade` in an event loop. When cancelled, it withdraws the items that no worker has begun."""
         work = await asyncio.to_thread(self._submit, items)
         graded = await asyncio.gather(*(asyncio.wrap_future(chunk.grades) for chunk in work.chunks))
         return self._collect(work, graded)
 
     def _submit(self, items: Sequence[Item]) -> "_Work":
         keys = [answer_key(gold, response) for gold, response in items]
-        known = self._cache.find(keys)
+        known = self._cache.lookup(keys)
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
         most = min(_MAX_CHUNK_ITEMS, -(-len(new) // (_CHUNKS_A_WORKER * len(self._drivers))))
         chunks = [_Chunk(part, Future()) for part in chunked(list(new.values()), most)]
@@ -108,7 +108,7 @@ class RewardPool:
 
     def _collect(self, work: "_Work", graded: Sequence[list[Grade]]) -> list[Grade]:
         new = dict(zip(work.new_keys, (grade for grades in graded for grade in grades), strict=True))
-        self._cache.keep((key, grade) for key, grade in new.items() if grade.status in _REPEATABLE)
+        self._cache.store((key, grade) for key, grade in new.items() if grade.status in _REPEATABLE)
         grades = work.known | new
         return [grades[key] for key in work.keys]
 
@@ -146,7 +146,7 @@ class _Chunk:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One call: a key an item, the grades known by key, and the chunks that hold the items of `new_keys`."""
+    """One call of `grade`: the key of each item, cached grades by key, and chunks with the items of `new_keys`."""
 
     keys: list[bytes]
     known: dict[bytes, Grade]
@@ -155,7 +155,7 @@ class _Work:
 
 
 def chunked(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
-    """Consecutive parts of at most `most` items. A part is one round trip, bounded in characters too."""
+    """Split items into consecutive parts of at most `most` items and a million characters: one round trip each."""
     start = chars = 0
     for end, (gold, response) in enumerate(items):
         size = len(gold) + len(response)
@@ -168,7 +168,7 @@ def chunked(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
 
 
 class _Driver(threading.Thread):
-    """The thread of one worker. It lives as long as the pool, and the system kills the worker with it."""
+    """The thread that drives one worker. It lives as long as the pool, and Linux kills the worker when it ends."""
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class _Driver(threading.Thread):
         self._discard_worker()
 
     def stop(self) -> None:
-        """Called from another thread: kill the worker now and start no other."""
+        """Kill the worker now and start no other. Called from another thread."""
         with self._lock:
             self._stopped = True
             if self._worker is not None:
@@ -232,7 +232,7 @@ class _Driver(threading.Thread):
         return grades
 
     def _live_worker(self) -> WorkerProcess:
-        """The worker, or a new one where it has ended: a worker killed while idle costs no item its grade."""
+        """The worker, or a new one where it has ended: a worker that was killed while idle costs no item its grade."""
         if self._worker is not None and self._worker.is_alive() and not self._stopped:
             return self._worker
         self._discard_worker()

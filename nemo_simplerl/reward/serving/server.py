@@ -4,9 +4,9 @@
     GET  /health   {"status": "ok", "workers", "waiting"}
     GET  /metrics  Prometheus text
 
-Results come in the order of the items. An answer that takes long is preceded by spaces, which JSON allows: whoever
-waits can tell a server that works from one that is gone. Refusals are 4xx with {"detail"}, and 503 with Retry-After
-while too many items wait.
+Results come in the order of the items. A slow answer is preceded by spaces, which JSON allows, so that a client can
+tell a server at work from a dead one. Refusals are 4xx with {"detail"}, and 503 with Retry-After while too many items
+wait.
 """
 
 import asyncio
@@ -36,8 +36,8 @@ _MAX_OPEN_FILES = 65536  # one a connection; the customary soft limit of 1024 is
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a client may ask for. `queue` is the number of items that may wait before others are told to come back."""
+class ServerLimits:
+    """Bounds on requests. `queue`: how many items may wait before further requests get 503."""
 
     request_bytes: int
     items: int
@@ -45,16 +45,18 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class GradeItem:
+    """One item of a request; `id` comes back with its grade."""
+
     id: str | int
     gold: str
     response: str
 
 
 def run_server(
-    pool: RewardPool, limits: Limits, *, token: str | None, listener: socket.socket, started: Callable[[], None]
+    pool: RewardPool, limits: ServerLimits, *, token: str | None, listener: socket.socket, started: Callable[[], None]
 ) -> None:
-    """Serve until SIGTERM, finish what is in flight, refuse what is new. Call in the main thread.
+    """Serve until SIGTERM, then finish requests in flight and refuse new ones. Call in the main thread.
 
     `started` is called once connections are answered. KeyboardInterrupt after SIGINT.
     """
@@ -87,45 +89,45 @@ class _Server(uvicorn.Server):
         self._tell()
 
 
-def build_app(pool: RewardPool, limits: Limits, *, token: str | None) -> FastAPI:
-    """The application. A `token` is asked for by /grade and /metrics, as `Authorization: Bearer TOKEN`."""
+def build_app(pool: RewardPool, limits: ServerLimits, *, token: str | None) -> FastAPI:
+    """The HTTP application. With a `token`, /grade and /metrics require `Authorization: Bearer TOKEN`."""
     app = FastAPI(title="SimpleRL reward server", docs_url=None, redoc_url=None, openapi_url=None)
-    desk = _Desk(pool)
+    service = _GradingService(pool)
 
     @app.post("/grade")
     async def grade(request: Request) -> Response:
         try:
-            response = await _answer(request, desk, limits, token)
+            response = await _answer(request, service, limits, token)
         except HTTPException as refusal:
-            desk.requests[refusal.status_code] += 1
+            service.requests[refusal.status_code] += 1
             raise
-        desk.requests[response.status_code] += 1
+        service.requests[response.status_code] += 1
         return response
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "workers": len(pool.worker_pids()), "waiting": desk.waiting}
+        return {"status": "ok", "workers": len(pool.worker_pids()), "waiting": service.waiting}
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         _authorize(request, token)
-        return PlainTextResponse(desk.exposition(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(service.prometheus_text(), media_type="text/plain; version=0.0.4")
 
     return app
 
 
-async def _answer(request: Request, desk: "_Desk", limits: Limits, token: str | None) -> Response:
+async def _answer(request: Request, service: "_GradingService", limits: ServerLimits, token: str | None) -> Response:
     _authorize(request, token)
-    desk.refuse_when_full(0, limits.queue)  # before a body takes memory
+    service.refuse_when_full(0, limits.queue)  # before a body takes memory
     try:
         body = await asyncio.wait_for(_read_body(request, limits.request_bytes), BODY_TIMEOUT_S)
     except asyncio.TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
     except ClientDisconnect:
         return Response(status_code=400)
-    questions = parse_questions(body, limits.items)
-    desk.refuse_when_full(len(questions), limits.queue)
-    work = desk.begin(questions)
+    items = parse_items(body, limits.items)
+    service.refuse_when_full(len(items), limits.queue)
+    work = service.start_grading(items)
     done, _ = await asyncio.wait([work], timeout=HEARTBEAT_S)
     if not done:
         return StreamingResponse(_spaces_until(work), media_type="application/json")
@@ -136,7 +138,7 @@ async def _answer(request: Request, desk: "_Desk", limits: Limits, token: str | 
 
 
 async def _spaces_until(work: "asyncio.Task[bytes]") -> AsyncIterator[bytes]:
-    """The answer, with a space for every few seconds before it. A client that leaves withdraws the work."""
+    """The body of the answer, after a space every few seconds. A client that disconnects withdraws the work."""
     try:
         while not (await asyncio.wait([work], timeout=HEARTBEAT_S))[0]:
             yield b" "
@@ -145,8 +147,8 @@ async def _spaces_until(work: "asyncio.Task[bytes]") -> AsyncIterator[bytes]:
         work.cancel()
 
 
-class _Desk:
-    """Work in hand and the counts of what was done. Lives in one event loop."""
+class _GradingService:
+    """Grades items, and counts requests, items and waiting items. Used from one event loop."""
 
     def __init__(self, pool: RewardPool) -> None:
         self.waiting = 0  # items
@@ -156,18 +158,18 @@ class _Desk:
         self._seconds = 0.0
 
     def refuse_when_full(self, num_items: int, most: int) -> None:
-        """503 where the items would have to wait behind too many. An idle server takes a request of any size."""
+        """Raise 503 where too many items would wait. An idle server takes a request of any size."""
         if self.waiting and self.waiting + num_items > most:
             raise HTTPException(503, f"{self.waiting} items are waiting; at most {most} may", {"Retry-After": "1"})
 
-    def begin(self, questions: Sequence[Question]) -> "asyncio.Task[bytes]":
-        """Grade in a task of its own, whose result is the body of the answer."""
-        self.waiting += len(questions)
-        work = asyncio.create_task(self._grade(questions))
-        work.add_done_callback(lambda _: self._release(len(questions)))
+    def start_grading(self, items: Sequence[GradeItem]) -> "asyncio.Task[bytes]":
+        """Start a task that grades the items; its result is the body of the answer."""
+        self.waiting += len(items)
+        work = asyncio.create_task(self._grade(items))
+        work.add_done_callback(lambda _: self._release(len(items)))
         return work
 
-    def exposition(self) -> str:
+    def prometheus_text(self) -> str:
         """The counts in Prometheus' text format, version 0.0.4."""
         requests = [(f'{{code="{code}"}}', count) for code, count in sorted(self.requests.items())]
         items = [(f'{{verdict="{v}",status="{s}"}}', count) for (v, s), count in sorted(self._items.items())]
@@ -190,18 +192,18 @@ class _Desk:
             lines += [f"{full}{labels} {value}" for labels, value in samples]
         return "\n".join(lines) + "\n"
 
-    async def _grade(self, questions: Sequence[Question]) -> bytes:
-        grades = await self._pool.grade_async([(question.gold, question.response) for question in questions])
+    async def _grade(self, items: Sequence[GradeItem]) -> bytes:
+        grades = await self._pool.grade_async([(item.gold, item.response) for item in items])
         for grade in grades:
             self._items[grade.verdict, grade.status] += 1
             self._seconds += grade.ms / 1000.0
-        return render(questions, grades)
+        return results_json(items, grades)
 
     def _release(self, num_items: int) -> None:
         self.waiting -= num_items
 
 
-def parse_questions(body: bytes, most: int) -> list[Question]:
+def parse_items(body: bytes, most: int) -> list[GradeItem]:
     """The items of a request. HTTPException 400 where it is no JSON, 422 for wrong fields, 413 for too many items."""
     try:
         request = json.loads(body)
@@ -212,36 +214,36 @@ def parse_questions(body: bytes, most: int) -> list[Question]:
         raise HTTPException(422, 'the body must be {"items": [{"id": ..., "gold": ..., "response": ...}, ...]}')
     if len(items) > most:
         raise HTTPException(413, f"{len(items)} items in one request; at most {most}")
-    return [_question(number, item) for number, item in enumerate(items)]
+    return [_parse_item(number, item) for number, item in enumerate(items)]
 
 
-def render(questions: Sequence[Question], grades: Sequence[Grade]) -> bytes:
-    """The body of an answer. ASCII, so that a lone surrogate in an id survives the way."""
+def results_json(items: Sequence[GradeItem], grades: Sequence[Grade]) -> bytes:
+    """The body of an answer: JSON in ASCII, so that a lone surrogate in an id survives."""
     results = [
         {
-            "id": question.id,
+            "id": item.id,
             "verdict": grade.verdict,
             "reward": reward_of(grade.verdict),
             "status": grade.status,
             "ms": round(grade.ms, 3),
         }
-        for question, grade in zip(questions, grades, strict=True)
+        for item, grade in zip(items, grades, strict=True)
     ]
     return json.dumps({"results": results}).encode("ascii")
 
 
-def _question(number: int, item: Any) -> Question:
+def _parse_item(number: int, item: Any) -> GradeItem:
     if not isinstance(item, dict):
         raise HTTPException(422, f"items[{number}] is not an object")
     for name, kinds in (("id", (str, int)), ("gold", (str,)), ("response", (str,))):
         if type(item.get(name)) not in kinds:
             wanted = " or ".join("a string" if kind is str else "an integer" for kind in kinds)
             raise HTTPException(422, f"items[{number}].{name} must be {wanted}")
-    return Question(item["id"], item["gold"], item["response"])
+    return GradeItem(item["id"], item["gold"], item["response"])
 
 
 def _authorize(request: Request, token: str | None) -> None:
-    """401 where the token is another. Takes the same time whatever the wrong token has in common with it."""
+    """Raise 401 where the token is wrong, in a time that does not depend on how much of it is right."""
     if token is None:
         return
     given = request.headers.get("authorization", "")
@@ -250,7 +252,7 @@ def _authorize(request: Request, token: str | None) -> None:
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
-    """The body, never holding more than `limit` bytes of it. HTTPException 413 where it is larger."""
+    """The body of a request, with at most `limit` bytes of it in memory. HTTPException 413 where it is larger."""
     body, size = bytearray(), 0
     async for part in request.stream():
         size += len(part)

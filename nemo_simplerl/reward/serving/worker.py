@@ -1,10 +1,10 @@
-"""One reward worker: grades what arrives on standard input, one answer an item, until the input ends.
+"""A reward worker: grades the items that arrive on standard input, one answer for each, until the input ends.
 
     python -m nemo_simplerl.reward.serving.worker MEMORY_LIMIT_MB [PARENT_PID]
 
 A frame is a 4-byte big-endian length and that many bytes of JSON. The worker first sends `{"ready": pid}`. A
 request is a list of `[gold, response]`; every item is answered by a frame of its own, `{"verdict", "parsed", "ms"}`.
-An exception of the grader ends the process: its owner sees the output end and starts another worker.
+An exception in the grader ends the process: the parent sees the output end and starts another worker.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def encode_frame(message: Any) -> bytes:
-    """The bytes of one frame. Text stays ASCII, so that a lone surrogate survives the way."""
+    """The bytes of one frame. JSON in ASCII, so that a lone surrogate survives."""
     body = json.dumps(message).encode("ascii")
     return HEADER.pack(len(body)) + body
 
@@ -42,9 +42,10 @@ def read_frame(stream: BinaryIO) -> Any | None:
 
 
 def serve(judge: Callable[[str, str], "Judgement"], memory_limit_mb: int, parent_pid: int = 0) -> None:
-    """Answer requests with `judge(gold, response)` until standard input ends. Takes the process over.
+    """Answer requests with `judge(gold, response)` until standard input ends. Takes over the process's
+    standard streams, signals and memory limit.
 
-    `parent_pid` 0 means that nobody's death ends this process, only the end of its input.
+    With a `parent_pid`, Linux ends this process when that thread dies; with 0, only the end of the input does.
     """
     requests, answers = _claim_standard_streams()
     # Ctrl-C and a scheduler's signals reach the whole group; the owner decides when to stop, and sends SIGKILL.
@@ -63,7 +64,7 @@ def serve(judge: Callable[[str, str], "Judgement"], memory_limit_mb: int, parent
 
 
 def _claim_standard_streams() -> tuple[BinaryIO, BinaryIO]:
-    """The two pipes under new descriptors; 0 reads /dev/null and 1 is stderr, so a print harms no frame."""
+    """The two pipes under new descriptors; 0 then reads /dev/null and 1 is stderr, so that a print damages no frame."""
     sys.stdout.flush()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -74,7 +75,7 @@ def _claim_standard_streams() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _limit_memory(memory_limit_mb: int) -> None:
-    """Bound the address space; no core file, for a crash here is routine."""
+    """Bound the address space, and write no core file: a crash is routine here."""
     limit = memory_limit_mb * 1024 * 1024
     _, ceiling = resource.getrlimit(resource.RLIMIT_AS)
     if ceiling != resource.RLIM_INFINITY:
@@ -84,7 +85,7 @@ def _limit_memory(memory_limit_mb: int) -> None:
 
 
 def _die_with(parent_pid: int) -> None:
-    """Have Linux kill this process with the thread that started it: a hanging worker sees no end of input."""
+    """Have Linux kill this process when its parent thread ends: a hanging worker would not see the end of its input."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -97,7 +98,7 @@ def _send(stream: BinaryIO, message: Any) -> None:
     stream.flush()
 
 
-def main() -> None:
+def _main() -> None:
     from nemo_simplerl.reward.grade import judge
 
     memory_limit_mb, parent_pid = (*(int(word) for word in sys.argv[1:]), 0)[:2]
@@ -105,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -1,4 +1,4 @@
-"""The owner's end of one reward worker: a child process, its two pipes, and a deadline on every byte."""
+"""The parent's side of one reward worker: a child process, its two pipes, and a deadline on every byte."""
 
 import json
 import os
@@ -26,10 +26,10 @@ class WorkerDied(Exception):
 
 
 class WorkerProcess:
-    """A started worker. Not to be shared: one thread talks to it, and any thread may `terminate` it.
+    """A running worker. One thread sends and receives; any thread may `terminate` it.
 
-    The system kills the child when the thread that made this object ends (see `worker.serve`), so that
-    thread has to live as long as the worker is wanted.
+    Linux kills the child when the thread that made this object ends (see `worker.serve`), so that thread must
+    live as long as the worker.
     """
 
     def __init__(self, command: Sequence[str], memory_limit_mb: int) -> None:
@@ -94,7 +94,7 @@ class WorkerProcess:
             raise WorkerDied(f"it sent {body!r:.100}") from error
 
     def terminate(self) -> None:
-        """Kill the process now. Its talking thread then sees WorkerDied and calls `discard`."""
+        """Kill the process now. The thread that uses it then gets WorkerDied and calls `discard`."""
         self._process.kill()
 
     def discard(self) -> None:
@@ -115,7 +115,7 @@ class WorkerProcess:
         return parts
 
     def _wait(self, descriptor: int, event: int, deadline: float) -> None:
-        """Return once the pipe is ready. An answer that is already there counts even when it is read late."""
+        """Wait until the pipe is ready. An answer that has arrived counts even when it is read after the deadline."""
         poll = select.poll()
         poll.register(descriptor, event)
         if not poll.poll(max(0.0, 1000.0 * (deadline - time.monotonic()))):

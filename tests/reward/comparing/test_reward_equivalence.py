@@ -1,4 +1,4 @@
-r"""Cases by rule: what is the same answer, both ways and one way only, and what is not."""
+r"""Pairs of answers by rule: the same both ways, the same one way only, and different."""
 
 import time
 

@@ -1,4 +1,4 @@
-r"""One spelling of typesetting. What words and separators mean is pinned with the parser."""
+r"""Normalization gives typesetting one spelling. The parser's tests pin what words and separators mean."""
 
 import random
 import time

@@ -1,20 +1,21 @@
-r"""From cleaned text to a tree: what is read, and that half a reading is none."""
+r"""Parsing normalized text into trees: what is read, and that text which is read in part is not read at all."""
 
 from fractions import Fraction
 
 import pytest
 
 from nemo_simplerl.reward.comparing.exact import Undefined, exact
-from nemo_simplerl.reward.parsing.literals import continued, read_number, repeating
+from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing.normalize import normalize_answer
-from nemo_simplerl.reward.parsing.parse import readings
+from nemo_simplerl.reward.parsing.numerals import continued_decimal, read_number, repeating_decimal
+from nemo_simplerl.reward.parsing.readings import readings
 from nemo_simplerl.reward.parsing.tokens import NotParsed
 from nemo_simplerl.reward.parsing.tree import (
     EULER,
     IMAGINARY,
     PI,
-    Based,
-    Clock,
+    BasedNumber,
+    ClockTime,
     Interval,
     Listing,
     Matrix,
@@ -28,7 +29,6 @@ from nemo_simplerl.reward.parsing.tree import (
     Tuple,
     Words,
 )
-from nemo_simplerl.reward.policy import LIMITS
 
 
 def read(text):
@@ -116,9 +116,9 @@ def test_a_number_that_is_huge_or_irrational_is_never_built(text):
         ("1 < x < 5", Relation),
         ("2:3", Ratio),
         (r"3 \text{ to } 4", Ratio),
-        ("101_2", Based),
-        (r"17_{\text{eight}}", Based),
-        (r"4:30 \text{ p.m.}", Clock),
+        ("101_2", BasedNumber),
+        (r"17_{\text{eight}}", BasedNumber),
+        (r"4:30 \text{ p.m.}", ClockTime),
         ("12 cm", Quantity),
         (r"12 \text{ square feet}", Quantity),
         (r"12\mathrm{~m}^2", Quantity),
@@ -182,10 +182,10 @@ def test_a_division_by_a_product_without_a_sign_has_two_readings():
 
 
 def test_a_period_is_found_only_where_the_digits_repeat():
-    assert continued("0.333") == Number(Fraction(1, 3))
-    assert continued("0.1212") == Number(Fraction(4, 33))
-    assert continued("3.14159") is None
-    assert repeating("0.1", "6") == Number(Fraction(1, 6))
+    assert continued_decimal("0.333") == Number(Fraction(1, 3))
+    assert continued_decimal("0.1212") == Number(Fraction(4, 33))
+    assert continued_decimal("3.14159") is None
+    assert repeating_decimal("0.1", "6") == Number(Fraction(1, 6))
 
 
 def test_a_number_beyond_the_digit_bound_is_refused():

@@ -14,7 +14,7 @@ listener = listen("127.0.0.1", int(port))
 with RewardPool(1, timeout_s=20.0, memory_limit_mb=512, command=command) as pool:
     server.run_server(
         pool,
-        server.Limits(request_bytes=1_000_000, items=100, queue=int(queue)),
+        server.ServerLimits(request_bytes=1_000_000, items=100, queue=int(queue)),
         token=None,
         listener=listener,
         started=lambda: print(f"reward server on http://127.0.0.1:{listener.getsockname()[1]}", flush=True),

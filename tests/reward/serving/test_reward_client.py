@@ -34,9 +34,9 @@ def dead_url():
 
 @contextmanager
 def scripted(*answers):
-    """A server that gives one scripted (status, headers, body) after the other, the last for ever; and its log.
+    """Run a server that returns the scripted (status, headers, body) in turn, the last for ever; yields URL and log.
 
-    A body None stands for right grades. The log has the time of each request and the number of its items.
+    A body of None stands for correct grades. The log has the time of each request and the number of its items.
     """
     log = []
 

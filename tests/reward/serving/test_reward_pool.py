@@ -37,7 +37,7 @@ def _wait_until(condition, seconds=10.0):
 
 
 def _is_running(pid):
-    """False also for a zombie that a container without an init leaves behind."""
+    """Whether the process runs. A zombie, which a container without an init leaves behind, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
@@ -273,16 +273,16 @@ def test_the_boxed_content_and_the_gold_decide_what_counts_as_the_same():
 
 def test_a_full_cache_forgets_what_was_not_asked_for_longest():
     cache: GradeCache[int] = GradeCache(max_entries=2)
-    cache.keep([(b"a", 1), (b"b", 2)])
-    assert cache.find([b"a"]) == {b"a": 1}
-    cache.keep([(b"c", 3)])
-    assert cache.find([b"a", b"b", b"c"]) == {b"a": 1, b"c": 3}
+    cache.store([(b"a", 1), (b"b", 2)])
+    assert cache.lookup([b"a"]) == {b"a": 1}
+    cache.store([(b"c", 3)])
+    assert cache.lookup([b"a", b"b", b"c"]) == {b"a": 1, b"c": 3}
 
 
 def test_memory_of_the_cache_does_not_grow_with_the_responses():
     tracemalloc.start()
     cache: GradeCache[int] = GradeCache(max_entries=1000)
-    cache.keep((answer_key("1", f"{k}" + "x" * 10_000), k) for k in range(3000))
+    cache.store((answer_key("1", f"{k}" + "x" * 10_000), k) for k in range(3000))
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(cache) == 1000 and held < 500_000
@@ -305,7 +305,7 @@ def test_grading_in_an_event_loop_leaves_the_loop_free_and_withdraws_what_is_can
 
 
 def _flood(how):
-    """Outcomes of 5,000 items of which 200 hang, live workers afterwards, and seconds."""
+    """The outcomes of 5,000 items of which 200 hang, the number of live workers afterwards, and the seconds it took."""
     items = [(str(k % 3), f"hang {k}" if k % 25 == 7 else f"say {k} {k % 4}") for k in range(5000)]
     with RewardPool(num_workers=8, timeout_s=0.5, memory_limit_mb=512, command=MISBEHAVING) as pool:
         start = time.monotonic()

@@ -28,7 +28,7 @@ def server():
 
 
 def ask(server, body, *, method="POST", path="/grade", token: str | None = TOKEN):
-    """Status, headers and body of one request; `body` as it is when bytes, else as JSON."""
+    """The status, headers and body of one request; a `body` of bytes is sent as it is, any other as JSON."""
     connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -140,7 +140,7 @@ def test_metrics_count_requests_and_items_in_prometheus_text():
 
 
 async def _post(port: int, number: int, gate: asyncio.Semaphore) -> list[tuple[str, str]]:
-    """Eight items of one request, every verdict foretold by its id."""
+    """Post eight items whose ids tell the expected verdicts; returns the ids with their verdicts."""
     items = [
         {"id": f"{number}-{k}", "gold": str(number), "response": rf"\boxed{{{number + (number + k) % 2}}}"}
         for k in range(8)
@@ -176,7 +176,7 @@ def test_a_thousand_requests_at_once_lose_no_item_and_mix_up_none():
 
 
 def in_thread(server, body):
-    """A request under way, and a list that will hold its answer."""
+    """Start a request in a thread; returns the thread and the list that will hold the answer."""
     answers = []
     thread = threading.Thread(target=lambda: answers.append(ask(server, body, token=None)))
     thread.start()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_simplerl.report.read import load_run
+from nemo_simplerl.report.read import load_run, with_current_keys
 from support.ranks import run_ranks
 from support.small_run import train_here
 
@@ -26,13 +26,8 @@ def _resume(folder: str, overrides: list[str]) -> None:
     train_here(overrides)
 
 
-def _current(line: dict) -> dict:
-    """A line of metrics.jsonl under the names of today: the actor's metrics were called policy/*."""
-    return {key.replace("policy/", "actor/", 1) if key.startswith("policy/") else key: line[key] for key in line}
-
-
 def _lines(path: Path) -> list[dict]:
-    lines = [_current(json.loads(line)) for line in path.read_text().splitlines()]
+    lines = [with_current_keys(json.loads(line)) for line in path.read_text().splitlines()]
     return [{key: line[key] for key in line if not key.startswith(("time/", "memory/"))} for line in lines]
 
 

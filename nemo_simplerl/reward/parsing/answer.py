@@ -3,31 +3,27 @@ r"""The parser of whole answers: lists, sets, intervals, relations, ratios, time
 All of the text is used, or nothing: a prefix that parses is not an answer.
 """
 
-import re
-
-from nemo_simplerl.reward.parsing.brackets import Tokens, check_nesting, closing_index, is_enclosed, split
+from nemo_simplerl.reward.limits import LIMITS
+from nemo_simplerl.reward.parsing.brackets import Tokens, check_nesting, closing_index, is_enclosed, split_top_level
 from nemo_simplerl.reward.parsing.expression import parse_expression
-from nemo_simplerl.reward.parsing.lexicon import ANSWER_PREFIXES, EMPTY_PHRASES, INFINITE_PHRASES, NUMBER_WORDS
-from nemo_simplerl.reward.parsing.tokens import NotParsed, Token, tokenize
+from nemo_simplerl.reward.parsing.lexicon import ANSWER_PREFIXES
+from nemo_simplerl.reward.parsing.notations import read_based_number, read_clock_time, read_phrase
+from nemo_simplerl.reward.parsing.tokens import NotParsed, Token
 from nemo_simplerl.reward.parsing.tree import (
-    INFINITY,
-    Based,
-    Builder,
+    EMPTY_SET,
     Call,
-    Clock,
-    Combination,
     Interval,
     Listing,
     Node,
     Ratio,
     Relation,
+    SetBuilder,
+    SetCombination,
     SetOf,
     Symbol,
     Tuple,
-    Words,
 )
-from nemo_simplerl.reward.parsing.units import split_suffix, wrapped
-from nemo_simplerl.reward.policy import LIMITS
+from nemo_simplerl.reward.parsing.units import split_suffix, with_suffix
 
 _RELATIONS = {
     "=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "approx": "~", "in": "in", "equiv": "==",
@@ -35,12 +31,11 @@ _RELATIONS = {
     "sim": "sim", "cong": "cong", "parallel": "parallel", "perp": "perp",
 }  # fmt: skip
 _SET_OPERATORS = {"cup": "cup", "cap": "cap", "setminus": "minus"}
-_EMPTY = SetOf(())
 _INTEGERS = Symbol(r"\mathbb{Z}")
 
 
 class AnswerParser:
-    """One reading of an answer. `tight_division` is the expression parser's."""
+    """Parses a whole answer. `tight_division` is handed to the expression parser."""
 
     def __init__(self, tight_division: bool = False) -> None:
         self.tight_division = tight_division
@@ -56,9 +51,9 @@ class AnswerParser:
         return self.listing(tokens)
 
     def listing(self, tokens: Tokens) -> Node:
-        """Items separated by `;` or, within these, by connectors and commas."""
+        """The list of items separated by `;` or, within these, by connectors and commas; a single item as it is."""
         for is_separator in (_is_semicolon, _is_or, _is_and_or_comma):
-            parts, separators = split(tokens, is_separator)
+            parts, separators = split_top_level(tokens, is_separator)
             parts = [part for part in parts if part] if separators else parts  # ", and"
             if separators:
                 if not parts or len(parts) > LIMITS.items:
@@ -74,7 +69,7 @@ class AnswerParser:
         named = self.labelled(tokens)
         if named is not None:
             return named
-        parts, signs = split(tokens, _is_relation)
+        parts, signs = split_top_level(tokens, _is_relation)
         if not signs:
             return self.operand(tokens)
         if not parts[0] and signs[0].text != "=":
@@ -87,7 +82,7 @@ class AnswerParser:
         return Relation(tuple(sides), tuple(_RELATIONS[sign.text] for sign in signs))
 
     def labelled(self, tokens: Tokens) -> Node | None:
-        """`Minimum: 3` and `Minimum = 3` as equations of a name."""
+        """`Minimum: 3` and `Minimum = 3` as equations of a name; None for any other form."""
         if len(tokens) >= 3 and tokens[0].kind == "word" and tokens[1].text in (":", "="):
             name = Symbol(tokens[0].text.lower())
             value = self.item(tokens[2:])
@@ -111,7 +106,7 @@ class AnswerParser:
 
     def operand(self, tokens: Tokens) -> Node:
         """A value, or sets combined by union, intersection and difference."""
-        parts, signs = split(tokens, lambda token: token.kind == "command" and token.text in _SET_OPERATORS)
+        parts, signs = split_top_level(tokens, lambda token: token.kind == "command" and token.text in _SET_OPERATORS)
         if not signs:
             difference = self.set_difference(tokens)
             return self.value(tokens) if difference is None else difference
@@ -120,42 +115,42 @@ class AnswerParser:
         node = self.value(parts[0])
         for sign, part in zip(signs, parts[1:], strict=True):
             operator, right = _SET_OPERATORS[sign.text], self.value(part)
-            same = isinstance(node, Combination) and node.operator == operator == "cup"
-            left = node.parts if same and isinstance(node, Combination) else (node,)
-            node = Combination(operator, (*left, right))
+            same = isinstance(node, SetCombination) and node.operator == operator == "cup"
+            left = node.parts if same and isinstance(node, SetCombination) else (node,)
+            node = SetCombination(operator, (*left, right))
         return node
 
     def set_difference(self, tokens: Tokens) -> Node | None:
-        r"""`R - \{0\}`: a minus sign before a set."""
+        r"""The set difference `R - \{0\}`, written with a minus sign before a set; None for any other form."""
         if len(tokens) < 4 or tokens[-1] != Token("command", "}", tokens[-1].spaced):
             return None
-        parts, signs = split(tokens, lambda token: token.kind == "sign" and token.text == "-")
+        parts, signs = split_top_level(tokens, lambda token: token.kind == "sign" and token.text == "-")
         if len(signs) == 1 and parts[0] and _opens_set(parts[1]) and parts[0][-1].text != "^":
-            return Combination("minus", (self.value(parts[0]), self.value(parts[1])))
+            return SetCombination("minus", (self.value(parts[0]), self.value(parts[1])))
         return None
 
     def value(self, tokens: Tokens) -> Node:
         """One value: bracketed collection, ratio, time, number in a base, quantity or words."""
         if not tokens:
             raise NotParsed("a value is missing")
-        words = _phrase(tokens)
+        words = read_phrase(tokens)
         if words is not None:
             return words
         if len(tokens) == 1 and tokens[0].text == "emptyset":
-            return _EMPTY
+            return EMPTY_SET
         if is_enclosed(tokens):
             collection = self.collection(tokens)
             if collection is not None:
                 return collection
-        special = _clock(tokens) or _based(tokens) or self.ratio(tokens)
+        special = read_clock_time(tokens) or read_based_number(tokens) or self.ratio(tokens)
         if special is not None:
             return special
         body, suffix = split_suffix(tokens)
         if not body:
             raise NotParsed("a unit without a value")
         if suffix and is_enclosed(body):
-            return wrapped(self.value(body), suffix, self.operand)
-        return wrapped(parse_expression(body, self.tight_division), suffix, self.operand)
+            return with_suffix(self.value(body), suffix, self.operand)
+        return with_suffix(parse_expression(body, self.tight_division), suffix, self.operand)
 
     def collection(self, tokens: Tokens) -> Node | None:
         """The tuple, set or interval between one pair of brackets; None where they only group."""
@@ -163,10 +158,10 @@ class AnswerParser:
         if opening.kind == "command" and opening.text == "{":
             return self.set_of(inside)
         if opening.text == "langle":
-            return Tuple(tuple(self.listing(part) for part in split(inside, _is_item_end)[0]))
+            return Tuple(tuple(self.listing(part) for part in split_top_level(inside, _is_item_end)[0]))
         if opening.kind != "sign":
             return None
-        parts, separators = split(inside, _is_item_end)
+        parts, separators = split_top_level(inside, _is_item_end)
         mixed = opening.text + closing.text in ("[)", "(]")
         if separators:
             if len(parts) > LIMITS.items or not all(parts):
@@ -186,21 +181,23 @@ class AnswerParser:
         return None
 
     def set_of(self, inside: Tokens) -> Node:
+        """The set or set-builder whose braces enclose these tokens."""
         if not inside:
-            return _EMPTY
+            return EMPTY_SET
         for is_bar in (_is_bar, _is_colon):
-            parts, bars = split(inside, is_bar)
+            parts, bars = split_top_level(inside, is_bar)
             if len(bars) == 1 and all(parts):
-                return Builder(self.item(parts[0]), self.listing(parts[1]))
-        parts, _ = split(inside, _is_item_end)
+                return SetBuilder(self.item(parts[0]), self.listing(parts[1]))
+        parts, _ = split_top_level(inside, _is_item_end)
         if len(parts) > LIMITS.items or not all(parts):
             raise NotParsed("an empty place in a set, or too many items")
         return SetOf(tuple(self.item(part) for part in parts))
 
     def ratio(self, tokens: Tokens) -> Node | None:
-        parts, colons = split(tokens, _is_colon)
+        """The ratio `2:3` or `2 to 3`; None without such a separator."""
+        parts, colons = split_top_level(tokens, _is_colon)
         if not colons:
-            parts, colons = split(tokens, lambda token: token.kind == "word" and token.text == "to")
+            parts, colons = split_top_level(tokens, lambda token: token.kind == "word" and token.text == "to")
         if not colons:
             return None
         if not all(parts) or len(parts) > 20:
@@ -209,7 +206,7 @@ class AnswerParser:
 
 
 def _inward(tokens: Tokens) -> Tokens:
-    """The open interval ]a, b[ of French notation as (a, b)."""
+    """The tokens with the French open interval ]a, b[ written as (a, b)."""
     if tokens[0].text != "]" and tokens[-1].text != "[":
         return tokens
     turned: list[Token] = []
@@ -228,7 +225,7 @@ def _inward(tokens: Tokens) -> Tokens:
 def _flattened(items: list[Node], joiner: str) -> tuple[Node, ...]:
     """The items of "1, 2 or 3" as one list; conditions keep their grouping, and so do groups between `;`.
 
-    That a parameter is an integer goes without saying: "k pi, k in Z" is "k pi".
+    A condition that a parameter is an integer is dropped: "k pi, k in Z" is "k pi".
     """
     said = [item for item in items if not (isinstance(item, Relation) and item.sides[1:] == (_INTEGERS,))]
     items = said or items
@@ -277,116 +274,3 @@ def _is_structural(token: Token) -> bool:
 
 def _opens_set(tokens: Tokens) -> bool:
     return len(tokens) >= 2 and tokens[0] == Token("command", "{", tokens[0].spaced) and is_enclosed(tokens)
-
-
-def _phrase(tokens: Tokens) -> Node | None:
-    """Words alone: a number word, the empty set, infinity, or text."""
-    if any(
-        token.kind not in ("word", "sign") or (token.kind == "sign" and token.text not in ".,'-") for token in tokens
-    ):
-        return None
-    if tokens[0].kind != "word" or (len(tokens) == 1 and len(tokens[0].text) == 1):
-        return None
-    text = " ".join(token.text for token in tokens if token.kind == "word").lower()
-    if text in EMPTY_PHRASES:
-        return _EMPTY
-    if text in INFINITE_PHRASES:
-        return INFINITY
-    if text in NUMBER_WORDS:
-        return parse_expression((Token("number", str(NUMBER_WORDS[text])),))
-    return Words(text)
-
-
-_HALVES = {"am": "am", "a.m": "am", "pm": "pm", "p.m": "pm", "a.m.": "am", "p.m.": "pm"}
-
-
-def _clock(tokens: Tokens) -> Node | None:
-    """4:30 p.m.; a time without its half is read as a ratio."""
-    if len(tokens) < 2 or tokens[-1].kind != "word" or tokens[-1].text.lower() not in _HALVES:
-        return None
-    numbers, colons = tokens[0:-1:2], tokens[1:-1:2]
-    if not all(number.kind == "number" and number.text.isdigit() and len(number.text) <= 2 for number in numbers):
-        return None
-    if any(colon.text != ":" for colon in colons) or len(numbers) > 3:
-        return None
-    parts = [int(number.text) for number in numbers]
-    while len(parts) > 1 and parts[-1] == 0:
-        parts.pop()
-    return Clock(tuple(parts), _HALVES[tokens[-1].text.lower()])
-
-
-def _based(tokens: Tokens) -> Node | None:
-    """1101_2, 52_{eight}."""
-    if len(tokens) > 3 and tokens[0].text == "-":
-        found = _based(tokens[1:])
-        return Based("-" + found.digits, found.base) if isinstance(found, Based) else None
-    mark = next((at for at, token in enumerate(tokens) if token.text == "_"), 0)
-    if not 0 < mark < len(tokens) - 1 or any(not token.text.isalnum() for token in tokens[:mark]):
-        return None
-    rest = tokens[mark + 1 :]
-    if rest[0].text == "{" and len(rest) == 3:
-        rest = rest[1:2]
-    if len(rest) != 1 or not any(token.kind == "number" for token in tokens[:mark]):
-        return None
-    base = int(rest[0].text) if re.fullmatch("[0-9]{1,2}", rest[0].text) else NUMBER_WORDS.get(rest[0].text.lower())
-    digits = "".join(token.text for token in tokens[:mark]).lower()
-    if tokens[0].kind != "number" and (base or 0) <= 10:  # x_1, but A5_{11}
-        return None
-    if base is None or not 2 <= base <= 36 or len(digits) > LIMITS.digits:
-        return None
-    try:
-        int(digits, base)
-    except ValueError:
-        raise NotParsed(f"{digits!r} has digits beyond base {base}") from None
-    return Based(digits.lstrip("0") or "0", base)
-
-
-_GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
-_SPACE_GROUPED = re.compile(r"(?<![0-9.,/^_])[0-9]{1,3}(?: [0-9]{3})+(?![0-9/]| [0-9])")
-
-
-def readings(text: str) -> list[Node]:
-    """The trees of cleaned text, likeliest first; none where it does not parse.
-
-    Two habits of writing leave two readings: commas that may group thousands or separate items, and a
-    division followed by a factor without a sign between them.
-    """
-    text = _SPACE_GROUPED.sub(lambda number: number.group().replace(" ", ""), text)
-    texts = [text]
-    grouped = _grouped(text)
-    if grouped != text:
-        texts.insert(0, grouped)
-    nodes: list[Node] = []
-    for reading in texts:
-        try:
-            tokens = tokenize(reading)
-        except NotParsed:
-            continue
-        for tight in (False, True) if _has_open_division(tokens) else (False,):
-            try:
-                node = AnswerParser(tight).answer(tokens)
-            except (NotParsed, RecursionError):
-                continue
-            if node not in nodes:
-                nodes.append(node)
-    return nodes
-
-
-def _grouped(text: str) -> str:
-    """Without commas between thousands, outside brackets or where other commas are followed by a space."""
-    if "," not in text:
-        return text
-    spaced = ", " in text
-    depth, depths = 0, []
-    for letter in text:
-        depth += letter in "([{"
-        depth -= letter in ")]}"
-        depths.append(depth)
-    return _GROUPED.sub(
-        lambda number: number.group().replace(",", "") if depths[number.start()] == 0 or spaced else number.group(),
-        text,
-    )
-
-
-def _has_open_division(tokens: Tokens) -> bool:
-    return any(token.kind == "sign" and token.text == "/" for token in tokens)

@@ -1,4 +1,4 @@
-"""A headless Chromium spoken to over two pipes (DevTools protocol), without a library and without a port."""
+"""Drives a headless Chromium over two pipes (DevTools protocol), without a library and without a port."""
 
 import base64
 import json
@@ -61,7 +61,7 @@ class Page:
                 return answer["result"]
 
     def open(self, url: str, width: int = 1200, height: int = 900, scheme: str = "light") -> None:
-        """Returns when the page has read its samples."""
+        """Load the page, and return when it has read its samples."""
         self.ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -76,7 +76,7 @@ class Page:
             time.sleep(0.05)
 
     def value(self, expression: str) -> Any:
-        """Of JavaScript in the page."""
+        """The value of a JavaScript expression in the page."""
         result = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")

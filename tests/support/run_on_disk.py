@@ -1,4 +1,4 @@
-"""A run directory of numbers and samples made up from a seed."""
+"""Writes a run directory with numbers and samples that are drawn from a seed."""
 
 import json
 import math
@@ -9,7 +9,7 @@ PHASES = ("rollout", "reward", "old_logprobs", "reference_logprobs", "values", "
 
 
 def write_run(path: Path, *, steps: int, per_step: int = 4, eval_every: int = 10, seed: int = 0) -> Path:
-    """Like the quickstart's: word problems, short responses, an evaluation at step 0 and every `eval_every` steps."""
+    """Write a run like the quickstart's: word problems, short responses, evaluated at step 0 and every `eval_every`."""
     draw = random.Random(seed)
     for folder in ("rollouts", "eval", "data"):
         (path / folder).mkdir(parents=True)
@@ -71,7 +71,7 @@ def sample(draw: random.Random, asked: dict, step: int) -> dict:
 
 
 def metrics(draw: random.Random, step: int, steps: int) -> dict:
-    """Every metric that the page draws, at a step that trained."""
+    """A value for every metric that the page draws, as of a training step."""
     done = step / steps
     correct = min(max(0.1 + 0.7 * done + draw.gauss(0, 0.05), 0.0), 0.9)
     seconds = {f"time/{phase}": 0.3 + draw.random() / 5 for phase in PHASES}
@@ -83,20 +83,20 @@ def metrics(draw: random.Random, step: int, steps: int) -> dict:
         "rollout/length_mean": 20 + 10 * done + draw.gauss(0, 1),
         "rollout/length_p95": 40 + 10 * done + draw.gauss(0, 2),
         "rollout/truncated_share": 0.2 * (1 - done),
-        "policy/kl_ref": 0.1 * done,
-        "policy/kl_ref_k3": 0.08 * done,
-        "policy/approx_kl": 1e-4 * math.exp(draw.gauss(0, 1)),
-        "policy/entropy": 0.5 - 0.4 * done + draw.gauss(0, 0.01),
-        "policy/clip_fraction": abs(draw.gauss(0, 0.01)),
+        "actor/kl_ref": 0.1 * done,
+        "actor/kl_ref_k3": 0.08 * done,
+        "actor/approx_kl": 1e-4 * math.exp(draw.gauss(0, 1)),
+        "actor/entropy": 0.5 - 0.4 * done + draw.gauss(0, 0.01),
+        "actor/clip_fraction": abs(draw.gauss(0, 0.01)),
         "critic/value_clip_fraction": abs(draw.gauss(0, 0.02)),
         "critic/explained_variance": -5.0 if step == 1 else 0.8 * done + draw.gauss(0, 0.1),
-        "policy/grad_norm_max": 1 + draw.random(),
+        "actor/grad_norm_max": 1 + draw.random(),
         "critic/grad_norm_max": 2 + draw.random(),
         "consistency/logprob_diff_mean": 3e-7,
         "consistency/logprob_diff_max": 1e-5 * (1 + draw.random()),
         "consistency/share_beyond": 0.0,
         "consistency/tripped": 0.0,
-        "policy/skipped_updates": float(step == 3),
+        "actor/skipped_updates": float(step == 3),
         "critic/skipped_updates": 0.0,
         "time/tokens_per_second": 900 + draw.gauss(0, 30),
         "time/total": sum(seconds.values()) + 0.2,
