@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source and seen in a fresh process; how long files and the page may be.
+"""Which package may import which, read from the source and seen in a fresh process; how large files and folders may be.
 
 A room is a folder of the package. Modules are found by walking it, so a file added later is covered. Import
 statements inside functions count: a late import crosses a wall as much as an early one.

@@ -1,1 +1,1 @@
-
+"""One thin module a command; `main` lists them."""

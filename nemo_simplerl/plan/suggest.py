@@ -70,7 +70,7 @@ def suggestions(layout: Layout) -> tuple[list[Change], list[Refusal]]:
                 fitting.append(best)
             else:
                 refused.append(Refusal(tensor, pipeline, shortage(best.memory)))
-    # Of equal costs the one with more room.
+    # Among equal costs, the layout with more memory to spare comes first.
     return sorted(fitting, key=lambda change: (cost(change.layout), -change.memory.headroom)), refused
 
 

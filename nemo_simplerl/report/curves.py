@@ -33,7 +33,7 @@ class PngPanel:
     is_share: bool = False
 
 
-# Blue and orange are told apart by every kind of sight; evaluations also have markers.
+# Blue and orange are distinguishable with any kind of colour blindness; evaluations also have markers.
 _TRAIN, _GREEDY, _SAMPLED = "#1f6fb4", "#d95f02", "#7a7a7a"
 PNG_PANELS = (
     PngPanel("Reward", "mean of a step's samples", (PngLine("reward/mean", "training", _TRAIN, True),)),

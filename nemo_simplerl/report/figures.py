@@ -149,7 +149,7 @@ def svg_of(figure: Figure) -> str:
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg, count=1)
     svg = re.sub(r"#0a0b([0-9a-f]{2})", lambda match: _css_color(int(match[1], 16)), svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    # Clip paths and marks are found by id. The others serve nobody.
+    # Clip paths and markers are referenced by id. All other ids are dropped.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r'\s+id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
     prefix = f"f{_checksum(svg)}-"

@@ -39,7 +39,7 @@ class Follower:
     def watch(self, say: Callable[[str], None]) -> None:
         """Refresh until Ctrl-C, then close. The pauses are at least as long as the last rebuild took."""
         pause = _LOOK_S
-        with closing(self), suppress(KeyboardInterrupt):  # the way to end it is no error
+        with closing(self), suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
             while True:
                 time.sleep(pause)
                 started = time.monotonic()

@@ -1,1 +1,1 @@
-"""The PPO trainer: roles that learn, the page that reads like the paper, and what keeps a run's books."""
+"""The PPO trainer: the loop, the roles it calls, and what saves, logs and guards a run."""

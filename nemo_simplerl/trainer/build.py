@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 
-from nemo_simplerl.config.schema import AlgoConfig, Config, ConsistencyConfig
+from nemo_simplerl.config.schema import ActorConfig, AlgoConfig, Config, ConsistencyConfig, CriticConfig
 from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.model.source import kind_of, open_source, weights_fingerprint
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.consistency import ConsistencyGate
-from nemo_simplerl.trainer.estimators import GaeWithCritic
+from nemo_simplerl.trainer.estimators import build_estimator
 from nemo_simplerl.trainer.learners.actor import Actor
 from nemo_simplerl.trainer.learners.build import bad_updates_of, build_learner
 from nemo_simplerl.trainer.learners.critic import Critic
@@ -42,31 +42,29 @@ def build_roles(
     sources = [open_source(model_path)]
     if critic_path is not None:
         sources.append(open_source(critic_path, critic=kind_of(critic_path) == "checkpoint"))
-    actor_learner, critic_learner = build_learners(config, sources[0], sources[-1], mesh, total_steps)
     timer = PhaseTimer(on_enter=on_phase)
-    actor = Actor(
-        actor_learner,
-        read_hf_config(model_folder(config)),
-        config.actor,
-        algo,
-        temperature=rollout.temperature,
-        timer=timer,
-        update_loop=UpdateLoop(partial(on_phase, "actor.update")),
-    )
-    critic_loop = UpdateLoop(partial(on_phase, "critic.update"))
-    critic = Critic(critic_learner, config.critic, algo, timer=timer, update_loop=critic_loop)
+    learner = _actor_learner(config, sources[0], mesh, total_steps)
+    update_loop = UpdateLoop(partial(on_phase, "actor.update"))
+    hf, temperature = read_hf_config(model_folder(config)), rollout.temperature
+    actor = Actor(learner, hf, config.actor, algo, temperature=temperature, timer=timer, update_loop=update_loop)
+
+    def build_critic() -> Critic:
+        update_loop = UpdateLoop(partial(on_phase, "critic.update"))
+        learner = _critic_learner(config, sources[-1], mesh, total_steps)
+        return Critic(learner, config.critic, algo, timer=timer, update_loop=update_loop)
+
     return Roles(
         config=config,
         mesh=mesh,
         actor=actor,
-        estimator=GaeWithCritic(critic, algo, mesh, step_state),
+        estimator=build_estimator(algo, mesh, step_state, build_critic),
         engine=build_engine(rollout, config.model.precision, model_folder(config), mesh, tokenizer),
         grader=grader,
         gate=build_gate(
             rollout.consistency,
             algo,
             mesh,
-            temperature=rollout.temperature,
+            temperature=temperature,
             global_batch_size=config.actor.global_batch_size,
         ),
         sampling=sampling_of(rollout, tokenizer),
@@ -78,41 +76,42 @@ def build_roles(
     )
 
 
-def build_learners(
-    config: Config, actor_source: Source, critic_source: Source, mesh: Mesh, total_steps: int
-) -> tuple[Learner, Learner]:
-    """The learners of actor and critic, whose learning rates decay over the updates of `total_steps` steps. Collective.
-
-    A critic may start from an actor's weights, with a fresh value head.
-    """
-    algo, trainer = config.algo, config.trainer
-    samples = config.data.rollout_batch_size * config.rollout.n_samples_per_prompt
-    actor_updates, critic_updates = (
-        algo.ppo_epochs * samples // section.global_batch_size for section in (config.actor, config.critic)
-    )
-    build = partial(
-        build_learner,
-        model=config.model,
-        layout=config.actor,
-        mesh=mesh,
-        deterministic=trainer.deterministic,
+def _actor_learner(config: Config, source: Source, mesh: Mesh, total_steps: int) -> Learner:
+    """The learner of the actor, whose learning rate decays over the updates after the critic's warm-up. Collective."""
+    warmup_steps, per_step = config.algo.critic_warmup_steps, _updates_per_step(config, config.actor)
+    return build_learner(
+        source,
+        config.model,
+        config.actor,
+        config.actor.optim,
+        mesh,
+        total_updates=max(total_steps - warmup_steps, 1) * per_step,
+        deterministic=config.trainer.deterministic,
         offload_adam_states=config.actor.offload_adam_states,
+        bad_updates=bad_updates_of(config.trainer, "actor", first_step=warmup_steps + 1, updates_per_step=per_step),
     )
-    first_actor_step = algo.critic_warmup_steps + 1
-    actor = build(
-        actor_source,
-        optim=config.actor.optim,
-        total_updates=max(total_steps - algo.critic_warmup_steps, 1) * actor_updates,
-        bad_updates=bad_updates_of(trainer, "actor", first_step=first_actor_step, updates_per_step=actor_updates),
+
+
+def _critic_learner(config: Config, source: Source, mesh: Mesh, total_steps: int) -> Learner:
+    """The learner of the critic, with a fresh value head where `source` is an actor. Collective."""
+    per_step = _updates_per_step(config, config.critic)
+    return build_learner(
+        source,
+        config.model,
+        config.actor,
+        config.critic.optim,
+        mesh,
+        total_updates=total_steps * per_step,
+        deterministic=config.trainer.deterministic,
+        critic_seed=config.trainer.seed,
+        offload_adam_states=config.actor.offload_adam_states,
+        bad_updates=bad_updates_of(config.trainer, "critic", first_step=1, updates_per_step=per_step),
     )
-    critic = build(
-        critic_source,
-        optim=config.critic.optim,
-        total_updates=total_steps * critic_updates,
-        critic_seed=trainer.seed,
-        bad_updates=bad_updates_of(trainer, "critic", first_step=1, updates_per_step=critic_updates),
-    )
-    return actor, critic
+
+
+def _updates_per_step(config: Config, role: ActorConfig | CriticConfig) -> int:
+    samples = config.data.rollout_batch_size * config.rollout.n_samples_per_prompt
+    return config.algo.ppo_epochs * samples // role.global_batch_size
 
 
 def build_gate(

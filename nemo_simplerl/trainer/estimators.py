@@ -3,7 +3,7 @@
 Legend: B samples of this data rank, T predicted tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,3 +68,10 @@ class GaeWithCritic:
         """See Estimator.update."""
         values_BT = estimate.columns_BT["values"]
         return update_metrics("critic", self.critic.update(batch, values_BT, estimate.returns_BT))
+
+
+def build_estimator(
+    algo: AlgoConfig, mesh: Mesh, step_state: StepState, build_critic: Callable[[], Critic]
+) -> Estimator:
+    """The estimator of a run. One without a critic does not call `build_critic`, and none is built. Collective."""
+    return GaeWithCritic(build_critic(), algo, mesh, step_state)

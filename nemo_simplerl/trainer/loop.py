@@ -1,4 +1,4 @@
-"""The page: one PPO step, and the loop around it.
+"""One PPO step, read from top to bottom, and the loop of steps around it.
 
 Legend: B samples of this data rank, T predicted tokens (sequence length - 1). At index t a `_BT` tensor speaks of token
 t + 1; `mask_BT` is 1 where that token is the response's.

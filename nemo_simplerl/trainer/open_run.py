@@ -19,7 +19,7 @@ from nemo_simplerl.report.read import with_current_keys
 from nemo_simplerl.trainer.build import build_roles
 from nemo_simplerl.trainer.guard.alarms import Alarms
 from nemo_simplerl.trainer.guard.faults import VARIABLE, Faults, installed
-from nemo_simplerl.trainer.guard.finite import forget_bad_updates
+from nemo_simplerl.trainer.guard.finite import delete_bad_updates
 from nemo_simplerl.trainer.guard.stop import Stop
 from nemo_simplerl.trainer.logging.run_log import RunLog
 from nemo_simplerl.trainer.logging.screen import messages_to, print_line
@@ -104,9 +104,9 @@ def _prompts(config: Config, tokenizer) -> tuple[list[Prompt], list[Prompt], lis
 
 def _checkpoint_to_resume(trainer: TrainerConfig, mesh: Mesh) -> Found | None:
     folder = Path(trainer.run_dir) / CHECKPOINTS
-    if not trainer.resume and (places := checkpoint.places_on_disk(folder)):
+    if not trainer.resume and (positions := checkpoint.positions_on_disk(folder)):
         raise ValueError(
-            f"{folder / places[-1].name} exists, but trainer.resume=false; set it to true or choose "
+            f"{folder / positions[-1].name} exists, but trainer.resume=false; set it to true or choose "
             "another trainer.run_dir."
         )
     return checkpoint.find_intact(folder, mesh)
@@ -114,11 +114,11 @@ def _checkpoint_to_resume(trainer: TrainerConfig, mesh: Mesh) -> Found | None:
 
 def _clear_earlier(trainer: TrainerConfig, stop: Stop, found: Found | None, journal: Journal) -> None:
     """Remove what earlier processes of this run left that no longer holds: requests to stop, and later steps."""
-    stop.forget()
-    steps_begun = 0 if found is None else found.manifest.place.steps_begun
-    forget_bad_updates(trainer.run_dir, ("actor", "critic"), steps_begun)
+    stop.delete_files()
+    steps_begun = 0 if found is None else found.manifest.position.steps_begun
+    delete_bad_updates(trainer.run_dir, ("actor", "critic"), steps_begun)
     if not trainer.resume:
-        journal.forget(None)
+        journal.delete(None)
 
 
 def _run_log(trainer: TrainerConfig, mesh: Mesh, found: Found | None, total_steps: int, console: Console) -> RunLog:
@@ -143,7 +143,7 @@ def _warm_start(config: Config, mesh: Mesh, run_log: RunLog, stop: Stop) -> str:
             return warm_start(config, mesh, run_log.wandb, stop.safe_point)
     except StoppedEarly as asked:
         if mesh.rank == 0:
-            stop.forget()
+            stop.delete_files()
         run_log.stopped({"step": 0, "updates_in_step": asked.update, "reason": str(asked)})
         log.info(
             f"stopped after update {asked.update} of the warm start: {asked}. Start the same command again to go on."
@@ -159,7 +159,7 @@ def _saver(config: Config, mesh: Mesh, journal: Journal) -> Saver:
         model_folder=model_folder(config),
         keep=checkpoint.Retention(trainer.keep_last, trainer.keep_every, trainer.keep_best),
         in_background=trainer.async_save,
-        on_complete=lambda place: journal.forget(place.steps),
+        on_complete=lambda position: journal.delete(position.steps),
     )
 
 

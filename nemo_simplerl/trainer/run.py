@@ -22,8 +22,8 @@ from nemo_simplerl.trainer.logging.timing import host_gb
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.saving import checkpoint
 from nemo_simplerl.trainer.saving.checkpoint import Found
-from nemo_simplerl.trainer.saving.manifest import MANIFEST, Manifest, versions
-from nemo_simplerl.trainer.saving.position import Place
+from nemo_simplerl.trainer.saving.manifest import MANIFEST, Manifest
+from nemo_simplerl.trainer.saving.position import TrainingPosition
 from nemo_simplerl.trainer.saving.saver import Saver
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """Where this process ends."""
+        """The step after which this process ends."""
         stop_after = self.config.trainer.stop_after_step
         return self.total_steps if stop_after is None else min(self.total_steps, stop_after)
 
@@ -77,7 +77,7 @@ class Run:
             self.roles.step_state.restore(record)
         before, now = checkpoint.in_words(saved.layout), checkpoint.in_words(checkpoint.layout_of(mesh))
         change = "" if before == now else f", saved by {before} and continued by {now}"
-        log.info(f"resumed after {saved.place.in_words} from {self.found.path}{change}")
+        log.info(f"resumed after {saved.position.in_words} from {self.found.path}{change}")
         return saved.step
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -105,7 +105,7 @@ class Run:
             seconds["time/rollout_tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/rollout"]
             seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/total"]
         self.log.metrics(step, metrics | seconds)
-        for text in self.alarms.hear(metrics):
+        for text in self.alarms.check(metrics):
             log.warning(f"step {step}: {text}")
         self.steps_done = step
 
@@ -115,9 +115,9 @@ class Run:
         is_due = step == self.last_step or (every > 0 and step % every == 0)
         if is_due or self.saver.is_pending:
             with self.roles.timer("save_blocking"):
-                self.saver.settle(wait_for_it=False)
+                self.saver.finish_pending(block=False)
                 if is_due:
-                    self.saver.save(self.roles.learners, self._manifest(Place(step)))
+                    self.saver.save(self.roles.learners, self._manifest(TrainingPosition(step)))
 
     def finish(self) -> None:
         """After the last step of this process: the last save, and at the end of the whole run actor and critic as
@@ -129,7 +129,7 @@ class Run:
         if self.last_step < self.total_steps or self.roles.mesh.rank != 0:
             return
         run_dir = Path(self.config.trainer.run_dir)
-        last = run_dir / CHECKPOINTS / Place(self.total_steps).name
+        last = run_dir / CHECKPOINTS / TrainingPosition(self.total_steps).name
         for kind, name in product(self.config.trainer.export, self.roles.learners):
             target = Target(kind, run_dir / kind / (f"{name}.nemo" if kind == "nemo" else name))
             if _is_older(target.path, last / MANIFEST):
@@ -145,31 +145,34 @@ class Run:
         Nothing is saved before the first update of a run. Raises RuntimeError where the save fails.
         """
         step, step_state = self.steps_done + 1, self.roles.step_state
-        place = Place(self.steps_done, step_state.num_updates(step))
-        self.saver.settle(wait_for_it=True)
-        resumed_from = None if self.found is None else self.found.manifest.place
-        if place > Place(0) and place not in (self.saver.saved, resumed_from):
-            files = {checkpoint.RECORD: step_state.gather_record(self.roles.mesh).to_bytes()} if place.updates else {}
-            self.saver.save(self.roles.learners, self._manifest(place), files)
+        position = TrainingPosition(self.steps_done, step_state.num_updates(step))
+        self.saver.finish_pending(block=True)
+        resumed_from = None if self.found is None else self.found.manifest.position
+        if position > TrainingPosition(0) and position not in (self.saver.saved, resumed_from):
+            files = (
+                {checkpoint.RECORD: step_state.gather_record(self.roles.mesh).to_bytes()} if position.updates else {}
+            )
+            self.saver.save(self.roles.learners, self._manifest(position), files)
             self.saver.finish()
         if self.roles.mesh.rank == 0:
-            self.stop.forget()
+            self.stop.delete_files()
         self.log.stopped(
-            {"step": step if place.updates else place.steps, "updates_in_step": place.updates, "reason": reason}
+            {
+                "step": step if position.updates else position.steps,
+                "updates_in_step": position.updates,
+                "reason": reason,
+            }
         )
-        log.info(f"stopped after {place.in_words}: {reason}. Start the same command again to go on.")
+        log.info(f"stopped after {position.in_words}: {reason}. Start the same command again to go on.")
 
-    def _manifest(self, place: Place) -> Manifest:
-        return Manifest(
-            step=place.steps,
-            updates_in_step=place.updates,
-            weight_version=self.weight_version(place.steps),
-            **checkpoint.counts_of(self.roles.learners),
-            layout=checkpoint.layout_of(self.roles.mesh),
-            evaluation={} if place.updates else self.scores,
-            versions=versions(),
+    def _manifest(self, position: TrainingPosition) -> Manifest:
+        return checkpoint.manifest_of(
+            position,
+            self.roles.learners,
+            self.roles.mesh,
+            weight_version=self.weight_version(position.steps),
+            evaluation={} if position.updates else self.scores,
             config_xxh3=xxhash.xxh3_64_hexdigest(to_yaml(self.config).encode()),
-            files={},
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from nemo_simplerl.config.load import to_dict
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.trainer.guard.stop import Stopping
-from nemo_simplerl.trainer.guard.watchdog import failures_told
+from nemo_simplerl.trainer.guard.watchdog import report_failures
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
 from nemo_simplerl.trainer.loop import train
@@ -25,7 +25,7 @@ def start_training(config: Config, started: float | None = None) -> bool:
     started = time.monotonic() if started is None else started
     with join_world(config) as mesh:
         try:
-            with open_run(config, mesh, started) as run, failures_told(), run.stop:
+            with open_run(config, mesh, started) as run, report_failures(), run.stop:
                 try:
                     train(run)
                 except Stopping as asked:

@@ -27,8 +27,9 @@ from nemo_simplerl.config.load import compose
 from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
 from nemo_simplerl.trainer.learners.learner import Learner
-from nemo_simplerl.trainer.saving.checkpoint import Retention, find_intact, layout_of
+from nemo_simplerl.trainer.saving.checkpoint import Retention, find_intact, manifest_of
 from nemo_simplerl.trainer.saving.manifest import Manifest
+from nemo_simplerl.trainer.saving.position import TrainingPosition
 from nemo_simplerl.trainer.saving.saver import Saver
 
 REPEATS = 7
@@ -97,17 +98,9 @@ def saver(folder: Path, mesh: Mesh, in_background: bool) -> Saver:
 
 
 def state(learner: Learner, mesh: Mesh, step: int) -> tuple[dict[str, Learner], Manifest]:
-    manifest = Manifest(
-        step=step,
-        weight_version=step,
-        updates={"actor": learner.updates},
-        layout=layout_of(mesh),
-        evaluation={},
-        versions={},
-        config_xxh3="",
-        files={},
-    )
-    return {"actor": learner}, manifest
+    learners = {"actor": learner}
+    manifest = manifest_of(TrainingPosition(step), learners, mesh, weight_version=step, evaluation={}, config_xxh3="")
+    return learners, manifest
 
 
 def save_behind(behind: Saver, learner: Learner, mesh: Mesh, step: int) -> dict[str, float]:
@@ -116,7 +109,7 @@ def save_behind(behind: Saver, learner: Learner, mesh: Mesh, step: int) -> dict[
     settle = 0.0
     while behind.is_pending:
         time.sleep(0.002)
-        settle = seconds_of(lambda: behind.settle(wait_for_it=False))
+        settle = seconds_of(lambda: behind.finish_pending(block=False))
     return {"behind_copy": copy, "behind_blocking": copy + settle, "behind_written": time.perf_counter() - started}
 
 

@@ -4,7 +4,7 @@ usage: python scripts/bench/rollout.py [MAX_BATCH_SIZE]     (sequences the engin
 
 Both sample the same prompts from the same random models, and responses of the same lengths. The lengths are geometric:
 the models' final norm is 0, so every token is as probable as any other, and one token in 96 is a stop token; the
-engine's draws, and with them its lengths, follow from its seeds. The transformers call is told these lengths, and ends
+engine's draws, and with them its lengths, follow from its seeds. The transformers call is given these lengths, and ends
 when its last response does. Zeros cost a matrix product as much as other numbers.
 
 The engine's time is that of the fastest of three calls, transformers' that of its one call. `wasted_share` is the share
@@ -119,7 +119,7 @@ def compare(
 
 
 def fastest(call: Callable[[], list[Completion]]) -> tuple[float, list[Completion]]:
-    """Seconds of the fastest of a few calls, and the last answer."""
+    """Seconds of the fastest of a few calls, and the last result."""
     times = []
     for _ in range(REPEATS):
         started = time.perf_counter()

@@ -16,7 +16,7 @@ together, which other work on the machine disturbs less; of one thread, that is:
 with the output layer's work; along `length` attention's does, and short updates have Adam's step to pay.
 
 `rss_growth_mb` is what the process's memory at its highest gained by the first step of a size over that of a warm-up
-step of 64 samples. It is told along `samples`, whose sizes come first and grow.
+step of 64 samples. It is printed along `samples`, whose sizes come first and grow.
 
 --ranks measures the largest size of `samples` alone, on each number of ranks in turn, of one thread each, under
 torchrun: the same step split over the ranks. `speedup` is the seconds of the first number over those of each;

@@ -1,12 +1,13 @@
 """A PPO step of this project, step by step beside other sides doing the same work. Prints one JSON line.
 
 usage: python scripts/bench/step.py [--model S|M] [--variant fixed|varied] [--prompts N] [--steps N]
-                                    [--against trl,roofline] [--trl-python PYTHON] [OVERRIDE ...]
+                                    [--against trl,roofline,before] [--trl-python PYTHON] [--before CHECKOUT]
+                                    [OVERRIDE ...]
 
 The work is bench/sides/work.py's; `trl` is TRL's PPOTrainer (TRL 1.12.0, in PYTHON's environment), `roofline` the
-needed matrix work of training alone in bare PyTorch. Each side is a process of its own that lives through the run;
-they take turns, a step each, after one warm-up step each that is not counted. Overrides are for this project's
-configuration.
+needed matrix work of training alone in bare PyTorch, `before` this project as it stands in CHECKOUT. Each side is a
+process of its own that lives through the run; they take turns, a step each, after one warm-up step each that is not
+counted. Overrides are for this project's configuration.
 
 A step is called contended where other processes, or the machine's host, took more than a tenth of the processors
 while it ran. All steps are in the output. `ratio` is the median over all of a side's steps, over ours;
@@ -22,8 +23,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SIDES = Path(__file__).with_name("sides")
-SCRIPTS = {"ours": "ours.py", "trl": "trl_ppo.py", "roofline": "roofline.py"}
+CHECKOUT = Path(__file__).resolve().parents[2]
+SIDES = "scripts/bench/sides"
+SCRIPTS = {"ours": "ours.py", "before": "ours.py", "trl": "trl_ppo.py", "roofline": "roofline.py"}
 TRAINING = ("passes", "updates")
 CONTENDED = 0.1
 DEFAULT_PROMPTS = {"S": 32, "M": 8}
@@ -34,14 +36,18 @@ Step = dict[str, float]
 class Side:
     """A process that runs one side and takes a step on request."""
 
-    def __init__(self, name: str, python: str, arguments: list[str]):
+    def __init__(self, name: str, python: str, arguments: list[str], checkout: Path = CHECKOUT):
         self.name = name
         self.process = subprocess.Popen(
-            [python, str(SIDES / SCRIPTS[name]), *arguments],
+            [python, str(checkout / SIDES / SCRIPTS[name]), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))},
+            env=os.environ
+            | {
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+                "PYTHONPATH": str(checkout),  # over an installed one
+            },
         )
         self._answer()
 
@@ -66,8 +72,15 @@ def main() -> None:
     given = [args.model, args.variant, str(args.prompts or DEFAULT_PROMPTS[args.model])]
     names = ["ours", *(name for name in args.against.split(",") if name)]
     pythons = {"trl": args.trl_python}
+    checkouts = {"before": args.before}
     sides = [
-        Side(name, pythons.get(name, sys.executable), given + (overrides if name == "ours" else [])) for name in names
+        Side(
+            name,
+            pythons.get(name, sys.executable),
+            given + (overrides if SCRIPTS[name] == "ours.py" else []),
+            checkouts.get(name, CHECKOUT),
+        )
+        for name in names
     ]
     for side in sides:
         side.step()
@@ -89,9 +102,12 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--against", default="")
     parser.add_argument("--trl-python", default=sys.executable)
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT")
     args, overrides = parser.parse_known_args()
     if unknown := sorted(set(filter(None, args.against.split(","))) - set(SCRIPTS)):
-        parser.error(f"--against knows trl and roofline, not {unknown}")
+        parser.error(f"--against knows {', '.join(name for name in SCRIPTS if name != 'ours')}, not {unknown}")
+    if "before" in args.against.split(",") and args.before is None:
+        parser.error("--against before needs --before CHECKOUT")
     return args, overrides
 
 

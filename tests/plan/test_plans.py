@@ -28,7 +28,7 @@ def plan_of(
     return make_plan([RECIPE, *overrides], cluster, PRESETS.get(shape), **asked)
 
 
-# Changes to the recipe on eight GPUs, and a piece of each problem that must be told, no more and no fewer.
+# Changes to the recipe on eight GPUs, and a piece of each problem that must be reported, no more and no fewer.
 BROKEN = {
     "heads": (
         ["actor.tensor_model_parallel_size=8"],

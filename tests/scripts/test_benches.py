@@ -63,7 +63,7 @@ def test_the_gpu_bench_runs_all_its_parts_in_a_toy_size():
 
 
 def toy_flops():
-    """Of a pass of the toy without gradients: as counted, and by the formula of gpu.py."""
+    """FLOPs of a pass of the toy without gradients: as counted, and by the formula of gpu.py."""
     sys.path.insert(0, str(BENCHES))
     import gpu
 

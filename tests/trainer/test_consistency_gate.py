@@ -1,8 +1,6 @@
 """The gate with real actors and engines: what trips it, what each policy does, and the same in two ranks as in one."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,27 +8,14 @@ import torch
 
 from nemo_simplerl.config.load import compose, to_yaml
 from nemo_simplerl.config.run_dir import check_run_dir
-from nemo_simplerl.data.problems import Problem, Prompt
 from nemo_simplerl.rollout.hf.engine import HfEngine
-from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.loop import ppo_step
 from nemo_simplerl.trainer.roles import Roles
+from support.gate import PROMPTS, GuessingEngine, change_gate, logged_messages, use_engine
 from support.ranks import run_ranks
-from support.tiny import ScriptedEngine, save_hf_model, scripted_roles
+from support.tiny import save_hf_model, scripted_roles
 
-PROMPTS = [Prompt(Problem(str(i), "", "1", None, None), "", tuple(range(3, 8 + i))) for i in range(4)]
 ONE_UPDATE = {"global_batch_size": 8, "micro_batch_size": 2}
-
-
-class GuessingEngine(ScriptedEngine):
-    """Says of each token that its log-probability was -5, about what a random model of 131 ids gives, and of one token
-    what `last_word` says."""
-
-    last_word = -5.0
-
-    def _completion(self, seed, max_tokens):
-        completion = super()._completion(seed, max_tokens)
-        return replace(completion, logprobs=(-5.0,) * (len(completion.token_ids) - 1) + (self.last_word,))
 
 
 class WarmEngine(HfEngine):
@@ -48,24 +33,6 @@ class RoundingEngine(HfEngine):
         self._model.lm_head.register_forward_hook(lambda module, inputs, logits: logits.bfloat16().float())
 
 
-def _set(roles: Roles, **changes) -> None:
-    """Change keys of rollout.consistency."""
-    roles.gate = replace(roles.gate, config=replace(roles.gate.config, **changes))
-
-
-@contextmanager
-def _messages() -> Iterator[list[str]]:
-    """What is logged inside, as it comes."""
-    messages: list[str] = []
-    with messages_to(messages.append, is_first_rank=True):
-        yield messages
-
-
-def _use(roles: Roles, engine) -> None:
-    roles.engine = engine
-    roles.refit(0)
-
-
 def _gate(roles: Roles, step: int = 1):
     """The gate's answer on a rollout, and its batch."""
     completions = roles.generate(PROMPTS, step)
@@ -81,22 +48,22 @@ def model(tmp_path_factory):
 def _engines(folder: str) -> dict[str, dict[str, float]]:
     """Metrics of an engine that matches and of three that do not; each of those must be stopped."""
     found = {}
-    with scripted_roles(folder, {}, {}) as roles, _messages() as messages:
-        _set(roles, policy="stop")
+    with scripted_roles(folder, {}, {}) as roles, logged_messages() as messages:
+        change_gate(roles, policy="stop")
         for name, kind in (("matching", HfEngine), ("warm", WarmEngine), ("rounding", RoundingEngine)):
-            _use(roles, kind(folder, tokenizer=None, max_batch_size=64))
+            use_engine(roles, kind(folder, tokenizer=None, max_batch_size=64))
             if name != "matching":
                 with pytest.raises(RuntimeError, match="Step 1: .* stale weights, .* another temperature.*max_share"):
                     _gate(roles)
-            _set(roles, policy="off")
+            change_gate(roles, policy="off")
             found[name] = _gate(roles)[0].metrics
-            _set(roles, policy="stop")
-        _use(roles, HfEngine(folder, tokenizer=None, max_batch_size=64))
+            change_gate(roles, policy="stop")
+        use_engine(roles, HfEngine(folder, tokenizer=None, max_batch_size=64))
         roles.refit = lambda version: {}
         ppo_step(1, PROMPTS, roles)
         with pytest.raises(RuntimeError, match=r"Step 2: .*max_difference=0.001 nats"):
             ppo_step(2, PROMPTS, roles)
-        _set(roles, policy="off")
+        change_gate(roles, policy="off")
         found["stale"] = _gate(roles, 2)[0].metrics
     assert messages == []
     return found
@@ -115,8 +82,8 @@ def test_stale_weights_another_temperature_and_rounded_logits_stand_out_and_are_
 
 
 def _quirks(folder: str) -> None:
-    with scripted_roles(folder, {}, {"overwrite_truncated_with_eos": "true"}) as roles, _messages() as messages:
-        _use(roles, HfEngine(folder, tokenizer=None, max_batch_size=64))
+    with scripted_roles(folder, {}, {"overwrite_truncated_with_eos": "true"}) as roles, logged_messages() as messages:
+        use_engine(roles, HfEngine(folder, tokenizer=None, max_batch_size=64))
         gate, batch = _gate(roles)
         assert batch.truncated_B.any()
         assert (batch.engine_mask_BT.sum(dim=1) < batch.mask_BT.sum(dim=1)).equal(batch.truncated_B)
@@ -129,13 +96,13 @@ def test_an_eos_that_was_put_over_a_sampled_token_is_not_compared(model):
 
 
 def _chosen_difference(folder: str) -> None:
-    with scripted_roles(folder, {}, {"logprob_temperature": "one"}) as roles, _messages() as messages:
-        _set(roles, policy="warn", max_difference=1e-3, max_share=0.0)
-        _use(roles, HfEngine(folder, tokenizer=None, max_batch_size=64))
+    with scripted_roles(folder, {}, {"logprob_temperature": "one"}) as roles, logged_messages() as messages:
+        change_gate(roles, policy="warn", max_difference=1e-3, max_share=0.0)
+        use_engine(roles, HfEngine(folder, tokenizer=None, max_batch_size=64))
         metrics = _gate(roles)[0].metrics
         assert metrics["consistency/logprob_diff_mean"] > 0.1
         assert metrics["consistency/tripped"] == 0 and messages == []
-        _use(roles, engine := GuessingEngine(131))
+        use_engine(roles, engine := GuessingEngine(131))
         engine.last_word = math.nan
         assert _gate(roles)[0].metrics["consistency/tripped"] == 1
         assert len(messages) == 1 and "have no finite one" in messages[0]
@@ -147,16 +114,16 @@ def test_training_at_another_temperature_by_choice_is_no_news_but_a_nan_is(model
 
 def _warnings(folder: str) -> list[str]:
     with scripted_roles(folder, {}, {}) as roles:
-        _use(roles, GuessingEngine(131))
-        _set(roles, policy="warn", max_difference=0.5, max_share=0.0)
-        with _messages() as warnings:
+        use_engine(roles, GuessingEngine(131))
+        change_gate(roles, policy="warn", max_difference=0.5, max_share=0.0)
+        with logged_messages() as warnings:
             share = _gate(roles, 1)[0].metrics["consistency/share_beyond"]
             assert 0 < share < 1
             _gate(roles, 2)
-        with _messages() as others:
-            _set(roles, max_share=share)
+        with logged_messages() as others:
+            change_gate(roles, max_share=share)
             assert _gate(roles, 1)[0].metrics["consistency/tripped"] == 0
-            _set(roles, policy="off", max_share=0.0)
+            change_gate(roles, policy="off", max_share=0.0)
             assert _gate(roles, 1)[0].metrics["consistency/tripped"] == 1
         assert others == []
         return warnings
@@ -170,9 +137,9 @@ def test_warn_says_a_line_each_time_the_share_is_above_what_is_tolerated(model):
 
 def _losses(folder: str, policy: str) -> None:
     """One update over the whole rollout, whose ratio is 1: its loss is -sum(gate weight * advantage) / all tokens."""
-    with scripted_roles(folder, ONE_UPDATE, {"loss_aggregation": "token_mean"}) as roles, _messages() as messages:
-        _set(roles, policy=policy, max_difference=0.7, importance_cap=1.25)
-        _use(roles, engine := GuessingEngine(131))
+    with scripted_roles(folder, ONE_UPDATE, {"loss_aggregation": "token_mean"}) as roles, logged_messages() as messages:
+        change_gate(roles, policy=policy, max_difference=0.7, importance_cap=1.25)
+        use_engine(roles, engine := GuessingEngine(131))
         engine.last_word = math.nan
         seen = {}
         update = roles.actor.update
@@ -203,8 +170,8 @@ def test_the_policy_loss_weighs_each_token_by_the_gate_and_divides_by_all_tokens
 
 def _all_masked(folder: str) -> dict[str, float]:
     with scripted_roles(folder, {}, {}) as roles:
-        _set(roles, policy="mask", max_difference=1e-9)
-        _use(roles, GuessingEngine(131))
+        change_gate(roles, policy="mask", max_difference=1e-9)
+        use_engine(roles, GuessingEngine(131))
         return ppo_step(1, PROMPTS, roles)[0]
 
 
@@ -217,8 +184,8 @@ def test_with_every_token_masked_the_actor_stands_still_and_the_critic_learns(mo
 
 def _two_steps(folder: str, policy: str) -> list[dict[str, float]]:
     with scripted_roles(folder, {}, {}) as roles:
-        _set(roles, policy=policy, max_difference=0.7, importance_cap=1.25)
-        _use(roles, GuessingEngine(131))
+        change_gate(roles, policy=policy, max_difference=0.7, importance_cap=1.25)
+        use_engine(roles, GuessingEngine(131))
         return [ppo_step(step, PROMPTS, roles)[0] for step in (1, 2)]
 
 
@@ -233,8 +200,8 @@ def test_two_data_ranks_gate_as_one(model, policy):
 
 def _nan_on_one_rank(folder: str) -> str:
     with scripted_roles(folder, {}, {}) as roles:
-        _set(roles, policy="stop", max_difference=100.0, max_share=1.0)
-        _use(roles, GuessingEngine(131))
+        change_gate(roles, policy="stop", max_difference=100.0, max_share=1.0)
+        use_engine(roles, GuessingEngine(131))
         batch = _gate(roles)[1]
         if roles.mesh.dp_rank == 1:
             batch.engine_logprobs_BT[batch.engine_mask_BT > 0] = math.nan

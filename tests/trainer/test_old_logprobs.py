@@ -1,10 +1,10 @@
 """algo.old_logprobs=engine: the engine's own log-probabilities, where the gate finds them to be the policy's."""
 
 import pytest
-from test_consistency_gate import PROMPTS, GuessingEngine, _messages, _set, _use
 
 from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.trainer.loop import ppo_step
+from support.gate import PROMPTS, GuessingEngine, change_gate, logged_messages, use_engine
 from support.ranks import run_ranks
 from support.tiny import save_hf_model, scripted_roles
 
@@ -20,8 +20,8 @@ def model(tmp_path_factory):
 def _steps(folder: str, algo: dict) -> tuple[list[dict[str, float]], int]:
     """Metrics of two steps, and how many samples the trainer computed old log-probabilities of."""
     with scripted_roles(folder, HALF, algo) as roles:
-        _use(roles, HfEngine(folder, tokenizer=None, max_batch_size=64))
-        _set(roles, policy="stop")
+        use_engine(roles, HfEngine(folder, tokenizer=None, max_batch_size=64))
+        change_gate(roles, policy="stop")
         computed = []
         logprobs = roles.actor.logprobs
         roles.actor.logprobs = lambda batch: (computed.append(len(batch)), logprobs(batch))[1]
@@ -45,20 +45,20 @@ def test_the_steps_are_the_same_and_the_trainer_computes_a_probe_alone(model, wo
 
 def _guessed(folder: str) -> None:
     with scripted_roles(folder, HALF, ENGINE | {"ratio_tolerance": "null"}) as roles:
-        _use(roles, GuessingEngine(131))
-        _set(roles, policy="warn", max_difference=0.1, max_share=0.0)
+        use_engine(roles, GuessingEngine(131))
+        change_gate(roles, policy="warn", max_difference=0.1, max_share=0.0)
         seen = {}
         update = roles.actor.update
         roles.actor.update = lambda *given: seen.setdefault("updates", update(*seen.setdefault("given", given)))
-        with _messages() as warnings:
+        with logged_messages() as warnings:
             metrics = ppo_step(1, PROMPTS, roles)[0]
         batch, old_BT = seen["given"][:2]
         assert metrics["consistency/tripped"] == 1 and len(warnings) == 1
         assert not ((old_BT == batch.engine_logprobs_BT) & (batch.mask_BT > 0)).any()
-        _set(roles, policy="off", max_difference=0.1, max_share=0.0)
+        change_gate(roles, policy="off", max_difference=0.1, max_share=0.0)
         roles.refit(1)
         seen.clear()
-        with _messages() as messages:
+        with logged_messages() as messages:
             metrics = ppo_step(2, PROMPTS, roles)[0]
         assert metrics["consistency/share_beyond"] > 0.75, "tokens that nobody computed twice are not compared"
         batch, old_BT = seen["given"][:2]

@@ -10,7 +10,7 @@ from pathlib import Path
 from nemo_simplerl.config.rules.runner import run_rules
 from nemo_simplerl.config.schema import Config
 
-# One of them tells a Hugging Face folder, an unpacked .nemo or a training checkpoint.
+# The file that marks a Hugging Face folder, an unpacked .nemo or a training checkpoint.
 _MODEL_FILES = ("config.json", "model_config.yaml", "manifest.json")
 
 

@@ -191,14 +191,14 @@ class _Driver(threading.Thread):
         try:
             self._live_worker()
             self.started.set_result(None)
-        except Exception as error:  # handed to whoever made the pool
+        except Exception as error:  # raised in the constructor of the pool
             self.started.set_exception(error)
         while (chunk := self._chunks.get()) is not None:
             if not chunk.grades.set_running_or_notify_cancel():
                 continue
             try:
                 chunk.grades.set_result(self._grade(chunk.items))
-            except Exception as error:  # handed to whoever asked for the grades
+            except Exception as error:  # raised in the call that asked for the grades
                 chunk.grades.set_exception(error)
         self._discard_worker()
 

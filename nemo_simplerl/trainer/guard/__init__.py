@@ -1,1 +1,1 @@
-"""What keeps a run from going wrong unseen: stops, the watchdog, alarms, updates left out, faults to test them all."""
+"""Stops, watchdog, alarms, handling of NaN and infinity, and the faults on demand that test them."""

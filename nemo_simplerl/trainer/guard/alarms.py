@@ -1,4 +1,4 @@
-"""Metrics that tell of a run gone wrong while it still goes on: spikes, a dead policy, a reward back where it began."""
+"""Alarms on the metrics of a running run: spikes, a collapsed entropy, a mean reward back where it began."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,14 +9,19 @@ from nemo_simplerl.config.schema import AlarmsConfig, RewardConfig
 
 # The policy's loss is left out: with whitened advantages it is a small number on either side of 0.
 _SPIKING = ("critic/value_loss", "critic/grad_norm", "actor/grad_norm", "actor/approx_kl")
-_LEARNED_SHARE = 0.2  # of the way from no_answer to correct, before falling back is news
+_LEARNED_SHARE = 0.2  # of the way from no_answer to correct, before a fall back counts
 _KEPT = (*_SPIKING, "actor/entropy", "reward/mean")
 
-Row = Mapping[str, Any]
+MetricsRow = Mapping[str, Any]
 
 
-def alarms(history: Sequence[Row], now: Row, limits: AlarmsConfig, reward: RewardConfig) -> dict[str, str]:
-    """By the name of the metric: what is wrong with it in this step, given the steps before it, oldest first."""
+def alarms(
+    history: Sequence[MetricsRow], now: MetricsRow, limits: AlarmsConfig, reward: RewardConfig
+) -> dict[str, str]:
+    """What is wrong with a step's metrics, in words by the name of the metric.
+
+    history: metrics of the steps before it, oldest first.
+    """
     found = [(name, _spike(name, _values(history, name), _value(now, name), limits)) for name in _SPIKING]
     found.append(("actor/entropy", _entropy(_values(history, "actor/entropy"), now, limits)))
     found.append(("reward/mean", _reward(_values(history, "reward/mean"), now, limits, reward)))
@@ -24,22 +29,25 @@ def alarms(history: Sequence[Row], now: Row, limits: AlarmsConfig, reward: Rewar
 
 
 class Alarms:
-    """The alarms of a run, each told once; `history` is what metrics.jsonl holds of it so far."""
+    """The alarms of a run, each reported once.
 
-    def __init__(self, limits: AlarmsConfig, reward: RewardConfig, history: Iterable[Row] = ()):
+    history: the rows of metrics.jsonl so far; their alarms count as reported.
+    """
+
+    def __init__(self, limits: AlarmsConfig, reward: RewardConfig, history: Iterable[MetricsRow] = ()):
         self._limits, self._reward = limits, reward
         self._history: list[dict[str, float]] = []
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         for row in history:
-            self.hear(row)
+            self.check(row)
 
-    def hear(self, metrics: Row) -> list[str]:
-        """New alarms of a step's metrics, in words."""
+    def check(self, metrics: MetricsRow) -> list[str]:
+        """Add a step's metrics to the history and return the alarms that were not reported before, in words."""
         row = {name: value for name in _KEPT if (value := _value(metrics, name)) is not None}
         found = alarms(self._history, row, self._limits, self._reward)
         self._history.append(row)
-        news = [text for name, text in found.items() if name not in self._told]
-        self._told |= found.keys()
+        news = [text for name, text in found.items() if name not in self._reported]
+        self._reported |= found.keys()
         return news
 
 
@@ -56,7 +64,7 @@ def _spike(name: str, before: Sequence[float], now: float | None, limits: Alarms
     )
 
 
-def _entropy(before: Sequence[float], now: Row, limits: AlarmsConfig) -> str | None:
+def _entropy(before: Sequence[float], now: MetricsRow, limits: AlarmsConfig) -> str | None:
     entropy, most = _value(now, "actor/entropy"), max(before, default=0.0)
     if entropy is None or entropy >= limits.min_entropy or most < 2 * limits.min_entropy:
         return None
@@ -66,7 +74,7 @@ def _entropy(before: Sequence[float], now: Row, limits: AlarmsConfig) -> str | N
     )
 
 
-def _reward(before: Sequence[float], now: Row, limits: AlarmsConfig, reward: RewardConfig) -> str | None:
+def _reward(before: Sequence[float], now: MetricsRow, limits: AlarmsConfig, reward: RewardConfig) -> str | None:
     mean, best, floor = _value(now, "reward/mean"), max(before, default=reward.no_answer), reward.no_answer
     if mean is None or best - floor < _LEARNED_SHARE * (reward.correct - floor):
         return None
@@ -78,11 +86,11 @@ def _reward(before: Sequence[float], now: Row, limits: AlarmsConfig, reward: Rew
     )
 
 
-def _values(rows: Sequence[Row], name: str) -> list[float]:
+def _values(rows: Sequence[MetricsRow], name: str) -> list[float]:
     return [value for row in rows if (value := _value(row, name)) is not None]
 
 
-def _value(row: Row, name: str) -> float | None:
-    """None where a step has no such metric, or no finite one."""
+def _value(row: MetricsRow, name: str) -> float | None:
+    """A metric of a step; None where it is absent or not finite."""
     value = row.get(name)
     return None if value is None or not math.isfinite(value) else float(value)

@@ -1,7 +1,7 @@
-"""Faults on demand: what a run's promises are tested with, on real processes.
+"""Faults on demand, which test on real processes that a run survives them.
 
-SIMPLERL_FAULTS holds them, divided by semicolons: ACTION@POINT#N[,rank=R][,seconds=S][,name=SIGNAL]. The fault happens
-when the rank (without one: every rank) reaches the point for the N-th time, N counting from 1:
+SIMPLERL_FAULTS holds them, separated by semicolons: ACTION@POINT#N[,rank=R][,seconds=S][,name=SIGNAL]. A fault strikes
+when the rank (every rank where none is given) reaches the fault point for the N-th time, N counting from 1:
 
     kill@actor_update#3,rank=1; delay@reward#2,seconds=5; fail@checkpoint.rename#1; signal@rollout#2,name=TERM
 
@@ -51,6 +51,8 @@ _NEEDS = {"kill": None, "stop": None, "hang": None, "delay": "seconds", "fail": 
 
 @dataclass(frozen=True)
 class Fault:
+    """One fault: what happens at which visit to which point."""
+
     action: str
     point: str
     count: int  # of the visits to the point, from 1
@@ -69,7 +71,7 @@ class Faults:
 
     @classmethod
     def parse(cls, text: str, rank: int) -> "Faults":
-        """Those of `text` that concern this rank. ValueError where the text is not as above."""
+        """The faults in `text` that strike on this rank. Raises ValueError where the text is not as described above."""
         faults = [_parse_fault(part.strip()) for part in text.split(";") if part.strip()]
         return cls(fault for fault in faults if fault.rank in (None, rank))
 
@@ -79,7 +81,7 @@ class Faults:
         return dict(self._visits)
 
     def reach(self, point: str) -> None:
-        """Called at a point; does what is asked for there. Raises OSError for `fail`."""
+        """Count a visit to the point and do what a fault asks for there. Raises OSError for `fail`."""
         with self._lock:
             self._visits[point] += 1
             fault = self._faults.get((point, self._visits[point]))

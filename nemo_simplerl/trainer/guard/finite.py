@@ -1,4 +1,4 @@
-"""Numbers that are not finite: an update of them is left out and written down, a rollout of them ends the run.
+"""NaN and infinity: an update that has one is left out and saved for inspection, a rollout that has one ends the run.
 
 Legend: B samples of this data rank, T predicted tokens.
 """
@@ -26,16 +26,16 @@ FOLDER = "bad_updates"  # in the run directory
 
 
 def not_finite(metrics: Mapping[str, float], grad_norm: float) -> list[str]:
-    """Names of what has no finite value."""
+    """Names of the metrics, `grad_norm` among them, that are NaN or infinite."""
     return [name for name, value in {**metrics, "grad_norm": grad_norm}.items() if not math.isfinite(value)]
 
 
 @dataclass(frozen=True)
 class BadUpdates:
-    """The updates of one model that were left out: their micro-batches on disk, and an end to patience.
+    """Saves the micro-batches of one model's updates that are left out, and ends the run past a limit of them.
 
-    `folder` is shared by all ranks and models. An update that a resumed run makes again is the same file again, so that
-    a run counts the same ones however often it was stopped.
+    `folder` is shared by all ranks and models. An update that a resumed run leaves out again overwrites its own file,
+    so a run counts each update once however often it was stopped.
     """
 
     folder: Path
@@ -44,8 +44,11 @@ class BadUpdates:
     updates_per_step: int
     limit: int  # of updates left out, over the run and all models
 
-    def note(self, update: int, micro_batches: Sequence[MicroBatch], names: Sequence[str], mesh: Mesh) -> None:
-        """Write down update `update` (from 0) of the model. Collective. RuntimeError past the limit."""
+    def record(self, update: int, micro_batches: Sequence[MicroBatch], names: Sequence[str], mesh: Mesh) -> None:
+        """Save the micro-batches of the model's update `update`, counted from 0. Collective.
+
+        names: the metrics that are not finite. Raises RuntimeError on every rank past the limit.
+        """
         steps, within = divmod(update, self.updates_per_step)
         step = self.first_step + steps
         stem = f"step_{step:06d}_{self.role}_{within + 1}"
@@ -65,8 +68,8 @@ class BadUpdates:
         log.warning(f"{what} ({count} of at most {self.limit})")
 
 
-def forget_bad_updates(run_dir: str | Path, roles: Sequence[str], after: int) -> None:
-    """Remove what was left there by steps behind `after`: they are made anew, perhaps with other settings."""
+def delete_bad_updates(run_dir: str | Path, roles: Sequence[str], after: int) -> None:
+    """Remove the files of the roles' updates in steps after step `after`: the run makes those steps again."""
     for path in (Path(run_dir) / FOLDER).glob("step_*.pt"):
         match = re.match(r"step_(\d+)_([a-z]+)_", path.name)
         if match and match[2] in roles and int(match[1]) > after:
@@ -74,7 +77,7 @@ def forget_bad_updates(run_dir: str | Path, roles: Sequence[str], after: int) ->
 
 
 def write_micro_batches(path: Path, micro_batches: Sequence[MicroBatch], facts: Mapping[str, object]) -> None:
-    """All columns, cut loose from the larger tensors they are views of, in host memory."""
+    """Save micro-batches and `facts`. Tensors are copied to host memory, without the larger ones they are views of."""
     rows = [
         {field.name: getattr(micro, field.name).detach().cpu().clone() for field in fields(Batch)}
         | {"columns": {name: column_BT.detach().cpu().clone() for name, column_BT in micro.columns.items()}}
@@ -87,14 +90,14 @@ def write_micro_batches(path: Path, micro_batches: Sequence[MicroBatch], facts: 
 
 
 def read_micro_batches(path: Path) -> list[MicroBatch]:
-    """What `write_micro_batches` wrote, without its facts."""
+    """The micro-batches that `write_micro_batches` saved."""
     return [MicroBatch(**row) for row in torch.load(path, weights_only=True)["micro_batches"]]
 
 
 def require_finite(columns_BT: Mapping[str, Tensor], rows: Sequence[int], n: int, step: int, mesh: Mesh) -> None:
-    """RuntimeError on every rank, naming the samples, where a column has a number that is not finite. Collective.
+    """Raise RuntimeError on every rank, naming the samples, where a column has a number that is not finite. Collective.
 
-    rows: number in the rollout, in which each prompt has `n` samples in turn, of each row of the columns.
+    rows: for each row of the columns its sample's index in the rollout, which holds `n` samples of each prompt in turn.
     """
     bad = {name: (~column_BT.isfinite()).any(dim=1) for name, column_BT in columns_BT.items()}
     if not any_rank(any(bool(is_bad_B.any()) for is_bad_B in bad.values()), mesh.device):
@@ -102,9 +105,9 @@ def require_finite(columns_BT: Mapping[str, Tensor], rows: Sequence[int], n: int
     mine = {name: [rows[row] for row in is_bad_B.nonzero()[:, 0].tolist()] for name, is_bad_B in bad.items()}
     shares = gather_objects(mine, mesh.data, "samples_not_finite")
     found = {name: sorted({sample for share in shares for sample in share[name]}) for name in columns_BT}
-    told = "; ".join(f"{name} of {_samples(samples, n)}" for name, samples in found.items() if samples)
+    listed = "; ".join(f"{name} of {_samples(samples, n)}" for name, samples in found.items() if samples)
     raise RuntimeError(
-        f"step {step}: not finite before any update: {told or 'a number of another replica'}. They would spoil every "
+        f"step {step}: not finite before any update: {listed or 'a number of another replica'}. They would spoil every "
         "advantage of the rollout. Look at the weights of the last checkpoint, and at these prompts."
     )
 
@@ -115,5 +118,5 @@ def _samples(samples: Sequence[int], n: int) -> str:
 
 
 def _left_out(folder: Path) -> set[str]:
-    """A name for each update that was left out, of which there is a file a rank."""
+    """Names of the updates that were left out; each has one file for every rank."""
     return {match[1] for path in folder.glob("step_*.pt") if (match := re.fullmatch(r"(.+)_rank\d+\.pt", path.name))}

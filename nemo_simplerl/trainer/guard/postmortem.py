@@ -1,4 +1,4 @@
-"""The report of a run that its watchdog ends: who is to blame, what every rank was at, and its stacks."""
+"""The report on a run that its watchdog ends: likely culprits, and where every rank was, with its stacks."""
 
 import sys
 import threading
@@ -6,23 +6,26 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nemo_simplerl.trainer.guard.beats import Beat, Frames
+from nemo_simplerl.trainer.guard.heartbeats import Frames, Heartbeat
 
-AGENT = -1  # in the place of a rank: torchrun's agent, which hosts the store
+AGENT = -1  # instead of a rank: torchrun's agent, which hosts the store
 _SHOWN = 8  # innermost frames of a rank's main thread
 
 
 @dataclass(frozen=True)
 class Culprit:
+    """A rank that probably caused the end of the run, or `AGENT`."""
+
     rank: int
     why: str
 
 
-def culprits(beats: Mapping[int, Beat], lifeless: Mapping[int, str]) -> list[Culprit]:
-    """Most likely first; none where all ranks do the same.
+def culprits(beats: Mapping[int, Heartbeat], lifeless: Mapping[int, str]) -> list[Culprit]:
+    """The ranks to blame, in this order: the dead or frozen ones; else the one that failed first; else those that left;
+    else those in no collective while others wait in one. None where all ranks do the same.
 
-    lifeless: the ranks that are dead or frozen, and in words what is known of each. Else: who failed first. Else: who
-    is in no collective while others wait in one. A wait for a GPU hides the collective that the GPU waits in.
+    lifeless: the ranks that are dead or frozen, and in words what is known of each. A wait for a GPU hides the
+    collective that the GPU waits in.
     """
     if lifeless:
         return [Culprit(rank, why) for rank, why in sorted(lifeless.items())]
@@ -44,24 +47,28 @@ def culprits(beats: Mapping[int, Beat], lifeless: Mapping[int, str]) -> list[Cul
     return []
 
 
-def report(alarm: str, beats: Mapping[int, Beat], blamed: Sequence[Culprit], *, every_thread: bool) -> str:
-    """Culprits first, then every rank in turn; `every_thread` with the whole stacks of all threads."""
+def report(alarm: str, beats: Mapping[int, Heartbeat], blamed: Sequence[Culprit], *, every_thread: bool) -> str:
+    """The report as text: the culprits, then where every rank was.
+
+    every_thread: with the whole stacks of all threads, else the innermost frames of the main thread.
+    """
     lines = ["watchdog: this run is stuck or has lost a rank, and ends here.", f"  {alarm}"]
     lines += [f"  culprit: {named(culprit.rank, beats.get(culprit.rank))} {culprit.why}" for culprit in blamed]
     first = [culprit.rank for culprit in blamed]
     for rank in [*first, *sorted(set(beats) - set(first))]:
         if beat := beats.get(rank):
-            lines += _of_rank(rank, beat, every_thread)
+            lines += _rank_lines(rank, beat, every_thread)
     return "\n".join(lines) + "\n"
 
 
-def named(rank: int, beat: Beat | None = None) -> str:
+def named(rank: int, beat: Heartbeat | None = None) -> str:
+    """`rank 1 (pid 7 on node)`, as far as known."""
     if rank == AGENT:
         return "torchrun's agent"
     return f"rank {rank}" + (f" (pid {beat.process.pid} on {beat.host})" if beat else "")
 
 
-def _of_rank(rank: int, beat: Beat, every_thread: bool) -> list[str]:
+def _rank_lines(rank: int, beat: Heartbeat, every_thread: bool) -> list[str]:
     collective = ", in a collective" if beat.in_collective else ""
     place = f"rank {rank}, pid {beat.process.pid} on {beat.host}"
     if beat.failure is not None:
@@ -78,7 +85,7 @@ def _of_rank(rank: int, beat: Beat, every_thread: bool) -> list[str]:
 
 
 def stacks() -> tuple[dict[str, Frames], bool]:
-    """Of every thread of this process, by name; and whether the main thread waits in a collective."""
+    """The stack of every thread of this process by its name, and whether the main thread waits in a collective."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().ident
     found: dict[str, Frames] = {}

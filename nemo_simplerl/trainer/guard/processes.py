@@ -1,4 +1,4 @@
-"""Processes of this machine as Linux tells of them in /proc. Elsewhere nothing is known and nothing found."""
+"""Processes of this machine, read from Linux's /proc. Without /proc their state is unknown and none are found."""
 
 import os
 import signal
@@ -13,19 +13,20 @@ _STATES = {"Z": "ended", "X": "ended", "T": "stopped by a signal", "t": "stopped
 
 @dataclass(frozen=True)
 class Process:
-    """One process, which a later one of the same id is not."""
+    """A process, told apart by its start time from a later one with the same id."""
 
     pid: int
     started: int  # clock ticks since boot; 0 where there is no /proc
 
 
 def this_process() -> Process:
+    """The process that calls."""
     stat = _stat(os.getpid())
     return Process(os.getpid(), int(stat[19]) if stat else 0)
 
 
 def machine() -> str:
-    """Where process ids mean what they mean here: two containers of one name may share a host, and no ids."""
+    """An id of boot and process namespace, within which process ids are unique: containers may share a host name."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink(_PROC / 'self/ns/pid')}"
@@ -34,7 +35,7 @@ def machine() -> str:
 
 
 def state(process: Process) -> str:
-    """`ended`, `stopped by a signal`, `stopped by a debugger`, `running`, or `unknown` without /proc."""
+    """`ended`, `stopped by a signal`, `stopped by a debugger` or `running`; `unknown` without /proc."""
     if not process.started:
         return "unknown"
     stat = _stat(process.pid)
@@ -44,7 +45,7 @@ def state(process: Process) -> str:
 
 
 def descendants(process: Process) -> list[Process]:
-    """Its children, their children and so on, while it lives: what it leaves behind has another parent."""
+    """The process's children, their children and so on; none once it has ended, since they then have another parent."""
     if state(process) in ("ended", "unknown"):
         return []
     children: dict[int, list[Process]] = {}
@@ -60,14 +61,14 @@ def descendants(process: Process) -> list[Process]:
 
 
 def kill(process: Process) -> None:
-    """SIGKILL, unless it has ended."""
+    """Send SIGKILL to the process, unless it has ended."""
     if state(process) not in ("ended", "unknown"):
         with suppress(ProcessLookupError, PermissionError):
             os.kill(process.pid, signal.SIGKILL)
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields after the command's name (proc_pid_stat(5)): 0 is the state, 1 the parent, 19 the start."""
+    """Fields of /proc/PID/stat after the command name, see proc_pid_stat(5): 0 state, 1 parent, 19 start time."""
     try:
         text = (_PROC / str(pid) / "stat").read_text()
     except (OSError, ValueError):

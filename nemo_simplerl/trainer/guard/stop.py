@@ -1,12 +1,12 @@
-"""Stopping a run so that it can go on: who asks for it, and how all ranks agree on where.
+"""Stopping a run so that it can be resumed: what requests a stop, and how all ranks agree where to stop.
 
-SIGTERM, SIGUSR1, SIGINT, the file RUN_DIR/stop and the end of trainer.max_time ask. The ranks look at safe points:
-before a phase and before an update. A second signal breaks off a rollout in hand too, at its next work batch; an
-engine without a batch size (TensorRT-LLM) finishes it.
+A stop is requested by SIGTERM, SIGUSR1, SIGINT, the file RUN_DIR/stop, or the end of trainer.max_time. The ranks check
+at safe points: before a phase and before an update. A second signal also breaks off the current rollout, at its next
+work batch; an engine without a batch size (TensorRT-LLM) finishes it.
 
-torchrun catches SIGTERM and SIGINT itself, hands them to its ranks, and kills after 30 s what has not ended by then
-(newer ones wait for TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds). SIGUSR1 it dies of, and leaves the ranks behind: send it
-to the ranks, or write the file.
+torchrun catches SIGTERM and SIGINT itself, passes them to its ranks, and kills ranks that have not ended after 30 s
+(newer versions wait for TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds). SIGUSR1 ends torchrun and leaves the ranks running:
+send it to the ranks, or write the file.
 """
 
 import signal
@@ -28,11 +28,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 
 
 class Stopping(Exception):
-    """The ranks have agreed to stop here. In words, who asked."""
+    """Raised where all ranks have agreed to stop; its message is the reason."""
 
 
 class Stop:
-    """Whether this run was asked to stop. As a context it listens to signals, on the main thread.
+    """Requests to stop this run. As a context, entered on the main thread, it also receives signals.
 
     started: time.monotonic() when the process began, from which `max_time` (DD:HH:MM:SS) counts.
     """
@@ -42,7 +42,7 @@ class Stop:
         self._ends = None if max_time is None else started + seconds_of(max_time)
         self._num_signals = 0
         self._last_signal = 0
-        # The largest asked for on any rank is the reason that all give.
+        # Indices into this list are compared over the ranks, and the largest is the reason that all give.
         self._reasons = ["", f"trainer.max_time={max_time}", f"the file {self._file}", *(s.name for s in _SIGNALS)]
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -57,22 +57,22 @@ class Stop:
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def forget(self) -> None:
-        """Remove the file that asked, and that of an earlier stop. On rank 0."""
+    def delete_files(self) -> None:
+        """Remove RUN_DIR/stop, and stopped.json of an earlier stop. On rank 0."""
         for path in (self._file, self._file.with_name(STOPPED_FILE)):
             path.unlink(missing_ok=True)
 
     @property
     def is_urgent(self) -> bool:
-        """This rank was told twice."""
+        """Whether this rank received a second signal."""
         return self._num_signals > 1
 
     def safe_point(self) -> None:
-        """Raises Stopping on every rank where one was asked to stop. Collective."""
-        asked = torch.tensor(self._asked())
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        if asked:
-            raise Stopping(self._reasons[int(asked)])
+        """Raise Stopping on every rank where any rank was asked to stop. Collective."""
+        reason = torch.tensor(self._reason())
+        dist.all_reduce(reason, op=dist.ReduceOp.MAX)
+        if reason:
+            raise Stopping(self._reasons[int(reason)])
 
     def on_phase(self, name: str) -> None:
         """A fault point and then a safe point: call it at the beginning of a phase and before an update. Collective.
@@ -83,7 +83,8 @@ class Stop:
         if name != "save_blocking":
             self.safe_point()
 
-    def _asked(self) -> int:
+    def _reason(self) -> int:
+        """The index of this rank's reason to stop; 0 is none."""
         if self._last_signal:
             return self._last_signal
         if self._is_first_rank and self._file.exists():

@@ -1,7 +1,7 @@
-"""The watchdog: a run whose rank died, froze, failed or is stuck ends on every rank, and says which it was.
+"""The watchdog: ends a run on every rank once a rank died, froze, failed or is stuck, and reports which one.
 
-Each rank has two threads of it. One exchanges signs of life (beats.py) and may block on the store; the other judges,
-and needs nothing but its own process to end it. No collective is used: those are what hangs.
+It has two threads on each rank. One exchanges heartbeats (heartbeats.py) and may block on the store; the other judges
+them, and needs nothing but its own process to end it. Neither uses collectives: those are what hangs.
 """
 
 import os
@@ -20,26 +20,35 @@ from typing import Any, NoReturn
 from nemo_simplerl.config.schema import TrainerConfig
 from nemo_simplerl.parallel.waits import Waits, waiting
 from nemo_simplerl.trainer.guard import processes
-from nemo_simplerl.trainer.guard.beats import Beat, Exchange, Failure, Seen, connect, host_of_ranks
+from nemo_simplerl.trainer.guard.heartbeats import (
+    Failure,
+    Heartbeat,
+    HeartbeatExchange,
+    Received,
+    connect,
+    is_hosted_by_rank_0,
+)
 from nemo_simplerl.trainer.guard.postmortem import AGENT, culprits, named, report, stacks
 
-STATUS = 70  # EX_SOFTWARE: of every rank that the watchdog ends
+STATUS = 70  # EX_SOFTWARE: exit status of every rank that the watchdog ends
 REPORT = "watchdog.txt"  # in the run directory
-_GRACE_S = 3.0  # for the news of an end to travel, before the lack of a word counts against a rank
+_GRACE_S = 3.0  # for the news that a rank ended to arrive, before its silence counts against it
 _GATHER_S = 5.0  # for the others' stacks
 _LONGEST_PERIOD_S = 2.0
 _generations = count()  # a process may join several worlds, one after the other, through one store
-_on_duty: "Watchdog | None" = None
+_on_duty: "Watchdog | None" = None  # the watchdog of this process
 
 
 @dataclass(frozen=True)
-class Limits:
-    dead_after_s: float
-    unchanged_s: float  # without a name entered or left
-    by_name: Mapping[str, float]
+class PhaseLimits:
+    """How long a rank may go without a heartbeat, without progress, and in one phase or wait. Seconds."""
 
-    def broken(self, beat: Beat) -> str | None:
-        """What a living rank has been at for too long."""
+    dead_after_s: float
+    unchanged_s: float  # without a phase or wait entered or left
+    by_name: Mapping[str, float]  # by phase or wait
+
+    def exceeded(self, beat: Heartbeat) -> str | None:
+        """The limit that a living rank exceeds, in words; None where it exceeds none."""
         for name, age in beat.waits:
             if age > self.by_name.get(name, float("inf")):
                 return f"has been in {name} for {age:.0f} s; trainer.watchdog.limits_s.{name}={self.by_name[name]:g}"
@@ -50,14 +59,17 @@ class Limits:
 
 @contextmanager
 def watched(trainer: TrainerConfig, rank: int, world_size: int) -> Iterator[None]:
-    """Watch all that is done inside. Every rank enters together. An error that leaves is told to the others."""
+    """Watch this rank while the context lasts; an exception that leaves it is reported to the other ranks.
+
+    Every rank enters together.
+    """
     global _on_duty
     if not trainer.watchdog.enabled:
         yield
         return
     _on_duty = dog = Watchdog(trainer, rank, world_size, waiting)
     try:
-        with failures_told():
+        with report_failures():
             yield
     finally:
         _on_duty = None
@@ -65,79 +77,82 @@ def watched(trainer: TrainerConfig, rank: int, world_size: int) -> Iterator[None
 
 
 @contextmanager
-def failures_told() -> Iterator[None]:
-    """Tell the other ranks of an error at once, and not when all that is open here has been closed.
+def report_failures() -> Iterator[None]:
+    """Report an exception to the other ranks at once, before the contexts around this one are closed.
 
-    Not of wrong input (ValueError), which every rank finds for itself, nor of what is no error.
+    ValueError is not reported: it stands for wrong input, which every rank finds for itself. Nor is what is no error,
+    as KeyboardInterrupt.
     """
     try:
         yield
     except Exception as error:
         if _on_duty is not None and not isinstance(error, ValueError):
-            _on_duty.failed(error)
+            _on_duty.report_failure(error)
         raise
 
 
 class Watchdog:
-    """On duty from the first line to `stop`. A world of one exchanges nothing and watches its limits alone."""
+    """Watches the run from construction until `stop`. A world of one exchanges nothing and checks only its limits."""
 
     def __init__(self, trainer: TrainerConfig, rank: int, world_size: int, waits: Waits):
         settings = trainer.watchdog
         self._rank, self._waits, self._path = rank, waits, Path(trainer.run_dir) / REPORT
-        self._limits = Limits(settings.dead_after_s, trainer.distributed_timeout_s, settings.limits_s)
+        self._limits = PhaseLimits(settings.dead_after_s, trainer.distributed_timeout_s, settings.limits_s)
         self._period_s = min(_LONGEST_PERIOD_S, settings.dead_after_s / 10)
         if rank == 0:
             self._path.unlink(missing_ok=True)  # of an earlier attempt
-        self._me = Beat(0, processes.this_process(), processes.machine(), gethostname(), "running", [], 0.0)
+        self._me = Heartbeat(0, processes.this_process(), processes.machine(), gethostname(), "running", [], 0.0)
         self._lock = threading.Lock()  # three threads write into it
         self._ended = threading.Event()
-        self._failures: dict[int, float] = {}  # when each rank's was first heard of
-        self._exchange: Exchange | None = None
+        self._failures: dict[int, float] = {}  # when each rank's failure was first received
+        self._exchange: HeartbeatExchange | None = None
         if world_size > 1:
             store = connect(settings.dead_after_s, next(_generations))
-            self._exchange = Exchange(store, rank, world_size, self._speak, self._period_s)
+            self._exchange = HeartbeatExchange(store, rank, world_size, self._heartbeat, self._period_s)
             self._exchange.start()
-            self._exchange.meet(settings.dead_after_s)
+            self._exchange.wait_for_all(settings.dead_after_s)
         self._thread = threading.Thread(target=self._judge, name="watchdog", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """The last word of this rank, and silence."""
+        """Publish that this rank left, and end the threads."""
         self._ended.set()
         if self._me.failure is None:
-            self._say(status="left")
+            self._update(status="left")
         if self._exchange is not None:
             self._exchange.stop(_GRACE_S)
 
-    def failed(self, error: Exception) -> None:
-        """Tell of an error of the main thread, once; where another rank is behind it, the judge ends this process."""
+    def report_failure(self, error: Exception) -> None:
+        """Publish an exception of the main thread, once, and give the judging thread the time to end this process where
+        another rank caused it."""
         if self._me.failure is not None or self._exchange is None:
             return
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         failure = Failure(0, text, self._waits.raised_in, "".join(traceback.format_exception(error)))
-        self._say(status="failed", failure=failure)
-        self._exchange.tell_now(_GRACE_S)
+        self._update(status="failed", failure=failure)
+        self._exchange.exchange_now(_GRACE_S)
         # A rank that died breaks the collectives of the others: the judge gets the time to find it.
         deadline = time.monotonic() + _GRACE_S
-        while time.monotonic() < deadline and not self._all_failed_so():
+        while time.monotonic() < deadline and not self._all_failed_alike():
             time.sleep(0.05)
 
-    def _say(self, **changes: Any) -> Beat:
+    def _update(self, **changes: Any) -> Heartbeat:
+        """Change this rank's heartbeat and return it."""
         with self._lock:
             self._me = me = replace(self._me, **changes)
         return me
 
     # On the exchange's thread.
 
-    def _speak(self) -> Beat:
+    def _heartbeat(self) -> Heartbeat:
         now = time.monotonic()
-        return self._say(
+        return self._update(
             count=self._me.count + 1,
             waits=[(wait.name, now - wait.since) for wait in self._waits.open],
             unchanged_s=now - self._waits.changed,
         )
 
-    # On the judge's thread.
+    # On the judging thread.
 
     def _judge(self) -> None:
         woken = time.monotonic()
@@ -148,16 +163,16 @@ class Watchdog:
                 resumed = now  # this process was frozen itself: what it last saw of the others is old
             woken = now
             if self._exchange is None:
-                self._speak()
+                self._heartbeat()
             if now - resumed > self._period_s and (alarm := self._alarm(now)) and not self._ended.is_set():
                 self._end(alarm)
 
     def _alarm(self, now: float) -> str | None:
         for seen in self._others().values():
-            if seen.beat.alarm is not None:
-                return seen.beat.alarm
-        if broken := self._limits.broken(self._me):
-            return f"alarm of rank {self._rank}: it {broken}."
+            if seen.heartbeat.alarm is not None:
+                return seen.heartbeat.alarm
+        if exceeded := self._limits.exceeded(self._me):
+            return f"alarm of rank {self._rank}: it {exceeded}."
         if self._exchange is None:
             return None
         if lifeless := self._lifeless(now):
@@ -165,29 +180,29 @@ class Watchdog:
         return self._alarm_of_ends(now)
 
     def _alarm_of_ends(self, now: float) -> str | None:
-        """Of ranks that ended with a word, while this one has work."""
+        """The alarm for a rank that failed or left while this one is at work; None without one."""
         for rank, seen in self._others().items():
-            age, failure, mine = now - seen.at, seen.beat.failure, self._me.failure
+            age, failure, mine = now - seen.at, seen.heartbeat.failure, self._me.failure
             heard_s = 0.0 if failure is None else now - self._failures.setdefault(rank, now)
             # Time for this rank to fail of itself, and for that one to show its traceback.
             if failure is not None and mine is None and heard_s > 2 * _GRACE_S:
                 return f"alarm of rank {self._rank}: rank {rank} failed."
             if failure is not None and mine is not None and failure.text != mine.text and self._order(rank) == 1:
                 return f"alarm of rank {self._rank}: it failed after rank {rank} had."
-            if seen.beat.status != "running" and age > self._limits.dead_after_s:
+            if seen.heartbeat.status != "running" and age > self._limits.dead_after_s:
                 return f"alarm of rank {self._rank}: rank {rank} left {age:.0f} s ago."
         return None
 
     def _lifeless(self, now: float) -> dict[int, str]:
-        """Ranks that are dead or frozen, and what is known of each."""
+        """The ranks that are dead or frozen, and in words what is known of each."""
         assert self._exchange is not None
         silence_s, dead_after_s = now - self._exchange.last_round, self._limits.dead_after_s
         is_broken = self._exchange.lost is not None and silence_s > _GRACE_S / 2
         found: dict[int, str] = {}
         for rank, seen in self._others().items():
-            if seen.beat.status != "running":
+            if seen.heartbeat.status != "running":
                 continue
-            state = processes.state(seen.beat.process) if seen.beat.machine == self._me.machine else "unknown"
+            state = processes.state(seen.heartbeat.process) if seen.heartbeat.machine == self._me.machine else "unknown"
             age = now - seen.at
             if state == "ended" and (age > _GRACE_S or self._exchange.lost or self._me.failure is not None):
                 found[rank] = f"is dead: its process has ended, {age:.0f} s after its last word"
@@ -195,22 +210,22 @@ class Watchdog:
                 words = "" if state == "unknown" else f", its process is {state}"
                 found[rank] = f"gave no sign of life for {age:.0f} s{words}"
         if not found and (is_broken or silence_s > dead_after_s):
-            host = 0 if host_of_ranks() else AGENT
+            host = 0 if is_hosted_by_rank_0() else AGENT
             found[host] = f"hosts the store of the ranks, which cannot be used ({self._exchange.lost or 'no answer'})"
         return found
 
     def _end(self, alarm: str) -> NoReturn:
-        """Report, take what this rank started along, and go."""
+        """Write the report, kill what this rank started, and end this process."""
         threads, in_collective = stacks()
-        self._say(alarm=alarm, stacks=threads, in_collective=in_collective)
+        self._update(alarm=alarm, stacks=threads, in_collective=in_collective)
         try:
             lifeless = self._lifeless(time.monotonic()) if self._exchange is not None else {}
             if self._exchange is not None:
                 self._gather(lifeless)
             self._write(alarm, lifeless)
             if self._exchange is not None:
-                self._say(is_told=True)
-                self._exchange.tell_now(_GATHER_S)
+                self._update(has_reported=True)
+                self._exchange.exchange_now(_GATHER_S)
         finally:
             try:
                 self._kill()
@@ -218,24 +233,24 @@ class Watchdog:
                 os._exit(STATUS)
 
     def _gather(self, lifeless: Mapping[int, str]) -> None:
-        """Wait for the others' stacks; a rank that is not the lowest waits for that one's report too."""
+        """Wait for the stacks of the others; a rank that is not the lowest waits for that one's report too."""
         assert self._exchange is not None
         deadline = time.monotonic() + _GATHER_S
         while time.monotonic() < deadline and self._exchange.lost is None:
-            self._exchange.tell_now(_GATHER_S / 4)
+            self._exchange.exchange_now(_GATHER_S / 4)
             alive = {
-                rank: seen.beat
+                rank: seen.heartbeat
                 for rank, seen in self._others().items()
-                if rank not in lifeless and seen.beat.status == "running"
+                if rank not in lifeless and seen.heartbeat.status == "running"
             }
             if all(beat.stacks for beat in alive.values()) and (
-                self._rank < min(alive, default=self._rank + 1) or any(beat.is_told for beat in alive.values())
+                self._rank < min(alive, default=self._rank + 1) or any(beat.has_reported for beat in alive.values())
             ):
                 return
 
     def _write(self, alarm: str, lifeless: Mapping[int, str]) -> None:
-        """The report, by the first rank that comes: the others find the file."""
-        beats = {rank: seen.beat for rank, seen in self._others().items()} | {self._rank: self._me}
+        """Write and print the report; only the first rank to get here does, the others find its file."""
+        beats = {rank: seen.heartbeat for rank, seen in self._others().items()} | {self._rank: self._me}
         if self._order(self._rank) and self._me.failure is not None:
             beats[self._rank] = replace(self._me, failure=replace(self._me.failure, order=self._order(self._rank)))
         blamed = culprits(beats, lifeless)
@@ -250,16 +265,16 @@ class Watchdog:
         print(report(alarm, beats, blamed, every_thread=False), file=sys.stderr, end="", flush=True)
 
     def _kill(self) -> None:
-        """The frozen ranks of this machine, what they started, and what this one did.
+        """Kill the frozen and failed ranks of this machine, what they started, and what this rank started.
 
-        A rank that failed gets the time to show its traceback and go.
+        A rank that failed gets the time to print its traceback and end.
         """
         now = time.monotonic()
         lifeless = self._lifeless(now) if self._exchange is not None else {}
         here = [
-            seen.beat.process
+            seen.heartbeat.process
             for rank, seen in self._others().items()
-            if seen.beat.machine == self._me.machine and (rank in lifeless or seen.beat.status == "failed")
+            if seen.heartbeat.machine == self._me.machine and (rank in lifeless or seen.heartbeat.status == "failed")
         ]
         doomed = [child for process in [*here, self._me.process] for child in processes.descendants(process)]
         while time.monotonic() - now < _GRACE_S and any(processes.state(process) == "running" for process in here):
@@ -267,21 +282,22 @@ class Watchdog:
         for process in [*here, *doomed]:
             processes.kill(process)
 
-    def _others(self) -> dict[int, Seen]:
+    def _others(self) -> dict[int, Received]:
+        """The last heartbeats of the other ranks, in order of rank."""
         seen = {} if self._exchange is None else dict(self._exchange.seen)
         return {rank: seen[rank] for rank in sorted(seen) if rank != self._rank}
 
     def _order(self, rank: int) -> int:
-        """Which failure of the run this rank's was, as the store counts; 0: none, or not told yet."""
+        """The place of the rank's failure among those of the run, from 1; 0 where it has none or has not counted it."""
         seen = None if self._exchange is None else self._exchange.seen.get(rank)
-        return 0 if seen is None or seen.beat.failure is None else seen.beat.failure.order
+        return 0 if seen is None or seen.heartbeat.failure is None else seen.heartbeat.failure.order
 
-    def _all_failed_so(self) -> bool:
-        """Whether every rank failed with this one's words: then none is behind it."""
+    def _all_failed_alike(self) -> bool:
+        """Whether every rank failed with the same message as this one: then no rank caused it."""
         others = self._others().values()
         return bool(others) and all(
-            seen.beat.failure is not None
+            seen.heartbeat.failure is not None
             and self._me.failure is not None
-            and seen.beat.failure.text == self._me.failure.text
+            and seen.heartbeat.failure.text == self._me.failure.text
             for seen in others
         )

@@ -5,27 +5,29 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-_BLOCK = 2**30
 _ALIGNMENT = 64
 
 
-def pinned_like(tensors: Sequence[Tensor]) -> list[Tensor]:
+def pinned_like(tensors: Sequence[Tensor], block_bytes: int = 2**30) -> list[Tensor]:
     """For each tensor an uninitialised one of its shape and type in host memory; page-locked, so that copies are fast
     and asynchronous, where the tensor is on a GPU.
 
-    Several share a block of memory. torch rounds page-locked blocks up to a power of two, so that one block for each
-    tensor would take up to twice as much.
+    Tensors share blocks of `block_bytes`; a larger one has a block of its own. torch rounds page-locked blocks up to a
+    power of two, so that one block for each tensor would take up to twice as much.
     """
-    copies = {on_gpu: _in_blocks([one for one in tensors if one.is_cuda == on_gpu], on_gpu) for on_gpu in (False, True)}
+    copies = {
+        on_gpu: _in_blocks([one for one in tensors if one.is_cuda == on_gpu], on_gpu, block_bytes)
+        for on_gpu in (False, True)
+    }
     return [next(copies[tensor.is_cuda]) for tensor in tensors]
 
 
-def _in_blocks(tensors: Sequence[Tensor], page_locked: bool) -> Iterator[Tensor]:
+def _in_blocks(tensors: Sequence[Tensor], page_locked: bool, block_bytes: int) -> Iterator[Tensor]:
     sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors]
     left, room, block = sum(sizes), 0, torch.empty(0)
     for tensor, size in zip(tensors, sizes, strict=True):
         if size > room:
-            room = max(size, min(left, _BLOCK))
+            room = max(size, min(left, block_bytes))
             block = torch.empty(room, dtype=torch.uint8, pin_memory=page_locked)
         start = block.numel() - room
         yield block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)

@@ -123,7 +123,7 @@ class Learner:
             if is_skipped:
                 self.skipped += 1
                 if self.bad_updates is not None:
-                    self.bad_updates.note(self.updates - 1, micro_batches, wrong, self.mesh)
+                    self.bad_updates.record(self.updates - 1, micro_batches, wrong, self.mesh)
                 return {"lr": lr, "skipped": 1.0}
             self._step(grad_norm)
             return combined | {"grad_norm": grad_norm, "lr": lr, "skipped": 0.0}

@@ -1,4 +1,4 @@
-"""What a step reports, under flat group/name keys.
+"""The metrics of a step, under flat group/name keys.
 
 Legend: B samples of this data rank, T predicted tokens.
 """
@@ -69,9 +69,10 @@ def estimate_metrics(
 
 
 def update_metrics(role: str, updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """A step's updates of one model: means, the largest of `_max` keys and of the gradient norm, the last rate.
+    """Metrics of one model's updates in a step: means, the largest of `_max` keys and of the gradient norm, the last
+    learning rate.
 
-    Over the updates that were made; `skipped_updates` counts the others.
+    They are over the updates that were made; `skipped_updates` counts the others.
     """
     made = [update for update in updates if not update["skipped"]]
     metrics = {f"{role}/lr": updates[-1]["lr"], f"{role}/skipped_updates": float(len(updates) - len(made))}

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on: one moving line on a terminal, one line a step in a log."""
+"""Progress of a run on the screen: one moving line on a terminal, one line a step in a log file."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -10,22 +10,22 @@ from rich.progress import Progress as Bar
 from nemo_simplerl.trainer.logging.screen import print_line
 
 # (metric, label, format)
-_OF_A_STEP = (
+_STEP_NUMBERS = (
     ("reward/mean", "reward", "{:+.2f}"),
     ("reward/correct_share", "accuracy", "{:.0%}"),
     ("rollout/length_mean", "length", "{:.0f}"),
 )
-_OF_AN_EVALUATION = (
+_EVALUATION_NUMBERS = (
     ("eval/accuracy", "accuracy", "{:.1%}"),
     ("eval/sampled_accuracy", "sampled", "{:.1%}"),
     ("eval/format_rate", "answered", "{:.1%}"),
     ("eval/length_mean", "length", "{:.0f}"),
 )
-_STEPS_IN_ETA = 20  # responses grow and shrink, so old steps say little of the coming ones
+_STEPS_IN_ETA = 20  # responses grow and shrink, so old steps tell little about the coming ones
 
 
 class Progress:
-    """Lines of text from the beginning; counts steps once `start` has said how many there are."""
+    """Prints steps and evaluations to the console; the moving line appears with `start`."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -34,6 +34,7 @@ class Progress:
         self._seconds: deque[float] = deque(maxlen=_STEPS_IN_ETA)
 
     def start(self, total_steps: int, *, done: int) -> None:
+        """Show the moving line at `done` of `total_steps` steps, on a terminal."""
         self._total_steps = total_steps
         if not self._console.is_terminal:
             return
@@ -47,14 +48,14 @@ class Progress:
         self._bar.start()
 
     def step(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Step 0 is the evaluation before the first step, and no step of its own."""
+        """Show the metrics of a finished step; step 0 is the evaluation before the first step, and no step itself."""
         if step > 0:
-            numbers = "  ".join([*_labelled(_OF_A_STEP, metrics), *self._times(step, metrics)])
+            numbers = "  ".join([*_labelled(_STEP_NUMBERS, metrics), *self._times(step, metrics)])
             if self._bar is None:
                 print_line(self._console, f"step {step}/{self._total_steps}  {numbers}")
             else:
                 self._bar.update(self._task, completed=step, numbers=numbers)
-        if evaluated := _labelled(_OF_AN_EVALUATION, metrics):
+        if evaluated := _labelled(_EVALUATION_NUMBERS, metrics):
             print_line(self._console, f"evaluation after step {step}: {', '.join(evaluated)}")
 
     def close(self) -> None:
@@ -75,7 +76,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `7 min`, `3 h 05 min`."""
+    """Seconds in the unit that fits: `42 s`, `7 min`, `3 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -83,5 +84,5 @@ def duration(seconds: float) -> str:
 
 
 def _labelled(shown: Sequence[tuple[str, str, str]], metrics: Mapping[str, float | None]) -> list[str]:
-    """`["reward +0.25", ...]` of those that were measured."""
+    """The metrics that were measured, each with its label: `["reward +0.25", ...]`."""
     return [f"{label} {form.format(metrics[key])}" for key, label, form in shown if metrics.get(key) is not None]

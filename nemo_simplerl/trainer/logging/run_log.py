@@ -1,4 +1,4 @@
-"""The books of a run: config.yaml, metrics.jsonl, rollouts/, eval/, summary.json, tensorboard/, the screen.
+"""The log of a run: config.yaml, metrics.jsonl, rollouts/, eval/, summary.json, tensorboard/, progress on the screen.
 
 Rank 0 alone writes; elsewhere every method does nothing, so that the trainer calls them on every rank.
 """
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """The books of one run.
+    """Writes the files of a run directory.
 
-    `resume_step` is the step of the checkpoint that the run continues from: what later steps wrote is
-    dropped, since they will happen again. With None the run starts over: metrics, rollouts, evaluations and
-    summary of an earlier run in the folder are dropped. `total_steps` is set once it is known.
+    resume_step: step of the checkpoint that the run continues from; what later steps wrote is dropped, since the run
+    makes them again. With None the run starts over, and metrics, rollouts, evaluations and summary of an earlier run in
+    the folder are dropped. `total_steps` is set once it is known.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class RunLog:
             self._progress.start(count, done=self._steps_done)
 
     def config(self, text: str) -> None:
-        """The resolved configuration, as YAML."""
+        """Write the resolved configuration, given as YAML."""
         if self._is_writer:
             atomic_write(self._dir / "config.yaml", text)
 
     def open_wandb(self, settings: WandbConfig, config: Mapping[str, Any]) -> None:
-        """From here on metrics and samples go to Weights & Biases too, where the settings say so."""
+        """Send metrics and samples from here on to Weights & Biases too, where the settings enable it."""
         if self._is_writer and settings.enabled:
             self.wandb = WandbLog(settings, self._dir, config)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """A finished step's metrics (step 0: the evaluation before the first). Once a step, in their order.
+        """Write a finished step's metrics (step 0: the evaluation before the first). Once a step, in their order.
 
-        By `group/name`: numbers or tensors of one element. NaN and infinity become null, and are told.
+        values: numbers or tensors of one element by `group/name`. NaN and infinity become null, with a warning.
         """
         if not self._is_writer:
             return
@@ -99,27 +99,28 @@ class RunLog:
             log.warning(f"step {step}: not a finite number: {', '.join(missing)}")
 
     def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """What was sampled in a step, one row a completion."""
+        """Write the samples of a step, one row a completion."""
         self._step_file("rollouts", step, rows)
         if self.wandb is not None:
             self.wandb.samples(step, rows)
 
     def eval(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The responses of the evaluation after `step` steps; its metrics belong in the step's line."""
+        """Write the responses of the evaluation after `step` steps; its metrics belong in the step's line."""
         self._step_file("eval", step, rows)
 
     def stopped(self, facts: Mapping[str, Any]) -> None:
-        """Where the run was stopped and why, for who starts it again."""
+        """Write stopped.json: where and why the run was stopped."""
         if self._is_writer:
             atomic_write(self._dir / STOPPED_FILE, json.dumps(facts) + "\n")
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """The run in a few numbers, at its end."""
+        """Write summary.json: the finished run in a few numbers."""
         if self._is_writer:
             text = json.dumps(plain(values), indent=2, allow_nan=False)
             atomic_write(self._dir / "summary.json", text + "\n")
 
     def close(self) -> None:
+        """Close Weights & Biases, the progress line and TensorBoard."""
         if not self._is_writer:
             return
         if self.wandb is not None:
@@ -135,13 +136,13 @@ class RunLog:
 
 
 def _ordered(step: int, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """The step, then the metrics by name, then timings and memory, which differ from one run to its rerun."""
+    """The step, the metrics by name, then timings and memory, which differ between a run and its rerun."""
     names = sorted(numbers, key=lambda name: (name.startswith(("time/", "memory/")), name))
     return {"step": step} | {name: numbers[name] for name in names}
 
 
 def plain(value: Any) -> Any:
-    """JSON's own types: a tensor of one element becomes its number, NaN and infinity become null."""
+    """The value in JSON's types: a tensor of one element becomes its number, NaN and infinity become null."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -152,7 +153,7 @@ def plain(value: Any) -> Any:
 
 
 def _drop_after(run_dir: Path, resume_step: int | None) -> None:
-    """Forget what was written of steps after `resume_step`; with None, everything."""
+    """Drop what was written about steps after `resume_step`; with None, about all steps."""
     last = -1 if resume_step is None else resume_step
     for path in [*run_dir.glob("rollouts/step_*.jsonl"), *run_dir.glob("eval/step_*.jsonl")]:
         if (match := re.fullmatch(r"step_(\d+)", path.stem)) and int(match[1]) > last:
@@ -162,8 +163,8 @@ def _drop_after(run_dir: Path, resume_step: int | None) -> None:
 
 
 def open_tensorboard(folder: Path, first_step: int) -> Any:
-    """A writer that goes on at `first_step`: what an earlier one wrote from there on is no longer shown."""
-    # Imported here: it takes a second, and a run may do without.
+    """A TensorBoard writer that starts at `first_step`: what an earlier one wrote from there on is no longer shown."""
+    # Imported here: it takes a second, and not every run needs it.
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=first_step)

@@ -14,9 +14,10 @@ from nemo_simplerl.parallel.waits import waiting
 class PhaseTimer:
     """Adds up seconds by phase: `with timer("rollout"): ...`.
 
-    A GPU is waited for at both ends of a phase, so that work queued in one is not billed to the next.
-    A phase inside another counts in both. `on_enter` is told the name of each as it begins. Each is a name of
-    parallel.waits too. `take_peak` answers the most bytes allocated on the device since it was last called.
+    Waits for the GPU at both ends of a phase, so that work queued in one phase does not count in the next. A phase
+    inside another counts in both. Each phase is also a name in parallel.waits.
+    on_enter: called with the name of each phase as it begins. take_peak: returns the most bytes allocated on the device
+    since its last call.
     """
 
     def __init__(
@@ -37,34 +38,36 @@ class PhaseTimer:
             if self._on_enter is not None:
                 self._on_enter(phase)
             _wait_for_device()
-            self._note_peak()
+            self._record_peak()
             self._open.append(phase)
             start = self._clock()
             try:
                 yield
             finally:
                 _wait_for_device()
-                self._note_peak()
+                self._record_peak()
                 self._open.pop()
                 self._seconds[phase] = self._seconds.get(phase, 0.0) + self._clock() - start
 
     def drain(self) -> dict[str, float]:
-        """`{"time/rollout": seconds, ..., "memory/rollout_gb": GiB, ...}` since the last drain, in order of first use;
-        then starts anew. Memory is told where there is a device."""
+        """Return `{"time/rollout": seconds, ..., "memory/rollout_gb": GiB, ...}` since the last drain and start anew.
+
+        Phases are in order of first use. Memory is measured on GPUs alone.
+        """
         drained = {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
         drained |= {f"memory/{phase}_gb": peak / 2**30 for phase, peak in self._peaks.items()}
         self._seconds, self._peaks = {}, {}
         return drained
 
-    def _note_peak(self) -> None:
-        """The peak since the last call belongs to every phase that is open."""
+    def _record_peak(self) -> None:
+        """Count the peak since the last call in every open phase."""
         if self._take_peak is not None:
             peak = self._take_peak()
             self._peaks |= {phase: max(peak, self._peaks.get(phase, 0)) for phase in self._open}
 
 
 def timed(phase: str) -> Callable:
-    """Bill a method to `phase` of its object's `timer`."""
+    """Decorate a method so that its time counts in `phase` of its object's `timer`."""
 
     def decorate(method: Callable) -> Callable:
         @functools.wraps(method)
@@ -78,7 +81,7 @@ def timed(phase: str) -> Callable:
 
 
 def host_gb() -> float:
-    """GiB of host memory that this process holds now."""
+    """GiB of host memory that this process holds now (resident set size)."""
     return psutil.Process().memory_info().rss / 2**30
 
 

@@ -1,7 +1,7 @@
-"""Weights & Biases beside the run's own books.
+"""Metrics and samples of a run at Weights & Biases, beside the run's own files.
 
-One run directory is one run there: its id is kept in `wandb_id`. Whatever fails is told once and counted, and training
-goes on; metrics.jsonl has everything in any case.
+One run directory is one run there: its id is kept in `wandb_id`. The first call that fails is logged, all are counted,
+and training goes on; metrics.jsonl has everything in any case.
 """
 
 import logging
@@ -24,9 +24,10 @@ FINISH_TIMEOUT_S = 60.0  # for what is not sent yet when the run ends
 
 
 class WandbLog:
-    """A run at Weights & Biases, gone on with where the folder has one. `failures` counts the calls that failed.
+    """A run at Weights & Biases: the one that the run directory has begun, else a new one.
 
-    Where it cannot be reached at the start, it is written offline.
+    Where the server cannot be reached at the start, the run is written offline.
+    `failures` counts the calls that failed.
     """
 
     def __init__(self, settings: WandbConfig, run_dir: Path, config: Mapping[str, Any]):
@@ -40,13 +41,13 @@ class WandbLog:
                 break
 
     def metrics(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Under their own names, over `step`; null is left out."""
+        """Send a step's metrics under their own names; those that are None are left out."""
         self._send(step, {name: value for name, value in numbers.items() if value is not None})
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table of some of a step's samples, where trainer.wandb.samples_every says so.
+        """Send a table of some of a step's samples, every trainer.wandb.samples_every steps.
 
-        After one that failed there are no more: wandb asks the server about each, and waits long for no answer.
+        After a table that failed no more are sent: wandb asks the server about each, and waits long for no answer.
         """
         if self._samples_every and step % self._samples_every == 0:
             before = self.failures
@@ -55,7 +56,7 @@ class WandbLog:
                 self._samples_every = 0
 
     def close(self) -> None:
-        """Send what is left, and say how much failed."""
+        """Send what is left, and log how many calls failed."""
         error = sys.exc_info()[1]
         exit_code = 0 if error is None or isinstance(error, Stopping) else 1
         if self._run is not None:
@@ -78,12 +79,12 @@ class WandbLog:
             mode=mode,
             dir=run_dir,
             config=dict(config),
-            # It shall neither catch what the run prints nor wait for a network that is gone.
+            # wandb must neither capture what the run prints nor wait for a network that is gone.
             settings=wandb.Settings(
                 console="off", silent=True, finish_timeout=FINISH_TIMEOUT_S, finish_timeout_raises=True
             ),
         )
-        # Its own count of steps cannot go back, as a resumed run does.
+        # wandb's own count of steps cannot go back, as that of a resumed run does.
         self._run.define_metric("*", step_metric="step")
 
     def _send(self, step: int, values: Mapping[str, Any]) -> None:
@@ -93,7 +94,7 @@ class WandbLog:
     def _try(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # the network's, the account's, its process's: none shall end the training
+        except Exception as error:  # of the network, the account or wandb's process: none may end the training
             self.failures += 1
             if self.failures == 1:
                 log.warning(f"Weights & Biases failed, and the run goes on ({type(error).__name__}: {error})")

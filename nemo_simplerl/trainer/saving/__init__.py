@@ -1,1 +1,1 @@
-"""What a run can go on from: checkpoints, the journal of the step in hand, and the thread that writes them."""
+"""What a run is resumed from: checkpoints, the journal of the current step, and the thread that writes them."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what is on disk, which of it can be trusted, and what may go.
+"""Checkpoints of a run: finding an intact one, loading it, completing a new one, and removing old ones.
 
 A checkpoint is a folder named for its training position (saving.position). `actor/` and `critic/` are unpacked `.nemo`
 archives with the optimizer's state in `optimizer/` (saving.optimizer_state); any parallel layout reads both. Orders and
@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -30,9 +31,10 @@ from nemo_simplerl.trainer.saving.manifest import (
     read_manifest,
     read_values,
     share_of,
+    versions,
     write_manifest,
 )
-from nemo_simplerl.trainer.saving.position import Place, place_of
+from nemo_simplerl.trainer.saving.position import TrainingPosition, position_of
 from nemo_simplerl.trainer.saving.record import StepRecord, record_from
 
 LATEST = "latest"
@@ -43,7 +45,7 @@ _SHOWN = 3  # files that a message names
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint whose every byte is as it was written; `notes` say what was passed over to get to it."""
+    """A checkpoint whose every byte is as it was written. `notes`: why newer ones were passed over, in words."""
 
     path: Path
     manifest: Manifest
@@ -52,24 +54,25 @@ class Found:
 
 @dataclass(frozen=True)
 class Retention:
-    """What stays: the newest `last`, every step that `every` divides (0: none), the best by the metric `best`."""
+    """The checkpoints to keep: the newest `last`, steps that `every` divides (0: none), the best by metric `best`."""
 
     last: int
     every: int
     best: str | None
 
 
-def partial_folder(folder: Path, place: Place) -> Path:
-    """Where a checkpoint is written until it is complete."""
-    return folder / f"{place.name}.partial"
+def partial_folder(folder: Path, position: TrainingPosition) -> Path:
+    """The folder that a checkpoint is written to until it is complete."""
+    return folder / f"{position.name}.partial"
 
 
-def places_on_disk(folder: Path) -> list[Place]:
-    """Places of the checkpoints in `folder`, in order. They were complete when they got their names."""
-    return sorted(place for path in folder.glob("step_*") if (place := place_of(path.name)) is not None)
+def positions_on_disk(folder: Path) -> list[TrainingPosition]:
+    """Training positions of the checkpoints in `folder`, in order. They were complete when they got their names."""
+    return sorted(position for path in folder.glob("step_*") if (position := position_of(path.name)) is not None)
 
 
 def layout_of(mesh: Mesh) -> dict[str, int]:
+    """The mesh's parallel sizes, as a manifest holds them."""
     return {
         _TENSOR_SIZE: mesh.tp_size,
         "pipeline_model_parallel_size": mesh.pp_size,
@@ -77,31 +80,42 @@ def layout_of(mesh: Mesh) -> dict[str, int]:
     }
 
 
-def counts_of(learners: Mapping[str, Learner]) -> dict[str, dict[str, int]]:
-    """What a manifest says of the learners: `updates` and `skipped`."""
-    return {
-        name: {role: getattr(learner, name) for role, learner in learners.items()} for name in ("updates", "skipped")
-    }
+def manifest_of(position: TrainingPosition, learners: Mapping[str, Learner], mesh: Mesh, **facts: Any) -> Manifest:
+    """The manifest of what the learners hold now, without its files, which the saver adds.
+
+    facts: the fields that the caller knows: weight_version, evaluation, config_xxh3.
+    """
+    return Manifest(
+        step=position.steps,
+        updates_in_step=position.updates,
+        updates={role: learner.updates for role, learner in learners.items()},
+        skipped={role: learner.skipped for role, learner in learners.items()},
+        layout=layout_of(mesh),
+        versions=versions(),
+        files={},
+        **facts,
+    )
 
 
 def in_words(layout: Mapping[str, int]) -> str:
+    """A layout as `TP2 x PP1 x DP4`."""
     tensor, pipeline, data = layout.values()
     return f"TP{tensor} x PP{pipeline} x DP{data}"
 
 
 def find_intact(folder: Path, mesh: Mesh) -> Found | None:
-    """The checkpoint that `latest` names if every file is as it was written, else the newest such before it.
+    """The checkpoint that `latest` names if every file is as it was written, else the newest intact one before it.
 
-    Collective. None where there are no checkpoints. Those passed over are set aside as NAME.damaged, out of the
-    way of the run that repeats their steps. Removes what broken-off saves left. ValueError where none can be used.
+    Collective. None where there are no checkpoints. Those passed over are renamed to NAME.damaged, out of the way of
+    the run that repeats their steps. Removes what interrupted saves left. Raises ValueError where none can be used.
     """
-    places, notes = of_first_rank(_candidates(folder) if mesh.rank == 0 else ([], []), "checkpoint")
-    for index, place in enumerate(places):
-        path = folder / place.name
+    positions, notes = of_first_rank(_candidates(folder) if mesh.rank == 0 else ([], []), "checkpoint")
+    for index, position in enumerate(positions):
+        path = folder / position.name
         manifest, problems = _examine(path, mesh)
         if manifest is not None and not problems:
             if mesh.rank == 0:
-                _set_aside(folder, places[:index])
+                _set_aside(folder, positions[:index])
             return Found(path, manifest, tuple(notes))
         notes.append(f"{path.name} cannot be used: {_listed(problems)}.")
     if notes:
@@ -113,7 +127,7 @@ def find_intact(folder: Path, mesh: Mesh) -> Found | None:
 
 
 def load(found: Found, learners: Mapping[str, Learner], mesh: Mesh) -> None:
-    """Weights and optimizer state of every role, into whatever layout this run has. Collective."""
+    """Load weights and optimizer state of every role into this run's parallel layout. Collective."""
     saved = found.manifest
     for name, learner in learners.items():
         source = open_source(found.path, "checkpoint", critic=learner.gpt.is_critic)
@@ -130,18 +144,18 @@ def load(found: Found, learners: Mapping[str, Learner], mesh: Mesh) -> None:
 
 
 def load_record(found: Found, mesh: Mesh) -> StepRecord | None:
-    """What the step goes on from that the checkpoint lies in; None between steps. Collective."""
+    """The record of the step within which the checkpoint was saved; None between steps. Collective."""
     if not found.manifest.updates_in_step:
         return None
     return record_from(of_first_rank((found.path / RECORD).read_bytes() if mesh.rank == 0 else b"", "checkpoint"))
 
 
 def commit(folder: Path, manifest: Manifest) -> None:
-    """Make a checkpoint of the files in its partial folder: manifest, rename, then `latest`. On one rank.
+    """Complete a checkpoint whose files are in its partial folder: manifest, rename, then `latest`. On one rank.
 
-    Raises OSError where that fails or a file is not there in its full size; what was there before then stands.
+    Raises OSError where that fails or a file is not there in its full size; older checkpoints and `latest` then stand.
     """
-    partial, final = partial_folder(folder, manifest.place), folder / manifest.place.name
+    partial, final = partial_folder(folder, manifest.position), folder / manifest.position.name
     for name, facts in manifest.files.items():
         if not (partial / name).is_file() or (partial / name).stat().st_size != facts.size:
             raise OSError(f"{partial / name} is not there in full; all nodes must share the run directory")
@@ -156,24 +170,24 @@ def commit(folder: Path, manifest: Manifest) -> None:
     atomic_write(folder / LATEST, final.name + "\n")
 
 
-def drop_old(folder: Path, newest: Place, keep: Retention) -> None:
-    """Remove what `keep` does not ask for, up to the place just saved, and what lies within steps before it.
+def drop_old(folder: Path, newest: TrainingPosition, keep: Retention) -> None:
+    """Remove checkpoints up to the newest that `keep` does not keep, and those within steps before it. On one rank.
 
-    On one rank. Raises OSError.
+    Raises OSError.
     """
-    places = places_on_disk(folder)
-    scores = {place.steps: _score(folder, place, keep.best) for place in places if not place.updates}
-    old = [place for place in places if place.updates and place < newest]
-    for place in [*old, *map(Place, superseded(scores, newest.steps, keep))]:
-        # Under a name that is no checkpoint's, so that half a removal is not met as one.
-        os.replace(folder / place.name, partial_folder(folder, place))
-        shutil.rmtree(partial_folder(folder, place))
+    positions = positions_on_disk(folder)
+    scores = {position.steps: _score(folder, position, keep.best) for position in positions if not position.updates}
+    old = [position for position in positions if position.updates and position < newest]
+    for position in [*old, *map(TrainingPosition, superseded(scores, newest.steps, keep))]:
+        # Renamed first, so that a removal that is interrupted leaves no folder with a checkpoint's name.
+        os.replace(folder / position.name, partial_folder(folder, position))
+        shutil.rmtree(partial_folder(folder, position))
 
 
 def superseded(scores: Mapping[int, float | None], newest: int, keep: Retention) -> list[int]:
-    """Steps to remove, of those of `scores`; None is a checkpoint that was not evaluated.
+    """The steps among `scores` whose checkpoints are to be removed. A score of None: it was not evaluated.
 
-    Later ones than `newest` belong to a history that the run has left, and are not this run's to remove.
+    Steps after `newest` belong to a history that the run has left, and are kept.
     """
     steps = sorted(step for step in scores if step <= newest)
     kept = {newest, *steps[-keep.last :]}
@@ -185,29 +199,30 @@ def superseded(scores: Mapping[int, float | None], newest: int, keep: Retention)
     return [step for step in steps if step not in kept]
 
 
-def _score(folder: Path, place: Place, metric: str | None) -> float | None:
+def _score(folder: Path, position: TrainingPosition, metric: str | None) -> float | None:
+    """The metric that a checkpoint was evaluated with; None where it has none."""
     try:
-        return read_values(folder / place.name)["evaluation"].get(metric)
+        return read_values(folder / position.name)["evaluation"].get(metric)
     except (ValueError, KeyError, AttributeError):
-        return None  # damaged, or of weights alone: never the best
+        return None  # damaged, or with weights only: never the best
 
 
-def _candidates(folder: Path) -> tuple[list[Place], list[str]]:
-    """Places to try, in order, and what is odd about them."""
+def _candidates(folder: Path) -> tuple[list[TrainingPosition], list[str]]:
+    """Training positions to try, newest first, and notes on what is wrong with `latest`. Removes partial folders."""
     for partial in folder.glob("step_*.partial"):
         shutil.rmtree(partial)
-    places = places_on_disk(folder)[::-1]
+    positions = positions_on_disk(folder)[::-1]
     if not (folder / LATEST).is_file():
-        return places, []
+        return positions, []
     name = (folder / LATEST).read_text(errors="replace").strip()
-    named = place_of(name)
-    if named not in places:
-        return places, [f"{folder / LATEST} names {name[:80]!r}, which is not there."]
-    return [place for place in places if place <= named], []
+    named = position_of(name)
+    if named not in positions:
+        return positions, [f"{folder / LATEST} names {name[:80]!r}, which is not there."]
+    return [position for position in positions if position <= named], []
 
 
 def _examine(path: Path, mesh: Mesh) -> tuple[Manifest | None, list[str]]:
-    """The manifest, and what is wrong with it or with the files. Each rank reads a share of them. Collective."""
+    """The manifest, and what is wrong with it or the files. Each rank reads a share of the files. Collective."""
     manifest, problem = of_first_rank(_manifest_of(path) if mesh.rank == 0 else (None, ""), "checkpoint")
     if manifest is None:
         return None, [problem]
@@ -220,14 +235,15 @@ def _manifest_of(path: Path) -> tuple[Manifest | None, str]:
         manifest = read_manifest(path)
     except ValueError as error:
         return None, str(error)
-    if manifest.place.name != path.name:
-        return None, f"its manifest is that of {manifest.place.in_words}"
+    if manifest.position.name != path.name:
+        return None, f"its manifest is that of {manifest.position.in_words}"
     return manifest, ""
 
 
-def _set_aside(folder: Path, places: Sequence[Place]) -> None:
-    for place in places:
-        path = folder / place.name
+def _set_aside(folder: Path, positions: Sequence[TrainingPosition]) -> None:
+    """Rename the checkpoints to NAME.damaged."""
+    for position in positions:
+        path = folder / position.name
         aside = path.with_suffix(".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)

@@ -1,4 +1,4 @@
-"""What a step has sampled and graded, on disk as soon as it is there: a killed step does neither again."""
+"""The journal: completions and grades of a step, on disk at once, so that a killed step repeats neither."""
 
 import logging
 from pathlib import Path
@@ -14,21 +14,22 @@ JOURNAL = "journal"  # in the run directory
 
 
 class Journal:
-    """RUN_DIR/journal/step_NNNNNN.npz, one a step since the last checkpoint.
+    """The files RUN_DIR/journal/step_NNNNNN.npz, one for each step since the last checkpoint.
 
-    Rank 0 reads and writes. A journal that cannot be written is logged and costs only the time to sample again.
+    Only the writer, rank 0, reads and writes. A journal that cannot be written is logged, and costs only the time to
+    sample again.
     """
 
     def __init__(self, folder: Path, *, is_writer: bool):
         self._folder, self._is_writer = folder, is_writer
 
     def find(self, key: StepKey) -> StepRecord | None:
-        """The record of this key, on every rank; None, and a line said, where what is there is another. Collective."""
+        """The record with this key, on every rank; None, with a warning, where the file has another one. Collective."""
         content = of_first_rank(self._content(key) if self._is_writer else None, "journal")
         return None if content is None else record_from(content)
 
     def write(self, record: StepRecord) -> None:
-        """Put down what is known of the step, in place of what was there."""
+        """Write the step's record in place of an earlier one."""
         if not self._is_writer:
             return
         try:
@@ -40,8 +41,8 @@ class Journal:
                 "killed now, the step would be sampled and graded again."
             )
 
-    def forget(self, steps: int | None) -> None:
-        """Remove what a checkpoint after `steps` steps makes superfluous; with None, everything. On the writer alone.
+    def delete(self, steps: int | None) -> None:
+        """Remove the files that a checkpoint after `steps` steps makes superfluous; with None, all. Only on the writer.
 
         Raises OSError.
         """
@@ -50,6 +51,7 @@ class Journal:
                 path.unlink()
 
     def _content(self, key: StepKey) -> bytes | None:
+        """The file of the key's step, where its record has this key."""
         path = self._path(key.step)
         try:
             content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: `manifest.json`, written last, with the size and xxh3 of every other file."""
+"""A checkpoint's `manifest.json`: its facts, and size and xxh3 of every other file. It is written last."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from nemo_simplerl.files import atomic_write
-from nemo_simplerl.trainer.saving.position import Place
+from nemo_simplerl.trainer.saving.position import TrainingPosition
 
 MANIFEST = "manifest.json"
 _DIGEST = "xxh3"  # of the other keys
@@ -23,47 +23,50 @@ _BLOCK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class FileFacts:
+    """Size in bytes and xxh3 digest of a file."""
+
     size: int
     xxh3: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`evaluation` has the step's metrics, where it was evaluated.
+    """The facts of a checkpoint, as manifest.json holds them.
 
-    step: steps done. updates_in_step: and updates made, of both roles, of the step after them. updates: of each role's
-    optimizer, made or left out. skipped: those left out.
+    A field that older checkpoints lack has a default. `checkpoint.manifest_of` fills in what follows from the learners.
     """
 
-    step: int
-    updates_in_step: int = 0
+    step: int  # steps done
+    updates_in_step: int = 0  # updates of both roles made in the step after them
     weight_version: int
-    updates: dict[str, int]
-    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
-    layout: dict[str, int]
-    evaluation: dict[str, float]
+    updates: dict[str, int]  # by role: updates of its optimizer, those left out included
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # by role: updates left out
+    layout: dict[str, int]  # parallel sizes
+    evaluation: dict[str, float]  # metrics of the step's evaluation, where it had one
     versions: dict[str, str]
     config_xxh3: str
     files: dict[str, FileFacts]
 
     @property
-    def place(self) -> Place:
-        return Place(self.step, self.updates_in_step)
+    def position(self) -> TrainingPosition:
+        """The training position that the checkpoint was saved at."""
+        return TrainingPosition(self.step, self.updates_in_step)
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of what decides the numbers of a run."""
+    """Versions of Python, of this package and of the packages that decide a run's numbers."""
     packages = ("nemo_simplerl", "torch", "megatron-core")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json with a digest of its own values."""
     values = dataclasses.asdict(manifest)
     atomic_write(folder / MANIFEST, json.dumps({_DIGEST: _digest(values)} | values, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises ValueError that says what is wrong with it."""
+    """The manifest in `folder`. Raises ValueError that says what is wrong with it."""
     values = read_values(folder)
     if values.get("weights_only"):
         raise ValueError("it holds weights alone, nothing to resume; start from it with model.path")
@@ -80,7 +83,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_values(folder: Path) -> dict[str, Any]:
-    """The manifest unchecked. Raises ValueError where there is none, or one that is no JSON object."""
+    """The values of a manifest, unchecked. Raises ValueError where there is none, or one that is no JSON object."""
     try:
         values = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:
@@ -93,12 +96,12 @@ def read_values(folder: Path) -> dict[str, Any]:
 
 
 def file_problems(folder: Path, files: Mapping[str, FileFacts]) -> list[str]:
-    """What is wrong with the files, in words; reads all of them."""
+    """The files that are missing or differ from their facts, in words. Reads all of them."""
     return [problem for name, facts in files.items() if (problem := _problem(folder / name, name, facts))]
 
 
 def share_of(files: Mapping[str, FileFacts], rank: int, size: int) -> dict[str, FileFacts]:
-    """The files that one of `size` ranks is to read, so that all have about as many bytes."""
+    """The files that rank `rank` of `size` reads, chosen so that all ranks read about as many bytes."""
     loads = [0] * size
     share = {}
     for name, facts in sorted(files.items(), key=lambda item: (-item[1].size, item[0])):
@@ -110,9 +113,9 @@ def share_of(files: Mapping[str, FileFacts], rank: int, size: int) -> dict[str, 
 
 
 class HashedFolder:
-    """Opens files below `folder` for writing, each on disk when it is closed; `files` tells of those that are.
+    """Writes files below `folder` and hashes them; `files` has the facts of those that are complete and on disk.
 
-    interrupt: called before every block, before_file before every file; what they raise ends the writing.
+    interrupt: called before every block. before_file: called before every file. What they raise ends the writing.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class HashedFolder:
 
     @contextmanager
     def create(self, name: str) -> Iterator[Any]:
+        """Open the file `name` for writing; it is synced to disk at the end of the context."""
         self._before_file()
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +142,7 @@ class HashedFolder:
 
 
 class _Hashed:
-    """What torch.save and pickle ask of a file, hashing what passes."""
+    """The part of a file that torch.save and pickle use; hashes what is written."""
 
     def __init__(self, file: BinaryIO, interrupt: Callable[[], None]):
         self._file, self._interrupt, self._count = file, interrupt, 0

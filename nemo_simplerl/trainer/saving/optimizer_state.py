@@ -1,7 +1,7 @@
-"""Adam's state of a sharded model in pieces that any parallel layout puts together again.
+"""Adam's state of a sharded model, saved in pieces from which any parallel layout can restore it.
 
-A key is `KIND.tpRANK.NAME`: of a tensor rank's shard of the canonical parameter NAME, flattened, one of KINDS. Data
-ranks that share a shard under the distributed optimizer write a range of it each, and the index joins them.
+The key `KIND.tpRANK.NAME` holds one of KINDS for tensor rank RANK's flattened shard of the canonical parameter NAME.
+Data ranks that share a shard under the distributed optimizer write a range of it each, and the index joins them.
 """
 
 import math
@@ -35,7 +35,7 @@ KINDS = (*MOMENTS, _MASTER)
 
 @dataclass(frozen=True)
 class _Piece:
-    """What this rank's optimizer steps of one parameter: elements `start` and on of its flattened tensor shard."""
+    """The part of a parameter that this rank's optimizer steps: its flattened tensor shard from element `start` on."""
 
     name: str  # canonical, in the whole model
     param: Tensor
@@ -51,7 +51,7 @@ class _Piece:
 
 @torch.no_grad()
 def add_state(file: BlockSink, learner: Learner, hf: dict, mesh: Mesh) -> None:
-    """Hand `file` every fragment that is this rank's to write. No communication.
+    """Add to `file` every piece that this rank writes. No communication.
 
     Raises RuntimeError where the optimizer's own count of steps is not the learner's.
     """
@@ -79,10 +79,10 @@ def restore_state(
     updates: int,
     skipped: int,
 ) -> None:
-    """Fill the optimizer with what `updates` updates left in a run of tensor-parallel size `tp_size`, `skipped` of them
-    not made.
+    """Restore the optimizer's state after `updates` updates, `skipped` of which were left out.
 
-    Reads from disk what this rank holds; where the tensor-parallel size differs, the parameters it holds a part of.
+    tp_size: tensor-parallel size of the run that saved. Reads only what this rank holds; where that size differs, the
+    whole parameters that this rank holds a part of.
     Raises ValueError where `stored` lacks a tensor or has one of another shape.
     """
     learner.updates, learner.skipped, is_critic = updates, skipped, learner.gpt.is_critic
@@ -105,7 +105,7 @@ def restore_state(
 
 @dataclass(frozen=True)
 class _Shards:
-    """The state of a parameter, as `tp_size` tensor ranks wrote it."""
+    """The saved state of a parameter, as `tp_size` tensor ranks wrote it."""
 
     stored: Mapping[str, GlobalTensor]
     name: str
@@ -148,6 +148,7 @@ def _is_tied_copy(name: str, gpt: GPTModel, hf: dict) -> bool:
 
 
 def _pieces(learner: Learner) -> Iterator[_Piece]:
+    """The pieces of all parameters that this rank's optimizer steps."""
     offset = layer_offset(learner.gpt)
     names = {param: hf_map.full_name(name, offset) for name, param in learner.gpt.named_parameters()}
     for inner in inner_optimizers(learner.optimizer):
@@ -157,6 +158,7 @@ def _pieces(learner: Learner) -> Iterator[_Piece]:
 
 
 def _set_steps(learner: Learner) -> None:
+    """Set the optimizer's count of steps to the learner's."""
     for inner in inner_optimizers(learner.optimizer):
         adam = inner.optimizer
         for group in adam.param_groups:
@@ -168,6 +170,7 @@ def _set_steps(learner: Learner) -> None:
 
 
 def _check_steps(learner: Learner) -> None:
+    """Raise RuntimeError where the optimizer's count of steps is not the learner's."""
     steps: set[int] = set()
     for inner in inner_optimizers(learner.optimizer):
         adam = inner.optimizer

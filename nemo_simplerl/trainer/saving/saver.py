@@ -1,7 +1,7 @@
-"""Saving while the training goes on: a copy of the state in host memory, and a thread a rank that writes it.
+"""Saving while training continues: the state is copied to host memory, and a thread on each rank writes the copy.
 
-The threads communicate with nobody. The ranks agree on their main threads that all have written; rank 0's thread then
-makes a checkpoint of it.
+The threads do not communicate. The ranks agree on their main threads that all have written; rank 0's thread then
+completes the checkpoint.
 """
 
 import logging
@@ -31,13 +31,15 @@ from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.saving import optimizer_state
 from nemo_simplerl.trainer.saving.checkpoint import Retention, commit, drop_old, partial_folder
 from nemo_simplerl.trainer.saving.manifest import FileFacts, HashedFolder, Manifest
-from nemo_simplerl.trainer.saving.position import Place
+from nemo_simplerl.trainer.saving.position import TrainingPosition
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Block:
+    """A block of a global tensor, or an object, to be written under a key."""
+
     key: str
     tensor: Tensor | None  # None: an object
     value: Any
@@ -47,7 +49,7 @@ class _Block:
 
 @dataclass
 class _Blocks:
-    """What a rank has to put into one of its files, in order."""
+    """The blocks that a rank writes into one of its files, in order."""
 
     items: list[_Block] = field(default_factory=list)
 
@@ -71,33 +73,33 @@ class _Blocks:
 
 @dataclass(frozen=True)
 class _Share:
-    """What one rank has written, or why it has not."""
+    """The files that one rank has written, or why it has not."""
 
     num_bytes: int
-    written: dict[str, list[torch_dist.WrittenBlock]]  # by the folder of the index they belong to
+    written: dict[str, list[torch_dist.WrittenBlock]]  # by the folder whose index lists them
     files: dict[str, FileFacts]
     problem: str | None
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """Work on the threads, and what is to be done, in step on all ranks, with what came of it on each."""
+    """Work on this rank's thread; `then` is called on every rank with the results of all ranks."""
 
     future: Future
     then: Callable[[list], "_Pending | None"]
 
 
 class HostCopies:
-    """Copies of tensors in memory that is kept for the next ones: memory never touched costs several times the copy.
+    """Host copies of tensors, in memory that is reused: copying into fresh memory takes several times as long.
 
-    Pinned where the tensors are on a GPU, so that they travel at the full speed of the bus.
+    Pinned where the tensors are on a GPU, so that copies run at the full speed of the bus.
     """
 
     def __init__(self) -> None:
         self._kept: dict[tuple, Tensor] = {}
 
-    def take(self, folder: str, blocks: _Blocks) -> _Blocks:
-        """`blocks` with each tensor replaced by its copy, complete once the device is synchronised."""
+    def copy(self, folder: str, blocks: _Blocks) -> _Blocks:
+        """The blocks with each tensor replaced by its copy, which is complete once the device is synchronised."""
         missing = {
             self._place(folder, block): block.tensor
             for block in blocks.items
@@ -117,12 +119,12 @@ class HostCopies:
 
 
 class Saver:
-    """Writes the checkpoints of a run into `folder`, one at a time, and drops those that `keep` does not ask for.
+    """Writes the checkpoints of a run into `folder`, one at a time, and removes those that `keep` does not keep.
 
-    A save that fails is logged and leaves the checkpoints before it alone; the next one tries again.
+    A save that fails is logged and leaves older checkpoints untouched; the next one tries again.
     model_folder: config.json and the tokenizer, packed beside each model's weights.
-    in_background: `save` returns when the state is copied; without, when it is on disk, and no copy is made.
-    on_complete: told the place of each complete checkpoint, on rank 0's thread; what it raises as OSError is told.
+    in_background: `save` returns when the state is copied; without it, when the state is on disk, and no copy is made.
+    on_complete: called with the position of each complete checkpoint, on rank 0's thread; its OSErrors are logged.
     """
 
     def __init__(
@@ -133,7 +135,7 @@ class Saver:
         model_folder: Path,
         keep: Retention,
         in_background: bool,
-        on_complete: Callable[[Place], None] = lambda place: None,
+        on_complete: Callable[[TrainingPosition], None] = lambda position: None,
     ):
         self._folder, self._mesh, self._model_folder, self._keep = folder, mesh, model_folder, keep
         self._on_complete = on_complete
@@ -142,34 +144,35 @@ class Saver:
         self._closing = threading.Event()
         self._pending: _Pending | None = None
         self._failure: str | None = None  # of the last save
-        self.saved: Place | None = None  # the last that is complete
+        self.saved: TrainingPosition | None = None  # the last that is complete
 
     @property
     def is_pending(self) -> bool:
+        """Whether a save has begun and is not complete."""
         return self._pending is not None
 
     def save(
         self, learners: Mapping[str, Learner], manifest: Manifest, files: Mapping[str, bytes] | None = None
     ) -> None:
-        """Begin to write what the learners hold now, under a manifest that lacks the files. Collective.
+        """Finish the pending save, then begin to write what the learners hold now. Collective.
 
-        files: contents by name, written by rank 0 as they are.
+        manifest: without its files. files: further files by name, which rank 0 writes as they are.
         """
-        self.settle(wait_for_it=True)
+        self.finish_pending(block=True)
         blocks = self._blocks(learners)
         if self._copies is not None:
-            blocks = {folder: self._copies.take(folder, part) for folder, part in blocks.items()}
+            blocks = {folder: self._copies.copy(folder, part) for folder, part in blocks.items()}
             if self._mesh.device.type == "cuda":
                 torch.cuda.synchronize()
-        future = self._thread.submit(self._write, manifest.place, blocks, learners, files or {})
+        future = self._thread.submit(self._write, manifest.position, blocks, learners, files or {})
         self._pending = _Pending(future, partial(self._all_written, manifest))
         if self._copies is None:
-            self.settle(wait_for_it=True)
+            self.finish_pending(block=True)
 
-    def settle(self, *, wait_for_it: bool) -> None:
-        """Take the pending save as far as all ranks' threads have come; told to wait, to its end. Collective."""
+    def finish_pending(self, *, block: bool) -> None:
+        """Advance the pending save as far as the threads of all ranks have come; `block`: to its end. Collective."""
         while self._pending is not None:
-            if wait_for_it:
+            if block:
                 with waiting("checkpoint.writers"):
                     wait([self._pending.future])
             future = self._pending.future
@@ -179,18 +182,18 @@ class Saver:
             self._pending = self._pending.then(results)
 
     def finish(self) -> None:
-        """Wait for the last save. Collective. Raises RuntimeError where it failed: no later one will try again."""
-        self.settle(wait_for_it=True)
+        """Wait for the last save. Collective. Raises RuntimeError where it failed, since no later save tries again."""
+        self.finish_pending(block=True)
         if self._failure is not None:
             raise RuntimeError(f"the last checkpoint of the run could not be saved: {self._failure}")
 
     def close(self) -> None:
-        """Let go of the thread; what it is writing is broken off."""
+        """End the thread; what it is writing is abandoned."""
         self._closing.set()
         self._thread.shutdown()
 
     def _blocks(self, learners: Mapping[str, Learner]) -> dict[str, _Blocks]:
-        """By the folder of the index that they belong to; of the live tensors."""
+        """The learners' live tensors as blocks, by the folder whose index lists them."""
         hf, mesh = read_hf_config(self._model_folder), self._mesh
         found: dict[str, _Blocks] = {}
         for role, learner in learners.items():
@@ -202,10 +205,14 @@ class Saver:
         return found
 
     def _write(
-        self, place: Place, blocks: Mapping[str, _Blocks], learners: Mapping[str, Learner], files: Mapping[str, bytes]
+        self,
+        position: TrainingPosition,
+        blocks: Mapping[str, _Blocks],
+        learners: Mapping[str, Learner],
+        files: Mapping[str, bytes],
     ) -> _Share:
-        """This rank's files, and on rank 0 what is not sharded. On the thread."""
-        target = self._target(place)
+        """Write this rank's files, and on rank 0 what is not sharded. On the thread."""
+        target = self._target(position)
         written: dict[str, list[torch_dist.WrittenBlock]] = {}
         problem = None
         try:
@@ -213,11 +220,11 @@ class Saver:
                 written[folder] = self._write_rank_file(target, folder, part) if part.items else []
             if self._mesh.rank == 0:
                 for role, learner in learners.items():
-                    self._write_rest(target, role, learner, place)
+                    self._write_rest(target, role, learner, position)
                 for name, content in files.items():
                     with target.create(name) as stream:
                         stream.write(content)
-        except Exception as error:  # settle tells it, on a rank that has a log
+        except Exception as error:  # rank 0 logs it when the save ends
             problem = _in_words(error)
         return _Share(sum(part.num_bytes for part in blocks.values()), written, target.files, problem)
 
@@ -228,25 +235,25 @@ class Saver:
             blocks.write(file)
         return file.written
 
-    def _write_rest(self, target: HashedFolder, role: str, learner: Learner, place: Place) -> None:
+    def _write_rest(self, target: HashedFolder, role: str, learner: Learner, position: TrainingPosition) -> None:
         hf = read_hf_config(self._model_folder)
         files = shards.small_files(self._model_folder, learner.gpt.is_critic)
-        tokenizer = (self._folder / place.name / role / HF_FILES).absolute()
+        tokenizer = (self._folder / position.name / role / HF_FILES).absolute()
         shards.write_config_files(lambda name: target.create(f"{role}/{name}"), learner.gpt, hf, files, str(tokenizer))
 
     def _all_written(self, manifest: Manifest, shares: list[_Share]) -> _Pending | None:
         num_bytes = sum(share.num_bytes for share in shares)
         problems = [f"rank {rank}: {share.problem}" for rank, share in enumerate(shares) if share.problem is not None]
         if problems:
-            return self._end(manifest.place, num_bytes, [problems])
+            return self._end(manifest.position, num_bytes, [problems])
         future = self._thread.submit(self._commit, manifest, shares)
-        return _Pending(future, partial(self._end, manifest.place, num_bytes))
+        return _Pending(future, partial(self._end, manifest.position, num_bytes))
 
     def _commit(self, manifest: Manifest, shares: Sequence[_Share]) -> list[str]:
-        """Indices, manifest and name; then the old ones go. Answers what went wrong. On the thread, of rank 0 alone."""
+        """Write indices and manifest, complete the checkpoint, remove old ones; on rank 0. Returns the problems."""
         if self._mesh.rank != 0:
             return []
-        target = self._target(manifest.place)
+        target = self._target(manifest.position)
         try:
             for folder in shares[0].written:
                 written = [item for share in shares for item in share.written[folder]]
@@ -255,42 +262,41 @@ class Saver:
             for share in shares:
                 files |= share.files
             commit(self._folder, replace(manifest, files=dict(sorted(files.items()))))
-        except (OSError, RuntimeError) as error:  # torch.save makes the one of the other
+        except (OSError, RuntimeError) as error:  # torch.save turns the first into the second
             return [_in_words(error)]
         try:
-            drop_old(self._folder, manifest.place, self._keep)
-            self._on_complete(manifest.place)
+            drop_old(self._folder, manifest.position, self._keep)
+            self._on_complete(manifest.position)
         except OSError as error:
             log.warning(f"an old checkpoint or journal could not be removed: {_in_words(error)}.")
         return []
 
-    def _end(self, place: Place, num_bytes: int, problems: Sequence[list[str]]) -> None:
-        """Note what became of the save; after a failed one, remove what it left and tell."""
+    def _end(self, position: TrainingPosition, num_bytes: int, problems: Sequence[list[str]]) -> None:
+        """Record the result of the save; after a failed one, remove its files and log why."""
         self._failure = "; ".join(problems[0]) or None
         if self._failure is None:
-            self.saved = place
-        if self._failure is None:
+            self.saved = position
             return
         if self._mesh.rank == 0:
-            self._clean_up(place, num_bytes)
-        # The next save may be of the same place, and no rank is to begin it while the first still removes this one.
+            self._clean_up(position, num_bytes)
+        # The next save may be of the same position, and no rank may begin it while the first still removes this one.
         dist.barrier()
 
-    def _clean_up(self, place: Place, num_bytes: int) -> None:
-        shutil.rmtree(partial_folder(self._folder, place), ignore_errors=True)
+    def _clean_up(self, position: TrainingPosition, num_bytes: int) -> None:
+        shutil.rmtree(partial_folder(self._folder, position), ignore_errors=True)
         free = shutil.disk_usage(self._folder).free if self._folder.exists() else 0
         log.warning(
-            f"the checkpoint of {place.in_words} was NOT saved: {self._failure}. It takes {num_bytes / 1e9:.2f} GB and "
-            f"{self._folder} has {free / 1e9:.2f} GB free. Older checkpoints are untouched and the next save tries "
+            f"the checkpoint of {position.in_words} was NOT saved: {self._failure}. It takes {num_bytes / 1e9:.2f} GB "
+            f"and {self._folder} has {free / 1e9:.2f} GB free. Older checkpoints are untouched and the next save tries "
             "again; make room or mend the disk before it."
         )
 
-    def _target(self, place: Place) -> HashedFolder:
+    def _target(self, position: TrainingPosition) -> HashedFolder:
         return HashedFolder(
-            partial_folder(self._folder, place), self._stop_if_closing, partial(fault_point, "checkpoint.write")
+            partial_folder(self._folder, position), self._raise_if_closing, partial(fault_point, "checkpoint.write")
         )
 
-    def _stop_if_closing(self) -> None:
+    def _raise_if_closing(self) -> None:
         if self._closing.is_set():
             raise InterruptedError("the run ended before it was written")
 

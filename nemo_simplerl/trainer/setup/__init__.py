@@ -1,1 +1,1 @@
-"""What must be there before the roles are built: files on disk, determinism, a grader."""
+"""Steps before the roles are built: files on disk, determinism, a grader."""

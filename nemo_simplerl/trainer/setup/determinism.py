@@ -1,13 +1,13 @@
-"""trainer.deterministic: the same bits in every run of one machine and layout, as far as the libraries can promise.
+"""trainer.deterministic: bit-identical reruns on one machine and layout, as far as the libraries can promise.
 
-On a CPU nothing has to be pinned: a rerun is the same to the bit as it is.
+On a CPU nothing has to be pinned: reruns are bit-identical anyway.
 """
 
 import os
 
 import torch
 
-# cuBLAS and Transformer Engine read theirs when they first meet the GPU, NCCL when its first group is made.
+# cuBLAS and Transformer Engine read theirs when they first use the GPU, NCCL when its first group is made.
 VARIABLES = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "NCCL_ALGO": "Ring",
@@ -16,7 +16,7 @@ VARIABLES = {
 
 
 def pin(deterministic: bool) -> None:
-    """Call before anything touches a GPU. A variable that is set already keeps its value."""
+    """Select deterministic kernels where asked, before anything uses a GPU. Variables that are set keep their value."""
     if not deterministic:
         return
     for name, value in VARIABLES.items():
@@ -27,7 +27,7 @@ def pin(deterministic: bool) -> None:
 
 
 def notes(deterministic: bool) -> list[str]:
-    """What is pinned and what is not, in a line for the log; none where nothing was asked for."""
+    """One message with what is pinned and what is not; none where `deterministic` is false."""
     if not deterministic:
         return []
     values = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES)

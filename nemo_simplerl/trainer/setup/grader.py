@@ -16,24 +16,24 @@ Grader = RewardPool | RewardClient
 
 
 def build_grader(reward: RewardConfig) -> Grader:
-    """A grader of this rank's own. Collective.
+    """The grader of this rank. Collective.
 
-    ValueError on every rank where one of them can use no reward server.
+    Raises ValueError on every rank where one of them can use no reward server.
     """
     if reward.url is None:
         return RewardPool(reward.num_workers, timeout_s=reward.timeout_s, memory_limit_mb=reward.memory_limit_mb)
     client = RewardClient(reward.url, token=os.environ.get(TOKEN_VARIABLE))
-    useless: str | None = None
+    refusal: str | None = None
     problems: list[str] = []
     try:
         problems = client.check()
     except ValueError as error:
-        useless = str(error)
-    # Only the first rank tells what is wrong, so it has to know of the others.
-    for rank, (refusal, warnings) in enumerate(gather_objects((useless, problems), dist.group.WORLD)):
-        if refusal is not None:
+        refusal = str(error)
+    # Only the first rank's messages are shown, so it needs those of the others.
+    for rank, (reason, warnings) in enumerate(gather_objects((refusal, problems), dist.group.WORLD)):
+        if reason is not None:
             client.close()
-            raise ValueError(f"rank {rank}: {refusal}")
+            raise ValueError(f"rank {rank}: {reason}")
         for warning in warnings:
             log.warning(f"rank {rank}: {warning}")
     return client

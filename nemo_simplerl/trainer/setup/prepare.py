@@ -1,4 +1,4 @@
-"""What must exist on disk before models are built: the generated task and the created base model."""
+"""Files that must exist before models are built: the generated task, the created base model, the model folder."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from nemo_simplerl.model.source import open_source
 
 
 def prepare(config: Config) -> None:
-    """Write what is missing: the task where data.generate asks for one, then the model of model.create. On one rank."""
+    """Write what is missing: the task of data.generate, the model of model.create, the model folder. On one rank."""
     data = config.data
     if data.generate == "arithmetic" and not Path(data.train_path).exists():
         arithmetic.write_task(data.train_path, data.eval_path, data.sft_path, seed=config.trainer.seed)
@@ -29,12 +29,12 @@ def prepare(config: Config) -> None:
 
 
 def model_folder(config: Config) -> Path:
-    """config.json and the tokenizer of the run's model as a Hugging Face folder, whatever form its weights come in."""
+    """Folder with the model's config.json and tokenizer in Hugging Face form, whatever form its weights have."""
     return Path(config.trainer.run_dir) / "model"
 
 
 def write_model_files(config: Config) -> None:
-    """Fill `model_folder`. Raises ValueError for a model that cannot be used, or one without a tokenizer."""
+    """Write the files of `model_folder`. Raises ValueError for a model that cannot be used or has no tokenizer."""
     source = open_source(config.model.path)
     tokenizer = None if config.model.tokenizer is None else Path(config.model.tokenizer)
     files = small_files_of(source, tokenizer=tokenizer, dtype=None)
@@ -73,7 +73,7 @@ def create_model(path: str | Path, create: CreateConfig, texts: list[str], *, se
 
 
 def _texts(config: Config) -> list[str]:
-    """What the tokenizer is trained on: rendered prompts, gold answers, and the warm start's responses."""
+    """The texts that the tokenizer is trained on: prompts with their gold answers, and the warm start's responses."""
     data = config.data
     problems, _ = load_problems(
         data.train_path, data.question_field, data.answer_field, without_gold=data.rows_without_gold

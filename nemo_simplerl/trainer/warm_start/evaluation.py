@@ -1,4 +1,4 @@
-"""What is measured of a warm start on its way: the loss of held-out demonstrations, and greedy accuracy."""
+"""Evaluation during a warm start: the loss of held-out demonstrations, and greedy accuracy."""
 
 import logging
 from contextlib import ExitStack, closing
@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class WarmStartEval:
-    """Evaluations of `learner` every sft.eval_every updates, before the first and after the last; 0: none.
+    """Evaluates `learner` every sft.eval_every updates, before the first and after the last; 0: never.
 
-    data.sft_eval_path gives sft_eval/loss, data.eval_path sft_eval/accuracy and its kin, by an engine of its own.
+    data.sft_eval_path gives sft_eval/loss; data.eval_path gives sft_eval/accuracy and the other metrics of an
+    evaluation, sampled by an engine that it owns.
     Every method is collective.
     """
 
@@ -60,15 +61,17 @@ class WarmStartEval:
             self._engine.sleep()  # updates may come first
 
     def is_due(self, update: int, last: int) -> bool:
-        """After `update` updates of `last`."""
+        """Whether to evaluate after `update` updates of `last`."""
         every = self._config.sft.eval_every
         return every > 0 and (update % every == 0 or update == last)
 
     def measure(self, update: int) -> dict[str, float]:
+        """The sft_eval metrics of the learner's weights after `update` updates."""
         loss = {"sft_eval/loss": self._loss()} if self._examples else {}
         return loss | (self._accuracy(update) if self._prompts else {})
 
     def close(self) -> None:
+        """Close grader and engine."""
         self._opened.close()
 
     def _loss(self) -> float:
@@ -103,5 +106,5 @@ class WarmStartEval:
             seed=config.trainer.seed,
             group=dist.group.WORLD,
         )
-        engine.sleep()  # the updates have its memory, until the next one
+        engine.sleep()  # the updates use its memory until the next evaluation
         return {f"sft_{name}": value for name, value in found.metrics.items()}

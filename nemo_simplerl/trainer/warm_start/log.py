@@ -1,4 +1,4 @@
-"""The books of a warm start: warm_start.jsonl, TensorBoard's warm_start, Weights & Biases, the screen."""
+"""The log of a warm start: warm_start.jsonl, TensorBoard's warm_start, Weights & Biases, messages."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ from nemo_simplerl.trainer.logging.wandb_log import WandbLog
 log = logging.getLogger(__name__)
 
 FILE = "warm_start.jsonl"
-_OF_AN_EVALUATION = {
+_EVALUATION_NUMBERS = {
     "sft_eval/loss": "held-out loss {:.4f}",
     "sft_eval/accuracy": "accuracy {:.1%}",
     "sft_eval/format_rate": "answered {:.1%}",
@@ -23,7 +23,7 @@ _OF_AN_EVALUATION = {
 
 
 class WarmStartLog:
-    """One line an update, gone on with after `done` updates of `total`. Rank 0 alone writes."""
+    """Writes one line an update, continuing after `done` updates of `total`. Only rank 0 writes."""
 
     def __init__(self, trainer: TrainerConfig, done: int, total: int, is_writer: bool, wandb: WandbLog | None):
         self._is_writer, self._wandb, self._total = is_writer, wandb, total
@@ -35,7 +35,7 @@ class WarmStartLog:
             self._board = open_tensorboard(folder, done + 1 if done else 0) if trainer.tensorboard else None
 
     def update(self, update: int, metrics: Mapping[str, Any]) -> None:
-        """Metrics under group/name after an update; of update 0, the evaluation before the first."""
+        """Write metrics, by group/name, after an update; update 0 is the evaluation before the first."""
         now = time.monotonic()
         numbers = {name: plain(value) for name, value in sorted(metrics.items())} | {"sft_time/total": now - self._lap}
         self._lap = now
@@ -53,11 +53,12 @@ class WarmStartLog:
                 f"lr {numbers['sft/lr']:.2e}  {now - self._started:.0f} s"
             )
         found = [
-            text.format(numbers[name]) for name, text in _OF_AN_EVALUATION.items() if numbers.get(name) is not None
+            text.format(numbers[name]) for name, text in _EVALUATION_NUMBERS.items() if numbers.get(name) is not None
         ]
         if found:
             log.info(f"warm start: evaluation after update {update}: {', '.join(found)}")
 
     def close(self) -> None:
+        """Close TensorBoard."""
         if self._is_writer and self._board is not None:
             self._board.close()

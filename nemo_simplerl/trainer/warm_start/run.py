@@ -23,7 +23,7 @@ from nemo_simplerl.model.network import head
 from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.trainer.guard.finite import forget_bad_updates
+from nemo_simplerl.trainer.guard.finite import delete_bad_updates
 from nemo_simplerl.trainer.guard.stop import Stopping
 from nemo_simplerl.trainer.learners.build import bad_updates_of, build_learner
 from nemo_simplerl.trainer.learners.learner import Learner
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class StoppedEarly(Stopping):
-    """The ranks have agreed to stop after `update` updates of the warm start, which are saved."""
+    """Raised where the ranks have agreed to stop after `update` updates of the warm start, which are saved."""
 
     def __init__(self, update: int, reason: str):
         super().__init__(reason)
@@ -54,9 +54,9 @@ def warm_start(
 ) -> str:
     """Train model.path on data.sft_path and save the result at sft.output; returns that folder. Collective.
 
+    A complete folder is used as it is; a warm start that was interrupted continues from its last checkpoint.
     wandb: on rank 0, where trainer.wandb is enabled. safe_point: called after every update; where it raises Stopping,
-    what is done is saved, and StoppedEarly raised. A folder that is complete is used as it is; a warm start that was
-    broken off goes on from its last checkpoint. Raises ValueError for rows that cannot be used.
+    the updates made are saved and StoppedEarly is raised. Raises ValueError for rows that cannot be used.
     """
     output, sft = config.sft.output, config.sft
     assert output is not None, "config.check lets no warm start through without sft.output"
@@ -86,7 +86,7 @@ def warm_start(
     ):
         done = saves.resume()
         if mesh.rank == 0:
-            forget_bad_updates(config.trainer.run_dir, ("sft",), done)
+            delete_bad_updates(config.trainer.run_dir, ("sft",), done)
         with closing(WarmStartLog(config.trainer, done, total, mesh.rank == 0, wandb)) as update_log:
             if done == 0 and held_out.is_due(0, total):
                 update_log.update(0, held_out.measure(0))
@@ -96,20 +96,20 @@ def warm_start(
                 if held_out.is_due(update, total):
                     metrics |= held_out.measure(update)
                 update_log.update(update, metrics)
-                saves.after(update)
+                saves.save_if_due(update)
                 if update < total:
                     try:
                         safe_point()
                     except Stopping as asked:
-                        saves.leave(update)
+                        saves.save_now(update)
                         raise StoppedEarly(update, str(asked)) from asked
         export_to_hf(Path(output), learner.gpt, hf, model_folder(config), mesh)
-        saves.forget()
+        saves.delete()
     return output
 
 
 def _examples(config: Config, tokenizer) -> list[SftExample]:
-    """Of data.sft_path. Raises ValueError where they are too few for an update."""
+    """The examples of data.sft_path. Raises ValueError where they are too few for an update."""
     sft = config.sft
     examples, report = load_sft(
         config.data.sft_path,
@@ -143,6 +143,7 @@ def _examples_of(
 
 
 def _update(learner: Learner, examples: list[SftExample], vocab_size: int, config: Config, pad_id: int) -> dict:
+    """Train on the examples, this data rank's share of an update; returns its metrics. Collective."""
     mesh = learner.mesh
     (mini,) = mini_batches(
         collate_sft(examples, pad_id, mesh.device),

@@ -80,7 +80,7 @@ def main(model: str, variant: str, num_prompts: str) -> None:
 
 
 class Clock(TrainerCallback):
-    """Waits for a turn before each step of TRL's loop, and answers after it."""
+    """Waits for a turn before each step of TRL's loop, and reports after it."""
 
     def __init__(self, turns: work.Turns):
         self.turns = turns

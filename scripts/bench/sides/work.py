@@ -1,7 +1,7 @@
 """The work every side of step.py is given: shapes, prompts, response lengths, and the model and tokenizer on disk.
 
 A model of the Qwen2 family in float32, random weights. 8 responses a prompt; prompts of 40 to 56 tokens. `fixed`: 96
-tokens each. `varied`: geometric with mean 96, cut at 256; a response ends because it is told to, by an EOS as its last
+tokens each. `varied`: geometric with mean 96, cut at 256; a response ends at its given length, by an EOS as its last
 token.
 """
 
@@ -129,7 +129,7 @@ def save_model(shape: Shape, folder: Path) -> None:
 class Turns:
     """A side's end of the pipe to step.py: it reports that it is built, then takes a step for every line of stdin.
 
-    Answers go to stdout; what libraries print goes to stderr from here on.
+    Reports go to stdout; what libraries print goes to stderr from here on.
     """
 
     def __init__(self):

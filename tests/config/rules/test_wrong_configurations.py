@@ -1,4 +1,4 @@
-"""Each wrong configuration holds two independent mistakes: both are told, and each says what would work."""
+"""Each wrong configuration holds two independent mistakes: both are reported, and each message says what would work."""
 
 import pytest
 

@@ -44,9 +44,9 @@ def test_a_reward_back_at_no_answer_is_told_once_something_was_learned():
 def test_an_alarm_is_told_once_also_when_the_run_was_resumed_after_it():
     rows = [{"actor/entropy": 0.5}, {"actor/entropy": 0.01}]
     told = Alarms(LIMITS, REWARD)
-    assert told.hear(rows[0]) == []
-    (text,) = told.hear(rows[1])
+    assert told.check(rows[0]) == []
+    (text,) = told.check(rows[1])
     assert text.startswith("actor/entropy is 0.01 nats after 0.5")
-    assert told.hear(rows[1]) == []
-    assert Alarms(LIMITS, REWARD, rows).hear({"actor/entropy": 0.001}) == []
-    assert len(Alarms(LIMITS, REWARD, rows[:1]).hear({"actor/entropy": 0.001})) == 1
+    assert told.check(rows[1]) == []
+    assert Alarms(LIMITS, REWARD, rows).check({"actor/entropy": 0.001}) == []
+    assert len(Alarms(LIMITS, REWARD, rows[:1]).check({"actor/entropy": 0.001})) == 1

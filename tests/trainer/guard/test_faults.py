@@ -1,4 +1,4 @@
-"""Faults on demand: what a line of them means, and that a run passes every point they can strike at."""
+"""Faults on demand: how their text is read, when they strike, and that a run passes every fault point."""
 
 import errno
 import os

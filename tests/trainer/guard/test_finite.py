@@ -1,4 +1,4 @@
-"""Numbers that are not finite: left out on all ranks, to the bit, written down, and an end to patience."""
+"""NaN and infinity: an update with one is left out on all ranks to the bit and saved, up to a limit of such updates."""
 
 import random
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemo_simplerl.data.problems import Problem, Prompt
-from nemo_simplerl.trainer.guard.finite import BadUpdates, forget_bad_updates, read_micro_batches, require_finite
+from nemo_simplerl.trainer.guard.finite import BadUpdates, delete_bad_updates, read_micro_batches, require_finite
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.logging.metrics import update_metrics
 from support.ranks import run_ranks
@@ -62,7 +62,7 @@ def _same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 def _poisoned(model: str, layout: dict, folder: str) -> dict:
-    """A good rollout's updates, a bad one's, a good one's. With DP2 only the second rank's samples are bad."""
+    """Updates of a good, a bad and a good rollout. With DP2 only the second rank's samples are bad."""
     with scripted_roles(model, layout, {}) as roles:
         critic, batch, mesh = roles.estimator.critic, _batch(roles), roles.mesh
         learner = critic.learner
@@ -135,7 +135,7 @@ def test_the_first_update_of_a_step_may_be_the_bad_one(model):
 def test_bad_updates_of_a_history_that_was_left_are_forgotten(tmp_path):
     names = ["step_000003_actor_1", "step_000004_critic_2", "step_000005_actor_1", "step_000009_sft_1"]
     leave_bad_updates(tmp_path, *names)
-    forget_bad_updates(tmp_path, ("actor", "critic"), after=4)
+    delete_bad_updates(tmp_path, ("actor", "critic"), after=4)
     assert sorted(path.name.removesuffix("_rank0.pt") for path in (tmp_path / "bad_updates").iterdir()) == [
         *names[:2],
         names[3],
@@ -169,7 +169,7 @@ def test_a_critic_that_explodes_is_told_from_its_updates_to_its_values(tmp_path)
     with pytest.raises(AssertionError, match="step 2: not finite before any update: values of sample"):
         run_ranks(train_here, 1, overrides)
     assert [path.name for path in (run_dir / "bad_updates").iterdir()] == ["step_000001_critic_2_rank0.pt"]
-    forget_bad_updates(run_dir, ("actor", "critic"), 0)
+    delete_bad_updates(run_dir, ("actor", "critic"), 0)
     assert list((run_dir / "bad_updates").iterdir()) == []
     with pytest.raises(AssertionError, match="1 updates, and trainer.max_bad_updates=0"):
         run_ranks(train_here, 1, [*overrides, "trainer.max_bad_updates=0"])

@@ -1,4 +1,4 @@
-"""Whom the watchdog blames, and what it knows of processes: on words and processes made for it."""
+"""The watchdog's culprits and limits on heartbeats written by hand, and process states on real processes."""
 
 import os
 import signal
@@ -12,15 +12,15 @@ import pytest
 
 from nemo_simplerl.parallel.waits import Waits
 from nemo_simplerl.trainer.guard import processes
-from nemo_simplerl.trainer.guard.beats import Beat, Failure, decode, encode
+from nemo_simplerl.trainer.guard.heartbeats import Failure, Heartbeat, decode, encode
 from nemo_simplerl.trainer.guard.postmortem import culprits, report, stacks
 from nemo_simplerl.trainer.guard.processes import Process
-from nemo_simplerl.trainer.guard.watchdog import Limits
+from nemo_simplerl.trainer.guard.watchdog import PhaseLimits
 
-LIMITS = Limits(dead_after_s=30.0, unchanged_s=100.0, by_name={"rollout": 50.0})
+LIMITS = PhaseLimits(dead_after_s=30.0, unchanged_s=100.0, by_name={"rollout": 50.0})
 
 
-def beat(**changes) -> Beat:
+def beat(**changes) -> Heartbeat:
     values = {
         "count": 3,
         "process": Process(7, 9),
@@ -29,10 +29,10 @@ def beat(**changes) -> Beat:
         "status": "running",
         "waits": [("rollout", 12.0)],
     }
-    return Beat(**values | {"unchanged_s": 2.0} | changes)
+    return Heartbeat(**values | {"unchanged_s": 2.0} | changes)
 
 
-def failed(order: int, text: str) -> Beat:
+def failed(order: int, text: str) -> Heartbeat:
     return beat(status="failed", failure=Failure(order, text, "values", f"Traceback\n{text}"))
 
 
@@ -59,17 +59,17 @@ def test_the_culprit_opens_the_report_and_each_rank_tells_where_it_was():
     assert "    a.py:1 in f: g()" in lines
 
 
-def test_a_beat_says_the_same_after_its_journey():
-    told = beat(failure=Failure(1, "boom", "values", "trace"), stacks={"MainThread": ["line"]}, alarm="alarm")
-    assert decode(encode(told)) == told
+def test_a_heartbeat_is_the_same_after_its_journey():
+    sent = beat(failure=Failure(1, "boom", "values", "trace"), stacks={"MainThread": ["line"]}, alarm="alarm")
+    assert decode(encode(sent)) == sent
 
 
 def test_a_named_wait_has_its_own_limit_and_any_other_that_of_no_change():
-    assert LIMITS.broken(beat(waits=[("rollout", 49.0), ("engine.generate", 49.0)])) is None
-    assert "rollout for 51 s" in LIMITS.broken(beat(waits=[("rollout", 51.0), ("engine.generate", 1.0)]))
-    assert LIMITS.broken(beat(waits=[("reward", 400.0)], unchanged_s=99.0)) is None
-    assert "reward for 400 s" in LIMITS.broken(beat(waits=[("reward", 400.0)], unchanged_s=101.0))
-    assert "outside the phases for 101 s" in LIMITS.broken(beat(waits=[], unchanged_s=101.0))
+    assert LIMITS.exceeded(beat(waits=[("rollout", 49.0), ("engine.generate", 49.0)])) is None
+    assert "rollout for 51 s" in LIMITS.exceeded(beat(waits=[("rollout", 51.0), ("engine.generate", 1.0)]))
+    assert LIMITS.exceeded(beat(waits=[("reward", 400.0)], unchanged_s=99.0)) is None
+    assert "reward for 400 s" in LIMITS.exceeded(beat(waits=[("reward", 400.0)], unchanged_s=101.0))
+    assert "outside the phases for 101 s" in LIMITS.exceeded(beat(waits=[], unchanged_s=101.0))
 
 
 def test_waits_are_told_innermost_last_and_an_error_where_it_came_up():

@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves between updates, leaves with 75, and goes on to the same end."""
+"""A run that is asked to stop saves between updates, exits with 75, and when resumed ends the same."""
 
 import json
 import os
@@ -209,7 +209,7 @@ def test_a_stop_within_a_step_at_tp2_x_pp2_goes_on_at_dp2(tmp_path):
 
 
 def _metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Without timings, and what tells of rounding and of buckets alone."""
+    """Metrics without timings, and without those that depend on rounding and bucket sizes alone."""
     of_layout = ("time/", "memory/", "consistency/", "refit/buckets", "actor/first_ratio", "actor/ratio_deviation")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith(of_layout)} for line in lines]

@@ -27,7 +27,7 @@ class Ended:
 
 
 def run_watched(folder: Path, *, torchrun: bool, env: dict[str, str] | None = None, world_size: int = 2) -> Ended:
-    """The script on some ranks, until the last has ended; kills what is left after a minute and says so."""
+    """Run the script on some ranks until the last has ended; kills and reports what is left after a minute."""
     token = uuid.uuid4().hex
     env = {**os.environ, "OMP_NUM_THREADS": "1", "SIMPLERL_TEST": token, **(env or {})}
     arguments = [str(SCRIPT), str(folder), *LIMITS]

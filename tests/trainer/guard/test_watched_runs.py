@@ -20,7 +20,7 @@ def _train_with(faults: str, overrides: list[str]) -> None:
 
 
 def _report_of(run_dir: Path, faults: str, *overrides: str) -> str:
-    """Of a run on two ranks that the watchdog ends."""
+    """The report on a run on two ranks that the watchdog ends."""
     with pytest.raises(AssertionError, match="it died without an answer"):
         run_ranks(_train_with, 2, faults, [*SMALL, f"trainer.run_dir={run_dir}", *overrides])
     return (run_dir / "watchdog.txt").read_text()

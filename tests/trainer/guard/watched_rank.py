@@ -17,7 +17,7 @@ from nemo_simplerl.config.load import compose
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.reward.serving.pool import RewardPool
 from nemo_simplerl.trainer.guard.faults import Faults, fault_point, installed
-from nemo_simplerl.trainer.guard.watchdog import failures_told, watched
+from nemo_simplerl.trainer.guard.watchdog import report_failures, watched
 from nemo_simplerl.trainer.logging.timing import PhaseTimer
 
 
@@ -28,7 +28,7 @@ def main(run_dir: str, *overrides: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)  # as in training: torchrun sends it as soon as a rank has died
     timer = PhaseTimer(on_enter=fault_point)
     faults = installed(Faults.parse(os.environ.get("SIMPLERL_FAULTS", ""), rank))
-    with watched(trainer, rank, dist.get_world_size()), RewardPool(1, 20.0, 1024) as pool, failures_told(), faults:
+    with watched(trainer, rank, dist.get_world_size()), RewardPool(1, 20.0, 1024) as pool, report_failures(), faults:
         for step in range(2):
             with timer("rollout"):
                 gather_objects(step, dist.group.WORLD, "completions")

@@ -1,4 +1,4 @@
-"""Seconds by phase, on a clock that the test turns."""
+"""PhaseTimer on a clock that the test sets."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from nemo_simplerl.trainer.logging.timing import PhaseTimer, timed
 
 
 class Clock:
-    """Shows the next of the times that it was given."""
+    """A clock that returns the next of the given times."""
 
     def __init__(self, *times):
         self.times = list(times)

@@ -1,4 +1,4 @@
-"""Weights & Biases, by the real package and without a network: what an offline run holds, and what failures do."""
+"""Weights & Biases with the real package and no network: what an offline run holds, and what failures do."""
 
 import json
 import os

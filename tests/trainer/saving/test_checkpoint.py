@@ -35,7 +35,8 @@ from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.saving import checkpoint, optimizer_state
 from nemo_simplerl.trainer.saving.checkpoint import Retention, drop_old, find_intact, superseded
 from nemo_simplerl.trainer.saving.manifest import FileFacts, Manifest, share_of, write_manifest
-from nemo_simplerl.trainer.saving.position import Place, place_of
+from nemo_simplerl.trainer.saving.position import TrainingPosition as At
+from nemo_simplerl.trainer.saving.position import position_of
 from nemo_simplerl.trainer.saving.saver import Saver
 from nemo_simplerl.trainer.setup.world import mesh_of
 from support.ranks import run_ranks
@@ -102,15 +103,8 @@ def _trained(model: str, actor: dict, precision: str = "fp32", updates: int = 2)
 
 
 def _manifest(step: int, learners: dict[str, Learner], mesh: Mesh, score: float = 0.0) -> Manifest:
-    return Manifest(
-        step=step,
-        weight_version=step,
-        **checkpoint.counts_of(learners),
-        layout=checkpoint.layout_of(mesh),
-        evaluation={"eval/accuracy": score},
-        versions={},
-        config_xxh3="",
-        files={},
+    return checkpoint.manifest_of(
+        At(step), learners, mesh, weight_version=step, evaluation={"eval/accuracy": score}, config_xxh3=""
     )
 
 
@@ -128,7 +122,7 @@ def _save(folder: Path, step: int, learners: dict[str, Learner], mesh: Mesh, mod
 
 
 def _steps(folder: Path) -> list[int]:
-    return [place.steps for place in checkpoint.places_on_disk(folder)]
+    return [place.steps for place in checkpoint.positions_on_disk(folder)]
 
 
 def _leave() -> None:
@@ -417,17 +411,17 @@ def test_the_best_checkpoint_is_told_by_the_manifests(tmp_path):
         manifest = _manifest(step, {}, SimpleNamespace(tp_size=1, pp_size=1, dp_size=1), score)
         write_manifest(tmp_path / f"step_{step:06d}", manifest)
     (tmp_path / "step_000003/manifest.json").write_text("{")
-    drop_old(tmp_path, Place(4), Retention(last=1, every=0, best="eval/accuracy"))
+    drop_old(tmp_path, At(4), Retention(last=1, every=0, best="eval/accuracy"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000004"]
 
 
 def test_what_lies_within_a_step_goes_once_a_later_checkpoint_is_there_and_counts_for_nothing(tmp_path):
-    within = [Place(2, 3), Place(2, 12), Place(3, 1), Place(4, 2)]
-    for place in [Place(1), Place(2), Place(3), *within]:
+    within = [At(2, 3), At(2, 12), At(3, 1), At(4, 2)]
+    for place in [At(1), At(2), At(3), *within]:
         (tmp_path / place.name).mkdir()
-    drop_old(tmp_path, Place(2, 12), Retention(last=2, every=0, best=None))
-    assert _names(tmp_path) == sorted(place.name for place in [Place(1), Place(2), Place(3), *within[1:]])
-    drop_old(tmp_path, Place(3), Retention(last=2, every=0, best=None))
+    drop_old(tmp_path, At(2, 12), Retention(last=2, every=0, best=None))
+    assert _names(tmp_path) == sorted(place.name for place in [At(1), At(2), At(3), *within[1:]])
+    drop_old(tmp_path, At(3), Retention(last=2, every=0, best=None))
     assert _names(tmp_path) == ["step_000002", "step_000003", "step_000004_update_0001", "step_000005_update_0002"]
 
 
@@ -436,10 +430,16 @@ def _names(folder: Path) -> list[str]:
 
 
 def test_checkpoints_are_in_the_order_of_time_and_their_names_say_where_they_lie():
-    places = [Place(2), Place(2, 1), Place(2, 12), Place(3), Place(999_999, 12_345)]
+    places = [
+        At(2),
+        At(2, 1),
+        At(2, 12),
+        At(3),
+        At(999_999, 12_345),
+    ]
     assert sorted(set(places)) == places
     assert [place.name for place in places[:3]] == ["step_000002", "step_000003_update_0001", "step_000003_update_0012"]
-    assert [place_of(place.name) for place in places] == places
+    assert [position_of(place.name) for place in places] == places
     others = (
         "step_3",
         "step_000003.partial",
@@ -448,7 +448,7 @@ def test_checkpoints_are_in_the_order_of_time_and_their_names_say_where_they_lie
         "step_0000003",
         "latest",
     )
-    assert [place_of(name) for name in others] == [None] * len(others)
+    assert [position_of(name) for name in others] == [None] * len(others)
 
 
 # Saving in the background.
@@ -464,7 +464,7 @@ def _save_behind_training(folder: Path, model: str) -> None:
         saver.save(learners, _manifest(1, learners, mesh))
         for learner in learners.values():
             _update(learner, hf, mesh)
-        saver.settle(wait_for_it=False)
+        saver.finish_pending(block=False)
         assert saver.is_pending and _steps(folder) == []
         gate.set()
         saver.save(learners, _manifest(2, learners, mesh))  # waits for the first
@@ -494,7 +494,7 @@ def _save_on_a_full_disk(folder: Path, model: str) -> list[str]:
         saving = _saver(place, mesh, model, in_background=in_background)
         with messages_to(messages.append, is_first_rank=True), saving as saver:
             saver.save(learners, _manifest(1, learners, mesh))
-            saver.settle(wait_for_it=True)
+            saver.finish_pending(block=True)
             if mesh.rank == 1:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
             saver.save(learners, _manifest(2, learners, mesh))

@@ -137,10 +137,10 @@ def test_a_journal_forgets_what_a_checkpoint_holds_and_a_full_disk_ends_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{step:06d}.npz" for step in (1, 2, 3)]
     (message,) = caplog.messages
     assert "journal of step 4 could not be written (No space left on device)" in message
-    journal.forget(2)
+    journal.delete(2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000003.npz"]
     Journal(tmp_path, is_writer=False).write(_record())
-    journal.forget(None)
+    journal.delete(None)
     assert list(tmp_path.iterdir()) == []
 
 

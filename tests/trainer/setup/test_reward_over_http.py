@@ -1,4 +1,4 @@
-"""A run whose grades come from a reward server: the same run as with its own workers, whatever befalls the server."""
+"""A run with a reward server is the same as with its own workers, also where the server fails on the way."""
 
 import os
 import socket

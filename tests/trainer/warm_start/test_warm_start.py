@@ -1,4 +1,4 @@
-"""The warm start, broken off and taken up again."""
+"""The warm start, interrupted and resumed."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def _overrides(folder: Path, data: list[str], *more: str) -> list[str]:
 
 
 def _books(run_dir: Path) -> list[dict[str, float]]:
-    """Its lines without their times."""
+    """The lines of warm_start.jsonl without their times."""
     lines = [json.loads(line) for line in (run_dir / "warm_start.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not name.startswith("sft_time/")} for line in lines]
 

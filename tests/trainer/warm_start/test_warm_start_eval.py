@@ -1,4 +1,4 @@
-"""The warm start, measured on its way."""
+"""Evaluation during a warm start."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def _lines(run_dir: Path) -> list[dict]:
 
 
 def _loss(run_dir: Path, model: Path, file: Path) -> float:
-    """By transformers, one demonstration at a time."""
+    """The held-out loss as transformers computes it, one demonstration at a time."""
     tokenizer = load_tokenizer(run_dir / "model")
     examples, _ = load_sft(file, tokenizer, "none", trailing_newline=True, max_tokens=160, overlong="error")
     gpt = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
