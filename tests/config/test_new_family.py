@@ -16,6 +16,7 @@ from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.formats.nemo_config import hf_config, nemo_config
 from nemo_simplerl.plan.activations import Pass, saved_layer
 from nemo_simplerl.plan.shapes import rank_parameters
+from support.forms import num_parameters
 
 HF = {
     "vocab_size": 96,
@@ -83,7 +84,7 @@ def test_the_configuration_reads_its_shape(toy, tmp_path):
 
 def test_the_plan_counts_its_parameters_and_activations(toy, tmp_path):
     shape = read_shape(model_section(hf_folder(tmp_path / "model", toy)))
-    assert rank_parameters(shape) == hf_map.num_parameters(toy)
+    assert rank_parameters(shape) == num_parameters(toy)
     plain = read_shape(model_section(hf_folder(tmp_path / "llama", HF | {"model_type": "llama"})))
     # A layer more than llama's: the bias of query, key and value, and a norm each of query and key.
     head_dim, qkv = 8, (4 + 2 * 2) * 8
