@@ -66,11 +66,17 @@ def modules(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
             yield f"{name}.{module.name}", folder / f"{module.name}.py"
 
 
-def imported_names(module: str, file: Path) -> set[str]:
-    """Dotted names in import statements anywhere in the file; `from a import b` speaks of a and a.b."""
+def imported_names(module: str, file: Path, *, at_run_time: bool = False) -> set[str]:
+    """Dotted names in import statements anywhere in the file; `from a import b` speaks of a and a.b.
+
+    at_run_time: leave out those under `if TYPE_CHECKING`.
+    """
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    if at_run_time:
+        tree.body = [node for node in tree.body if not _is_for_type_checkers(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -78,6 +84,10 @@ def imported_names(module: str, file: Path) -> set[str]:
             source = ".".join([*above, *([node.module] if node.module else [])])
             names |= {source} | {f"{source}.{alias.name}" for alias in node.names}
     return names
+
+
+def _is_for_type_checkers(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def within(name: str, owner: str) -> bool:
@@ -119,11 +129,18 @@ def plant(folder: Path, file: str, source: str) -> None:
 
 
 def circles(folder: Path) -> list[set[str]]:
-    """Groups of modules of the package in `folder` that import one another, directly or through others."""
+    """Groups of modules of the package in `folder` that import one another, directly or through others.
+
+    Imports for type checkers alone do not count: they load nothing.
+    """
     files = dict(modules(folder, PACKAGE))
     # A package's __init__ holds a docstring: naming it on the way to a module is no dependency.
     needs = {
-        module: {name for name in imported_names(module, file) if name in files and files[name].name != "__init__.py"}
+        module: {
+            name
+            for name in imported_names(module, file, at_run_time=True)
+            if name in files and files[name].name != "__init__.py"
+        }
         for module, file in files.items()
     }
     reached = {module: set(names) for module, names in needs.items()}

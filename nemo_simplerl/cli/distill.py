@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from nemo_simplerl.cli.launch import guarded, is_first_rank, sampling_options
-from nemo_simplerl.data.distill import Request, answers_to, kept, missing, request_digest, require_different_ids
+from nemo_simplerl.data.distill import (
+    Request,
+    answers_to,
+    kept,
+    missing_requests,
+    request_digest,
+    require_different_ids,
+)
 from nemo_simplerl.data.problems import Problem
 from nemo_simplerl.data.templates import NAMES
 
@@ -109,7 +116,7 @@ def _from_endpoint(args: argparse.Namespace, problems: list[Problem]) -> Answers
     done = answers_to(problems, settings, rows)
     if others := len(rows) - len(done):
         print(f"{others} samples in {record} answer other questions or were asked for otherwise, and are not used")
-    requests = missing(problems, args.samples, done)
+    requests = missing_requests(problems, args.samples, done)
     print(f"{len(problems)} problems, {len(done)} samples are there, {len(requests)} to ask for")
     endpoint = Endpoint(args.endpoint, settings, timeout_s=args.timeout, retries=args.retries)
     with RewardPool(args.workers, timeout_s=10.0, memory_limit_mb=1024) as pool:

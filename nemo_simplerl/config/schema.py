@@ -100,7 +100,7 @@ class ConsistencyConfig:
     """What to do when the engine's log-probabilities of its samples are not the trainer's. Both are always measured.
 
     The bound is broken by more than `max_share` of the tokens beyond `max_difference`, and by any value that is not
-    finite. Every policy but `off` then logs a warning, and `stop` ends the run. Whether the bound is broken or not,
+    finite. `warn`, `mask` and `correct` then log a warning, `stop` ends the run. Whether the bound is broken or not,
     `mask` leaves exactly the tokens beyond `max_difference` out of the policy loss, and `correct` multiplies each
     token's weight in it by min(p / q, importance_cap), p being the trainer's probability of the token and q the
     engine's.
@@ -226,7 +226,7 @@ class AlarmsConfig:
     """When the log warns of a metric, once a run each. An alarm stops nothing."""
 
     window: int  # earlier steps whose median a metric is compared with; there is no alarm before that many
-    spike_factor: float  # alarm on a loss or gradient norm above so many times the median
+    spike_factor: float  # alarm on a value loss, gradient norm or KL above so many times its median
     min_entropy: float  # alarm on an entropy below it, nats a token, of a policy that had twice as much
     min_reward_share: float  # alarm on a reward below this share of the way from reward.no_answer to the best so far
 

@@ -54,7 +54,7 @@ def require_different_ids(problems: Sequence[Problem]) -> None:
         raise ValueError(f"{len(again)} ids stand for several problems, such as {again[0]!r}. Give each its own.")
 
 
-def missing(problems: Sequence[Problem], num_samples: int, done: Iterable[Sample]) -> list[Request]:
+def missing_requests(problems: Sequence[Problem], num_samples: int, done: Iterable[Sample]) -> list[Request]:
     """The requests still to be sent: the first sample of every problem, then the second of each, and so on."""
     there = {(row["id"], row["sample"]) for row in done}
     wanted = (Request(problem, sample) for sample in range(num_samples) for problem in problems)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from nemo_simplerl.config.engines import ENGINES
 from nemo_simplerl.config.load import Examined
 from nemo_simplerl.config.rules.runner import run_rules
 from nemo_simplerl.config.schema import ActorConfig, Config, CriticConfig, RolloutConfig
@@ -60,10 +59,12 @@ def runnable_layout(found: Examined, cluster: Cluster) -> Layout | None:
 def requested_layout(found: Examined, cluster: Cluster) -> Layout | None:
     """The layout that a configuration asks for, though its sizes may not divide model or ranks; None if unknown."""
     config, shape = found.config, found.shape
-    if shape is None or any(_is_reported(key, found.reported) for key in (*_COUNTS, *_OTHERS, *_engine_keys())):
+    if shape is None or any(_is_reported(key, found.reported) for key in (*_COUNTS, *_OTHERS)):
         return None
-    engines = [footprint_of(name).settings(config.rollout) for name in ENGINES]
-    if min(_value(config, key) for key in _COUNTS) < 1 or not all(engine.is_possible for engine in engines):
+    footprint = footprint_of(config.rollout.engine)
+    if any(_is_reported(key, found.reported) for key in footprint.keys):
+        return None
+    if min(_value(config, key) for key in _COUNTS) < 1 or not footprint.settings(config.rollout).is_possible:
         return None
     return None if config.actor.context_parallel_size != 1 else _layout(config, shape, cluster)
 
@@ -75,11 +76,6 @@ def problems_of_the_cluster(found: Examined, cluster: Cluster) -> list[str]:
 
 def _engine_fits_the_cluster(config: Config, cluster: Cluster) -> Iterator[str]:
     yield from footprint_of(config.rollout.engine).problems(config, cluster)
-
-
-def _engine_keys() -> list[str]:
-    """Keys that the footprints read. A wrong one leaves the layout unknown, whichever engine is chosen."""
-    return [key for name in ENGINES for key in footprint_of(name).keys]
 
 
 def _layout(config: Config, shape: ModelShape, cluster: Cluster) -> Layout:

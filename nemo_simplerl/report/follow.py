@@ -36,7 +36,7 @@ class Follower:
         self._seen = state
         return True
 
-    def watch(self, say: Callable[[str], None]) -> None:
+    def watch(self, show_error: Callable[[str], None]) -> None:
         """Refresh until Ctrl-C, then close. The pauses are at least as long as the last rebuild took."""
         pause = _LOOK_S
         with closing(self), suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
@@ -46,7 +46,7 @@ class Follower:
                 try:
                     self.refresh()
                 except (OSError, ValueError) as error:
-                    say(str(error))
+                    show_error(str(error))
                 pause = max(_LOOK_S, time.monotonic() - started)
 
     def close(self) -> None:

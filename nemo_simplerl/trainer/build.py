@@ -87,7 +87,6 @@ def _actor_learner(config: Config, source: Source, mesh: Mesh, total_steps: int)
         mesh,
         total_updates=max(total_steps - warmup_steps, 1) * per_step,
         deterministic=config.trainer.deterministic,
-        offload_adam_states=config.actor.offload_adam_states,
         bad_updates=bad_updates_of(config.trainer, "actor", first_step=warmup_steps + 1, updates_per_step=per_step),
     )
 
@@ -104,7 +103,6 @@ def _critic_learner(config: Config, source: Source, mesh: Mesh, total_steps: int
         total_updates=total_steps * per_step,
         deterministic=config.trainer.deterministic,
         critic_seed=config.trainer.seed,
-        offload_adam_states=config.actor.offload_adam_states,
         bad_updates=bad_updates_of(config.trainer, "critic", first_step=1, updates_per_step=per_step),
     )
 

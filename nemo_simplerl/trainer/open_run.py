@@ -56,7 +56,6 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         _clear_earlier(trainer, stop, found, journal)
     with (
         messages_to(partial(print_line, console), is_first_rank=is_first_rank),
-        installed(faults),
         closing(run_log),
         ExitStack() as opened,
     ):
@@ -65,9 +64,11 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         for note in (*determinism.notes(trainer.deterministic), *(found.notes if found else ()), *notes):
             log.info(note)
         grader = opened.enter_context(closing(build_grader(config.reward)))
+        model_path = config.model.path if config.sft.output is None else _warm_start(config, mesh, run_log, stop)
+        opened.enter_context(installed(faults))  # they count the points of PPO's steps
         roles = build_roles(
             config,
-            config.model.path if config.sft.output is None else _warm_start(config, mesh, run_log, stop),
+            model_path,
             mesh,
             tokenizer,
             grader,
@@ -79,7 +80,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         yield Run(
             config=config,
             roles=roles,
-            log=run_log,
+            run_log=run_log,
             prompts=prompts,
             eval_prompts=eval_prompts,
             sampler=sampler,

@@ -36,7 +36,7 @@ _EVALUATION_STREAM = 1  # keeps evaluation's sample seeds apart from training's,
 
 @dataclass
 class Roles:
-    """Every verb is collective: all ranks call it, in the order of `ppo_step`."""
+    """All ranks call every verb, in the order of `ppo_step`; all but `batch` and `local_rows` are collective."""
 
     config: Config
     mesh: Mesh

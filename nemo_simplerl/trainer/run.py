@@ -35,7 +35,7 @@ CHECKPOINTS = "checkpoints"  # in the run directory
 class Run:
     config: Config
     roles: Roles
-    log: RunLog
+    run_log: RunLog
     prompts: list[Prompt]
     eval_prompts: list[Prompt]
     sampler: StepSampler
@@ -75,7 +75,7 @@ class Run:
         checkpoint.load(self.found, self.roles.learners, mesh)
         if (record := checkpoint.load_record(self.found, mesh)) is not None:
             self.roles.step_state.restore(record)
-        before, now = checkpoint.in_words(saved.layout), checkpoint.in_words(checkpoint.layout_of(mesh))
+        before, now = checkpoint.layout_in_words(saved.layout), checkpoint.layout_in_words(checkpoint.layout_of(mesh))
         change = "" if before == now else f", saved by {before} and continued by {now}"
         log.info(f"resumed after {saved.position.in_words} from {self.found.path}{change}")
         return saved.step
@@ -87,13 +87,13 @@ class Run:
         self.scores = {}
         if is_due and self.eval_prompts:
             evaluation = self.roles.evaluate(self.eval_prompts)
-            self.log.eval(step, evaluation.rows)
+            self.run_log.eval(step, evaluation.rows)
             self.scores = evaluation.metrics
         return self.scores
 
     def log_samples(self, step: int, samples: list[dict]) -> None:
         with self.roles.timer("log"):
-            self.log.rollouts(step, samples)
+            self.run_log.rollouts(step, samples)
 
     def log_step(self, step: int, metrics: dict[str, float]) -> None:
         """One line of metrics and timings. That of step 0 has the time of everything before the first step."""
@@ -104,7 +104,7 @@ class Run:
         if "rollout/tokens" in metrics and not self.roles.step_state.was_sampled_before:
             seconds["time/rollout_tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/rollout"]
             seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/total"]
-        self.log.metrics(step, metrics | seconds)
+        self.run_log.metrics(step, metrics | seconds)
         for text in self.alarms.check(metrics):
             log.warning(f"step {step}: {text}")
         self.steps_done = step
@@ -137,7 +137,7 @@ class Run:
             if not target.path.exists():
                 source = open_source(last, "checkpoint", critic=name == "critic")
                 convert(source, target, progress=lambda done, total: None)
-        self.log.summary(summary_of(run_dir, self.config, self.roles.mesh.world_size))
+        self.run_log.summary(summary_of(run_dir, self.config, self.roles.mesh.world_size))
 
     def save_and_stop(self, reason: str) -> None:
         """Save how far the run has come, between updates too, and say how it goes on. Collective.
@@ -156,7 +156,7 @@ class Run:
             self.saver.finish()
         if self.roles.mesh.rank == 0:
             self.stop.delete_files()
-        self.log.stopped(
+        self.run_log.stopped(
             {
                 "step": step if position.updates else position.steps,
                 "updates_in_step": position.updates,

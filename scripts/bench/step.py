@@ -43,11 +43,7 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ
-            | {
-                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
-                "PYTHONPATH": str(checkout),  # over an installed one
-            },
+            env=environment(name, checkout),
         )
         self._answer()
 
@@ -65,6 +61,14 @@ class Side:
         if not line:
             raise SystemExit(f"{self.name} ended with exit code {self.process.wait()}; its messages are above.")
         return json.loads(line)
+
+
+def environment(name: str, checkout: Path) -> dict[str, str]:
+    """The environment of a side's process: all threads, and this project from `checkout` over an installed one."""
+    changed = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
+    if SCRIPTS[name] == "ours.py":
+        changed["PYTHONPATH"] = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
+    return os.environ | changed
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from nemo_simplerl.cli.distill import run
-from nemo_simplerl.data.distill import kept, missing
+from nemo_simplerl.data.distill import kept, missing_requests
 from nemo_simplerl.data.problems import Problem
 
 PROBLEMS = [Problem(f"row-{i}", f"{i} + 1?", str(i + 1), None, None) for i in range(12)]
@@ -175,7 +175,7 @@ def test_only_right_whole_and_different_responses_are_kept():
     samples = [sample(3, "c"), sample(0, "a  b\n"), sample(1, "a b"), sample(2, "x", "incorrect")]
     samples += [sample(4, "cut", finish_reason="length"), sample(5, "d")]
     assert [row["response"] for row in kept(PROBLEMS, samples, 2, "m")] == ["a  b", "c"]
-    assert [request.key for request in missing(PROBLEMS[:2], 2, samples[1:2])] == [
+    assert [request.key for request in missing_requests(PROBLEMS[:2], 2, samples[1:2])] == [
         ("row-1", 0),
         ("row-0", 1),
         ("row-1", 1),

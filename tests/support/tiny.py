@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -168,9 +169,8 @@ def small_config(folder: str, actor: dict, algo: dict) -> Config:
 def learner_of(config: Config, folder: str | Path, optim: OptimConfig, mesh: Mesh, **changes) -> Learner:
     """A learner of the model in `folder` in the configuration's precision and layout."""
     deterministic = config.trainer.deterministic
-    return build_learner(
-        open_source(folder), config.model, config.actor, optim, mesh, deterministic=deterministic, **changes
-    )
+    layout = replace(config.actor, offload_adam_states=changes.pop("offload_adam_states", False))
+    return build_learner(open_source(folder), config.model, layout, optim, mesh, deterministic=deterministic, **changes)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from functools import partial
 
 from nemo_simplerl.config.engines import ENGINES
 from nemo_simplerl.config.rules import algo, gate, layout, model, reward, sft, trainer, watchdog
-from nemo_simplerl.config.rules.numbers import in_words, inside
+from nemo_simplerl.config.rules.numbers import inside, interval_in_words
 from nemo_simplerl.config.rules.ranges import RANGES
 from nemo_simplerl.config.rules.runner import Rule, run_rules, value_at
 from nemo_simplerl.config.schema import Config
@@ -41,7 +41,7 @@ def check(
 def _is_in_range(config: Config, key: str, interval: str) -> Iterator[str]:
     value = value_at(config, key)
     if isinstance(value, int | float) and not inside(value, interval):
-        yield f"{key}={value} is out of range; accepted: {in_words(interval)}."
+        yield f"{key}={value} is out of range; accepted: {interval_in_words(interval)}."
 
 
 def _of_engine(config: Config, name: str, rule: Rule, **facts: object) -> Iterator[str]:

@@ -17,7 +17,7 @@ def inside(value: float, interval: str) -> bool:
     return above and below
 
 
-def in_words(interval: str) -> str:
+def interval_in_words(interval: str) -> str:
     """'[1, inf)' as 'at least 1'; an interval with two ends as itself."""
     low, high = (bound.strip() for bound in interval[1:-1].split(","))
     if low == "-inf":

@@ -1,4 +1,4 @@
-"""Rules of `rollout.engine=trtllm`, and the ranges of its section. They run only where this engine is chosen."""
+"""Rules of `rollout.engine=trtllm`, which run only where it is chosen, and the ranges of its section."""
 
 from collections.abc import Iterator
 

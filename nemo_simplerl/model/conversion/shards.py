@@ -58,14 +58,14 @@ def export_to_hf(path: Path, gpt: GPTModel, hf: dict, model_folder: Path, mesh: 
     if mesh.rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
     dist.barrier()
-    save_shards(partial / "actor", gpt, hf, small_files(model_folder, gpt.is_critic), str(model_folder), mesh)
+    save_shards(partial / "actor", gpt, hf, small_files_of_model(model_folder, gpt.is_critic), str(model_folder), mesh)
     if mesh.rank == 0:
         convert(open_source(partial / "actor", "nemo"), Target("hf", path), progress=lambda done, total: None)
         shutil.rmtree(partial)
     dist.barrier()
 
 
-def small_files(model_folder: Path, is_critic: bool) -> dict[str, bytes | Extent]:
+def small_files_of_model(model_folder: Path, is_critic: bool) -> dict[str, bytes | Extent]:
     """The files beside the weights, by name, of a model whose config.json and tokenizer files are in `model_folder`."""
     files, hf = tokenizer_files(model_folder)
     return {"config.json": json.dumps(config_to_write(hf, critic=is_critic), indent=2).encode()} | files

@@ -61,12 +61,12 @@ class Received:
     at: float  # time.monotonic() of this rank when its count last changed
 
 
-def encode(beat: Heartbeat) -> str:
+def encode_heartbeat(beat: Heartbeat) -> str:
     """The heartbeat as JSON; `decode` is its inverse."""
     return json.dumps(asdict(beat))
 
 
-def decode(text: str | bytes) -> Heartbeat:
+def decode_heartbeat(text: str | bytes) -> Heartbeat:
     """The heartbeat that `encode` wrote."""
     values = json.loads(text)
     failure = values.pop("failure")
@@ -163,13 +163,13 @@ class HeartbeatExchange:
         if beat.failure is not None:
             self._order = self._order or self._store.add("failures", 1)
             beat = replace(beat, failure=replace(beat.failure, order=self._order))
-        self._store.set(str(self._rank), encode(beat))
+        self._store.set(str(self._rank), encode_heartbeat(beat))
 
     def _round(self) -> None:
         self._publish()
         if self._store.check(self._keys):
             for rank, text in enumerate(self._store.multi_get(self._keys)):
-                beat, now = decode(text), time.monotonic()
+                beat, now = decode_heartbeat(text), time.monotonic()
                 before = self.seen.get(rank)
                 is_new = before is None or before.heartbeat.count != beat.count
                 self.seen[rank] = Received(beat, now if is_new else before.at)

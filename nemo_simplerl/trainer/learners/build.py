@@ -22,13 +22,12 @@ def build_learner(
     total_updates: int,
     deterministic: bool,
     critic_seed: int | None = None,
-    offload_adam_states: bool = False,
     bad_updates: BadUpdates | None = None,
 ) -> Learner:
     """The model of `source` in this rank's shard, with its optimizer. Collective.
 
-    model: precision and kernels. layout: parallel sizes and recomputation. With `critic_seed` the model has a value
-    head, drawn from that seed where the source has none. `offload_adam_states` is for a learner that shares its device.
+    model: precision and kernels. layout: parallel sizes, recomputation, and whether Adam's state waits in host memory
+    between updates. With `critic_seed` the model has a value head, drawn from that seed where the source has none.
     """
     dtype = DTYPES[model.precision]
     transformer_engine = use_transformer_engine(model.transformer_engine, dtype)
@@ -50,7 +49,7 @@ def build_learner(
         total_updates=total_updates,
         use_distributed_optimizer=layout.use_distributed_optimizer,
         overlap_grad_reduce=layout.overlap_grad_reduce,
-        offload_adam_states=offload_adam_states,
+        offload_adam_states=layout.offload_adam_states,
         bad_updates=bad_updates,
     )
 

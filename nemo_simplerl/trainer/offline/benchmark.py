@@ -192,7 +192,10 @@ def check_settings(output: Path, settings: dict[str, Any], mesh: Mesh) -> None:
 def write_settings(output: Path, settings: dict[str, Any]) -> None:
     """Write output/settings.json. Benchmarks may be added to a folder; ValueError where another setting differs."""
     path = output / "settings.json"
-    before = json.loads(path.read_text()) if path.is_file() else settings
+    try:
+        before = json.loads(path.read_text()) if path.is_file() else settings
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Bring it back from a copy, or choose another --out.") from error
     added = {key: value for key, value in settings.items() if key.endswith(_PROBLEMS) and key not in before}
     after = before | added
     if changed := [

@@ -97,7 +97,7 @@ def manifest_of(position: TrainingPosition, learners: Mapping[str, Learner], mes
     )
 
 
-def in_words(layout: Mapping[str, int]) -> str:
+def layout_in_words(layout: Mapping[str, int]) -> str:
     """A layout as `TP2 x PP1 x DP4`."""
     tensor, pipeline, data = layout.values()
     return f"TP{tensor} x PP{pipeline} x DP{data}"

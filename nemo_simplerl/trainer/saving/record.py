@@ -18,7 +18,8 @@ from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion
 from nemo_simplerl.rollout.completions import decode_completions, encode_completions
 
-COLUMNS = ("old_logprobs", "values")
+_FIRST_COLUMNS = ["old_logprobs", "values"]  # of records that do not list theirs
+_COLUMN = "column."  # before a column's name among the arrays; older records have the name alone
 _LISTS = ("texts", "versions", "seeds")  # of packed completions; its other entries are arrays
 
 
@@ -65,7 +66,8 @@ class StepRecord:
             "grades": None if self.grades is None else [asdict(grade) for grade in self.grades],
         } | {name: packed.pop(name) for name in _LISTS}
         stream = io.BytesIO()
-        np.savez(stream, head=np.frombuffer(json.dumps(head).encode(), dtype=np.uint8), **packed, **self.columns)
+        columns = {_COLUMN + name: column for name, column in self.columns.items()}
+        np.savez(stream, head=np.frombuffer(json.dumps(head).encode(), dtype=np.uint8), **packed, **columns)
         return stream.getvalue()
 
 
@@ -75,7 +77,8 @@ def record_from(content: bytes) -> StepRecord:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         head: dict[str, Any] = json.loads(arrays.pop("head").tobytes())
-        columns = {name: arrays.pop(name) for name in COLUMNS if name in arrays}
+        columns = {name: arrays.pop(name) for name in _FIRST_COLUMNS if name in arrays}
+        columns |= {name.removeprefix(_COLUMN): arrays.pop(name) for name in list(arrays) if name.startswith(_COLUMN)}
         record = StepRecord(
             key=_key_from(head["key"]),
             completions=decode_completions(arrays | {name: head[name] for name in _LISTS}),

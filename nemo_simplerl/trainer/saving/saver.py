@@ -237,7 +237,7 @@ class Saver:
 
     def _write_rest(self, target: HashedFolder, role: str, learner: Learner, position: TrainingPosition) -> None:
         hf = read_hf_config(self._model_folder)
-        files = shards.small_files(self._model_folder, learner.gpt.is_critic)
+        files = shards.small_files_of_model(self._model_folder, learner.gpt.is_critic)
         tokenizer = (self._folder / position.name / role / HF_FILES).absolute()
         shards.write_config_files(lambda name: target.create(f"{role}/{name}"), learner.gpt, hf, files, str(tokenizer))
 

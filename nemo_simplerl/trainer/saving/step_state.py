@@ -132,7 +132,7 @@ class StepState:
 
 
 def kept_in_step(name: str) -> Callable:
-    """Have a method `(batch) -> float32 [B, T]` compute its column once a step: see StepState.column.
+    """Have a method `(batch) -> float32 [B, T]` answer from the record of a resumed step: see StepState.column.
 
     The method's object has the step's state as `step_state`.
     """

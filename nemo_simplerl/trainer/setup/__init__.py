@@ -1,1 +1,1 @@
-"""Steps before the roles are built: files on disk, determinism, a grader."""
+"""What a run has before its roles: the world of ranks, files on disk, tokenizer and prompts, engine, grader."""

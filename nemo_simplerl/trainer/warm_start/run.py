@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def warm_start(
     the updates made are saved and StoppedEarly is raised. Raises ValueError for rows that cannot be used.
     """
     output, sft = config.sft.output, config.sft
-    assert output is not None, "config.check lets no warm start through without sft.output"
+    assert output is not None, "config.rules lets no warm start through without sft.output"
     if (Path(output) / "config.json").is_file():
         log.info(f"warm start: {output} is there already")
         return output
@@ -72,7 +73,7 @@ def warm_start(
     learner = build_learner(
         open_source(config.model.path),
         config.model,
-        config.actor,
+        replace(config.actor, offload_adam_states=False),  # this learner has the device to itself
         sft.optim,
         mesh,
         total_updates=total,

@@ -9,7 +9,7 @@ import pytest
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.rules.check import check
 from nemo_simplerl.config.rules.machine import Machine, check_machine
-from nemo_simplerl.config.rules.numbers import in_words, inside
+from nemo_simplerl.config.rules.numbers import inside, interval_in_words
 from nemo_simplerl.config.rules.ranges import RANGES
 from nemo_simplerl.config.schema import Config, ModelConfig
 from nemo_simplerl.config.shape import ModelShape, read_shape
@@ -123,7 +123,7 @@ def test_intervals_are_read_as_written_and_hold_no_infinity(interval, within, ou
 
 
 def test_intervals_are_said_in_words():
-    assert [in_words(i) for i in ("[1, inf)", "(0, inf)", "[0, 1)", "(-inf, inf)")] == [
+    assert [interval_in_words(i) for i in ("[1, inf)", "(0, inf)", "[0, 1)", "(-inf, inf)")] == [
         "at least 1",
         "a number above 0",
         "a number in [0, 1)",

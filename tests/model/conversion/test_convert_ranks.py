@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nemo_simplerl.model.conversion.nemo_writer import folder_writer, write_small_files
-from nemo_simplerl.model.conversion.shards import save_shards, small_files
+from nemo_simplerl.model.conversion.shards import save_shards, small_files_of_model
 from nemo_simplerl.model.formats.nemo_config import nemo_config
 from nemo_simplerl.model.hf_map import VALUE_HEAD
 from nemo_simplerl.model.network.provider import build_gpt_model
@@ -35,7 +35,7 @@ def _save_shards(starts: dict[str, str], models: dict[str, str], out: str, tp: i
                 source.hf, layout(tp, pp), mesh, dtype=torch.float32, transformer_engine=False, critic_seed=seed
             )
             load_weights(gpt, source, mesh)
-            files = small_files(Path(models[name]), gpt.is_critic)
+            files = small_files_of_model(Path(models[name]), gpt.is_critic)
             save_shards(Path(out) / name / role, gpt, source.hf, files, models[name], mesh)
         heads[name] = {key: param.detach() for key, param in gpt.named_parameters() if key == "output_layer.weight"}
     return heads

@@ -32,11 +32,11 @@ def model(tmp_path_factory):
 
 def test_an_update_left_out_is_counted_and_not_averaged():
     made = {"policy_loss": 1.0, "ratio_deviation_max": 0.5, "grad_norm": 2.0, "lr": 0.1, "skipped": 0.0}
-    metrics = update_metrics("policy", [made, {"lr": 0.2, "skipped": 1.0}, made | {"policy_loss": 3.0, "lr": 0.3}])
+    metrics = update_metrics("actor", [made, {"lr": 0.2, "skipped": 1.0}, made | {"policy_loss": 3.0, "lr": 0.3}])
     assert metrics["actor/policy_loss"] == 2.0 and metrics["actor/grad_norm_max"] == 2.0
     assert (metrics["actor/skipped_updates"], metrics["actor/lr"]) == (1.0, 0.3)
     assert "actor/skipped" not in metrics
-    alone = update_metrics("policy", [{"lr": 0.2, "skipped": 1.0}])
+    alone = update_metrics("actor", [{"lr": 0.2, "skipped": 1.0}])
     assert alone == {"actor/lr": 0.2, "actor/skipped_updates": 1.0}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from nemo_simplerl.parallel.waits import Waits
 from nemo_simplerl.trainer.guard import processes
-from nemo_simplerl.trainer.guard.heartbeats import Failure, Heartbeat, decode, encode
+from nemo_simplerl.trainer.guard.heartbeats import Failure, Heartbeat, decode_heartbeat, encode_heartbeat
 from nemo_simplerl.trainer.guard.postmortem import culprits, report, stacks
 from nemo_simplerl.trainer.guard.processes import Process
 from nemo_simplerl.trainer.guard.watchdog import PhaseLimits
@@ -61,7 +61,7 @@ def test_the_culprit_opens_the_report_and_each_rank_tells_where_it_was():
 
 def test_a_heartbeat_is_the_same_after_its_journey():
     sent = beat(failure=Failure(1, "boom", "values", "trace"), stacks={"MainThread": ["line"]}, alarm="alarm")
-    assert decode(encode(sent)) == sent
+    assert decode_heartbeat(encode_heartbeat(sent)) == sent
 
 
 def test_a_named_wait_has_its_own_limit_and_any_other_that_of_no_change():

@@ -1,3 +1,5 @@
+"""The folder of `simplerl eval`: what it was made with, and what may be added to it."""
+
 import pytest
 
 from nemo_simplerl.trainer.offline.benchmark import write_settings
@@ -9,3 +11,9 @@ def test_benchmarks_may_be_added_to_a_folder_and_their_files_may_not_change(tmp_
         write_settings(tmp_path, settings)
     with pytest.raises(ValueError, match="amc23_problems_xxh3 was 'a' and is 'c'.*Choose another --out"):
         write_settings(tmp_path, first | {"amc23_problems_xxh3": "c"})
+
+
+def test_damaged_settings_are_refused_by_name(tmp_path):
+    (tmp_path / "settings.json").write_text('{"seed": 1,')
+    with pytest.raises(ValueError, match=r"settings\.json is damaged .*choose another --out"):
+        write_settings(tmp_path, {"seed": 1})

@@ -47,7 +47,10 @@ def _record() -> StepRecord:
         key=KEY,
         completions=[_completion([5, 6], "\u03c0 = \ud800"), _completion([7]), _completion([8, 9, 1])],
         grades=[Grade("correct", "ok", 0.25), Grade("incorrect", "timeout", 5000.0), Grade("no_answer", "ok", 0.1)],
-        columns={"values": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=np.float32)},
+        columns={
+            "values": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=np.float32),
+            "lengths": np.arange(6, dtype=np.float32),  # an estimator's own, named like an array of the completions
+        },
         finished_updates={"critic": [{"loss": 0.1 + 0.2, "lr": 1e-5}], "actor": []},
     )
 
@@ -61,7 +64,8 @@ def test_a_record_comes_back_exactly():
         record.grades,
         record.finished_updates,
     )
-    assert found.columns.keys() == {"values"} and np.array_equal(found.columns["values"], record.columns["values"])
+    assert found.columns.keys() == record.columns.keys()
+    assert all(np.array_equal(found.columns[name], record.columns[name]) for name in record.columns)
     assert found.num_updates == 1
     assert record_from(StepRecord(KEY, completions=record.completions).to_bytes()).grades is None
 
