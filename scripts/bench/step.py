@@ -5,7 +5,8 @@ usage: python scripts/bench/step.py [--model S|M] [--variant fixed|varied] [--pr
                                     [OVERRIDE ...]
 
 The work is bench/sides/work.py's; `trl` is TRL's PPOTrainer (TRL 1.12.0, in PYTHON's environment), `roofline` the
-needed matrix work of training alone in bare PyTorch, `before` this project as it stands in CHECKOUT. Each side is a
+needed matrix work of training alone in bare PyTorch, `before` this project as it stands in CHECKOUT, run by
+CHECKOUT/.venv. Each side is a
 process of its own that lives through the run; they take turns, a step each, after one warm-up step each that is not
 counted. Overrides are for this project's configuration.
 
@@ -44,6 +45,7 @@ class Side:
             stdout=subprocess.PIPE,
             text=True,
             env=environment(name, checkout),
+            cwd=checkout,  # reward workers import from where they are started, and see no PYTHONPATH
         )
         self._answer()
 
@@ -75,7 +77,7 @@ def main() -> None:
     args, overrides = arguments()
     given = [args.model, args.variant, str(args.prompts or DEFAULT_PROMPTS[args.model])]
     names = ["ours", *(name for name in args.against.split(",") if name)]
-    pythons = {"trl": args.trl_python}
+    pythons = {"trl": args.trl_python, "before": args.before and str(args.before / ".venv/bin/python")}
     checkouts = {"before": args.before}
     sides = [
         Side(
