@@ -23,4 +23,4 @@ esac
 prepare_env dev
 use_threads "$WORKERS"
 cd "$ROOT"
-exec "$PY" -m pytest -n "$WORKERS" -m "$marks" -p no:cacheprovider -rs --durations=10 "$@"
+exec "$PY" -m pytest -n "$WORKERS" --dist worksteal -m "$marks" -p no:cacheprovider -rs --durations=10 "$@"

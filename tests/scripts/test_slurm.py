@@ -19,7 +19,7 @@ from support.small_run import SMALL, books, few_problems
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [*SMALL, "trainer.max_steps=3", "trainer.eval_every=0", "actor.tensor_model_parallel_size=2"]
-WORLD = {"NODES": "2", "NPROC": "2", "GPU": "cpu", "VENV": "system", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+WORLD = {"NODES": "2", "NPROC": "1", "GPU": "cpu", "VENV": "system", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "num_query_groups": 1, "ffn_hidden_size": 64}
 SIZES |= {"vocab_size": 600, "max_position_embeddings": 128}
 TEXT = {"capture_output": True, "text": True}
@@ -89,7 +89,7 @@ def assert_whole(folder: Path) -> None:
     assert (folder / "run/summary.json").is_file(), logs(folder)
     for rank in (0, 1):
         told = (folder / f"run/logs/node_{rank}.log").read_text()
-        assert f"machine {rank} of 2, 2 ranks on each, OMP_NUM_THREADS=1" in told
+        assert f"machine {rank} of 2, 1 rank on each, OMP_NUM_THREADS=1" in told
     assert "the run is finished: run" in told_by_shell(folder)
 
 
@@ -120,7 +120,7 @@ def test_a_job_trains_to_the_end_and_one_whose_time_is_up_queues_again_and_ends_
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_job_within_a_minute(slurm, tmp_path):
-    number = train(slurm, tmp_path, SIMPLERL_FAULTS="kill@rollout#2,rank=3")
+    number = train(slurm, tmp_path, SIMPLERL_FAULTS="kill@rollout#2,rank=3", NPROC="2")
     wait_for_step(slurm, number, tmp_path, 1)
     job = wait(slurm, number, tmp_path, "FAILED", timeout_s=60)
     assert job["Restarts"] == "0"
@@ -142,7 +142,7 @@ def test_an_evaluation_is_shared_by_the_nodes_and_told_at_the_end(slurm, tmp_pat
     create_model(tmp_path / "model", create, ["What is 1 + 1?"], seed=1)
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n' * 8)
     ask = ["model", "--data=.", "--out=answers", "--benchmarks=gsm8k", "--template=none", "--max-tokens=8"]
-    env = slurm.env | WORLD | {"NPROC": "1", "SIMPLERL_ROOT": str(ROOT), "MASTER_PORT": str(free_port())}
+    env = slurm.env | WORLD | {"SIMPLERL_ROOT": str(ROOT), "MASTER_PORT": str(free_port())}
     script = str(ROOT / "scripts/slurm/eval.sbatch")
     done = subprocess.run(["sbatch", "--parsable", "--nodes=2", script, *ask], env=env, cwd=tmp_path, **TEXT)
     assert done.returncode == 0, done.stderr
