@@ -5,15 +5,14 @@ usage: python scripts/bench/step.py [--model S|M] [--variant fixed|varied] [--pr
                                     [OVERRIDE ...]
 
 The work is bench/sides/work.py's; `trl` is TRL's PPOTrainer (TRL 1.12.0, in PYTHON's environment), `roofline` the
-needed matrix work of training alone in bare PyTorch, `before` this project as it stands in CHECKOUT, run by
-CHECKOUT/.venv. Each side is a
-process of its own that lives through the run; they take turns, a step each, after one warm-up step each that is not
-counted. Overrides are for this project's configuration.
+needed matrix work of a step in bare PyTorch, `before` this project as it stands in CHECKOUT, run by CHECKOUT/.venv.
+Each side is a process of its own that lives through the run; they take turns, a step each, after one warm-up step each
+that is not counted. Overrides are for this project's configuration.
 
-A step is called contended where other processes, or the machine's host, took more than a tenth of the processors
-while it ran. All steps are in the output. `ratio` is the median over all of a side's steps, over ours;
-`ratio_uncontended` the same without contended steps on both sides. For the roofline it is its training (passes and
-updates) over ours: the share of the limit that is reached.
+`against_SIDE` holds the side's seconds over ours, for the whole step, for training (passes and updates) and for
+generation: the median of the rounds, the least and the most. For the roofline it is the share of the limit that is
+reached. A step is called contended where other processes, or the machine's host, took more than a tenth of the
+processors while it ran; `uncontended` leaves out the rounds with such a step. `versions` are those each side ran with.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 SIDES = "scripts/bench/sides"
 SCRIPTS = {"ours": "ours.py", "before": "ours.py", "trl": "trl_ppo.py", "roofline": "roofline.py"}
-TRAINING = ("passes", "updates")
+PHASES = {"step": ("step",), "training": ("passes", "updates"), "generation": ("generation",)}
 CONTENDED = 0.1
 DEFAULT_PROMPTS = {"S": 32, "M": 8}
 
@@ -47,7 +46,7 @@ class Side:
             env=environment(name, checkout),
             cwd=checkout,  # reward workers import from where they are started, and see no PYTHONPATH
         )
-        self._answer()
+        self.versions = self._answer()
 
     def step(self) -> Step:
         self.process.stdin.write("\n")
@@ -58,7 +57,7 @@ class Side:
         self.process.stdin.close()
         self.process.wait()
 
-    def _answer(self) -> Step:
+    def _answer(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name} ended with exit code {self.process.wait()}; its messages are above.")
@@ -97,7 +96,8 @@ def main() -> None:
             print(f"step {number + 1} {side.name}: {steps[side.name][-1]}", file=sys.stderr)
     for side in sides:
         side.close()
-    print(json.dumps(report(args, given, steps)))
+    versions = {side.name: side.versions for side in sides}
+    print(json.dumps(report(args, given, steps) | {"versions": versions}))
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -125,7 +125,7 @@ def report(args: argparse.Namespace, given: list[str], steps: dict[str, list[Ste
         "prompts": int(given[2]),
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         **{name: medians(taken) for name, taken in steps.items()},
-        **{f"against_{name}": against(name, taken, steps["ours"]) for name, taken in steps.items() if name != "ours"},
+        **{f"against_{name}": against(taken, steps["ours"]) for name, taken in steps.items() if name != "ours"},
         "steps": {
             name: [{key: round(value, 3) for key, value in step.items()} for step in taken]
             for name, taken in steps.items()
@@ -137,20 +137,24 @@ def medians(taken: list[Step]) -> Step:
     return {key: round(statistics.median(step[key] for step in taken), 3) for key in taken[0]}
 
 
-def against(name: str, theirs: list[Step], ours: list[Step]) -> dict[str, float | int | None]:
-    """The other side's seconds over ours, and the number of contended steps of each side."""
-    quiet = [[step for step in taken if step["others"] <= CONTENDED] for taken in (theirs, ours)]
+def against(theirs: list[Step], ours: list[Step]) -> dict[str, dict | None]:
+    """The other side's seconds over ours in each round of turns, and without the rounds that are contended."""
+    rounds = list(zip(theirs, ours, strict=True))
+    quiet = [pair for pair in rounds if max(step["others"] for step in pair) <= CONTENDED]
     return {
-        "ratio": ratio(name, theirs, ours),
-        "ratio_uncontended": ratio(name, *quiet) if all(quiet) else None,
-        "left_out": [len(theirs) - len(quiet[0]), len(ours) - len(quiet[1])],
+        **{name: spread(rounds, phases) for name, phases in PHASES.items()},
+        "uncontended": spread(quiet, PHASES["step"]) if quiet else None,
     }
 
 
-def ratio(name: str, theirs: list[Step], ours: list[Step]) -> float:
-    phases = TRAINING if name == "roofline" else ("step",)
-    seconds = [statistics.median(sum(step[phase] for phase in phases) for step in taken) for taken in (theirs, ours)]
-    return round(seconds[0] / seconds[1], 3)
+def spread(rounds: list[tuple[Step, Step]], phases: tuple[str, ...]) -> dict[str, float]:
+    ratios = [sum(theirs[phase] for phase in phases) / sum(ours[phase] for phase in phases) for theirs, ours in rounds]
+    return {
+        "median": round(statistics.median(ratios), 3),
+        "least": round(min(ratios), 3),
+        "most": round(max(ratios), 3),
+        "rounds": len(ratios),
+    }
 
 
 if __name__ == "__main__":

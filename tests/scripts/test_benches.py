@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from support.ranks import run_ranks
 
 BENCHES = Path(__file__).parents[2] / "scripts/bench"
+sys.path.insert(0, str(BENCHES))
+
+import page  # noqa: E402
+import step  # noqa: E402
 
 
 def bench(script, *arguments):
@@ -64,7 +69,6 @@ def test_the_gpu_bench_runs_all_its_parts_in_a_toy_size():
 
 def toy_flops():
     """FLOPs of a pass of the toy without gradients: as counted, and by the formula of gpu.py."""
-    sys.path.insert(0, str(BENCHES))
     import gpu
 
     config = gpu.configuration(gpu.SMALL)
@@ -83,3 +87,28 @@ def test_the_flops_of_a_pass_are_those_that_torch_counts():
     # 8 sequences of 32 tokens, 2 layers of attention 64 wide, which torch counts as if every token saw all others.
     unmasked = 8 * 2 * 2 * 64 * 32**2
     assert counted == by_formula + unmasked
+
+
+def test_each_table_of_the_page_has_a_writer_and_each_writer_a_table():
+    assert set(re.findall(r"<!-- (\w+) -->", page.PAGE.read_text())) - {"end"} == page.TABLES.keys()
+
+
+def test_a_table_is_written_from_its_figures_and_left_alone_without_them():
+    told = "<!-- convert -->\nold\n<!-- end -->\ntext\n<!-- grader -->\nold\n<!-- end -->\n"
+    figures = {"gigabytes": 3.1, "cp_s": 2.0, "to_nemo_s": 3.0, "to_hf_s": 2.5}
+    figures |= {"to_nemo_over_cp": 1.5, "to_hf_over_cp": 1.25}
+    table = "| 3.1 GB | seconds | over `cp` |\n| --- | --- | --- |\n| `cp` and `sync` | 2.0 | 1 |\n"
+    table += "| HF to `.nemo` | 3.0 | 1.5 |\n| `.nemo` to HF | 2.5 | 1.25 |"
+    assert page.filled(told, page.Lines(convert=figures)) == told.replace("old", table, 1)
+
+
+def test_a_ratio_of_steps_is_the_median_over_rounds_with_its_least_and_most():
+    ours = [{"step": 2.0, "passes": 0.5, "updates": 0.5, "generation": 1.0, "others": 0.0} for _ in range(3)]
+    theirs = [
+        {"step": seconds, "passes": 1.0, "updates": 1.0, "generation": 3.0, "others": others}
+        for seconds, others in ((4.0, 0.0), (8.0, 0.5), (6.0, 0.0))
+    ]
+    found = step.against(theirs, ours)
+    assert found["step"] == {"median": 3.0, "least": 2.0, "most": 4.0, "rounds": 3}
+    assert found["training"]["median"] == 2.0 and found["generation"]["median"] == 3.0
+    assert found["uncontended"] == {"median": 2.5, "least": 2.0, "most": 3.0, "rounds": 2}

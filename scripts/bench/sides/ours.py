@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def main(model: str, variant: str, num_prompts: str, *overrides: str) -> None:
             run.roles.refit(version=0)
             give_reward(run.roles)
             run.roles.timer.drain()
-            turns.ready()
+            turns.ready(**{name: version(name) for name in ("torch", "megatron-core", "transformers")})
             step = 0
             while turns.begin():
                 step += 1

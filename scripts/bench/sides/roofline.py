@@ -1,9 +1,12 @@
-"""The limit that step.py measures training against: the matrix work of a step and little else, in bare PyTorch.
+"""The limit that step.py measures a step against: its matrix work and little else, in bare PyTorch.
 
-Packed rows without padding; the output projection for the responses' tokens alone; no PPO, no metrics, no clipping of
-gradients. A reference and a value pass over the rollout, then the updates of both models. It does not generate.
+Generation computes a prompt once for its samples, then a token a step for the responses that have not ended, against a
+cache of keys and values; the next token is the most probable one. Training packs rows without padding, with the output
+projection for the responses' tokens alone; no PPO, no metrics, no clipping of gradients. A reference and a value pass
+over the rollout, then the updates of both models.
 
-Legend: P tokens of a row, N of them predict a response's token, H heads or groups, D head size.
+Legend: P tokens of a row, N of them predict a response's token, R responses (those not ended: A), S places of the
+cache, K key-value groups, Q query heads a group, D head size.
 """
 
 import sys
@@ -41,8 +44,10 @@ def main(model: str, variant: str, num_prompts: str) -> None:
         (loss, torch.optim.AdamW(net.parameters(), lr=work.LEARNING_RATE, fused=True))
         for loss, net in ((negative_logprob(actor), actor), (squared_value(critic), critic))
     ]
-    turns.ready()
+    turns.ready(torch=torch.__version__)
     while turns.begin():
+        begun = time.perf_counter()
+        generate(actor, given)
         began = time.perf_counter()
         with torch.no_grad():
             for row in rollout:
@@ -55,7 +60,34 @@ def main(model: str, variant: str, num_prompts: str) -> None:
                 for row in update:
                     loss(row).backward()
                 optimizer.step()
-        turns.end(passes=passed - began, updates=time.perf_counter() - passed)
+        ended = time.perf_counter()
+        turns.end(generation=began - begun, passes=passed - began, updates=ended - passed)
+
+
+@torch.no_grad()
+def generate(net: "Qwen2", given: work.Work) -> None:
+    """Decode responses of the given lengths, the longest first, so that those not ended are the first rows."""
+    prompts, n = given.prompts, work.SAMPLES_PER_PROMPT
+    row = row_of([(len(prompt), 1) for prompt in prompts], net.output.out_features)
+    tokens_P = torch.tensor([token for prompt in prompts for token in (*prompt, 0)])
+    kept: list[tuple[Tensor, Tensor]] = []
+    first = net(Row(tokens_P, row.positions_P, row.lengths, row.predicts_N), kept).argmax(1)
+
+    order = sorted(range(len(given.lengths)), key=lambda index: -given.lengths[index])
+    starts_R = torch.tensor([len(given.prompt_of[index]) for index in order])
+    longest = max(map(len, prompts)) + max(given.lengths)
+    caches = [[part.new_zeros(len(order), part.shape[1], longest, part.shape[2]) for part in pair] for pair in kept]
+    for cache, pair in zip(caches, kept, strict=True):
+        for cache_RKSD, part_PKD in zip(cache, pair, strict=True):
+            of_prompt = part_PKD.split(row.lengths)
+            for place, index in enumerate(order):
+                size = len(prompts[index // n])
+                cache_RKSD[place, :, :size] = of_prompt[index // n][:size].transpose(0, 1)
+
+    tokens_R = first[torch.tensor([index // n for index in order])]
+    for step in range(given.lengths[order[0]] - 1):
+        alive = sum(length > step + 1 for length in given.lengths)
+        tokens_R = net.next_tokens(tokens_R[:alive], starts_R[:alive] + step, caches)
 
 
 def rows_of(spans: list[tuple[int, int]], vocab_size: int) -> list[Row]:
@@ -105,13 +137,28 @@ class Qwen2(nn.Module):
         size = shape.hidden_size // shape.num_heads
         self.register_buffer("frequencies", 1e4 ** (-torch.arange(0, size, 2) / size))
 
-    def forward(self, row: Row) -> Tensor:
-        angles_PD = (row.positions_P[:, None] * self.frequencies).repeat(1, 2)
-        cos_P1D, sin_P1D = angles_PD.cos()[:, None], angles_PD.sin()[:, None]
+    def forward(self, row: Row, kept: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """Keys and values of each layer, [P, K, D], are appended to `kept`."""
+        turn = self.rotary(row.positions_P)
         hidden = self.embedding(row.tokens_P)
         for layer in self.layers:
-            hidden = layer(hidden, cos_P1D, sin_P1D, row.lengths)
+            hidden, key_PKD, value_PKD = layer(hidden, turn, row.lengths)
+            if kept is not None:
+                kept.append((key_PKD, value_PKD))
         return self.output(self.norm(hidden[row.predicts_N]))
+
+    def next_tokens(self, tokens_A: Tensor, positions_A: Tensor, caches: list[list[Tensor]]) -> Tensor:
+        """The tokens after these, whose keys and values are written to the caches."""
+        turn = self.rotary(positions_A)
+        seen_A11S = (torch.arange(int(positions_A.max()) + 1) <= positions_A[:, None])[:, None, None]
+        hidden = self.embedding(tokens_A)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            hidden = layer.decode(hidden, turn, cache, positions_A, seen_A11S)
+        return self.output(self.norm(hidden)).argmax(1)
+
+    def rotary(self, positions_P: Tensor) -> tuple[Tensor, Tensor]:
+        angles_PD = (positions_P[:, None] * self.frequencies).repeat(1, 2)
+        return angles_PD.cos()[:, None], angles_PD.sin()[:, None]
 
 
 class Layer(nn.Module):
@@ -127,14 +174,33 @@ class Layer(nn.Module):
         self.up = nn.Linear(size, 2 * shape.ffn_size, bias=False)
         self.down = nn.Linear(shape.ffn_size, size, bias=False)
 
-    def forward(self, hidden: Tensor, cos_P1D: Tensor, sin_P1D: Tensor, lengths: list[int]) -> Tensor:
+    def forward(self, hidden: Tensor, turn: tuple[Tensor, Tensor], lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = self.heads(hidden, turn)
+        parts = zip(*(part.transpose(0, 1)[None].split(lengths, dim=2) for part in (query, key, value)), strict=True)
+        mixed = [F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True) for part in parts]
+        return self.mlp(hidden + self.projection(torch.cat(mixed, dim=2)[0].transpose(0, 1).flatten(1))), key, value
+
+    def decode(
+        self, hidden: Tensor, turn: tuple[Tensor, Tensor], cache: list[Tensor], positions_A: Tensor, seen_A11S: Tensor
+    ) -> Tensor:
+        query, *new = self.heads(hidden, turn)
+        alive, width = torch.arange(len(positions_A)), seen_A11S.shape[-1]
+        for cache_RKSD, part_AKD in zip(cache, new, strict=True):
+            cache_RKSD[alive, :, positions_A] = part_AKD
+        query_AKQD = query.unflatten(1, (new[0].shape[1], -1))  # a group's queries share its keys
+        keys_AKSD, values_AKSD = (cache_RKSD[: len(alive), :, :width] for cache_RKSD in cache)
+        mixed = F.scaled_dot_product_attention(query_AKQD, keys_AKSD, values_AKSD, attn_mask=seen_A11S)
+        return self.mlp(hidden + self.projection(mixed.flatten(1)))
+
+    def heads(self, hidden: Tensor, turn: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """Queries, keys and values, [P, heads or groups, D]."""
         query, key, value = (
             part.unflatten(1, (-1, self.head_size)) for part in self.qkv(self.norms[0](hidden)).split(self.sizes, dim=1)
         )
-        query, key = (part * cos_P1D + half_turned(part) * sin_P1D for part in (query, key))
-        parts = zip(*(part.transpose(0, 1)[None].split(lengths, dim=2) for part in (query, key, value)), strict=True)
-        mixed = [F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True) for part in parts]
-        hidden = hidden + self.projection(torch.cat(mixed, dim=2)[0].transpose(0, 1).flatten(1))
+        cos_P1D, sin_P1D = turn
+        return [*(part * cos_P1D + half_turned(part) * sin_P1D for part in (query, key)), value]
+
+    def mlp(self, hidden: Tensor) -> Tensor:
         gate, up = self.up(self.norms[1](hidden)).chunk(2, dim=1)
         return hidden + self.down(F.silu(gate) * up)
 

@@ -8,6 +8,7 @@ import itertools
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 
 import torch
 import work
@@ -86,7 +87,7 @@ class Clock(TrainerCallback):
         self.turns = turns
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.turns.ready()
+        self.turns.ready(**{name: version(name) for name in ("torch", "trl", "transformers")})
         self._wait()
 
     def on_step_end(self, args, state, control, **kwargs):

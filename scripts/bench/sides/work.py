@@ -135,8 +135,9 @@ class Turns:
     def __init__(self):
         self._stdout, sys.stdout = sys.stdout, sys.stderr
 
-    def ready(self) -> None:
-        self._answer({"ready": True})
+    def ready(self, **versions: str) -> None:
+        """Report that the side is built, and from which packages."""
+        self._answer(versions)
 
     def begin(self) -> bool:
         """Wait for the next turn; False where there is none."""

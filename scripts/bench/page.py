@@ -1,0 +1,210 @@
+"""Writes the tables of docs/benchmarks.md from the lines of JSON that all.sh has collected.
+
+usage: python scripts/bench/page.py FIGURES.jsonl [PAGE]
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`. One whose figures are not in the file is left as it is.
+"""
+
+import json
+import re
+import statistics
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/benchmarks.md"
+
+
+class NotMeasured(KeyError):
+    """There is no line of this name among the figures."""
+
+
+class Lines(dict[str, dict]):
+    """What each bench printed, by the name that all.sh measured it under."""
+
+    def __missing__(self, name: str) -> dict:
+        raise NotMeasured(name)
+
+
+def main(figures: str, page: Path = PAGE) -> None:
+    lines = map(json.loads, Path(figures).read_text().splitlines())
+    page.write_text(filled(page.read_text(), Lines({line["as"]: line for line in lines})))
+
+
+def filled(text: str, lines: Lines) -> str:
+    def table(found: re.Match) -> str:
+        try:
+            return f"<!-- {found[1]} -->\n{TABLES[found[1]](lines)}\n<!-- end -->"
+        except NotMeasured as missing:
+            print(f"{found[1]}: no line {missing} among the figures; its table is left as it is", file=sys.stderr)
+            return found[0]
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", table, text, flags=re.S)
+
+
+def rows(*cells: tuple) -> str:
+    head, *body = cells
+    lines = [head, ("---",) * len(head), *body]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def wrapped(prose: str) -> str:
+    return textwrap.fill(prose, 120, break_on_hyphens=False)
+
+
+def machine(lines: Lines) -> str:
+    it = lines["machine"]
+    packages = ", ".join(f"{name} {it[name]}" for name in ("python", "torch", "megatron-core", "transformers"))
+    return wrapped(f"Measured on {it['day']} with {it['cores']} cores of {it['cpu']}; {packages}.")
+
+
+def step(lines: Lines) -> str:
+    found = [("work", "ours, s", "TRL's PPO, s", "TRL / ours", "share of the limit reached", "of training's", "runs")]
+    for work in ("S varied", "S fixed", "M fixed", "M varied"):
+        runs = [line for name, line in lines.items() if name.startswith(f"step {work} ")]
+        if not runs:
+            raise NotMeasured(f"step {work} 1")
+        found.append(
+            (
+                work,
+                *(_phases(runs, side) for side in ("ours", "trl")),
+                *(_spread(runs, *key) for key in (("trl", "step"), ("roofline", "step"), ("roofline", "training"))),
+                len(runs),
+            )
+        )
+    versions = next(line for name, line in lines.items() if name.startswith("step "))["versions"]
+    told = "; ".join(
+        f"{side}: " + ", ".join(f"{name} {value}" for name, value in packages.items())
+        for side, packages in versions.items()
+    )
+    return f"{rows(*found)}\n\n" + wrapped(f"{told}.")
+
+
+def _phases(runs: list[dict], side: str) -> str:
+    """Medians over the runs of a step's seconds and, in brackets, of its phases."""
+    whole, *parts = (
+        statistics.median(run[side][phase] for run in runs) for phase in ("step", "generation", "passes", "updates")
+    )
+    return f"{whole:.1f} ({' / '.join(f'{part:.1f}' for part in parts)})"
+
+
+def _spread(runs: list[dict], side: str, part: str) -> str:
+    """The median of the runs' medians, and the least and most of them."""
+    medians = [run[f"against_{side}"][part]["median"] for run in runs]
+    return f"{statistics.median(medians):.2f} ({min(medians):.2f} to {max(medians):.2f})"
+
+
+def logprob(lines: Lines) -> str:
+    it = lines["logprob"]
+    extra, off, seconds = it["extra_mb"], it["largest_difference"], it["seconds"]
+    worst = {way: max(off[f"{way}_from_float64"].values()) for way in ("tiled", "dense")}
+    return rows(
+        ("way", "MB beyond inputs and gradients", "the same at four times the tokens", "seconds", "off from float64"),
+        (
+            "tiles",
+            extra["tiled"]["forward_backward"],
+            extra["tiled_4x"]["forward_backward"],
+            f"{seconds['tiled']:.1f}",
+            f"{worst['tiled']:.1e}",
+        ),
+        ("dense", extra["dense"]["forward_backward"], "", f"{seconds['dense']:.1f}", f"{worst['dense']:.1e}"),
+    )
+
+
+def scaling(lines: Lines) -> str:
+    it = lines["scaling"]
+    costs = ("train_us", "rollout_us")
+    found = [("from", "to", "training, us a token", "most / least", "rollout, us a token", "most / least")]
+    for axis, spread in it["spread"].items():
+        of_axis = it[axis]
+        ends = [f"{of_axis[place][axis]} {axis}" for place in (0, -1)]
+        values = ([str(round(row[cost])) for row in of_axis] for cost in costs)
+        pairs = zip(values, (spread[cost] for cost in costs), strict=True)
+        found.append((*ends, *(cell for texts, most in pairs for cell in (", ".join(texts), f"{most:.2f}"))))
+    return rows(*found)
+
+
+def packing(lines: Lines) -> str:
+    it = lines["packing"]
+    totals = {kind: sum(phases.values()) for kind, phases in it["seconds"].items()}
+    head = ("rows", "seconds", "over packed")
+    return rows(head, *((kind, f"{total:.1f}", f"{total / totals['packed']:.2f}") for kind, total in totals.items()))
+
+
+def rollout(lines: Lines) -> str:
+    found = [("parameters", "hf engine, samples/s", "tokens/s", "padded `generate`, samples/s", "ratio", "wasted")]
+    for it in (lines["rollout"][name] for name in ("quickstart", "larger")):
+        theirs = it["transformers_samples_per_second"]
+        speeds = (it["samples_per_second"], it["tokens_per_second"], theirs, it["ratio"])
+        found.append((f"{it['parameters'] / 1e6:.1f}M", *speeds, f"{it['wasted_share']:.1%}"))
+    return rows(*found)
+
+
+def convert(lines: Lines) -> str:
+    it = lines["convert"]
+    ways = (("HF to `.nemo`", "to_nemo"), ("`.nemo` to HF", "to_hf"))
+    head = (f"{it['gigabytes']} GB", "seconds", "over `cp`")
+    converted = ((name, it[f"{way}_s"], it[f"{way}_over_cp"]) for name, way in ways)
+    return rows(head, ("`cp` and `sync`", it["cp_s"], 1), *converted)
+
+
+def refit(lines: Lines) -> str:
+    it = lines["refit"]
+    return wrapped(
+        f"{it['bytes'] / 1e6:.0f} MB, verified: {it['bytes_per_second'] / 1e9:.1f} GB/s, {it['ratio']:.2f} of a plain "
+        f"copy; digests are {it['digest_share']:.0%} of it, and it holds {it['peak_bytes'] / 1e6:.0f} MB beside the "
+        "models."
+    )
+
+
+def checkpoint(lines: Lines) -> str:
+    it, seconds = lines["checkpoint"], lines["checkpoint"]["seconds"]
+    return wrapped(
+        f"{it['bytes'] / 1e6:.0f} MB: training stands still for {seconds['behind_blocking']:.3f} s where saving goes "
+        f"on behind it, for {seconds['waited_blocking']:.2f} s where it waits; `torch.save` and fsync of the same "
+        f"tensors take {seconds['torch_save']:.2f} s."
+    )
+
+
+def kills(lines: Lines) -> str:
+    runs = [(1, lines["kills"]), (2, lines["kills of two ranks"])]
+    head = ("ranks", "kills", "files that differ from an undisturbed run's", "seconds")
+    return rows(head, *((ranks, it["kills"], len(it["different"]), it["seconds"]) for ranks, it in runs))
+
+
+def grader(lines: Lines) -> str:
+    it = lines["grader"]
+    names = {
+        "nemo_simplerl": "nemo_simplerl",
+        "math_verify": "math-verify on the last box",
+        "normalize_and_compare": "normalised strings, with plain fractions",
+    }
+    keys = ("false_positives", "false_negatives", "cases_per_s", "p99_ms")
+    found = [(f"{it['cases']} cases", "accuracy", "false positives", "false negatives", "cases/s", "p99, ms")]
+    for key, name in names.items():
+        if it[key] is not None:
+            found.append((name, f"{it[key]['accuracy_percent']} %", *(it[key][figure] for figure in keys)))
+    return rows(*found)
+
+
+def quickstart(lines: Lines) -> str:
+    found = [("run", "greedy accuracy", "sampled accuracy", "answers in a box", "seconds")]
+    for name, suffix in (("quickstart", ""), ("quickstart TP2", ", two processes, TP 2")):
+        for run in lines[name]["runs"]:
+            names = ("eval/accuracy", "eval/sampled_accuracy", "eval/format_rate")
+            ends = (" -> ".join(f"{share} %" for share in run[figure]) for figure in names)
+            found.append((f"seed {run['seed']}{suffix}", *ends, round(run["seconds"])))
+    return rows(*found)
+
+
+TABLES: dict[str, Callable[[Lines], str]] = {
+    table.__name__: table
+    for table in (
+        *(machine, step, logprob, scaling, packing, rollout),
+        *(convert, refit, checkpoint, kills, grader, quickstart),
+    )
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(Path, sys.argv[2:]))
