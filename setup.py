@@ -4,6 +4,15 @@ from setuptools import find_packages, setup
 
 NEMO = ["nemo-toolkit[core]==2.7.3"]
 WANDB = ["wandb>=0.29,<1"]
+PARQUET = ["pyarrow>=15"]
+TEST = [
+    *WANDB,
+    *PARQUET,
+    "pytest>=8.2",  # reads lists of tests from files
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "ray>=2.40,<3",  # the double of TensorRT-LLM runs in real Ray workers
+]
 
 setup(
     name="nemo_simplerl",
@@ -22,8 +31,10 @@ setup(
     entry_points={"console_scripts": ["simplerl = nemo_simplerl.cli.main:main"]},
     install_requires=[
         "torch>=2.6",
-        "megatron-core==0.16.1",  # its internals are patched on CPU and called by name: no other version was tested
-        "transformers>=4.57,<5",
+        # Its internals are patched on CPUs and called by name: docs/versions.md says which were tested. From 0.17 on it
+        # needs Python 3.12; on an older one pip takes 0.16.
+        "megatron-core>=0.16.1,<0.20",
+        "transformers>=4.57,<6",
         "tokenizers>=0.22",
         "safetensors>=0.4.3",
         "hydra-core==1.3.2",
@@ -45,18 +56,14 @@ setup(
         # Apex, which Megatron can also use, is not on PyPI under that name ("apex" there is another project): take it
         # from the container image.
         "gpu": ["transformer-engine[pytorch]", *NEMO],
-        "nemo": NEMO,  # lets `convert --verify` ask NeMo's own connector
+        "nemo": NEMO,  # lets `convert --verify` ask NeMo's own connector; holds transformers at 4.57
         "trtllm": ["tensorrt-llm>=1.2,<1.3", "ray>=2.40,<3"],  # tensorrt-llm needs ray for refits and does not bring it
-        "parquet": ["pyarrow>=15"],  # for `simplerl data`
+        "parquet": PARQUET,  # for `simplerl data`
         "wandb": WANDB,  # for trainer.wandb
+        "test": TEST,  # without NeMo, so that transformers may be 5: scripts/test.sh --newest
         "dev": [
             *NEMO,
-            *WANDB,
-            "pyarrow>=15",
-            "pytest>=8",
-            "pytest-xdist>=3.6",
-            "hypothesis>=6.100",
-            "ray>=2.40,<3",  # the double of TensorRT-LLM runs in real Ray workers
+            *TEST,
             "ruff>=0.15",
             "mypy>=1.15",
             "pre-commit>=3.7",

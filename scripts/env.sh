@@ -1,5 +1,6 @@
 # Sourced by the other scripts, never run. Defines:
 #   prepare_env [EXTRAS]   a virtual environment with the project installed in it; sets PY to its python
+#   use_newest_versions    from then on prepare_env makes that of the newest versions, in a folder of its own
 #   use_threads COUNT      OMP_NUM_THREADS for COUNT processes on this machine, unless it is set already
 #   launch NPROC ARGS...   says what it chose and replaces this shell by `python -m nemo_simplerl ARGS`, under torchrun
 #                          when there is more than one rank
@@ -8,7 +9,8 @@
 # Environment:
 #   VENV     folder of the virtual environment (default: .venv beside setup.py); VENV=system installs nothing and uses
 #            the python3 on PATH as it is, for a container image that has everything
-#   PYTHON   interpreter to make it with (default: the first of python3.11 python3.12 python3.10 python3 that works)
+#   PYTHON   interpreter to make it with (default: the first of python3.11 python3.12 python3.10 python3 that works,
+#            and then of pyenv's)
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   for `launch` on several machines, called once on each: how many there
 #            are (default 1), which one this is (0, 1, ...), and where all ranks meet (a name of machine 0; port 29500)
 #   PIP_*    are pip's own and are left alone
@@ -20,6 +22,15 @@ case $VENV in
   system | /*) ;;
   *) VENV=$PWD/$VENV ;;
 esac
+
+SUPPORTED="3.10, 3.11 or 3.12"
+CONSTRAINTS=$ROOT/constraints.txt
+
+use_newest_versions() {
+  SUPPORTED=3.12 # which Megatron-core needs from 0.17 on
+  CONSTRAINTS=$ROOT/constraints-newest.txt
+  if [ "$VENV" = "$ROOT/.venv" ]; then VENV=$ROOT/.venv-newest; fi
+}
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -33,24 +44,25 @@ usage() { # FILE: the comment at its top
 }
 
 is_supported() { # PYTHON: it runs (a version manager's shim may not) and is a version we support
-  "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+  "$1" -c 'import re, sys; sys.exit("%d.%d" % sys.version_info[:2] not in re.findall(r"[\d.]+", sys.argv[1]))' \
+    "$SUPPORTED" >/dev/null 2>&1
 }
 
 pick_python() {
   local candidate
   if [ -n "${PYTHON:-}" ]; then
-    is_supported "$PYTHON" || fail "PYTHON=$PYTHON does not run or is not Python 3.10, 3.11 or 3.12"
+    is_supported "$PYTHON" || fail "PYTHON=$PYTHON does not run or is not Python $SUPPORTED"
     printf '%s\n' "$PYTHON"
     return
   fi
-  for candidate in python3.11 python3.12 python3.10 python3; do
+  for candidate in python3.11 python3.12 python3.10 python3 "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/*/bin/python3; do
     if is_supported "$candidate"; then
       command -v "$candidate"
       return
     fi
   done
-  fail "no Python 3.10, 3.11 or 3.12 on PATH (python3 is: $(python3 --version 2>&1 || true));" \
-    "install one, or name it with PYTHON=/path/to/python3.11"
+  fail "no Python $SUPPORTED on PATH or among pyenv's (python3 is: $(python3 --version 2>&1 || true));" \
+    "install one, or name it with PYTHON=/path/to/python${SUPPORTED##* }"
 }
 
 num_cores() {
@@ -122,7 +134,7 @@ check_count() { # NAME VALUE
 # --- installation ---------------------------------------------------------------------------------------------------
 
 wanted_stamp() { # the checkout's place counts because the installation points at it
-  { printf '%s\n' "$ROOT" && cat "$ROOT/setup.py" "$ROOT/constraints.txt"; } | cksum
+  { printf '%s\n' "$ROOT" && cat "$ROOT/setup.py" "$CONSTRAINTS"; } | cksum
 }
 
 stamped_extras() { # the extras that were installed last, comma-separated
@@ -197,7 +209,7 @@ pip_install() { # EXTRAS
   local target=$ROOT${1:+[$1]}
   # PIP_USER would be refused inside a virtual environment.
   PIP_USER=0 "$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
-    -c "$ROOT/constraints.txt" -e "$target" >"$VENV/install.log" 2>&1
+    -c "$CONSTRAINTS" -e "$target" >"$VENV/install.log" 2>&1
 }
 
 lock_venv() {
@@ -240,7 +252,7 @@ prepare_env() { # [EXTRAS]
   local extras=${1:-}
   if [ "$VENV" = system ]; then
     PY=${PYTHON:-python3}
-    is_supported "$PY" || fail "VENV=system: $PY does not run or is not Python 3.10, 3.11 or 3.12"
+    is_supported "$PY" || fail "VENV=system: $PY does not run or is not Python $SUPPORTED"
     "$PY" -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("megatron")))' ||
       fail "VENV=system: $PY has no torch or no megatron-core; leave VENV unset to have them installed"
     export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nemo_simplerl.config.engines import ENGINES
-from nemo_simplerl.doctor import machine, packages
+from nemo_simplerl.doctor import machine, packages, tested
 
 # Name for --require -> the packages that it stands for; "gpu" is no package.
 REQUIRABLE = {
@@ -46,14 +46,15 @@ def examine_machine(required: Sequence[str] = ()) -> Report:
         machine.look_at_network(os.environ.get("MASTER_ADDR")),
     ]
     engine, engine_problems = packages.engine_findings(versions)
-    rows = {"python": platform.python_version(), **packages.package_rows(versions)}
+    python = {"python": platform.python_version()}
+    rows = {**python, **packages.package_rows(versions), "tested": tested.what_ran(python | versions)}
     for part in found:
         rows |= part.rows
     requirements = packages.project_requirements()
     return Report(
         rows=rows,
         engine=engine,
-        notes=[note for part in found for note in part.notes],
+        notes=[*(note for part in found for note in part.notes), *tested.untested(python | versions)],
         problems=[
             *(problem for part in found for problem in part.problems),
             *packages.missing(versions),

@@ -1,7 +1,9 @@
-"""Patches that let Megatron-core 0.16 run where CUDA is absent.
+"""Patches that let Megatron-core run where CUDA is absent.
 
-Megatron-core names the device "cuda" in a few places. Each patch here is for one of them and says which. Nothing is
-patched on a machine with a GPU.
+Megatron-core names the device "cuda" in a few places. Each patch here is for one of them and says which, and for which
+versions: "from 0.16" is needed by 0.16.1 and 0.19.2 alike, "from 0.19" by 0.19.2 and not by 0.16.1. What a version does
+not need, it does not call. Nothing is patched on a machine with a GPU. Without Triton, which comes with CUDA builds of
+torch, `no_triton` is needed too (from 0.19).
 """
 
 import contextlib
@@ -35,14 +37,18 @@ def let_megatron_run_without_cuda() -> bool:
         return _CUDA_FREE
     _CUDA_FREE = True
 
-    # Layers, gradient buffers and point-to-point shape messages allocate on torch.cuda.current_device().
+    # From 0.16. Layers, gradient buffers and point-to-point shape messages allocate on torch.cuda.current_device().
     torch.cuda.current_device = lambda: torch.device("cpu")
-    # Point-to-point communication and checkpoint staging wait for, and free, the device.
+    # From 0.16. Point-to-point communication and checkpoint staging wait for, and free, the device.
     torch.cuda.synchronize = lambda device=None: None
     torch.cuda.empty_cache = lambda: None
-    # Tied embeddings are moved to the device before the first and last stage compare them.
+    # From 0.19. Gradient reduction asks for the stream on which a CUDA graph's gradients would have to be waited for;
+    # there are none, so the answer is never used.
+    torch.cuda.current_stream = lambda device=None: None
+    # From 0.16. Tied embeddings are moved to the device before the first and last stage compare them.
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    # The optimizers sort parameters by type name and know only torch.cuda.FloatTensor and its half-precision kin.
+    # From 0.16. The optimizers sort parameters by type name and know only torch.cuda.FloatTensor and its half-precision
+    # kin.
     torch.Tensor.type = _typed_as_cuda(torch.Tensor.type)
 
     from megatron.core import utils
@@ -50,14 +56,14 @@ def let_megatron_run_without_cuda() -> bool:
     from megatron.core.pipeline_parallel import schedules
     from megatron.core.tensor_parallel import random
 
-    # Token counters, overflow flags and gradient norms are made with device="cuda".
+    # From 0.16. Token counters, overflow flags and gradient norms are made with device="cuda".
     proxy = _TorchWithoutCuda("torch")
     for module in (schedules, clip_grads, optimizer, grad_scaler, utils):
         module.torch = proxy
-    # Activation recomputation saves and restores the CUDA generator beside the CPU's.
+    # From 0.16. Activation recomputation saves and restores the CUDA generator beside the CPU's.
     random._get_cuda_rng_state = lambda *args, **kwargs: None
     random._set_cuda_rng_state = lambda *args, **kwargs: None
-    # Sequence parallelism forks it around dropout; every dropout here is 0.
+    # From 0.16. Sequence parallelism forks it around dropout; every dropout here is 0.
     random.CudaRNGStatesTracker.fork = lambda self, *args, **kwargs: contextlib.nullcontext()
     return True
 

@@ -1,5 +1,6 @@
 """The mesh of training ranks: process groups as a value. The only importer of Megatron's parallel_state."""
 
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,10 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.parallel.cpu import let_megatron_run_without_cuda
+
+# From 0.19 these say once a rank that GPTModel gets no new features, and that a layout of gradients is computed by
+# default. Neither is news to whoever starts a run.
+_ADVISERS = ("megatron.core.models.gpt.gpt_model", "megatron.core.distributed.distributed_data_parallel")
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ def build_mesh(
     Raises ValueError when the world size is not a multiple of the model-parallel size.
     """
     let_megatron_run_without_cuda()
+    for name in _ADVISERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     device = _join_world(timeout_s)
     world_size = dist.get_world_size()
     model_parallel = tensor_model_parallel_size * pipeline_model_parallel_size * context_parallel_size

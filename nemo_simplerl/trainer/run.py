@@ -22,7 +22,7 @@ from nemo_simplerl.trainer.logging.timing import host_gb
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.saving import checkpoint
 from nemo_simplerl.trainer.saving.checkpoint import Found
-from nemo_simplerl.trainer.saving.manifest import MANIFEST, Manifest
+from nemo_simplerl.trainer.saving.manifest import MANIFEST, Manifest, changed_versions, versions
 from nemo_simplerl.trainer.saving.position import TrainingPosition
 from nemo_simplerl.trainer.saving.saver import Saver
 
@@ -78,6 +78,8 @@ class Run:
         before, now = checkpoint.layout_in_words(saved.layout), checkpoint.layout_in_words(checkpoint.layout_of(mesh))
         change = "" if before == now else f", saved by {before} and continued by {now}"
         log.info(f"resumed after {saved.position.in_words} from {self.found.path}{change}")
+        if differ := changed_versions(saved.versions, versions()):
+            log.info(differ)
         return saved.step
 
     def evaluate(self, step: int) -> dict[str, float]:

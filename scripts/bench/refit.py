@@ -17,7 +17,6 @@ from itertools import accumulate
 
 import torch
 import torch.distributed as dist
-from megatron.core.models.gpt import GPTModel
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2Config
 
@@ -89,7 +88,7 @@ def main(tp: int = 1, pp: int = 1, bucket_mb: int = 16) -> None:
     destroy_mesh()
 
 
-def random_actor(tp: int, pp: int, mesh: Mesh) -> GPTModel:
+def random_actor(tp: int, pp: int, mesh: Mesh) -> torch.nn.Module:
     sizes = {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp}
     config = compose(["experiment=quickstart", *(f"actor.{name}={size}" for name, size in sizes.items())])
     gpt = build_gpt_model(HF, config.actor, mesh, dtype=torch.float32, transformer_engine=False)

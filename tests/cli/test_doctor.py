@@ -151,7 +151,7 @@ def test_a_version_outside_what_the_project_takes_is_a_problem():
 def test_a_megatron_that_hides_the_installed_one_is_a_problem():
     assert list(other_megatron(metadata.version("megatron-core"))) == []
     (problem,) = other_megatron("0.99.0")
-    assert "megatron-core 0.99.0 is installed, but Python imports 0.16.1 from" in problem
+    assert f"megatron-core 0.99.0 is installed, but Python imports {metadata.version('megatron-core')} from" in problem
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ def test_the_places_in_the_image_are_those_that_run_sh_mounts_and_starts():
     assert set(required["REQUIRE"].strip('"').split()) <= set(REQUIRABLE)
 
 
-NEEDS = ["torch>=2.6", "megatron-core==0.16.1", "transformers<5,>=4.57", "mpmath>=1.3", 'ray>=2.40; extra == "trtllm"']
+MEGATRON = "megatron-core<0.20,>=0.16.1"
+NEEDS = ["torch>=2.6", MEGATRON, "transformers<6,>=4.57", "mpmath>=1.3", 'ray>=2.40; extra == "trtllm"']
 IMAGE = {"torch": "2.11.0a0+nv26.2", "transformers": "4.57.3", "numpy": "1.26.4"}
 
 
@@ -107,17 +108,17 @@ def test_an_image_keeps_its_torch_and_is_given_what_it_lacks():
     found = lacking.lists(NEEDS, IMAGE)
     assert found.installed == ["numpy==1.26.4", "torch==2.11.0a0+nv26.2", "transformers==4.57.3"]
     assert found.lacking == ["mpmath>=1.3"]
-    assert found.replaced == ["megatron-core==0.16.1"]
+    assert found.replaced == [MEGATRON]
 
 
 def test_megatron_alone_is_replaced_and_then_not_held_at_the_images_version():
-    found = lacking.lists(NEEDS, IMAGE | {"megatron-core": "0.17.0"})
-    assert found.replaced == ["megatron-core==0.16.1"]
+    found = lacking.lists(NEEDS, IMAGE | {"megatron-core": "0.15.0"})
+    assert found.replaced == [MEGATRON]
     assert not [line for line in found.installed if line.startswith("megatron")]
-    kept = lacking.lists(NEEDS, IMAGE | {"megatron-core": "0.16.1"})
-    assert kept.replaced == [] and "megatron-core==0.16.1" in kept.installed
-    with pytest.raises(ValueError, match="transformers 5.0 where .* choose another BASE"):
-        lacking.lists(NEEDS, IMAGE | {"transformers": "5.0"})
+    kept = lacking.lists(NEEDS, IMAGE | {"megatron-core": "0.17.0"})
+    assert kept.replaced == [] and "megatron-core==0.17.0" in kept.installed
+    with pytest.raises(ValueError, match="transformers 6.0 where .* choose another BASE"):
+        lacking.lists(NEEDS, IMAGE | {"transformers": "6.0"})
 
 
 def test_ray_comes_beside_a_tensorrt_llm_that_is_there_and_never_brings_it():

@@ -48,6 +48,7 @@ def copy(tmp_path):
     shutil.copy(ROOT / "scripts/env.sh", root / "scripts")
     shutil.copy(ROOT / "setup.py", root)
     shutil.copy(ROOT / "constraints.txt", root)
+    shutil.copy(ROOT / "constraints-newest.txt", root)
     return root
 
 
@@ -88,10 +89,23 @@ def test_the_first_python_that_runs_and_is_supported_is_picked(tmp_path):
 def test_without_a_supported_python_the_error_says_what_was_found_and_what_helps(tmp_path):
     for name in ("python3.10", "python3.11", "python3.12", "python3"):
         program(tmp_path, name, '[ "$1" = --version ] && echo "Python 3.8.1"; exit 1')
-    done = shell("python=$(pick_python); echo not reached", path=tmp_path)
+    empty = {"HOME": str(tmp_path), "path": tmp_path}
+    done = shell("python=$(pick_python); echo not reached", **empty)
     assert done.returncode == 1 and done.stdout == ""
     assert "no Python 3.10, 3.11 or 3.12" in done.stderr
     assert "Python 3.8.1" in done.stderr and "PYTHON=" in done.stderr
+    done = shell("use_newest_versions; python=$(pick_python)", **empty)
+    assert "no Python 3.12 on PATH" in done.stderr and "PYTHON=/path/to/python3.12" in done.stderr
+
+
+def test_a_python_of_pyenvs_is_found_where_its_shim_does_not_run(tmp_path):
+    for name in ("python3.10", "python3.11", "python3.12", "python3"):
+        program(tmp_path, name, "exit 127")
+    kept = tmp_path / ".pyenv/versions/3.12.1/bin"
+    kept.mkdir(parents=True)
+    program(kept, "python3", '[ "$3" = 3.12 ]')  # as is_supported asks
+    done = shell("use_newest_versions; pick_python", path=tmp_path, HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, f"{kept}/python3\n"), done.stderr
 
 
 def test_a_python_that_was_named_is_taken_or_refused_but_never_replaced(tmp_path):
@@ -130,6 +144,25 @@ def test_an_installation_is_kept_until_setup_or_pins_change_and_for_extras_it_ha
     with open(copy / "constraints.txt", "a") as file:
         file.write("# a pin changed\n")
     assert shell("is_installed dev", **where).returncode == 1
+
+
+def test_the_newest_versions_have_a_folder_and_pins_of_their_own(copy):
+    show = 'echo "$VENV"; basename "$CONSTRAINTS"'
+    assert shell(f"use_newest_versions; {show}", root=copy).stdout == f"{copy}/.venv-newest\nconstraints-newest.txt\n"
+    assert shell(f"use_newest_versions; {show}", root=copy, VENV="/mine").stdout.startswith("/mine\n")
+    before = [shell(f"{use} wanted_stamp", root=copy).stdout for use in ("", "use_newest_versions;")]
+    with open(copy / "constraints-newest.txt", "a") as file:
+        file.write("# a pin changed\n")
+    after = [shell(f"{use} wanted_stamp", root=copy).stdout for use in ("", "use_newest_versions;")]
+    assert (before[0] == after[0], before[1] == after[1]) == (True, False)
+
+
+def test_without_a_python_for_the_newest_versions_their_tests_say_so_and_end_with_a_status_of_their_own(tmp_path):
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "VENV": str(tmp_path / "venv"), "PYTHON": "false"}
+    done = subprocess.run([ROOT / "scripts/test.sh", "--newest"], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert "the newest versions were not tested: PYTHON=false does not run or is not Python 3.12" in done.stderr
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_installation_that_points_at_another_checkout_is_made_anew(copy):

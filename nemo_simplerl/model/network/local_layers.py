@@ -26,6 +26,7 @@ class SdpaAttention(nn.Module):
         attn_mask_type=None,
         attention_bias=None,
         packed_seq_params=None,
+        **_,
     ) -> Tensor:
         """query [S, B, heads/TP, D], key and value [S, B, groups/TP, D] -> context [S, B, heads/TP * D].
 
@@ -55,6 +56,6 @@ class RmsNorm(nn.RMSNorm):
     """RMSNorm with Megatron's constructor. Megatron's own torch wrapper refuses sequence parallelism, though the mark
     on the weight is enough for it to sum the gradient over the tensor ranks' slices of the sequence."""
 
-    def __init__(self, config, hidden_size: int, eps: float = 1e-6):
+    def __init__(self, config, hidden_size: int, eps: float = 1e-6, **_):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel

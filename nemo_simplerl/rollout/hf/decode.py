@@ -4,6 +4,7 @@ Shapes: P distinct prompts, R responses, B of them still running, L prompt colum
 ids.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
 
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.hf.kv_cache import FIRST_COLUMNS, SharedPromptCache, padding_mask
@@ -112,7 +114,7 @@ def prefill(
             input_ids=ids_PL[first : first + chunk],
             attention_mask=_prompt_mask(pad_C, columns, dtype),
             position_ids=(torch.arange(columns, device=device) - pad_C[:, None]).clamp_(min=0),
-            past_key_values=prefilled,
+            **_as_cache(model, prefilled),
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
@@ -124,6 +126,12 @@ def prefill(
         keys_and_values, padding_mask(pad_P, columns, dtype), prompt_of_R, max_tokens, first_columns
     )
     return cache, torch.cat(logits)[prompt_of_R]
+
+
+def _as_cache(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
+    """The argument of `model` that takes a cache: `cache` in transformers 5, `past_key_values` before."""
+    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+    return {name: cache}
 
 
 def _prompt_mask(pad_B: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
@@ -138,7 +146,7 @@ def _forward_one(model: PreTrainedModel, tokens_B: Tensor, positions_B: Tensor, 
     return model(
         input_ids=tokens_B[:, None],
         position_ids=positions_B[:, None],
-        past_key_values=cache,
+        **_as_cache(model, cache),
         use_cache=True,
         rollout_cache=cache,
     ).logits[:, -1]

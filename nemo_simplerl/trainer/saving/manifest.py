@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,9 +54,29 @@ class Manifest:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the packages that decide a run's numbers."""
-    packages = ("nemo_simplerl", "torch", "megatron-core")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    """Versions of Python, of this package and of the packages that decide a run's numbers.
+
+    A package that runs without being installed, such as this one from a checkout on PYTHONPATH, has none to tell.
+    """
+    found = {"python": platform.python_version()}
+    for name in ("nemo_simplerl", "torch", "megatron-core", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def changed_versions(saved: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """A sentence on what a run is continued with in other versions than it was saved with; None where all are the same.
+
+    Packages that either side does not know are left out: older checkpoints name fewer.
+    """
+    changed = [name for name in here if saved.get(name, here[name]) != here[name]]
+    if not changed:
+        return None
+    before, now = (", ".join(f"{name} {versions[name]}" for name in changed) for versions in (saved, here))
+    return f"saved with {before}; continued with {now}: from here on numbers may differ in rounding"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

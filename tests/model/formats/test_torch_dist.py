@@ -20,6 +20,23 @@ def stored(folder: Path, value: object):
     return stored_objects(Extent(folder / "x.pt", 0, (folder / "x.pt").stat().st_size), "x.pt")
 
 
+def test_the_common_state_may_be_a_file_or_as_megatron_0_19_writes_it_an_object_among_the_tensors(tmp_path):
+    found = {}
+    for kind in ("file", "object"):
+        create = folder_writer(tmp_path / kind)
+        with create("__0_0.distcp") as stream:
+            file = RankFile(stream, "__0_0.distcp")
+            file.add("a.weight", torch.arange(6.0).view(2, 3), (2, 3), (0, 0))
+            if kind == "object":
+                file.add_object("common_state/shard_0_1", [{"args": 1}])
+        write_index(create, file.written)
+        if kind == "object":
+            (tmp_path / kind / "common.pt").unlink()
+        found[kind] = {key: tensor.read() for key, tensor in read_index(list_files(tmp_path / kind)).items()}
+    assert found["file"].keys() == found["object"].keys() == {"a.weight"}
+    assert torch.equal(found["file"]["a.weight"], found["object"]["a.weight"])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
 def test_a_tensor_is_found_with_its_shape_dtype_and_bytes(tmp_path, dtype):
     tensor = torch.arange(24).reshape(2, 3, 4).to(dtype)
