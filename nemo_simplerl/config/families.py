@@ -1,13 +1,15 @@
 """The model families that can be trained, as a table: a new family is an entry here and a test.
 
 The configuration, `plan`, the name tables of model/hf_map.py, the network and the NeMo formats all ask the entry.
-Imports nothing but the standard library.
+Loads nothing but the standard library.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from nemo_simplerl.config.hf_config import in_old_form
 
 _SIZES = (
     "vocab_size",
@@ -36,6 +38,8 @@ class Family:
     qkv_bias: bool = False
     qk_norm: bool = False  # an RMSNorm over each head's query and key, before the rotation
     own_sizes: tuple[str, ...] = ()  # where the key is absent, transformers assumes a size of its own
+    # model_type of a family that computes the same: a file that names no family is read as that one.
+    computes_as: str | None = None
 
 
 FAMILIES = {
@@ -54,6 +58,12 @@ FAMILIES = {
             qk_norm=True,
             own_sizes=("num_key_value_heads", "head_dim"),
         ),
+        Family(
+            model_type="mistral",
+            architecture="MistralForCausalLM",
+            own_sizes=("num_key_value_heads", "sliding_window"),
+            computes_as="llama",
+        ),
     )
 }
 
@@ -69,8 +79,9 @@ def family_of(hf: dict[str, Any]) -> Family:
 def family_of_nemo(config: Mapping[str, Any], stated: Callable[[], str | None] = lambda: None) -> Family:
     """The family of a NeMo model_config.yaml, which names none: the one with its `qkv_bias` and `qk_layernorm`.
 
-    Where several families have both, the key `model_type` of the yaml decides, and then `stated`, which is called for
-    what other files of the archive say. Raises ValueError where no family or more than one is left.
+    Where several families have both, the key `model_type` of the yaml decides, then `stated`, which is called for what
+    other files of the archive say, then whether all but one compute as that one does. Raises ValueError where no family
+    or more than one is left.
     """
     traits = bool(config.get("qkv_bias")), bool(config.get("qk_layernorm"))
     fitting = {name: family for name, family in FAMILIES.items() if (family.qkv_bias, family.qk_norm) == traits}
@@ -83,6 +94,9 @@ def family_of_nemo(config: Mapping[str, Any], stated: Callable[[], str | None] =
     named = config.get("model_type") or stated()
     if isinstance(named, str) and named in fitting:
         return fitting[named]
+    own = [family for family in fitting.values() if family.computes_as not in fitting]
+    if named is None and len(own) == 1:
+        return own[0]
     found = "" if named is None else f", and model_type {named!r} is none of them"
     raise ValueError(
         f"{values}, which several families have ({', '.join(fitting)}){found}; "
@@ -99,19 +113,22 @@ def rope_type(hf: dict[str, Any]) -> str | None:
     return scaling.get("rope_type", scaling.get("type")) if scaling else "default"
 
 
-def check_hf_config(hf: Any, where: object) -> None:
-    """Raises one ValueError that lists everything in an HF config that the training model would not honour.
+def check_hf_config(hf: Any, where: object) -> dict[str, Any]:
+    """The config in the form of transformers 4, whichever version wrote it.
 
-    where: the file, for the message.
+    where: the file, for the message. Raises one ValueError that lists everything that the training model would not
+    honour.
     """
     if not isinstance(hf, dict):
         raise ValueError(f"{where} holds no JSON object; fetch the model again.")
     try:
-        problems = [*_family_problems(hf), *_size_problems(hf), *_rope_problems(hf), *_layer_problems(hf)]
+        hf, problems = in_old_form(hf)
+        problems += [*_family_problems(hf), *_size_problems(hf), *_rope_problems(hf), *_layer_problems(hf)]
     except TypeError as error:  # a list where a word belongs
         problems = [f"a value is of the wrong kind ({error})"]
     if problems:
         raise ValueError(f"{where}: " + "; ".join(problems) + ".")
+    return hf
 
 
 def _family_problems(hf: dict[str, Any]) -> list[str]:
@@ -156,9 +173,6 @@ def _size_problems(hf: dict[str, Any]) -> list[str]:
 
 def _rope_problems(hf: dict[str, Any]) -> list[str]:
     problems = []
-    if "rope_parameters" in hf:
-        # transformers 5 writes it in place of rope_theta and rope_scaling, which would be missed silently.
-        problems.append("rope_parameters is not read; write rope_theta and rope_scaling as transformers 4 does")
     if hf.get("partial_rotary_factor", 1.0) != 1.0:
         problems.append(f"partial_rotary_factor {hf['partial_rotary_factor']} is not supported; only 1.0 is")
     if not isinstance(hf.get("rope_scaling") or {}, dict):
@@ -176,6 +190,13 @@ def _layer_problems(hf: dict[str, Any]) -> list[str]:
     problems = []
     if hf.get("use_sliding_window"):
         problems.append("use_sliding_window is true; set it to false to train with full attention")
+    # The other families read sliding_window under use_sliding_window alone.
+    window, positions = hf.get("sliding_window"), hf.get("max_position_embeddings", 0)
+    if hf.get("model_type") == "mistral" and window is not None and window < positions:
+        problems.append(
+            f"sliding_window is {window} of {positions} positions; only full attention is trained: set it to null, or "
+            f"max_position_embeddings to {window}"
+        )
     if odd := sorted(set(hf.get("layer_types") or ()) - {"full_attention"}):
         problems.append(f"layer_types holds {', '.join(odd)}; only full_attention is supported")
     if hf.get("mlp_bias"):

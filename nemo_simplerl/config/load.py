@@ -17,7 +17,7 @@ from nemo_simplerl.config.resolve import resolve
 from nemo_simplerl.config.rules.check import check
 from nemo_simplerl.config.rules.machine import Machine, check_machine, this_machine
 from nemo_simplerl.config.schema import Config
-from nemo_simplerl.config.shape import ModelShape, decides_shape, read_shape
+from nemo_simplerl.config.shape import ModelShape, decides_critic_shape, decides_shape, read_critic_shape, read_shape
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -30,6 +30,7 @@ class Examined:
 
     config: Config
     shape: ModelShape | None  # None: not known
+    critic_shape: ModelShape | None  # None: not known, or the actor's
     problems: list[str]
     reported: frozenset[str]
 
@@ -55,9 +56,16 @@ def examine(
     findings = Findings()
     config = _compose(overrides, findings)
     shape = shape or _shape(config, findings)
-    findings.problems += check(config, shape, world_size, frozenset(findings.reported))
+    critic_shape = _critic_shape(config, findings)
+    findings.problems += check(config, shape, world_size, frozenset(findings.reported), critic_shape)
     findings.problems += check_machine(config, machine, frozenset(findings.reported))
-    return Examined(config=config, shape=shape, problems=findings.problems, reported=frozenset(findings.reported))
+    return Examined(
+        config=config,
+        shape=shape,
+        critic_shape=critic_shape,
+        problems=findings.problems,
+        reported=frozenset(findings.reported),
+    )
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -241,4 +249,15 @@ def _shape(config: Config, findings: Findings) -> ModelShape | None:
         return read_shape(config.model)
     except ValueError as error:
         findings.add(str(error), "model.path")
+        return None
+
+
+def _critic_shape(config: Config, findings: Findings) -> ModelShape | None:
+    """The shape of a critic of its own, or None; the reason is in `findings` where it cannot be read."""
+    if any(map(decides_critic_shape, findings.reported)):
+        return None
+    try:
+        return read_critic_shape(config.critic)
+    except ValueError as error:
+        findings.add(str(error), "critic.path")
         return None

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from nemo_simplerl.config.families import FAMILIES, Family, family_of_nemo
-from nemo_simplerl.config.schema import CreateConfig, ModelConfig
+from nemo_simplerl.config.schema import CreateConfig, CriticConfig, ModelConfig
 
 _HF_KEYS = {
     "num_layers": "num_hidden_layers",
@@ -56,13 +56,10 @@ def read_shape(model: ModelConfig) -> ModelShape:
     Raises ValueError when there is neither, when the two contradict each other, and for an unsupported model.
     """
     path = Path(model.path)
-    file = path / "config.json"
-    if path.is_file() or any((folder / _YAML).is_file() for folder in (path, path / "actor")):
-        return _shape_of_nemo(path)
-    if file.is_file():
-        shape = _shape_of_file(file)
-        if model.create is not None:
-            _refuse_contradiction(file, shape, model.create)
+    shape = _shape_at(path, "model.path", "actor")
+    if shape is not None:
+        if model.create is not None and (path / "config.json").is_file():
+            _refuse_contradiction(path / "config.json", shape, model.create)
         return shape
     if model.create is None:
         raise ValueError(
@@ -73,21 +70,39 @@ def read_shape(model: ModelConfig) -> ModelShape:
     return _shape_of_create(model.create)
 
 
-def _shape_of_nemo(path: Path) -> ModelShape:
-    """Shape of a `.nemo` file or folder, or of a checkpoint's actor. model/source.py checks the rest."""
-    found = next((file for file in (path / _YAML, path / "actor" / _YAML) if file.is_file()), None)
+def read_critic_shape(critic: CriticConfig) -> ModelShape | None:
+    """Shape of the model at `critic.path`; None where the critic starts from the actor's, or nothing is there.
+
+    Raises ValueError for an unsupported model.
+    """
+    return None if critic.path is None else _shape_at(Path(critic.path), "critic.path", "critic")
+
+
+def _shape_at(path: Path, key: str, role: str) -> ModelShape | None:
+    """Shape of the model at `path`, of a checkpoint that of its `role`; None where there is no model.
+
+    key: of the configuration, for the message.
+    """
+    if path.is_file() or any((folder / _YAML).is_file() for folder in (path, path / role)):
+        return _shape_of_nemo(path, key, role)
+    return _shape_of_file(path / "config.json", key) if (path / "config.json").is_file() else None
+
+
+def _shape_of_nemo(path: Path, key: str, role: str) -> ModelShape:
+    """Shape of a `.nemo` file or folder, or of a role of a checkpoint. model/source.py checks the rest."""
+    found = next((file for file in (path / _YAML, path / role / _YAML) if file.is_file()), None)
     try:
         config = yaml.safe_load(found.read_bytes() if found else _read_in_tar(path, _YAML))
         values = {ours: config[theirs] for ours, theirs in _NEMO_KEYS.items()}
     except (OSError, tarfile.TarError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(
-            f"model.path: {path} has no readable {_YAML} ({type(error).__name__}: {error}); "
+            f"{key}: {path} has no readable {_YAML} ({type(error).__name__}: {error}); "
             "where NeMo wrote it, turn it into a Hugging Face folder: simplerl convert --from nemo --to hf."
         ) from error
     try:
-        family = family_of_nemo(config, lambda: _packed_model_type(path))
+        family = family_of_nemo(config, lambda: _packed_model_type(path, role))
     except ValueError as error:
-        raise ValueError(f"model.path: {path}:{_YAML}: {error}.") from error
+        raise ValueError(f"{key}: {path}:{_YAML}: {error}.") from error
     return ModelShape(
         **values,
         num_query_groups=config.get("num_query_groups") or config["num_attention_heads"],
@@ -97,9 +112,9 @@ def _shape_of_nemo(path: Path) -> ModelShape:
     )
 
 
-def _packed_model_type(path: Path) -> str | None:
+def _packed_model_type(path: Path, role: str) -> str | None:
     """The model_type in the config.json that our own archives carry; None in one that carries none."""
-    found = next((file for file in (path / _PACKED, path / "actor" / _PACKED) if file.is_file()), None)
+    found = next((file for file in (path / _PACKED, path / role / _PACKED) if file.is_file()), None)
     try:
         content = found.read_bytes() if found else _read_in_tar(path, _PACKED)
         return json.loads(content).get("model_type")
@@ -123,6 +138,11 @@ def decides_shape(key: str) -> bool:
     return key in ("model", "model.path") or key.startswith("model.create")
 
 
+def decides_critic_shape(key: str) -> bool:
+    """Whether the shape of a critic of its own depends on the configuration's value at a dotted key."""
+    return key in ("critic", "critic.path")
+
+
 def _shape_of_create(create: CreateConfig) -> ModelShape:
     return ModelShape(
         num_layers=create.num_layers,
@@ -137,17 +157,17 @@ def _shape_of_create(create: CreateConfig) -> ModelShape:
     )
 
 
-def _shape_of_file(file: Path) -> ModelShape:
+def _shape_of_file(file: Path, key: str) -> ModelShape:
     try:
         hf = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path: {file} is not readable JSON ({error}); fetch the model again.") from error
+        raise ValueError(f"{key}: {file} is not readable JSON ({error}); fetch the model again.") from error
     if not isinstance(hf, dict) or hf.get("model_type") not in FAMILIES:
         found = hf.get("model_type") if isinstance(hf, dict) else hf
-        raise ValueError(f"model.path: {file} has model_type {found!r}; supported: {', '.join(FAMILIES)}.")
-    bad = [key for key in _HF_KEYS.values() if type(hf.get(key)) is not int or hf[key] < 1]
+        raise ValueError(f"{key}: {file} has model_type {found!r}; supported: {', '.join(FAMILIES)}.")
+    bad = [name for name in _HF_KEYS.values() if type(hf.get(name)) is not int or hf[name] < 1]
     if bad:
-        raise ValueError(f"model.path: {file} needs a positive {' and '.join(bad)}; fetch the model again.")
+        raise ValueError(f"{key}: {file} needs a positive {' and '.join(bad)}; fetch the model again.")
     return ModelShape(
         **{ours: hf[theirs] for ours, theirs in _HF_KEYS.items()},
         num_query_groups=hf.get("num_key_value_heads") or hf["num_attention_heads"],

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from nemo_simplerl.data.tokenizer_folder import open_tokenizer
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
@@ -69,8 +71,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             "set model.tokenizer to a folder that has them, or copy them beside the weights"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = open_tokenizer(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the tokenizer in {path} cannot be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -93,12 +95,18 @@ def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
 
 
 def stop_ids(
-    tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], stop_token_ids: Sequence[int] | None
+    tokenizer: PreTrainedTokenizerBase,
+    stop: Sequence[str],
+    stop_token_ids: Sequence[int] | None,
+    of_model: Sequence[int] = (),
 ) -> tuple[int, ...]:
-    """The ids that end a response: the given ones, or EOS and every stop string that is exactly one token."""
+    """The ids that end a response: the given ones, or EOS, those `of_model` and every stop string of exactly one token.
+
+    of_model: what the model's own files name as such, which may be more than the tokenizer's EOS.
+    """
     if stop_token_ids is not None:
         return tuple(stop_token_ids)
-    ids = [tokenizer.eos_token_id]
+    ids = [tokenizer.eos_token_id, *of_model]
     for text in stop:
         encoded = tokenizer.encode(text, add_special_tokens=False)
         # The decoded text differs where an unknown-word token stands for the string.

@@ -100,9 +100,9 @@ def update_activations(layout: Layout, sizes: Sizes, stage: int, *, critic: bool
     1F1B keeps the activations of pipeline - stage micro-batches (eq. 5). Full recomputation keeps each layer's input,
     N h w, and one layer's activations at a time.
     """
-    of = pass_of(layout, sizes.micro)
+    of = pass_of(layout, sizes.micro, critic=critic)
     in_flight = min(layout.pipeline - stage, layout.micro_batches(sizes))
-    num_layers = layout.shape.num_layers // layout.pipeline
+    num_layers = of.shape.num_layers // layout.pipeline
     layer = saved_layer(of, layout.recompute)
     if layout.recompute == "full":
         held, work = in_flight * num_layers * of.hidden, layer - of.hidden + backward_work(of)
@@ -112,7 +112,7 @@ def update_activations(layout: Layout, sizes: Sizes, stage: int, *, critic: bool
         return held + work + 2 * of.hidden  # the output that is sent to the next stage, and its gradient
     if critic:
         return held + max(work, saved_norm(of))
-    if layout.shape.tied and stage == 0:
+    if of.shape.tied and stage == 0:
         work += of.table  # waits for the embedding's part of the same gradient
     cast = 0 if of.width == 4 else of.table
     return held + max(work, saved_norm(of) + of.whole_hidden + of.head_gradients + max(of.logit_tiles, cast))
@@ -121,16 +121,16 @@ def update_activations(layout: Layout, sizes: Sizes, stage: int, *, critic: bool
 def forward_activations(layout: Layout, micro: int, stage: int, *, critic: bool) -> int:
     """Peak of a pass without gradients: residual stream and norm (2 h) and the MLP's inner tensors of one layer, or
     tiles of the logits. The first stage holds the embeddings too, in two orders of their axes (2 h)."""
-    of = pass_of(layout, micro)
+    of = pass_of(layout, micro, critic=critic)
     work = (4 if stage == 0 else 2) * of.hidden + of.gathered // 2 + of.mlp * (3 if of.fused else 5)
     if stage == layout.pipeline - 1 and not critic:
         work = max(work, 2 * of.whole_hidden + of.logit_tiles)
     return work
 
 
-def pass_of(layout: Layout, micro: int) -> Pass:
+def pass_of(layout: Layout, micro: int, *, critic: bool) -> Pass:
     return Pass(
-        shape=layout.shape,
+        shape=layout.shape_of(critic=critic),
         tokens=micro * layout.max_tokens,
         tensor=layout.tensor,
         sequence_parallel=layout.sequence_parallel,

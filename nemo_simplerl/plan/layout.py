@@ -51,6 +51,7 @@ class Layout:
     """One way to lay a run out. Counts are per rank unless said otherwise."""
 
     shape: ModelShape
+    critic_shape: ModelShape | None = None  # None: the actor's
     cluster: Cluster
     tensor: int
     pipeline: int
@@ -73,6 +74,15 @@ class Layout:
     verifies_refit: bool
     reward_workers: int  # of one rank's grader; 0: a server grades
     reward_worker_bytes: int
+
+    def shape_of(self, *, critic: bool) -> ModelShape:
+        """The shape of a role's model."""
+        return self.critic_shape if critic and self.critic_shape is not None else self.shape
+
+    @property
+    def shapes(self) -> dict[str, ModelShape]:
+        """The shape of each role's model."""
+        return {"actor": self.shape, "critic": self.shape_of(critic=True)}
 
     @property
     def data(self) -> int:
@@ -99,13 +109,12 @@ class Layout:
         return -(-sizes.update // (self.data * sizes.micro))
 
 
-def divides(shape: ModelShape, cluster: Cluster, tensor: int, pipeline: int) -> bool:
-    """Whether the sizes cut the model and the ranks into equal parts."""
-    widths = (shape.num_attention_heads, shape.num_query_groups, shape.ffn_hidden_size)
-    return (
-        not any(width % tensor for width in widths)
-        and shape.num_layers % pipeline == 0
-        and cluster.world_size % (tensor * pipeline) == 0
+def divides(layout: Layout, tensor: int, pipeline: int) -> bool:
+    """Whether the sizes cut the models and the ranks of `layout` into equal parts."""
+    return layout.cluster.world_size % (tensor * pipeline) == 0 and not any(
+        width % tensor or shape.num_layers % pipeline
+        for shape in layout.shapes.values()
+        for width in (shape.num_attention_heads, shape.num_query_groups, shape.ffn_hidden_size)
     )
 
 

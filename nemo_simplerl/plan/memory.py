@@ -67,7 +67,8 @@ def memory(layout: Layout) -> Memory:
 
 def resident(layout: Layout, stage: int, *, critic: bool, stepped: bool = True) -> dict[str, int]:
     """Bytes of one role's weights, gradients and optimizer on one rank; without moments before the first update."""
-    count = rank_parameters(layout.shape, layout.tensor, layout.pipeline, stage, critic=critic)
+    shape = layout.shape_of(critic=critic)
+    count = rank_parameters(shape, layout.tensor, layout.pipeline, stage, critic=critic)
     share = -(-count // layout.data) if layout.distributed_optimizer else count
     state = (_MASTER if layout.param_bytes == 2 else 0) + (_MOMENTS if stepped else 0)
     role = "critic" if critic else "actor"

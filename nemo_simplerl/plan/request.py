@@ -49,7 +49,7 @@ _OTHERS = (
 def runnable_layout(found: Examined, cluster: Cluster) -> Layout | None:
     """The layout that a configuration asks for; None where it is not known or cannot be cut that way."""
     layout = requested_layout(found, cluster)
-    if layout is None or not divides(layout.shape, cluster, layout.tensor, layout.pipeline):
+    if layout is None or not divides(layout, layout.tensor, layout.pipeline):
         return None
     if not all(layout.can_cut(sizes) for sizes in (layout.actor, layout.critic)):
         return None
@@ -66,7 +66,7 @@ def requested_layout(found: Examined, cluster: Cluster) -> Layout | None:
         return None
     if min(_value(config, key) for key in _COUNTS) < 1 or not footprint.settings(config.rollout).is_possible:
         return None
-    return None if config.actor.context_parallel_size != 1 else _layout(config, shape, cluster)
+    return None if config.actor.context_parallel_size != 1 else _layout(found, shape, cluster)
 
 
 def problems_of_the_cluster(found: Examined, cluster: Cluster) -> list[str]:
@@ -78,11 +78,13 @@ def _engine_fits_the_cluster(config: Config, cluster: Cluster) -> Iterator[str]:
     yield from footprint_of(config.rollout.engine).problems(config, cluster)
 
 
-def _layout(config: Config, shape: ModelShape, cluster: Cluster) -> Layout:
+def _layout(found: Examined, shape: ModelShape, cluster: Cluster) -> Layout:
+    config = found.config
     actor, critic, rollout = config.actor, config.critic, config.rollout
     has_own_workers = config.reward.url is None
     return Layout(
         shape=shape,
+        critic_shape=found.critic_shape,
         cluster=cluster,
         tensor=actor.tensor_model_parallel_size,
         pipeline=actor.pipeline_model_parallel_size,

@@ -115,21 +115,19 @@ def _micro_batch(role: str, sizes: Sizes, layout: Layout) -> str:
 
 
 def _why_not(layout: Layout, tensor: int, pipeline: int) -> str | None:
-    shape, world = layout.shape, layout.cluster.world_size
-    for count, name in (
-        (shape.num_attention_heads, "attention heads"),
-        (shape.num_query_groups, "query groups"),
-        (shape.ffn_hidden_size, "ffn_hidden_size"),
-    ):
-        if count % tensor:
-            return f"TP {tensor} does not divide {count} {name}"
-    if shape.num_layers % pipeline:
-        return f"PP {pipeline} does not divide {shape.num_layers} layers"
-    return (
-        None
-        if divides(shape, layout.cluster, tensor, pipeline)
-        else f"{tensor * pipeline} does not divide {world} ranks"
-    )
+    for role, shape in layout.shapes.items():
+        of_role = "" if layout.critic_shape is None else f" of the {role}"
+        for count, name in (
+            (shape.num_attention_heads, "attention heads"),
+            (shape.num_query_groups, "query groups"),
+            (shape.ffn_hidden_size, "ffn_hidden_size"),
+        ):
+            if count % tensor:
+                return f"TP {tensor} does not divide {count} {name}{of_role}"
+        if shape.num_layers % pipeline:
+            return f"PP {pipeline} does not divide {shape.num_layers} layers{of_role}"
+    world = layout.cluster.world_size
+    return None if divides(layout, tensor, pipeline) else f"{tensor * pipeline} does not divide {world} ranks"
 
 
 def _variants(layout: Layout, tensor: int, pipeline: int) -> Iterator[Change]:
@@ -185,7 +183,7 @@ def _changes(layout: Layout) -> Iterator[tuple[str, Layout]]:
     for key, now in (("tensor", layout.tensor), ("pipeline", layout.pipeline)):
         for size in (size for size in range(now + 1, world + 1) if size % now == 0):
             changed = _with(layout, key, size)
-            if divides(layout.shape, layout.cluster, changed.tensor, changed.pipeline):
+            if divides(layout, changed.tensor, changed.pipeline):
                 yield f"actor.{key}_model_parallel_size={size}", changed
 
 

@@ -6,20 +6,17 @@ For engines whose own loader skips unknown names and keeps the old weights where
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.modeling_utils import no_init_weights
 
 from nemo_simplerl.rollout.base import Bucket
+from nemo_simplerl.rollout.hf_model import empty_model, read_config
 
 
 class ExpectedWeights:
     """Hugging Face names and shapes of a model's parameters. Tied names are one parameter."""
 
     def __init__(self, model_path: str | Path):
-        config = AutoConfig.from_pretrained(model_path)
-        with no_init_weights(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        model.tie_weights()  # left out where weights are not initialised
+        config = read_config(model_path)
+        model = empty_model(config, torch.device("meta"))
         self.vocab_size: int = config.vocab_size
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.owner: dict[str, str] = {}  # the first name of the parameter that a name stands for

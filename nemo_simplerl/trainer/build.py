@@ -67,7 +67,7 @@ def build_roles(
             temperature=temperature,
             global_batch_size=config.actor.global_batch_size,
         ),
-        sampling=sampling_of(rollout, tokenizer),
+        sampling=sampling_of(rollout, tokenizer, model_folder(config)),
         pad_id=tokenizer.pad_token_id,
         eos_id=tokenizer.eos_token_id,
         timer=timer,

@@ -157,7 +157,7 @@ def _saver(config: Config, mesh: Mesh, journal: Journal) -> Saver:
     return Saver(
         Path(trainer.run_dir) / CHECKPOINTS,
         mesh,
-        model_folder=model_folder(config),
+        model_folder=partial(model_folder, config),
         keep=checkpoint.Retention(trainer.keep_last, trainer.keep_every, trainer.keep_best),
         in_background=trainer.async_save,
         on_complete=lambda position: journal.delete(position.steps),

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nemo_simplerl.config.families import FAMILIES, check_hf_config, family_of
+from nemo_simplerl.config.hf_config import for_transformers
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.network.provider import build_gpt_model, read_hf_config
 from nemo_simplerl.model.network.rope import rope_frequencies
@@ -42,6 +43,13 @@ PUBLISHED = {
     "Qwen3-8B": (QWEN3, (4096, 12288, 36, 32, 8), 151936, False, 8_190_735_360),
     "Qwen3-14B": (QWEN3, (5120, 17408, 40, 40, 8), 151936, False, 14_768_307_200),
     "Qwen3-32B": (QWEN3, (5120, 25600, 64, 64, 8), 151936, False, 32_762_123_264),
+    "Mistral-7B-v0.3": (
+        {"model_type": "mistral", "rope_theta": 1000000.0, "sliding_window": None},
+        (4096, 14336, 32, 32, 8),
+        32768,
+        False,
+        7_248_023_552,
+    ),
     "Llama-2-7B": (
         {"model_type": "llama", "pretraining_tp": 1},
         (4096, 11008, 32, 32, 32),
@@ -68,7 +76,7 @@ def config_of(name: str) -> dict:
 
 
 def transformers_config(hf: dict):
-    return AutoConfig.for_model(**hf)
+    return AutoConfig.for_model(**for_transformers(hf))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -119,7 +127,7 @@ def test_names_of_the_local_norms_become_those_of_transformer_engine():
 
 
 REFUSED = [
-    ({"model_type": "mistral"}, "model_type is 'mistral'; supported: llama, qwen2, qwen3"),
+    ({"model_type": "gemma"}, "model_type is 'gemma'; supported: llama, mistral, qwen2, qwen3"),
     ({"use_sliding_window": True}, "use_sliding_window is true; set it to false to train with full attention"),
     (
         {"layer_types": ["full_attention", "sliding_attention"]},
@@ -138,10 +146,6 @@ REFUSED = [
     ({"num_hidden_layers": "28"}, "num_hidden_layers is '28', not a positive integer"),
     ({"rms_norm_eps": None}, "rms_norm_eps is None, not a positive number"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported; only 1.0 is"),
-    (
-        {"rope_parameters": {"rope_theta": 1e6}},
-        "rope_parameters is not read; write rope_theta and rope_scaling as transformers 4 does",
-    ),
     (
         {"rope_scaling": {"type": "yarn", "factor": 4.0}},
         "rope_scaling type 'yarn' is not supported; supported: default, linear, llama3",
@@ -213,10 +217,9 @@ def test_rotary_frequencies_are_those_of_transformers_bit_for_bit(name, scaling)
     hf = config_of(name) | {"rope_scaling": scaling}
     check_hf_config(hf, name)
     config = transformers_config(hf)
-    kind = (config.rope_scaling or {}).get("rope_type", "default")
-    expected, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    assert attention_factor == 1.0
-    assert torch.equal(rope_frequencies(hf), expected)
+    rotary = LlamaRotaryEmbedding(config)  # all families turn as Llama does
+    assert rotary.attention_scaling == 1.0
+    assert torch.equal(rope_frequencies(hf), rotary.inv_freq)
 
 
 def test_llama3_rope_keeps_short_waves_slows_long_ones_and_interpolates_between():

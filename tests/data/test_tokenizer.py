@@ -46,7 +46,9 @@ def test_no_bos_is_added(tokenizer):
 
 def test_the_same_texts_give_the_same_files(folder, tmp_path):
     build_tokenizer(TEXTS, 300, tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+    names = {file.name for file in folder.iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json"} <= names == {file.name for file in tmp_path.iterdir()}
+    for name in names:
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
@@ -96,7 +98,8 @@ def test_eos_and_single_token_stop_strings_stop(tokenizer):
     eos, turn_end = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     assert stop_ids(tokenizer, ["</s>", "<|im_end|>", "<|endoftext|>"], None) == (eos, turn_end)
     assert stop_ids(tokenizer, [], None) == (eos,)
+    assert stop_ids(tokenizer, [], None, [7, eos]) == (eos, 7)
 
 
 def test_given_stop_ids_stand(tokenizer):
-    assert stop_ids(tokenizer, ["<|im_end|>"], [5, 9]) == (5, 9)
+    assert stop_ids(tokenizer, ["<|im_end|>"], [5, 9], [7]) == (5, 9)

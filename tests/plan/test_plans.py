@@ -257,3 +257,30 @@ def test_the_numbers_of_a_step_are_those_worked_by_hand(data):
     assert phases["start"]["parts"]["actor optimizer"] == 4 * count // 2  # no moments before the first update
     assert found["memory"]["host_per_node"]["reference weights"] == 8 * 2 * count
     assert all(phase["peak"] == sum(phase["parts"].values()) for phase in phases.values())
+
+
+def test_a_smaller_critic_needs_less_and_is_held_to_the_same_layout(data, tmp_path):
+    preset = PRESETS["Qwen2.5-Math-7B"]
+    hf = {
+        "model_type": "qwen2",
+        "num_hidden_layers": 28,
+        "hidden_size": 1536,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+        "vocab_size": preset.vocab_size,
+        "max_position_embeddings": preset.max_position_embeddings,
+    }
+    (tmp_path / "critic").mkdir()
+    (tmp_path / "critic/config.json").write_text(json.dumps(hf))
+    critic = f"critic.path={tmp_path / 'critic'}"
+    own, apart = plan_of(data), plan_of(data, critic, "actor.tensor_model_parallel_size=2")
+    assert apart.problems == []
+    of_update = {
+        phase.name: phase.parts["critic weights"] for phase in apart.memory.phases if "critic weights" in phase.parts
+    }
+    assert max(of_update.values()) < min(
+        phase.parts["critic weights"] for phase in own.memory.phases if "critic weights" in phase.parts
+    )
+    (problem,) = plan_of(data, critic, "actor.tensor_model_parallel_size=4").problems
+    assert "does not divide the critic's 2 query groups" in problem

@@ -36,6 +36,8 @@ FAMILIES = {
     "llama3_rope": ("llama3_rope", False),
 }
 
+_NOT_COMPANIONS = ("model.safetensors.index.json", "additional_chat_templates/notes.txt")
+
 
 @cache
 def questions(folder: Path) -> tuple[str, ...]:
@@ -51,6 +53,31 @@ def save_model(folder: Path, name: str = "qwen2_untied", *, vocab_size: int = 33
     save_hf_model(folder, family, tied=tied, vocab_size=vocab_size, num_groups=num_groups)
     build_tokenizer(["How many apples are left? Add 17 to 25, then subtract 8."] * 3, 300, folder)
     return folder
+
+
+def with_companions(folder: Path) -> Path:
+    """The model folder with every further file that goes along, of contents that no code of ours would write."""
+    texts = {
+        "generation_config.json": '{"eos_token_id":[0,2],  "temperature":0.7}',
+        "chat_template.jinja": "{% for turn in messages %}{{ turn.content }}{% endfor %}",
+        "additional_chat_templates/rag.jinja": "rag",
+        "added_tokens.json": "{}",
+        "special_tokens_map.json": '{"eos_token":  "<|endoftext|>"}',
+        "merges.txt": "#version: 0.2",
+        "vocab.json": "{}",
+    }
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def companions(folder: Path) -> dict[str, bytes]:
+    """What a model folder holds beside config.json, weights and code, by name."""
+    kept = (".json", ".jinja", ".txt", ".model")
+    files = [file for file in folder.rglob("*") if file.suffix in kept and file.is_file()]
+    named = {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+    return {name: content for name, content in named.items() if name not in ("config.json", *_NOT_COMPANIONS)}
 
 
 def save_critic(folder: Path, name: str = "qwen2_tied") -> Path:

@@ -83,7 +83,11 @@ def save_hf_model(
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     }
-    changes = {"qwen3": {"head_dim": 24}, "llama3_rope": {"rope_scaling": llama3}}.get(family, {})
+    changes = {
+        "qwen3": {"head_dim": 24},
+        "llama3_rope": {"rope_scaling": llama3},
+        "mistral": {"sliding_window": None},
+    }.get(family, {})
     config = AutoConfig.for_model(
         "llama" if family == "llama3_rope" else family,
         vocab_size=vocab_size,

@@ -16,12 +16,17 @@ from nemo_simplerl.config.shape import ModelShape, decides_shape
 
 
 def check(
-    config: Config, shape: ModelShape | None, world_size: int | None, reported: frozenset[str] = frozenset()
+    config: Config,
+    shape: ModelShape | None,
+    world_size: int | None,
+    reported: frozenset[str] = frozenset(),
+    critic_shape: ModelShape | None = None,
 ) -> list[str]:
     """Every broken rule, each with what was asked, what was found and what would work. Touches no file.
 
     Rules that need the shape or the world size are skipped where it is None, and so are those that would read
     a key in `reported`. A number out of its range is reported once and no further rule reads it.
+    critic_shape: where the critic is another model than the actor.
     """
     out_of_range: dict[str, str] = {}
     for key, interval in RANGES.items():
@@ -33,6 +38,8 @@ def check(
     rules = list(_RULES)
     if shape is not None:
         rules += [partial(rule, shape=shape) for rule in _SHAPE_RULES]
+    if critic_shape is not None:
+        rules += [partial(rule, shape=critic_shape, whose="critic") for rule in _CRITIC_RULES]
     if world_size is not None:
         rules += [partial(rule, world_size=world_size) for rule in _WORLD_RULES]
     return [*out_of_range.values(), *run_rules(config, reported, rules)]
@@ -79,6 +86,12 @@ _SHAPE_RULES: tuple[Rule, ...] = (
     model.rollout_fits_the_model,
     sft.examples_fit_the_model,
     *(partial(_of_engine, name=name, rule=rule) for name, engine in ENGINES.items() for rule in engine.shape_rules),
+)
+# A critic of its own shares the actor's parallel layout, and reads the same tokens.
+_CRITIC_RULES: tuple[Rule, ...] = (
+    layout.tensor_parallel_splits_the_layers,
+    layout.pipeline_stages_are_equal,
+    model.rollout_fits_the_model,
 )
 _WORLD_RULES: tuple[Rule, ...] = (
     layout.layout_fits_the_ranks,

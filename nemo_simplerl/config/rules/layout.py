@@ -26,7 +26,7 @@ def updates_fill_the_rollout(config: Config, section: str) -> Iterator[str]:
         )
 
 
-def tensor_parallel_splits_the_layers(config: Config, shape: ModelShape) -> Iterator[str]:
+def tensor_parallel_splits_the_layers(config: Config, shape: ModelShape, whose: str = "model") -> Iterator[str]:
     size = config.actor.tensor_model_parallel_size
     parts = {
         "attention heads": shape.num_attention_heads,
@@ -37,16 +37,16 @@ def tensor_parallel_splits_the_layers(config: Config, shape: ModelShape) -> Iter
     if wrong:
         fits = [n for n in range(1, shape.num_query_groups + 1) if not any(count % n for count in parts.values())]
         yield (
-            f"actor.tensor_model_parallel_size={size} does not divide the model's {' and '.join(wrong)}. "
+            f"actor.tensor_model_parallel_size={size} does not divide the {whose}'s {' and '.join(wrong)}. "
             f"Sizes that work: {listed(fits)}."
         )
 
 
-def pipeline_stages_are_equal(config: Config, shape: ModelShape) -> Iterator[str]:
+def pipeline_stages_are_equal(config: Config, shape: ModelShape, whose: str = "model") -> Iterator[str]:
     size = config.actor.pipeline_model_parallel_size
     if shape.num_layers % size:
         yield (
-            f"actor.pipeline_model_parallel_size={size} does not divide the model's {shape.num_layers} "
+            f"actor.pipeline_model_parallel_size={size} does not divide the {whose}'s {shape.num_layers} "
             f"layers. Sizes that work: {near_divisors(shape.num_layers, size)}."
         )
 

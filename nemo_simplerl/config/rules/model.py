@@ -40,13 +40,13 @@ def created_attention_fits(config: Config) -> Iterator[str]:
         )
 
 
-def rollout_fits_the_model(config: Config, shape: ModelShape) -> Iterator[str]:
+def rollout_fits_the_model(config: Config, shape: ModelShape, whose: str = "model") -> Iterator[str]:
     prompt, response = config.rollout.max_prompt_tokens, config.rollout.max_response_tokens
     limit = shape.max_position_embeddings
     if prompt + response > limit:
         fits = f"a response of {limit - prompt} or less" if prompt < limit else "a shorter prompt"
         yield (
             f"rollout.max_prompt_tokens={prompt} + rollout.max_response_tokens={response} "
-            f"= {prompt + response}, but the model's max_position_embeddings is {limit}. "
-            f"Use {fits}, or a model with more positions."
+            f"= {prompt + response}, but the {whose}'s max_position_embeddings is {limit}. "
+            f"Use {fits}, or a {whose} with more positions."
         )

@@ -21,7 +21,13 @@ from nemo_simplerl.model.formats.safetensors_io import Spec
 from nemo_simplerl.model.hf_map import hf_tensors
 from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.model.readers.huggingface import config_to_write, hf_specs
-from nemo_simplerl.model.readers.small_files import tokenizer_files
+from nemo_simplerl.model.readers.small_files import (
+    GENERATION,
+    generation_config,
+    tokenizer_files,
+    top_files,
+    write_files,
+)
 
 _OVERHEAD = 1.01  # records, padding, headers
 _SLACK = 32 << 20
@@ -103,19 +109,20 @@ def small_files_of(
     """The files beside the weights, by name: config.json for weights of `dtype` (None: the source's), the tokenizer's
     files and generation_config.json.
 
-    tokenizer: a folder whose files replace the source's. Raises ValueError where it does not fit the vocabulary.
+    tokenizer: a folder whose files replace the source's, and whose ids of special tokens those of both configs. Raises
+    ValueError where it does not fit the vocabulary.
     """
     hf = config_to_write(source.hf, critic=source.is_critic)
     hf["torch_dtype"] = str(dtype or source.dtype).removeprefix("torch.")
-    hf.pop("dtype", None)  # the same under a newer name, which would win
     files: dict[str, bytes | Extent] = dict(source.small_files)
     files.pop("config.json", None)
     if tokenizer is not None:
         given, original = tokenizer_files(tokenizer)
         if not given.keys() & {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}:
             raise ValueError(f"{tokenizer} holds no tokenizer.json, tokenizer.model or vocab file.")
-        files = {name: file for name, file in files.items() if name == "generation_config.json"} | given
-        hf |= {key: original[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in original}
+        files = {name: file for name, file in files.items() if name == GENERATION} | given
+        hf |= _token_ids(original)
+        _take_token_ids(files, tokenizer, original)
     check_tokenizer(files, hf["vocab_size"])
     return {"config.json": (json.dumps(hf, indent=2) + "\n").encode()} | files
 
@@ -124,14 +131,7 @@ def check_tokenizer(files: Mapping[str, bytes | Extent], vocab_size: int) -> Non
     """Raise ValueError where tokenizer.json has ids beyond the model's vocabulary, or is no tokenizer."""
     if "tokenizer.json" not in files:
         return
-    file = files["tokenizer.json"]
-    try:
-        tokenizer = json.loads(file.read() if isinstance(file, Extent) else file)
-        vocabulary = tokenizer["model"]["vocab"]
-        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-        largest = max(map(int, (*ids, *(token["id"] for token in tokenizer.get("added_tokens", [])))))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"tokenizer.json is no tokenizer of the tokenizers library: {error!r}.") from error
+    largest = max(ids_of_tokens(files["tokenizer.json"]).values())
     if largest >= vocab_size:
         raise ValueError(
             f"tokenizer.json has ids up to {largest}, but the model's vocabulary is {vocab_size}; "
@@ -139,12 +139,61 @@ def check_tokenizer(files: Mapping[str, bytes | Extent], vocab_size: int) -> Non
         )
 
 
+def check_same_tokens(one: Mapping[str, bytes | Extent], other: Mapping[str, bytes | Extent]) -> None:
+    """Raise ValueError where the tokenizer.json of two models give a token different ids. Either may lack one.
+
+    Special tokens are left out: instruct models rename those that a base model reserves.
+    """
+    name = "tokenizer.json"
+    if name not in one or name not in other:
+        return
+    ours, theirs = (ids_of_tokens(files[name], added=False) for files in (one, other))
+    if differ := [token for token, index in ours.items() if theirs.get(token, index) != index]:
+        token = differ[0]
+        raise ValueError(
+            f"their tokenizers differ: {len(differ)} tokens have other ids ({token!r}: {ours[token]} and "
+            f"{theirs[token]}); choose models of one tokenizer."
+        )
+
+
+def ids_of_tokens(file: bytes | Extent, *, added: bool = True) -> dict[str, int]:
+    """The id of every token of a tokenizer.json, with those `added` to its model's or without.
+
+    Raises ValueError where it is no tokenizer.
+    """
+    try:
+        tokenizer = json.loads(file.read() if isinstance(file, Extent) else file)
+        vocabulary = tokenizer["model"]["vocab"]
+        if not isinstance(vocabulary, dict):  # of a unigram model: [token, score] pairs
+            vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
+        more = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+        tokens = vocabulary | more if added else {key: vocabulary[key] for key in vocabulary.keys() - more.keys()}
+        return {token: int(index) for token, index in tokens.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"tokenizer.json is no tokenizer of the tokenizers library: {error!r}.") from error
+
+
+def _token_ids(config: dict) -> dict:
+    return {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+
+
+def _take_token_ids(files: dict[str, bytes | Extent], tokenizer: Path, original: dict) -> None:
+    """Give the generation_config.json among `files` the ids of the folder `tokenizer`, whose config.json is `original`.
+
+    It is made where only that folder has one: its list of ids that end a response stands nowhere else.
+    """
+    own, given = files.get(GENERATION), generation_config(top_files(tokenizer), tokenizer)
+    before = json.loads(own.read() if isinstance(own, Extent) else own) if own is not None else {}
+    after = before | (_token_ids(original) if before else {}) | _token_ids(given)
+    if after != before:
+        files[GENERATION] = (json.dumps(after, indent=2) + "\n").encode()
+
+
 def _write_hf(source: Source, target: Target, specs: dict[str, Spec], tensors, small) -> None:
     planned = [spec for name in specs for spec in hf_specs(name, source.hf, specs[name].dtype, critic=source.is_critic)]
     with atomic_output(target.path) as partial:
         partial.mkdir()
-        for name, content in small.items():
-            (partial / name).write_bytes(content.read() if isinstance(content, Extent) else content)
+        write_files(partial, small)
         stream = hf_tensors(tensors, source.hf, critic=source.is_critic)
         safetensors_io.write_folder(partial, planned, stream, target.shard_bytes)
 

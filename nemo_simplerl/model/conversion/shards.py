@@ -16,9 +16,10 @@ from nemo_simplerl.model.formats import torch_dist
 from nemo_simplerl.model.formats.archive import Extent
 from nemo_simplerl.model.formats.nemo_config import nemo_config
 from nemo_simplerl.model.hf_map import OUTPUT_LAYER
+from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.readers.huggingface import config_to_write
 from nemo_simplerl.model.readers.nemo import WEIGHTS
-from nemo_simplerl.model.readers.small_files import tokenizer_files
+from nemo_simplerl.model.readers.small_files import small_files, top_files
 from nemo_simplerl.model.sharding.load import layer_offset
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
@@ -66,9 +67,10 @@ def export_to_hf(path: Path, gpt: GPTModel, hf: dict, model_folder: Path, mesh: 
 
 
 def small_files_of_model(model_folder: Path, is_critic: bool) -> dict[str, bytes | Extent]:
-    """The files beside the weights, by name, of a model whose config.json and tokenizer files are in `model_folder`."""
-    files, hf = tokenizer_files(model_folder)
-    return {"config.json": json.dumps(config_to_write(hf, critic=is_critic), indent=2).encode()} | files
+    """The files beside the weights, by name, of a model whose own such files are in `model_folder`."""
+    files: dict[str, bytes | Extent] = dict(small_files(top_files(model_folder)))
+    hf = config_to_write(read_hf_config(model_folder), critic=is_critic)
+    return files | {"config.json": json.dumps(hf, indent=2).encode()}
 
 
 def add_shards(file: torch_dist.BlockSink, gpt: GPTModel, hf: dict, mesh: Mesh) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nemo_simplerl.config.hf_config import for_transformers
 from nemo_simplerl.config.schema import ActorConfig
 from nemo_simplerl.model.conversion import nemo_toolkit
 from nemo_simplerl.model.conversion.convert import Target
@@ -69,12 +70,15 @@ def outputs(source: Source) -> Tensor:
 
 @torch.no_grad()
 def _run_transformers(source: Source, tokens_BS: Tensor) -> Tensor:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    # Our reading of config.json: the installed version may misread what another one wrote.
+    config = CONFIG_MAPPING[source.hf["model_type"]].from_dict(for_transformers(source.hf))
+    kind = AutoModelForSequenceClassification if source.is_critic else AutoModelForCausalLM
+    model = kind.from_pretrained(source.path, config=config, dtype=torch.float32).eval()
     if not source.is_critic:
-        return AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval()(tokens_BS).logits
-    critic = AutoModelForSequenceClassification.from_pretrained(source.path, dtype=torch.float32).eval()
-    return critic.score(critic.model(tokens_BS).last_hidden_state)[..., 0]
+        return model(tokens_BS).logits
+    return model.score(model.model(tokens_BS).last_hidden_state)[..., 0]
 
 
 def _run_megatron(source: Source, tokens_BS: Tensor) -> Tensor:

@@ -213,6 +213,8 @@ def hf_config(
         "use_cache": True,
         "vocab_size": yaml.get("override_vocab_size") or vocab_size,
     }
+    if "sliding_window" in family.own_sizes:
+        hf["sliding_window"] = None  # by the yaml's window_size, which is refused where it is set
     check_hf_config(hf, where)
     hf["head_dim"] = heads_of(hf).head_dim
     if "head_dim" not in family.own_sizes and hf["head_dim"] == hf["hidden_size"] // heads:

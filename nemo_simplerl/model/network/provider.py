@@ -28,13 +28,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # by model.precision
 
 
 def read_hf_config(path: str | Path) -> dict:
-    """config.json of a Hugging Face folder. Raises ValueError for one that families.check_hf_config refuses."""
+    """config.json of a Hugging Face folder, in the form of transformers 4.
+
+    Raises ValueError for one that families.check_hf_config refuses.
+    """
     file = Path(path) / "config.json"
     if not file.is_file():
         raise ValueError(f"{path} holds no config.json; give a Hugging Face model folder.")
-    config = json.loads(file.read_text())
-    check_hf_config(config, file)
-    return config
+    return check_hf_config(json.loads(file.read_text()), file)
 
 
 def use_transformer_engine(wanted: bool | None, dtype: torch.dtype) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nemo_simplerl.config.families import rope_type
+from nemo_simplerl.config.hf_config import DEFAULT_THETA
 from nemo_simplerl.model.hf_map import heads_of
 
 
@@ -16,7 +17,7 @@ def rope_frequencies(hf: dict) -> Tensor:
     bit those of transformers (modeling_rope_utils.py), which the rollout engine runs.
     """
     size, scaling = heads_of(hf).head_dim, hf.get("rope_scaling")
-    frequencies = 1.0 / (hf.get("rope_theta", 10000.0) ** (torch.arange(0, size, 2).float() / size))
+    frequencies = 1.0 / ((hf.get("rope_theta") or DEFAULT_THETA) ** (torch.arange(0, size, 2).float() / size))
     kind = rope_type(hf)
     if kind == "linear":
         return frequencies / scaling["factor"]

@@ -14,7 +14,7 @@ def load_weights(gpt: GPTModel, source: Source, mesh: Mesh) -> None:
     """Fill every parameter of this rank's pipeline stage with its tensor rank's shard.
 
     A critic's value head is taken from a source that holds one, and keeps its fresh values otherwise.
-    Raises ValueError for an actor and the source of a critic.
+    Raises ValueError for an actor and the source of a critic, and for a source of other sizes.
     """
     if source.is_critic and not gpt.is_critic:
         raise ValueError(f"{source.path} is a critic, and an actor was to start from it.")
@@ -29,7 +29,12 @@ def load_weights(gpt: GPTModel, source: Source, mesh: Mesh) -> None:
             full_name = EMBEDDING  # the last stage's copy of tied embeddings
         entry = hf_map.mapping(full_name)
         part = hf_map.shard(entry.kind, source.read(full_name), entry.tp_dim, mesh.tp_rank, mesh.tp_size)
-        assert part.shape == param.shape, f"{full_name}: {part.shape} for {param.shape}"
+        if part.shape != param.shape:
+            role = "critic" if gpt.is_critic else "actor"
+            raise ValueError(
+                f"{source.path} is another model than the {role} of this run: {full_name} is {tuple(part.shape)} there "
+                f"and {tuple(param.shape)} here; start from the model that the weights belong to."
+            )
         param.copy_(part)
 
 

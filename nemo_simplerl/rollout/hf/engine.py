@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.modeling_utils import no_init_weights
+from transformers import PreTrainedModel
 
 from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
 from nemo_simplerl.rollout.hf.decode import Decoded, decode
 from nemo_simplerl.rollout.hf.kv_cache import ATTENTION
 from nemo_simplerl.rollout.hf.sampling import uniforms
 from nemo_simplerl.rollout.hf.weights import copy_weights
+from nemo_simplerl.rollout.hf_model import empty_model, read_config
 from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
 from nemo_simplerl.rollout.weight_state import WeightState
 from nemo_simplerl.rollout.work_batches import sample_indices, work_batches
@@ -144,13 +144,11 @@ class HfEngine:
 
 def _build_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """A model of uninitialised weights. The caller's random state is left as it was."""
-    config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     if odd := set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
         raise ValueError(
             f"{path} has layers of kind {sorted(odd)}; this engine decodes full attention only. "
             "For a Qwen2 model set use_sliding_window to false in config.json."
         )
-    with no_init_weights(), device:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
-    model.tie_weights()  # left out where weights are not initialised
+    model = empty_model(config, device, dtype, attn_implementation=ATTENTION)
     return model.eval().requires_grad_(False)

@@ -79,8 +79,11 @@ class SharedPromptCache(Cache):
         if self._num_columns > self._store[0].shape[-2]:
             self._reallocate(min(self._max_columns, 2 * self._store[0].shape[-2]))
 
-    def update(self, key_states, value_states, layer_idx, cache_kwargs=None) -> tuple[Tensor, Tensor]:
-        """Write a layer's new column [B, H, 1, D], as transformers calls it. `attend` reads it from the store."""
+    def update(self, key_states, value_states, layer_idx, *_, **__) -> tuple[Tensor, Tensor]:
+        """Write a layer's new column [B, H, 1, D], as transformers calls it. `attend` reads it from the store.
+
+        What a version of transformers passes beyond these three is for caches of other kinds.
+        """
         columns = slice(self._num_columns - 1, self._num_columns)
         keys, values = self._store[layer_idx][:, : len(key_states), :, columns]
         return keys.copy_(key_states), values.copy_(value_states)

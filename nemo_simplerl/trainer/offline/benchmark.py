@@ -108,7 +108,7 @@ def run_benchmarks(request: EvalRequest, config: Config) -> dict[str, Any]:
     with join_world(config) as mesh, messages_to(partial(print, flush=True), is_first_rank=mesh.rank == 0):
         source, tokenizer = open_source(config.model.path), tokenizer_of(model_folder(config))
         prompts = {name: _prompts(name, problems[name], tokenizer, config) for name in request.benchmarks}
-        params = sampling_of(config.rollout, tokenizer)
+        params = sampling_of(config.rollout, tokenizer, model_folder(config))
         with (
             closing(build_grader(config.reward)) as grader,
             closing(

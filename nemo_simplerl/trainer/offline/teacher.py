@@ -55,7 +55,7 @@ def sample_solutions(
         )
         if report.num_dropped:
             log.info(f"{report.num_dropped} problems left out: over {config.rollout.max_prompt_tokens} tokens")
-        params = sampling_of(config.rollout, tokenizer)
+        params = sampling_of(config.rollout, tokenizer, model_folder(config))
         with (
             closing(build_grader(config.reward)) as grader,
             closing(

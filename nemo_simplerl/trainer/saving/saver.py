@@ -122,7 +122,7 @@ class Saver:
     """Writes the checkpoints of a run into `folder`, one at a time, and removes those that `keep` does not keep.
 
     A save that fails is logged and leaves older checkpoints untouched; the next one tries again.
-    model_folder: config.json and the tokenizer, packed beside each model's weights.
+    model_folder: the folder of a role's config.json, tokenizer and so on, which are packed beside its weights.
     in_background: `save` returns when the state is copied; without it, when the state is on disk, and no copy is made.
     on_complete: called with the position of each complete checkpoint, on rank 0's thread; its OSErrors are logged.
     """
@@ -132,7 +132,7 @@ class Saver:
         folder: Path,
         mesh: Mesh,
         *,
-        model_folder: Path,
+        model_folder: Callable[[str], Path],
         keep: Retention,
         in_background: bool,
         on_complete: Callable[[TrainingPosition], None] = lambda position: None,
@@ -194,10 +194,10 @@ class Saver:
 
     def _blocks(self, learners: Mapping[str, Learner]) -> dict[str, _Blocks]:
         """The learners' live tensors as blocks, by the folder whose index lists them."""
-        hf, mesh = read_hf_config(self._model_folder), self._mesh
+        mesh = self._mesh
         found: dict[str, _Blocks] = {}
         for role, learner in learners.items():
-            weights, optimizer = _Blocks(), _Blocks()
+            hf, weights, optimizer = read_hf_config(self._model_folder(role)), _Blocks(), _Blocks()
             if mesh.dp_rank == 0:
                 shards.add_shards(weights, learner.gpt, hf, mesh)
             optimizer_state.add_state(optimizer, learner, hf, mesh)
@@ -236,8 +236,8 @@ class Saver:
         return file.written
 
     def _write_rest(self, target: HashedFolder, role: str, learner: Learner, position: TrainingPosition) -> None:
-        hf = read_hf_config(self._model_folder)
-        files = shards.small_files_of_model(self._model_folder, learner.gpt.is_critic)
+        folder = self._model_folder(role)
+        hf, files = read_hf_config(folder), shards.small_files_of_model(folder, learner.gpt.is_critic)
         tokenizer = (self._folder / position.name / role / HF_FILES).absolute()
         shards.write_config_files(lambda name: target.create(f"{role}/{name}"), learner.gpt, hf, files, str(tokenizer))
 

@@ -5,13 +5,18 @@ from pathlib import Path
 from nemo_simplerl.config.schema import RolloutConfig
 from nemo_simplerl.data.tokenizer import stop_ids
 from nemo_simplerl.model.network.provider import DTYPES
+from nemo_simplerl.model.readers.small_files import end_ids
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.hf.engine import HfEngine
 
 
-def sampling_of(rollout: RolloutConfig, tokenizer) -> SamplingParams:
-    """The sampling parameters that rollout.* gives, with the stop tokens of the tokenizer."""
+def sampling_of(rollout: RolloutConfig, tokenizer, folder: Path) -> SamplingParams:
+    """The sampling parameters that rollout.* gives, with the stop tokens of the tokenizer and of the model in `folder`.
+
+    Raises ValueError where the model's files name ids that it does not have.
+    """
+    of_model = end_ids(folder) if rollout.stop_token_ids is None else ()
     return SamplingParams(
         n=rollout.n_samples_per_prompt,
         max_tokens=rollout.max_response_tokens,
@@ -19,7 +24,7 @@ def sampling_of(rollout: RolloutConfig, tokenizer) -> SamplingParams:
         top_p=rollout.top_p,
         top_k=rollout.top_k,
         stop=tuple(rollout.stop),
-        stop_token_ids=stop_ids(tokenizer, rollout.stop, rollout.stop_token_ids),
+        stop_token_ids=stop_ids(tokenizer, rollout.stop, rollout.stop_token_ids, of_model),
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,9 +14,10 @@ from nemo_simplerl.data.rows import read_rows
 from nemo_simplerl.data.templates import render
 from nemo_simplerl.data.tokenizer import build_tokenizer, load_tokenizer
 from nemo_simplerl.files import atomic_write
-from nemo_simplerl.model.conversion.convert import small_files_of
+from nemo_simplerl.model.conversion.convert import check_same_tokens, small_files_of
 from nemo_simplerl.model.formats.archive import Extent
-from nemo_simplerl.model.source import open_source
+from nemo_simplerl.model.readers.small_files import end_ids
+from nemo_simplerl.model.source import kind_of, open_source
 
 
 def prepare(config: Config) -> None:
@@ -28,20 +30,43 @@ def prepare(config: Config) -> None:
     write_model_files(config)
 
 
-def model_folder(config: Config) -> Path:
-    """Folder with the model's config.json and tokenizer in Hugging Face form, whatever form its weights have."""
-    return Path(config.trainer.run_dir) / "model"
+def model_folder(config: Config, role: str = "actor") -> Path:
+    """Folder with a model's config.json, tokenizer and so on in Hugging Face form, whatever form its weights have.
+
+    role: "critic" has one of its own under critic.path, since that may be another model.
+    """
+    is_apart = role == "critic" and config.critic.path is not None
+    return Path(config.trainer.run_dir) / ("critic_model" if is_apart else "model")
 
 
 def write_model_files(config: Config) -> None:
-    """Write the files of `model_folder`. Raises ValueError for a model that cannot be used or has no tokenizer."""
+    """Write the files of every role's `model_folder`.
+
+    Raises ValueError for a model that cannot be used or has no tokenizer, and for a critic of another tokenizer.
+    """
     source = open_source(config.model.path)
     tokenizer = None if config.model.tokenizer is None else Path(config.model.tokenizer)
     files = small_files_of(source, tokenizer=tokenizer, dtype=None)
     if not any("token" in name for name in files):
         raise ValueError(f"{source.path} holds no tokenizer; set model.tokenizer to a folder that does.")
+    _write(model_folder(config), files)
+    if config.rollout.stop_token_ids is None:
+        end_ids(model_folder(config))  # what it refuses is better said before the models are built
+    if config.critic.path is not None:
+        critic = open_source(config.critic.path, critic=kind_of(config.critic.path) == "checkpoint")
+        try:
+            check_same_tokens(critic.small_files, files)
+            of_critic = small_files_of(critic, tokenizer=model_folder(config))
+        except ValueError as error:
+            raise ValueError(
+                f"critic.path={config.critic.path} does not go with model.path={config.model.path}: {error}"
+            ) from error
+        _write(model_folder(config, "critic"), files | {"config.json": of_critic["config.json"]})
+
+
+def _write(folder: Path, files: Mapping[str, bytes | Extent]) -> None:
     for name, content in files.items():
-        atomic_write(model_folder(config) / name, content.read() if isinstance(content, Extent) else content)
+        atomic_write(folder / name, content.read() if isinstance(content, Extent) else content)
 
 
 def create_model(path: str | Path, create: CreateConfig, texts: list[str], *, seed: int) -> None:

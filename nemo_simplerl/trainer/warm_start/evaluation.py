@@ -54,7 +54,7 @@ class WarmStartEval:
             data, tokenizer, path, max_tokens=config.rollout.max_prompt_tokens, limit=data.eval_limit
         )
         if self._prompts:
-            self._sampling = sampling_of(config.rollout, tokenizer)
+            self._sampling = sampling_of(config.rollout, tokenizer, model_folder(config))
             self._grader = self._opened.enter_context(closing(build_grader(config.reward)))
             engine = build_engine(config.rollout, config.model.precision, model_folder(config), mesh, tokenizer)
             self._engine = self._opened.enter_context(closing(engine))

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ class WarmStartSaves:
         self._saver = Saver(
             self.folder,
             mesh,
-            model_folder=model_folder(config),
+            model_folder=partial(model_folder, config),
             keep=checkpoint.Retention(1, 0, None),
             in_background=config.trainer.async_save,
         )

@@ -99,6 +99,16 @@ def test_without_a_shape_its_rules_are_silent():
     assert check(config, None, 4) == []
 
 
+def test_a_critic_of_its_own_must_fit_the_layout_and_the_tokens_too():
+    config, shape = quickstart("actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=2")
+    smaller = dataclasses.replace(shape, num_layers=1, num_query_groups=1, max_position_embeddings=100)
+    assert check(config, shape, 4, critic_shape=shape) == []
+    told = check(config, shape, 4, critic_shape=smaller)
+    for part in ("the critic's 1 query groups", "the critic's 1 layers", "the critic's max_position_embeddings is 100"):
+        assert sum(part in problem for problem in told) == 1
+    assert len(told) == 3
+
+
 def test_every_number_of_the_schema_has_a_range():
     def numbers(kind: type, path: str) -> set[str]:
         found = set()
