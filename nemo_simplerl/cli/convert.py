@@ -1,4 +1,4 @@
-"""`simplerl convert`: turns Hugging Face folders, `.nemo` archives and training checkpoints into one another."""
+"""`simplerl convert`: turns one form of model files into another."""
 
 import argparse
 import math
@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-_KINDS = ("hf", "nemo", "checkpoint")
+_KINDS = ("hf", "nemo", "checkpoint", "nemo2", "bridge", "megatron")  # the keys of model.source.READERS
 _LONGEST = 2000  # characters of an error, which may quote a damaged file
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -34,6 +34,7 @@ def run(argv: list[str]) -> int:
             f"{time.monotonic() - started:.1f} s"
         )
         _tell_about_tokenizer(source, target)
+        _tell_about_padding(source, target)
         return _verify(source, target) if args.verify else 0
     except (ValueError, OSError) as error:
         print(f"simplerl convert: {' '.join(str(error).split())[:_LONGEST]}", file=sys.stderr)
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--from", dest="from_", required=True, choices=_KINDS, help="what SRC is")
     parser.add_argument("--to", required=True, choices=_KINDS, help="what DST becomes")
-    parser.add_argument("source", metavar="SRC", type=Path, help="folder, .nemo file or checkpoints/step_N")
+    parser.add_argument("source", metavar="SRC", type=Path, help="folder, .nemo file, checkpoints/step_N or iter_N")
     parser.add_argument("target", metavar="DST", type=Path, help="must not exist")
     parser.add_argument("--critic", action="store_true", help="the critic of a checkpoint; SRC must hold a value head")
     parser.add_argument("--dtype", choices=_DTYPES, help="of every tensor (default: as it is)")
@@ -72,6 +73,14 @@ def _tell_about_tokenizer(source, target) -> None:
     if not target.tokenizer and not any("token" in name for name in source.small_files):
         named = f" It names {source.tokenizer!r}." if source.tokenizer else ""
         print(f"no tokenizer: {source.path} holds no tokenizer files.{named} Give one with --tokenizer DIR.")
+
+
+def _tell_about_padding(source, target) -> None:
+    if source.kind == "megatron" and "config.json" not in source.small_files and not target.tokenizer:
+        print(
+            f"vocabulary: {source.path} does not say how many of its {source.hf['vocab_size']} rows are tokens; if "
+            "some only pad it, give the model's Hugging Face folder with --tokenizer DIR."
+        )
 
 
 def _verify(source, target) -> int:

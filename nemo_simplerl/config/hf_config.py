@@ -5,6 +5,7 @@ versions read version 4's keys; version 4 itself overlooks those of 5 without a 
 Imports nothing but the standard library.
 """
 
+from copy import deepcopy
 from typing import Any
 
 _NEW_ROPE = "rope_parameters"
@@ -33,6 +34,7 @@ def for_transformers(hf: dict[str, Any]) -> dict[str, Any]:
     values, problems = in_old_form(hf)
     if problems:
         raise ValueError("; ".join(problems))
+    values = deepcopy(values)  # version 5 writes into the objects that it is given
     values["rope_theta"] = values.get("rope_theta") or DEFAULT_THETA
     window = values.get("sliding_window")
     if isinstance(window, int) and window >= values.get("max_position_embeddings", 0):

@@ -27,7 +27,7 @@ class CreateConfig:
 class ModelConfig:
     """The model that training starts from, and how it is computed."""
 
-    path: str  # a Hugging Face folder, a .nemo file or folder, or a training checkpoint (checkpoints/step_N)
+    path: str  # a Hugging Face folder, a .nemo, a training checkpoint (checkpoints/step_N), or a form of docs/forms.md
     tokenizer: str | None  # a folder with tokenizer.json; null: the tokenizer in model.path
     precision: Literal["bf16", "fp32"]  # of weights and activations; log-probabilities are always float32
     transformer_engine: bool | None  # null: use Transformer Engine layers where the package and a GPU are, in bf16
@@ -84,7 +84,7 @@ class ActorConfig:
 class CriticConfig:
     """The value model. Its parallel layout is the actor's."""
 
-    path: str | None  # a saved critic, in any form; null: the layers of model.path and a fresh value head
+    path: str | None  # a critic or another model of the same tokenizer, in any form; null: model.path, a fresh head
     micro_batch_size: int  # samples a rank holds in one forward and backward pass
     forward_micro_batch_size: int  # samples a rank holds in one pass without gradients
     # Tokens a rank holds in one forward and backward pass, samples end to end without padding; null: padded rows, as
@@ -138,7 +138,7 @@ class RolloutConfig:
     top_p: float  # sample from the most probable tokens that reach this probability together; 1.0 keeps all
     top_k: int  # sample from this many most probable tokens; 0 keeps all
     stop: list[str]  # texts that end a response; they stay in it
-    stop_token_ids: list[int] | None  # null: the tokenizer's EOS and every stop string that is one token
+    stop_token_ids: list[int] | None  # null: EOS, generation_config.json's and every stop string that is one token
     max_batch_size: int  # sequences the hf engine decodes at once; work is handed to ranks in such batches
     # When to compare what the engines hold with what was sent, tensor by tensor: in every refit, or in a process's
     # first and in every Nth step. Names, shapes and versions are always compared.

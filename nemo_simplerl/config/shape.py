@@ -4,10 +4,13 @@ import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import yaml
 
 from nemo_simplerl.config.families import FAMILIES, Family, family_of_nemo
+from nemo_simplerl.config.forms.folder import FORMS, form_of, named_family
+from nemo_simplerl.config.forms.iterations import embedding_rows
 from nemo_simplerl.config.schema import CreateConfig, CriticConfig, ModelConfig
 
 _HF_KEYS = {
@@ -28,6 +31,8 @@ _NEMO_KEYS = {
     "vocab_size": "override_vocab_size",
     "max_position_embeddings": "max_position_embeddings",
 }
+_MEGATRON_KEYS = {name: name for name in _HF_KEYS if name not in ("vocab_size", "max_position_embeddings")}
+_MEGATRON_KEYS["max_position_embeddings"] = "seq_length"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +69,9 @@ def read_shape(model: ModelConfig) -> ModelShape:
     if model.create is None:
         raise ValueError(
             f"model.path={model.path!r} holds no config.json. Give a Hugging Face model folder on disk "
-            "(`hf download Qwen/Qwen2.5-Math-7B --local-dir FOLDER` writes one), a .nemo file, a training checkpoint "
-            "(checkpoints/step_N), or fill model.create to start from random weights (experiment=quickstart does)."
+            "(`hf download Qwen/Qwen2.5-Math-7B --local-dir FOLDER` writes one), a .nemo file, a NeMo 2 folder, a "
+            "Megatron-Bridge or Megatron-LM checkpoint (torch_dist), a training checkpoint (checkpoints/step_N), or "
+            "fill model.create to start from random weights (experiment=quickstart does)."
         )
     return _shape_of_create(model.create)
 
@@ -85,6 +91,8 @@ def _shape_at(path: Path, key: str, role: str) -> ModelShape | None:
     """
     if path.is_file() or any((folder / _YAML).is_file() for folder in (path, path / role)):
         return _shape_of_nemo(path, key, role)
+    if form := form_of(path):
+        return _shape_of_folder(path, form, key)
     return _shape_of_file(path / "config.json", key) if (path / "config.json").is_file() else None
 
 
@@ -109,6 +117,28 @@ def _shape_of_nemo(path: Path, key: str, role: str) -> ModelShape:
         tied=bool(config.get("share_embeddings_and_output_weights", True)),
         model_type=family.model_type,
         head_dim=config.get("kv_channels"),
+    )
+
+
+def _shape_of_folder(path: Path, form: str, key: str) -> ModelShape:
+    """Shape of a folder of NeMo 2, Megatron-Bridge or Megatron-LM. model/source.py checks the rest."""
+    try:
+        described = FORMS[form][1](path)
+        settings = described.settings
+        values: dict[str, Any] = {ours: settings.get(theirs) for ours, theirs in _MEGATRON_KEYS.items()}
+        values["vocab_size"] = settings.get("vocab_size") or embedding_rows(described.weights)
+        if bad := [name for name, value in values.items() if type(value) is not int or value < 1]:
+            raise ValueError(f"{described.where} needs a positive {' and '.join(bad)}")
+        traits = {"qkv_bias": settings.get("add_qkv_bias"), "qk_layernorm": settings.get("qk_layernorm")}
+        family = family_of_nemo(traits, lambda: named_family(described))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    return ModelShape(
+        **values,
+        num_query_groups=settings.get("num_query_groups") or settings["num_attention_heads"],
+        tied=bool(settings.get("share_embeddings_and_output_weights", True)),
+        model_type=family.model_type,
+        head_dim=settings.get("kv_channels"),
     )
 
 

@@ -8,16 +8,20 @@ from pathlib import Path
 import torch
 import xxhash
 
-from nemo_simplerl.model.hf_map import VALUE_HEAD
-from nemo_simplerl.model.readers import checkpoint, huggingface, nemo
+from nemo_simplerl.model.hf_map import OUTPUT_LAYER, VALUE_HEAD
+from nemo_simplerl.model.readers import checkpoint, huggingface, megatron_folders, nemo
 from nemo_simplerl.model.readers.base import Reader, Source
 
-# A new form of model files is a module of readers/ and a line here. The first that recognises a path opens it.
+# A new form of model files is a module of readers/ and a line here.
 READERS: dict[str, Reader] = {
     "nemo": nemo.READER,
     "hf": huggingface.READER,
     "checkpoint": checkpoint.READER,
+    "nemo2": megatron_folders.reader("nemo2", "a NeMo 2 folder (context/, weights/)"),
+    "bridge": megatron_folders.reader("bridge", "a Megatron-Bridge checkpoint (run_config.yaml)"),
+    "megatron": megatron_folders.reader("megatron", "a Megatron-LM checkpoint (iter_N or release, torch_dist)"),
 }
+_INSIDE = {"nemo", "hf"}  # an unpacked .nemo may hold a config.json beside its own
 
 
 def open_source(
@@ -32,16 +36,22 @@ def open_source(
     path = Path(path)
     source = READERS[kind or kind_of(path)].open(path, critic, tokenizer)
     if critic and not source.is_critic:
-        heads = f"{VALUE_HEAD}, {nemo.VALUE_HEAD}"
+        heads = f"{VALUE_HEAD}, {nemo.VALUE_HEAD}, or {OUTPUT_LAYER} of one row"
         raise ValueError(f"{source.path} is no critic: it holds no value head ({heads}).")
     return source
 
 
 def kind_of(path: str | Path) -> str:
-    """The form, a key of READERS, of the model at `path`. Raises ValueError where no reader recognises it."""
-    for kind, reader in READERS.items():
-        if reader.recognises(Path(path)):
-            return kind
+    """The form, a key of READERS, of the model at `path`, told by what is there and not by its name.
+
+    Raises ValueError where no reader recognises it, or where it could be two forms.
+    """
+    found = [kind for kind, reader in READERS.items() if reader.recognises(Path(path))]
+    if len(found) == 1 or set(found) == _INSIDE:
+        return found[0]
+    if found:
+        both = " and ".join(READERS[kind].description for kind in found)
+        raise ValueError(f"{path} could be {both}; move what does not belong to the model out of that folder.")
     forms = ", nor ".join(reader.description for reader in READERS.values())
     raise ValueError(f"{path} is no model: neither {forms}.")
 

@@ -94,7 +94,9 @@ def updated_learner(mesh: Mesh) -> Learner:
 
 def saver(folder: Path, mesh: Mesh, in_background: bool) -> Saver:
     keep = Retention(last=1, every=0, best=None)
-    return Saver(folder, mesh, model_folder=folder.parent / "model", keep=keep, in_background=in_background)
+    return Saver(
+        folder, mesh, model_folder=lambda role: folder.parent / "model", keep=keep, in_background=in_background
+    )
 
 
 def state(learner: Learner, mesh: Mesh, step: int) -> tuple[dict[str, Learner], Manifest]:

@@ -1,9 +1,13 @@
-"""Seconds and peak memory of HF -> .nemo -> HF, beside `cp` of the same bytes in the same run. Prints one JSON line.
+"""Seconds, peak memory and bytes moved of HF -> .nemo -> HF, beside `cp` of the same bytes in the same run. Prints one
+JSON line.
 
 usage: python scripts/bench/convert.py [--layers N] [--repeats N] [--folder DIR]
 
 The model has the shape of Qwen2.5-1.5B (28 layers, 3.1 GB) with random bfloat16 weights. Each conversion is a process
 of its own, so its peak memory is what a user would see; `cp` is followed by `sync` of the file, as a conversion is.
+`read` and `written` are bytes that passed through system calls, as a multiple of the model's: `cp` may pass none (the
+kernel copies), a conversion each byte once in each direction. Between them a byte is copied once more where query, key
+and value, or gate and up, are joined or cut apart (`regrouped`, the share of the model's bytes).
 """
 
 import argparse
@@ -15,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -59,6 +64,7 @@ def main() -> None:
             {"bench": "convert", "gigabytes": round(num_bytes / 1e9, 2), "repeats": args.repeats}
             | {key: round(value, 3) for key, value in best.items()}
             | {
+                "regrouped": round(regrouped(SHAPE | {"num_hidden_layers": args.layers}) / num_bytes, 2),
                 "to_nemo_over_cp": round(best["to_nemo_s"] / best["cp_s"], 2),
                 "to_hf_over_cp": round(best["to_hf_s"] / best["cp_s"], 2),
             }
@@ -85,13 +91,25 @@ def measure(folder: Path, weights: Path) -> dict[str, float]:
     there = convert("hf", "nemo", folder / "hf", folder / "model.nemo")
     copies.append(copy(folder, weights))
     back = convert("nemo", "hf", folder / "model.nemo", folder / "back")
+    size = weights.stat().st_size
     return {
         "cp_s": min(synced for synced, _ in copies),
         "cp_without_sync_s": min(unsynced for _, unsynced in copies),
-        "to_nemo_s": there[0],
-        "to_hf_s": back[0],
-        "peak_gb": max(there[1], back[1]),
+        "to_nemo_s": there.seconds,
+        "to_hf_s": back.seconds,
+        "peak_gb": max(there.peak_gb, back.peak_gb),
+        "to_nemo_read": there.read / size,
+        "to_nemo_written": there.written / size,
+        "to_hf_read": back.read / size,
+        "to_hf_written": back.written / size,
     }
+
+
+def regrouped(hf: dict) -> int:
+    """Bytes of the parameters that are made of several tensors, which are joined or split in memory."""
+    entries = ((name, hf_map.mapping(name)) for name in hf_map.model_params(hf))
+    specs = [spec for name, entry in entries if len(entry.hf_names) > 1 for spec in hf_specs(name, hf, torch.bfloat16)]
+    return sum(spec.num_bytes for spec in specs)
 
 
 def copy(folder: Path, weights: Path) -> tuple[float, float]:
@@ -107,16 +125,28 @@ def copy(folder: Path, weights: Path) -> tuple[float, float]:
     return synced, unsynced
 
 
-def convert(source_kind: str, target_kind: str, source: Path, target: Path) -> tuple[float, float]:
-    """Seconds of the whole command, and its peak resident memory in GB."""
+class Conversion(NamedTuple):
+    """What a whole command took: its peak is of resident memory, its bytes went through system calls."""
+
+    seconds: float
+    peak_gb: float
+    read: int
+    written: int
+
+
+def convert(source_kind: str, target_kind: str, source: Path, target: Path) -> Conversion:
+    """Run `simplerl convert`."""
     rest()
     before = time.perf_counter()
     command = ["-W", "ignore", "-m", "nemo_simplerl", "convert", "--from", source_kind, "--to", target_kind]
     process = subprocess.Popen([sys.executable, *command, "--shard-gb", "1000", str(source), str(target)], stdout=2)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its counts can be read until it is waited for
+    seconds = time.perf_counter() - before
+    counts = dict(line.split(": ") for line in Path(f"/proc/{process.pid}/io").read_text().splitlines())
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"convert failed with status {status}")
-    return time.perf_counter() - before, usage.ru_maxrss * 1024 / 1e9
+    return Conversion(seconds, usage.ru_maxrss * 1024 / 1e9, int(counts["rchar"]), int(counts["wchar"]))
 
 
 def rest() -> None:

@@ -9,15 +9,30 @@ from pathlib import Path
 
 import pytest
 
-from nemo_simplerl.cli.convert import run
+from nemo_simplerl.cli.convert import _KINDS, run
 from nemo_simplerl.model.conversion import convert as conversion
 from nemo_simplerl.model.formats.torch_dist import GlobalTensor
+from nemo_simplerl.model.source import READERS
 from support.forms import converted, repacked, same_bits, tensors_of
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("source", "target"), [("hf", "nemo"), ("nemo", "checkpoint"), ("checkpoint", "hf")])
+def test_a_form_that_can_be_opened_has_its_name_on_the_command_line():
+    assert tuple(READERS) == _KINDS
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("hf", "nemo"),
+        ("nemo", "checkpoint"),
+        ("checkpoint", "hf"),
+        ("hf", "nemo2"),
+        ("nemo", "bridge"),
+        ("hf", "megatron"),
+    ],
+)
 def test_one_form_becomes_another_in_one_command(made, tmp_path, capsys, source, target):
     assert run(["--from", source, "--to", target, str(made[source]), str(tmp_path / "out")]) == 0
     told = capsys.readouterr()
@@ -105,7 +120,7 @@ def test_an_exception_on_the_way_leaves_nothing(made, tmp_path, monkeypatch, err
 
 KILLED = """
 import sys, time
-from nemo_simplerl.cli.convert import run
+from nemo_simplerl.cli.convert import _KINDS, run
 from nemo_simplerl.model.formats.torch_dist import RankFile
 whole = RankFile.add
 def slow(self, key, *rest):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from nemo_simplerl.config.forms.folder import form_of
 from nemo_simplerl.config.rules.runner import run_rules
 from nemo_simplerl.config.schema import Config
 
@@ -115,10 +116,10 @@ def _critic_exists(config: Config, machine: Machine) -> Iterator[str]:
     if config.critic.path is None:
         return
     path = Path(config.critic.path)
-    if not path.is_file() and not any((path / name).is_file() for name in _MODEL_FILES):
+    if not path.is_file() and not form_of(path) and not any((path / name).is_file() for name in _MODEL_FILES):
         yield (
-            f"critic.path={config.critic.path!r} is no model: no .nemo file, and no folder with one of "
-            f"{', '.join(_MODEL_FILES)}. "
+            f"critic.path={config.critic.path!r} is no model: no .nemo file, no folder with one of "
+            f"{', '.join(_MODEL_FILES)}, and none of NeMo 2, Megatron-Bridge or Megatron-LM. "
             "Give a saved critic, or critic.path=null to start from model.path with a fresh value head."
         )
 

@@ -1,4 +1,4 @@
-"""Conversion between Hugging Face folders, `.nemo` archives and training checkpoints, a tensor at a time."""
+"""Conversion between the forms of model files, a tensor at a time."""
 
 import json
 import os
@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nemo_simplerl.model.conversion import nemo_writer
+from nemo_simplerl.config.forms.folder import FORMS
+from nemo_simplerl.model.conversion import megatron_writers, nemo_writer
 from nemo_simplerl.model.conversion.nemo_writer import folder_writer
 from nemo_simplerl.model.formats import safetensors_io
 from nemo_simplerl.model.formats.archive import Extent, TarWriter
@@ -49,8 +50,8 @@ def convert(source: Source, target: Target, progress: Callable[[int, int], None]
     """Write `source` as `target`, which appears under its name when it is complete and on disk, or not at all.
 
     progress: called with the bytes done and the bytes in all, after each tensor.
-    Raises ValueError, before anything is written, where the target exists, the disk is too small, or the tokenizer
-    does not fit the vocabulary.
+    Raises ValueError, before anything is written, where the target exists, the disk is too small, the tokenizer does
+    not fit the vocabulary, or the form cannot hold the model.
     """
     small = small_files_of(source, tokenizer=target.tokenizer, dtype=target.dtype)
     specs = {name: _cast(spec, target.dtype) for name, spec in source.specs.items()}
@@ -69,6 +70,12 @@ def convert(source: Source, target: Target, progress: Callable[[int, int], None]
 
     if target.kind == "hf":
         _write_hf(source, target, specs, tensors(), small)
+    elif target.kind in FORMS:
+        dtype = next(iter(specs.values())).dtype
+        model = megatron_writers.Writing(source.hf, dtype, source.is_critic, small, target.path.absolute())
+        write = megatron_writers.writer_of(target.kind, model)
+        with atomic_output(target.path) as partial:
+            write(folder_writer(partial), tensors())
     else:
         _write_nemo(source, target, specs, tensors(), small)
 

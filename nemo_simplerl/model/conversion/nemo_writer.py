@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 import yaml
@@ -19,6 +19,7 @@ from nemo_simplerl.model.readers.nemo import CONFIG_YAML, HF_FILES, VALUE_HEAD, 
 
 # Opens a file of the archive for writing.
 Create = Callable[[str], AbstractContextManager[BinaryIO]]
+PREFIX = "model."  # of every key in a `.nemo`
 _LAYERS = "decoder.layers."
 # Transformer Engine's modules, each of which loads a state of its own. An empty one means: no FP8 scales.
 _EXTRA_STATES = (
@@ -45,13 +46,13 @@ def folder_writer(folder: Path) -> Create:
     return create
 
 
-def stacked_key(name: str) -> tuple[str, int | None]:
-    """Key of a canonical parameter in NeMo's checkpoint, and the row of a layer's parameter in the tensor of that key:
-    NeMo stacks the layers of a model."""
+def stacked_key(name: str, prefix: str = PREFIX) -> tuple[str, int | None]:
+    """Key of a canonical parameter in a distributed checkpoint, and the row of a layer's parameter in the tensor of
+    that key: Megatron stacks the layers of a model. prefix: what the form puts before every name."""
     if not name.startswith(_LAYERS):
-        return f"model.{name}", None
+        return f"{prefix}{name}", None
     layer, _, rest = name.removeprefix(_LAYERS).partition(".")
-    return f"model.{_LAYERS}{rest}", int(layer)
+    return f"{prefix}{_LAYERS}{rest}", int(layer)
 
 
 def add_param(
@@ -61,35 +62,53 @@ def add_param(
     shape: tuple[int, ...],
     num_layers: int,
     offsets: tuple[int, ...] | None = None,
+    prefix: str = PREFIX,
 ) -> None:
     """Add to `file` the block `part` of the canonical parameter of full `shape`. offsets None: the whole parameter."""
-    key, row = stacked_key(name)
+    key, row = stacked_key(name, prefix)
     offsets = offsets or (0,) * len(shape)
     if row is not None:
         part, shape, offsets = part[None], (num_layers, *shape), (row, *offsets)
     file.add(key, part, shape, offsets)
 
 
-def add_extra_states(file: torch_dist.BlockSink, num_layers: int) -> None:
+def add_extra_states(file: torch_dist.BlockSink, num_layers: int, prefix: str = PREFIX) -> None:
     """Add an empty state for each of Transformer Engine's modules, which NeMo loads beside their weights."""
     for layer in range(num_layers):
         for module in _EXTRA_STATES:
-            file.add_object(f"model.{_LAYERS}{module}._extra_state/shard_{layer}_{num_layers}", [None])
+            file.add_object(f"{prefix}{_LAYERS}{module}._extra_state/shard_{layer}_{num_layers}", [None])
 
 
 def write_weights(create: Create, tensors: Iterable[tuple[str, Tensor]], num_layers: int, *, is_critic: bool) -> None:
     """Write full canonical parameters as one rank's checkpoint; a critic's value head is named as in NeMo-Aligner."""
+    head = add_head if is_critic else None
+    write_distributed(lambda name: create(f"{WEIGHTS}/{name}"), tensors, num_layers, prefix=PREFIX, head=head)
+
+
+def write_distributed(
+    create: Create,
+    tensors: Iterable[tuple[str, Tensor]],
+    num_layers: int,
+    *,
+    prefix: str,
+    head: Callable[[torch_dist.BlockSink, Tensor], None] | None = None,
+    common: Mapping[str, Any] | None = None,
+) -> None:
+    """Write full canonical parameters as one rank's `torch_dist` checkpoint.
+
+    prefix: see `stacked_key`. head: adds the output layer in place of it. common: see `torch_dist.write_index`.
+    """
     name_of_file = torch_dist.rank_file_name(0)
     torch_dist.import_early()
-    with create(f"{WEIGHTS}/{name_of_file}") as stream:
+    with create(name_of_file) as stream:
         file = torch_dist.RankFile(stream, name_of_file)
         for name, tensor in tensors:
-            if is_critic and name == OUTPUT_LAYER:
-                add_head(file, tensor)
+            if head is not None and name == OUTPUT_LAYER:
+                head(file, tensor)
             else:
-                add_param(file, name, tensor, tuple(tensor.shape), num_layers)
-        add_extra_states(file, num_layers)
-    torch_dist.write_index(lambda name: create(f"{WEIGHTS}/{name}"), file.written)
+                add_param(file, name, tensor, tuple(tensor.shape), num_layers, prefix=prefix)
+        add_extra_states(file, num_layers, prefix)
+    torch_dist.write_index(create, file.written, common)
 
 
 def add_head(file: torch_dist.BlockSink, weight: Tensor) -> None:
@@ -102,6 +121,11 @@ def write_small_files(create: Create, config: dict, small_files: Mapping[str, by
     """Write `model_config.yaml`, and below `hf/` the config.json and tokenizer files."""
     with create(CONFIG_YAML) as stream:
         stream.write(yaml.safe_dump(config, sort_keys=False).encode())
-    for name, content in small_files.items():
-        with create(f"{HF_FILES}/{name}") as stream:
+    write_files(create, HF_FILES, small_files)
+
+
+def write_files(create: Create, folder: str, files: Mapping[str, bytes | Extent]) -> None:
+    """Write files by name below `folder`."""
+    for name, content in files.items():
+        with create(f"{folder}/{name}") as stream:
             stream.write(content.read() if isinstance(content, Extent) else content)

@@ -19,15 +19,9 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from nemo_simplerl.config.forms.pickles import MAX_PICKLE, DataUnpickler, Inert, Refused
 from nemo_simplerl.model.formats.archive import Extent
-from nemo_simplerl.model.formats.torch_zip import (
-    MAX_PICKLE,
-    DataUnpickler,
-    Inert,
-    Refused,
-    StoredTensor,
-    stored_objects,
-)
+from nemo_simplerl.model.formats.torch_zip import StoredTensor, stored_objects
 
 METADATA = ".metadata"
 _MAX_SIDE_BY_SIDE = 4096  # blocks of a tensor at one index of its first axis: as many as tensor ranks
@@ -99,9 +93,12 @@ class GlobalTensor:
             place.copy_(part)
 
 
-def read_index(files: Mapping[str, Extent], folder: str = "") -> dict[str, GlobalTensor]:
+def read_index(
+    files: Mapping[str, Extent], folder: str = "", wanted: Callable[[str], bool] = lambda key: True
+) -> dict[str, GlobalTensor]:
     """The global tensors of the checkpoint in `folder` of `files`, by key; objects that are no tensors are left out.
 
+    wanted: whether a key is looked at; of the others nothing has to be whole.
     Raises ValueError where `.metadata` is missing, asks for code, or names a file that is not there.
     """
     prefix = f"{folder}/" if folder else ""
@@ -116,7 +113,7 @@ def read_index(files: Mapping[str, Extent], folder: str = "") -> dict[str, Globa
         return {
             key: _global_tensor(key, entry, records, files, prefix)
             for key, entry in index.state_dict_metadata.items()
-            if isinstance(entry, _Tensor)
+            if isinstance(entry, _Tensor) and wanted(_text(key))
         }
     except (AttributeError, TypeError, IndexError, KeyError) as error:
         raise ValueError(f"{where} is damaged ({type(error).__name__}: {error}).") from error
@@ -257,10 +254,17 @@ def import_early() -> None:
     threading.Thread(target=import_module, args=("torch.distributed.checkpoint.filesystem",), daemon=True).start()
 
 
-def write_index(create: Callable[[str], AbstractContextManager[BinaryIO]], written: Iterable[WrittenBlock]) -> None:
-    """Write the files that make the ranks' files a checkpoint: `common.pt`, `metadata.json`, and `.metadata` last."""
+def write_index(
+    create: Callable[[str], AbstractContextManager[BinaryIO]],
+    written: Iterable[WrittenBlock],
+    common: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the files that make the ranks' files a checkpoint: `common.pt`, `metadata.json`, and `.metadata` last.
+
+    common: what `common.pt` holds, None for nothing. Megatron-core 0.19 needs no such file but reads it; 0.18 needs it.
+    """
     with create("common.pt") as stream:
-        torch.save({}, stream)
+        torch.save(dict(common or {}), stream)
     with create("metadata.json") as stream:
         versions = {"sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
         stream.write(json.dumps({"sharded_backend": "torch_dist"} | versions).encode())

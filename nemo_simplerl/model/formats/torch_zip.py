@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_simplerl.config.forms.pickles import MAX_PICKLE, DataUnpickler, Inert, Refused
 from nemo_simplerl.model.formats.archive import Extent
 
 _DTYPES = {
@@ -28,7 +29,6 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-MAX_PICKLE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -57,69 +57,6 @@ class StoredTensor:
             target.copy_(self.read().flatten()[first : first + target.numel()].view_as(target))
         else:
             self.data.read_into(bytes_of(target), first * target.element_size())
-
-
-class Inert:
-    """Stands for an object of a class that is not built: accepts the pickle's arguments and state, and uses none."""
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        self.state = state
-
-
-class Refused(ValueError):
-    """Raised for a pickle that asks for a class or function it may not have."""
-
-
-class DataUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
-    """Reads a pickle that may be hostile; a subclass's `find_class` decides which names it may use.
-
-    It is the unpickler written in Python, because one opcode can make the one in C fill gigabytes. Keys of dicts are
-    strings, numbers and Inert objects: tuples nested in tuples can take forever to hash.
-    """
-
-    def read_all(self, where: str) -> Any:
-        """The pickled object. Raises ValueError for anything that is wrong with it. where: the file, for the error."""
-        try:
-            return self.load()
-        except Refused:
-            raise
-        except Exception as error:  # a damaged pickle can raise anything at all
-            raise ValueError(f"{where} is damaged ({type(error).__name__}: {error}).") from error
-
-    def set_items(self) -> None:
-        items = self.pop_mark()
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            self._set(key, value)
-
-    def set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set(key, value)
-
-    def _set(self, key: Any, value: Any) -> None:
-        if not isinstance(key, str | int | Inert):
-            raise pickle.UnpicklingError(f"a key is a {type(key).__name__}")
-        self.stack[-1][key] = value
-
-    def build(self) -> None:
-        state = self.stack.pop()
-        if isinstance(self.stack[-1], Inert):  # no other object takes attributes: an OrderedDict's is not read
-            self.stack[-1].__setstate__(state)
-
-    def refuse(self) -> None:
-        raise pickle.UnpicklingError("a dict or set is built in a way that no checkpoint needs")
-
-    dispatch = pickle._Unpickler.dispatch | {  # type: ignore[attr-defined]
-        pickle.SETITEMS[0]: set_items,
-        pickle.SETITEM[0]: set_item,
-        pickle.BUILD[0]: build,
-        **dict.fromkeys((pickle.DICT[0], pickle.ADDITEMS[0], pickle.FROZENSET[0]), refuse),
-    }
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

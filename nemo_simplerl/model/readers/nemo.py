@@ -1,19 +1,15 @@
 """`.nemo` archives, packed or unpacked: model_config.yaml, weights in several layouts, and what NeMo does not pack."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.formats import nemo_config, old_layouts, torch_dist
 from nemo_simplerl.model.formats.archive import Extent, list_files
-from nemo_simplerl.model.formats.safetensors_io import Spec
 from nemo_simplerl.model.hf_map import EMBEDDING, OUTPUT_LAYER
-from nemo_simplerl.model.readers.base import Reader, Source, dtype_problems, raise_if_any
-from nemo_simplerl.model.readers.small_files import bounded, read_config, small_files, tokenizer_files
+from nemo_simplerl.model.readers import distributed
+from nemo_simplerl.model.readers.base import Reader, Source, raise_if_any
+from nemo_simplerl.model.readers.small_files import bounded, read_config, small_files
 
 CONFIG_YAML = "model_config.yaml"
 WEIGHTS = "model_weights"  # folder of an archive with the distributed checkpoint
@@ -43,7 +39,6 @@ def open_nemo(path: Path, critic: bool = False, tokenizer: Path | None = None, *
     where = f"{path}:{CONFIG_YAML}"
     config = nemo_config.parse_yaml(bounded(files[CONFIG_YAML], where).read(), where)
     tensors = _tensors_of(files, config)
-    is_critic = VALUE_HEAD in tensors
     small = _small_files_of_archive(files, config)
     rows = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else 0
     inner = f"{path}:{HF_FILES}/config.json"
@@ -51,64 +46,29 @@ def open_nemo(path: Path, critic: bool = False, tokenizer: Path | None = None, *
     def stated() -> str | None:
         return read_config(small["config.json"], inner)["model_type"] if "config.json" in small else None
 
-    hf = nemo_config.hf_config(config, _vocab_size(tokenizer, rows), where, stated)
+    hf = nemo_config.hf_config(config, distributed.vocab_size(tokenizer, rows), where, stated)
+    is_critic = VALUE_HEAD in tensors
     if "config.json" in small:
         packed = read_config(small["config.json"], inner)
         _check_same_model(path, packed, hf, is_critic)
         hf = packed
-    names = hf_map.model_params(hf, critic=is_critic)
     if is_critic:
         tensors[OUTPUT_LAYER] = tensors.pop(VALUE_HEAD)
-        names.append(OUTPUT_LAYER)
-    _check_tensors(path, names, tensors, hf, is_critic)
-    specs = {name: Spec(name, hf_map.param_shape(name, hf, critic=is_critic), tensors[name].dtype) for name in names}
-
-    def read(name: str) -> Tensor:
-        return tensors[name].read()[: specs[name].shape[0]]  # without the rows that pad a vocabulary
-
+    ignored = frozenset({VALUE_HEAD_BIAS})
+    specs, read = distributed.checked(path, tensors, hf, is_critic=is_critic, ignored=ignored)
+    if VALUE_HEAD_BIAS in tensors and bool(tensors[VALUE_HEAD_BIAS].read().any()):
+        raise_if_any(path, [f"{VALUE_HEAD_BIAS} is not zero, and our value head has no bias"])
     return Source(kind, path, hf, is_critic, specs, small, read, _tokenizer_name(config))
 
 
 READER = Reader(f"a .nemo file or folder ({CONFIG_YAML})", is_nemo, open_nemo)
 
 
-@dataclass(frozen=True)
-class _StackedLayer:
-    """One layer of a stacked tensor."""
-
-    stack: torch_dist.GlobalTensor | old_layouts.ZarrArray
-    row: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stack.shape[1:]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.stack.dtype
-
-    def read(self) -> Tensor:
-        return self.stack.read(self.row)
-
-
 def _tensors_of(files: Mapping[str, Extent], config: dict) -> dict:
-    """The archive's tensors by canonical name, whether layers are stacked into one tensor or have keys of their own."""
+    """The archive's tensors by canonical name."""
     if ranks := old_layouts.rank_files(files):
         return old_layouts.from_rank_files(ranks, config)
-    tensors: dict = {}
-    for key, tensor in (old_layouts.zarr_arrays(files) or torch_dist.read_index(files, WEIGHTS)).items():
-        name = old_layouts.without_prefix(key)
-        if "_extra_state" in name:
-            continue
-        if name.startswith("decoder.layers.") and not name.split(".")[2].isdecimal():
-            rest = name.removeprefix("decoder.layers.")
-            if 0 in tensor.shape or not tensor.shape:
-                raise ValueError(f"{key} has shape {tensor.shape}: it holds no layers.")
-            for row in range(tensor.shape[0]):
-                tensors[hf_map.canonical(f"decoder.layers.{row}.{rest}")] = _StackedLayer(tensor, row)
-        else:
-            tensors[hf_map.canonical(name)] = tensor
-    return tensors
+    return distributed.canonical_tensors(old_layouts.zarr_arrays(files) or torch_dist.read_index(files, WEIGHTS))
 
 
 def _check_same_model(path: Path, packed: dict, by_yaml: dict, is_critic: bool) -> None:
@@ -132,36 +92,6 @@ def _check_same_model(path: Path, packed: dict, by_yaml: dict, is_critic: bool) 
     ]
     if wrong:
         raise ValueError(f"{path}: {HF_FILES}/config.json and {CONFIG_YAML} differ: {'; '.join(wrong)}.")
-
-
-def _vocab_size(tokenizer: Path | None, rows: int) -> int:
-    """How many rows of the embeddings are tokens. NeMo pads a vocabulary and may not note its size."""
-    _, config = tokenizer_files(tokenizer) if tokenizer else ({}, {})
-    given = config.get("vocab_size")
-    return given if isinstance(given, int) and 0 < given < rows else rows
-
-
-def _check_tensors(path: Path, names: list[str], tensors: dict, hf: dict, is_critic: bool) -> None:
-    """Raise one ValueError that lists the tensors that are missing, unknown, misshapen, quantized or inconsistent."""
-    known = {*names, OUTPUT_LAYER, VALUE_HEAD_BIAS}  # a critic may carry the output layer it does not use
-    wrong = [f"{name} is missing" for name in names if name not in tensors]
-    wrong += [f"{name} is unknown" for name in tensors if name not in known and not name.endswith("inv_freq")]
-    for name in names:
-        if name not in tensors:
-            continue
-        shape, expected = tensors[name].shape, hf_map.param_shape(name, hf, critic=is_critic)
-        is_padded = hf_map.mapping(name, critic=is_critic).kind == "vocab" and shape[:1] >= expected[:1]
-        if shape[1:] != expected[1:] or (shape[:1] != expected[:1] and not is_padded):
-            wrong.append(f"{name} is {shape}, by its config {expected}")
-        wrong += dtype_problems(name, tensors[name].dtype)
-    raise_if_any(path, wrong)
-    is_tied = not is_critic and hf.get("tie_word_embeddings", False)
-    # The last of several pipeline stages stores its copy of tied embeddings.
-    if is_tied and OUTPUT_LAYER in tensors and not torch.equal(tensors[OUTPUT_LAYER].read(), tensors[EMBEDDING].read()):
-        wrong.append(f"{OUTPUT_LAYER} differs from the embeddings, to which it is tied")
-    if VALUE_HEAD_BIAS in tensors and bool(tensors[VALUE_HEAD_BIAS].read().any()):
-        wrong.append(f"{VALUE_HEAD_BIAS} is not zero, and our value head has no bias")
-    raise_if_any(path, wrong)
 
 
 def _small_files_of_archive(files: Mapping[str, Extent], config: dict) -> dict[str, Extent]:

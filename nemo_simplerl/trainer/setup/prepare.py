@@ -16,7 +16,7 @@ from nemo_simplerl.data.tokenizer import build_tokenizer, load_tokenizer
 from nemo_simplerl.files import atomic_write
 from nemo_simplerl.model.conversion.convert import check_same_tokens, small_files_of
 from nemo_simplerl.model.formats.archive import Extent
-from nemo_simplerl.model.readers.small_files import end_ids
+from nemo_simplerl.model.readers.small_files import end_ids, small_files, top_files
 from nemo_simplerl.model.source import kind_of, open_source
 
 
@@ -65,8 +65,11 @@ def write_model_files(config: Config) -> None:
 
 
 def _write(folder: Path, files: Mapping[str, bytes | Extent]) -> None:
+    """Write the files, and remove those of another model or tokenizer that an earlier start left beside them."""
     for name, content in files.items():
         atomic_write(folder / name, content.read() if isinstance(content, Extent) else content)
+    for name in small_files(top_files(folder)).keys() - files.keys():
+        (folder / name).unlink()
 
 
 def create_model(path: str | Path, create: CreateConfig, texts: list[str], *, seed: int) -> None:

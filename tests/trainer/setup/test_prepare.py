@@ -55,3 +55,7 @@ def test_a_run_stops_at_every_id_of_generation_config_unless_it_says_otherwise(c
     with pytest.raises(ValueError, match="eos_token_id names 331, which is no id of a vocabulary of 331"):
         write_model_files(config)
     write_model_files(replace(config, rollout=own))
+    assert (model_folder(config) / "generation_config.json").is_file()
+    file.unlink()
+    write_model_files(config)
+    assert not (model_folder(config) / "generation_config.json").exists()  # it belonged to an earlier start
