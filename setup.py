@@ -58,7 +58,7 @@ setup(
         "gpu": ["transformer-engine[pytorch]", *NEMO],
         "nemo": NEMO,  # lets `convert --verify` ask NeMo's own connector; holds transformers at 4.57
         "trtllm": ["tensorrt-llm>=1.2,<1.3", "ray>=2.40,<3"],  # tensorrt-llm needs ray for refits and does not bring it
-        "parquet": PARQUET,  # for `simplerl data`
+        "parquet": PARQUET,  # for data in .parquet files
         "wandb": WANDB,  # for trainer.wandb
         "test": TEST,  # without NeMo, so that transformers may be 5: scripts/test.sh --newest
         "dev": [

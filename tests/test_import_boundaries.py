@@ -24,14 +24,14 @@ FOLDER = Path(nemo_simplerl.__file__).parent
 # What a room may import of the package beside itself: rooms, or single modules of one. A room not named here
 # may import any but those in ONLY_FOR.
 MAY_IMPORT = {
-    "config": set(),
+    "config": {"user_files"},
     "reward": {"config"},
     "algo": set(),
-    "data": {"config", "files"},
+    "data": {"config", "files", "reward", "user_files"},
     "parallel": set(),
-    "model": {"config", "parallel"},
+    "model": {"config", "parallel", "user_files"},
     "rollout": {"config", "parallel.reductions", "parallel.waits"},
-    "plan": {"config"},
+    "plan": {"config", "user_files"},
 }
 # Rooms and libraries that only these rooms or modules may import.
 ONLY_FOR = {

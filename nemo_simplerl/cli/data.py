@@ -13,6 +13,8 @@ from nemo_simplerl.data.templates import NAMES
 from nemo_simplerl.files import atomic_write
 
 _FIELDS = ("id", "question", "answer", "level", "subject")
+# What --check-golds lists in the report: ids of the problems with such a gold answer.
+_CHECKS = ("unreachable_golds", "prose_golds", "text_golds")
 
 
 def run(argv: list[str]) -> int:
@@ -26,14 +28,14 @@ def run(argv: list[str]) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    from nemo_simplerl.data.problems import problems_of, question_as_written
     from nemo_simplerl.data.rows import write_rows
     from nemo_simplerl.data.survey import SIMPLERL_SHA256, Rules, survey
-    from nemo_simplerl.data.tables import problems_of
     from nemo_simplerl.eval.benchmarks import BENCHMARKS, load_benchmark
 
     if args.out is not None and args.out.exists():
         raise ValueError(f"{args.out} exists; choose another name or remove it.")
-    problems = problems_of(args.source, {field: getattr(args, field) for field in _FIELDS})
+    problems, golds = problems_of(args.source, {field: getattr(args, field) for field in _FIELDS})
     held_out = {}
     if args.held_out is not None:
         held_out = {name: load_benchmark(name, args.held_out) for name in BENCHMARKS}
@@ -41,12 +43,13 @@ def _prepare(args: argparse.Namespace) -> int:
     found = survey(problems, held_out, rules, _counter(args))
     digest = hashlib.sha256(args.source.read_bytes()).hexdigest()
     report = {"source": str(args.source), "sha256": digest} | found.report
-    report["unreachable_golds"] = _unreachable(found.kept) if args.check_golds else None
-    for line in _in_words(report, digest == SIMPLERL_SHA256):
+    report |= _checked(found.kept) if args.check_golds else dict.fromkeys(_CHECKS)
+    for line in [*_in_words(report, digest == SIMPLERL_SHA256), *golds.notes()]:
         print(line)
     if args.out is not None:
         rows = [{field: getattr(problem, field) for field in _FIELDS} for problem in found.kept]
-        write_rows(args.out, [row | {"answer": row["answer"].strip()} for row in rows])
+        asked = [{"question": question_as_written(problem)} for problem in found.kept]
+        write_rows(args.out, [row | question for row, question in zip(rows, asked, strict=True)])
         print(f"{len(rows)} problems: {args.out}")
     if args.report is not None:
         atomic_write(args.report, json.dumps(report, indent=2) + "\n")
@@ -59,26 +62,26 @@ def _counter(args: argparse.Namespace):
         if args.max_prompt_tokens is not None:
             raise ValueError("--max-prompt-tokens needs --tokenizer FOLDER to count by.")
         return None
-    from nemo_simplerl.data.templates import renderer
+    from nemo_simplerl.data.templates import encode_prompts, renderer
     from nemo_simplerl.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)
     prompt_of = renderer(args.template, tokenizer, trailing_newline=True)
 
     def num_tokens(problems) -> list[int]:
-        texts = [prompt_of(problem.question) for problem in problems]
-        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        texts = [prompt_of(problem.chat or problem.question) for problem in problems]
+        return [len(ids) for ids in encode_prompts(tokenizer, texts)]
 
     return num_tokens
 
 
-def _unreachable(problems: Sequence) -> list[str]:
-    """Ids of problems whose own gold answer, in a box, the grader does not accept: no response can be right."""
-    from nemo_simplerl.reward.serving.pool import RewardPool
+def _checked(problems: Sequence) -> dict[str, list[str]]:
+    """Ids of the problems whose gold answer needs a look, by the names of _CHECKS."""
+    from nemo_simplerl.reward.gold import check_golds
 
-    with RewardPool(1, timeout_s=10.0, memory_limit_mb=1024) as pool:
-        grades = pool.grade([(problem.answer, rf"\boxed{{{problem.answer}}}") for problem in problems])
-    return [problem.id for problem, grade in zip(problems, grades, strict=True) if grade.verdict != "correct"]
+    check = check_golds([problem.answer for problem in problems])
+    places = (check.unreachable, check.prose, check.text_alone)
+    return {name: [problems[place].id for place in found] for name, found in zip(_CHECKS, places, strict=True)}
 
 
 def _in_words(report: dict[str, Any], is_simplerl: bool) -> list[str]:
@@ -98,9 +101,10 @@ def _in_words(report: dict[str, Any], is_simplerl: bool) -> list[str]:
                 where = f" of {pair['in']}" if "in" in pair else ""
                 question = " ".join(pair["question"].split())[:80]
                 lines.append(f"  {kind}: {pair['id']} and {pair['other']}{where}: {question}")
-    if report["unreachable_golds"] is not None:
-        ids = report["unreachable_golds"]
-        lines.append(f"golds that the grader does not accept of itself: {len(ids)} {', '.join(ids[:5])}".rstrip())
+    if (ids := report["unreachable_golds"]) is not None:
+        lines.append(
+            f"golds that the grader does not accept of itself: {len(ids) or 'none'} {', '.join(ids[:5])}".rstrip()
+        )
     reasons = [f"{drop['id']}: {drop['reason']}" for drop in report["dropped"]]
     lines.append(f"dropped: {len(reasons)}")
     lines += [f"  {reason}" for reason in reasons[:10]] + (["  ..."] if len(reasons) > 10 else [])

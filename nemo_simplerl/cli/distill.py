@@ -80,16 +80,18 @@ def run(argv: list[str]) -> int:
 
 
 def _distill(args: argparse.Namespace) -> int:
+    from nemo_simplerl.data.problems import problems_of
     from nemo_simplerl.data.rows import write_rows
-    from nemo_simplerl.data.tables import problems_of
 
     if min(args.samples, args.keep, args.connections) < 1:
         raise ValueError("--samples, --keep and --connections must be at least 1.")
     if args.endpoint and args.overrides:
         raise ValueError(f"{' '.join(args.overrides)}: settings of the engine mean nothing to an endpoint.")
     fields = {"question": args.question, "answer": args.answer}
-    problems = [problem for problem in problems_of(args.problems, fields) if problem.answer]
+    problems, golds = problems_of(args.problems, fields, without_gold="drop")
     require_different_ids(problems)
+    if is_first_rank() and golds.notes():
+        print(f"{args.problems}: {', '.join(golds.notes())}")
     done, source, failures = (_from_endpoint if args.endpoint else _from_model)(args, problems)
     if not is_first_rank():
         return 0
@@ -97,7 +99,7 @@ def _distill(args: argparse.Namespace) -> int:
     write_rows(args.out, rows)
     verdicts = Counter(row["verdict"] for row in done)
     print(", ".join(f"{verdict} {count}" for verdict, count in verdicts.most_common()))
-    print(f"{len(rows)} examples of {len({row['question'] for row in rows})} problems: {args.out}")
+    print(f"{len(rows)} examples of {len({row['id'].rpartition('/')[0] for row in rows})} problems: {args.out}")
     if failures:
         print(f"{len(failures)} requests failed ({failures[0]}); the same command asks for them again", file=sys.stderr)
     return 1 if failures else 0

@@ -189,13 +189,13 @@ class AlgoConfig:
 class DataConfig:
     """Problems to train and evaluate on, and how they become prompts."""
 
-    train_path: str  # problems to train on: .json (a list of objects) or .jsonl (one a line)
+    train_path: str  # problems to train on: .json (a list of objects), .jsonl (one a line), .csv or .parquet
     eval_path: str | None  # problems to evaluate on, in the same form
-    sft_path: str | None  # demonstrations of the warm start: .jsonl of question or prompt, and response
+    sft_path: str | None  # demonstrations of the warm start: question or prompt, and response; or messages
     sft_eval_path: str | None  # demonstrations held out of the warm start, for its evaluation loss
-    question_field: str  # key of the question in train_path and eval_path
+    question_field: str  # key of the question in train_path and eval_path; "a.b" is the key b of the object a
     answer_field: str  # key of the gold answer there
-    rows_without_gold: Literal["error", "drop"]  # rows that have no gold answer
+    rows_without_gold: Literal["error", "drop"]  # rows that have no gold answer, or one that no response can equal
     template: Literal["qwen25-math-cot", "qwen-boxed", "abel", "none", "chat"]  # "chat": the tokenizer's own
     prompt_trailing_newline: bool  # the prompt ends in a line break; in the original recipe in evaluation only
     overlong_prompts: Literal["drop", "truncate", "error"]  # "truncate", as in the original recipe, cuts the prompt

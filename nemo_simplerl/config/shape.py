@@ -12,6 +12,7 @@ from nemo_simplerl.config.families import FAMILIES, Family, family_of_nemo
 from nemo_simplerl.config.forms.folder import FORMS, form_of, named_family
 from nemo_simplerl.config.forms.iterations import embedding_rows
 from nemo_simplerl.config.schema import CreateConfig, CriticConfig, ModelConfig
+from nemo_simplerl.user_files import read_text, refuse_pointer
 
 _HF_KEYS = {
     "num_layers": "num_hidden_layers",
@@ -100,6 +101,8 @@ def _shape_of_nemo(path: Path, key: str, role: str) -> ModelShape:
     """Shape of a `.nemo` file or folder, or of a role of a checkpoint. model/source.py checks the rest."""
     found = next((file for file in (path / _YAML, path / role / _YAML) if file.is_file()), None)
     try:
+        with open(found or path, "rb") as stream:
+            refuse_pointer(stream.read(64), f"{key}: {found or path}")
         config = yaml.safe_load(found.read_bytes() if found else _read_in_tar(path, _YAML))
         values = {ours: config[theirs] for ours, theirs in _NEMO_KEYS.items()}
     except (OSError, tarfile.TarError, yaml.YAMLError, KeyError, TypeError) as error:
@@ -189,7 +192,7 @@ def _shape_of_create(create: CreateConfig) -> ModelShape:
 
 def _shape_of_file(file: Path, key: str) -> ModelShape:
     try:
-        hf = json.loads(file.read_text())
+        hf = json.loads(read_text(file))
     except (OSError, ValueError) as error:
         raise ValueError(f"{key}: {file} is not readable JSON ({error}); fetch the model again.") from error
     if not isinstance(hf, dict) or hf.get("model_type") not in FAMILIES:

@@ -8,7 +8,8 @@ from typing import Any
 
 import xxhash
 
-from nemo_simplerl.data.problems import Problem
+from nemo_simplerl.data.chats import Turn
+from nemo_simplerl.data.problems import Problem, question_as_written
 from nemo_simplerl.data.templates import INSTRUCTION
 
 Sample = Mapping[str, Any]  # id, sample, response, finish_reason, verdict
@@ -26,13 +27,18 @@ class Request:
         return self.problem.id, self.sample
 
     def messages(self) -> list[dict[str, str]]:
-        """The chat to send: the recipe's instruction as the system's turn, the question as the user's."""
-        return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": self.problem.question}]
+        """The chat to send: the recipe's instruction as the system's turn, the question as the user's.
+
+        Of a problem that is a chat the other turns go along.
+        """
+        turns = self.problem.chat or (Turn("user", self.problem.question),)
+        asked = [turn._asdict() for turn in turns if turn.role != "system"]
+        return [{"role": "system", "content": INSTRUCTION}, *asked]
 
 
 def request_digest(problem: Problem, settings: Mapping[str, Any]) -> str:
     """Digest of a problem's question and gold answer and of the settings under which it is asked."""
-    asked = json.dumps([problem.question, problem.answer, dict(settings)], sort_keys=True)
+    asked = json.dumps([question_as_written(problem), problem.answer, dict(settings)], sort_keys=True)
     return xxhash.xxh3_64_hexdigest(asked.encode())
 
 
@@ -80,7 +86,7 @@ def kept(problems: Sequence[Problem], samples: Iterable[Sample], per_problem: in
                 rows.append(
                     {
                         "id": f"{problem.id}/{sample['sample']}",
-                        "question": problem.question,
+                        "question": question_as_written(problem),
                         "response": sample["response"].strip(),
                         "answer": problem.answer,
                         "source": source,

@@ -1,16 +1,22 @@
 """Problems with their gold answers, and the prompts made of them."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nemo_simplerl.data.rows import Row, name_rows, read_rows
-from nemo_simplerl.data.templates import renderer
+from nemo_simplerl.data.chats import Chat, asks_for_a_box, has_system_turn, is_chat, read_chat
+from nemo_simplerl.data.rows import Row, fields_of, name_rows, read_rows, value_at
+from nemo_simplerl.data.templates import CHAT, encode_prompts, renderer
+from nemo_simplerl.reward.gold import Gold, check_golds, read_gold
 
 if TYPE_CHECKING:  # transformers takes seconds to load, and a problem is text
     from transformers import PreTrainedTokenizerBase
+
+_MAX_PROSE_SHARE = 0.25  # of a file's gold answers; CollegeMath, the benchmark with most, has 0.06
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +25,10 @@ class Problem:
 
     id: str
     question: str
-    answer: str  # the gold, as written
+    answer: str  # the gold
     level: int | None
     subject: str | None
+    chat: Chat | None = None  # as the file has it, where it has more than the question
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,7 @@ class Prompt:
     """A problem rendered by a template and tokenized."""
 
     problem: Problem
-    text: str  # that token_ids encodes
+    text: str  # that token_ids encodes; a BOS that the tokenizer puts before every text is not in it
     token_ids: tuple[int, ...]
 
 
@@ -41,10 +48,69 @@ class PromptReport:
     num_truncated: int
     dropped_ids: tuple[str, ...]
     longest: int  # tokens of the longest prompt before any was dropped or cut
+    num_systems_left_out: int = 0  # chats whose system turn gave way to the template's
+    num_without_box: int = 0  # chats, written as they stand, that ask for no box
 
     @property
     def num_dropped(self) -> int:
         return len(self.dropped_ids)
+
+    def notes(self) -> list[str]:
+        """What happened to the prompts beyond their number, in words."""
+        counts = {
+            "dropped as too long": self.num_dropped,
+            "cut to the limit": self.num_truncated,
+            "system messages left out, as the template has its own (data.template=chat writes them)": (
+                self.num_systems_left_out
+            ),
+            r"chats ask for no \boxed{} answer, without which a response earns reward.no_answer": self.num_without_box,
+        }
+        return [f"{count} {what}" for what, count in counts.items() if count]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Names of the fields of question and gold answer, `a.b` where they are nested; and how the user gives them."""
+
+    question: str
+    answer: str
+    options: tuple[str, str] = ("data.question_field=", "data.answer_field=")
+    drop_option: str | None = "data.rows_without_gold=drop"  # leaves out rows without a gold; None: there is none
+
+
+@dataclass(frozen=True)
+class GoldReport:
+    """What became of a file's gold answers."""
+
+    left_out: Mapping[str, list[int]]  # rows left out, by the reason
+    forms: Mapping[str, int]  # how many were taken out of a longer text, by its form
+    num_prose: int  # of the golds that are kept, those that are sentences
+    text_alone: Sequence[str]  # and those of which the text alone is compared
+
+    @property
+    def num_left_out(self) -> int:
+        return sum(map(len, self.left_out.values()))
+
+    def notes(self) -> list[str]:
+        """What a reader should know of the gold answers, in words; nothing where all stand there as they are."""
+        notes = []
+        if self.forms:
+            forms = ", ".join(f"{form}: {count}" for form, count in self.forms.items())
+            count = sum(self.forms.values())
+            what = "answer taken out of a longer value" if count == 1 else "answers taken out of longer values"
+            notes.append(f"{count} gold {what} ({forms})")
+        if self.left_out:
+            reasons = ", ".join(f"{reason}: {len(rows)}" for reason, rows in self.left_out.items())
+            what = "row left out that has" if self.num_left_out == 1 else "rows left out that have"
+            notes.append(f"{self.num_left_out} {what} no gold answer ({reasons})")
+        if self.num_prose:
+            notes.append(f"sentences as gold answers, which hardly any response will repeat: {self.num_prose}")
+        if self.text_alone:
+            notes.append(
+                "gold answers that are neither mathematics nor words, so that a response must repeat their text: "
+                f"{len(self.text_alone)} (such as {_shortened(self.text_alone[0])!r})"
+            )
+        return notes
 
 
 def load_problems(
@@ -53,41 +119,70 @@ def load_problems(
     answer_field: str,
     *,
     without_gold: Literal["error", "drop"] = "error",
-) -> tuple[list[Problem], int]:
-    """The problems of a .json or .jsonl file, in its order, and how many rows were left out for want of a gold answer.
+) -> tuple[list[Problem], GoldReport]:
+    """The problems of a file, in its order, and what became of their gold answers.
 
-    `level` ("Level 5" or 5) and `subject` are read where they are; a row without an `id` is called
-    row-<index>. No response can be right where the gold answer is missing or empty: such rows are refused, or
-    left out under "drop" (2 of the 8,523 of the SimpleRL training set). Raises ValueError for them, for rows
+    A question is text, a number or a chat that ends in a question. `level` ("Level 5" or 5) and `subject` are read
+    where they are; a row without an `id` is called row-<index>. Gold answers are taken out of longer values by rule
+    (`reward/gold.py`). Rows with which no response can be right are refused, or left out under "drop" (2 of the 8,523
+    of the SimpleRL training set): those without a gold answer, with one that the grader does not accept of itself, and,
+    where they are more than a quarter of the file, with sentences in its place. Raises ValueError for them, for rows
     without a question, for a file that cannot be read, and when no problem is left.
     """
-    return to_problems(read_rows(path), path, question_field, answer_field, without_gold=without_gold)
+    return to_problems(read_rows(path), path, Fields(question_field, answer_field), without_gold=without_gold)
 
 
 def to_problems(
-    rows: Sequence[Row],
-    path: str | Path,
-    question_field: str,
-    answer_field: str,
-    *,
-    without_gold: Literal["error", "drop", "keep"],
-) -> tuple[list[Problem], int]:
-    """`load_problems` for rows already read from `path`. Under "keep" the answer of a row without gold is empty."""
-    for field in (question_field, answer_field):
-        missing = [index for index, row in enumerate(rows) if not _text(row.get(field))]
-        may_drop = field == answer_field and without_gold != "error" and len(missing) < len(rows)
-        if missing and not may_drop:
-            raise ValueError(
-                f"{path}: {name_rows(missing)} without a {field!r} that is non-empty text or a number. "
-                f"The fields of row {missing[0]}: {', '.join(rows[missing[0]])}. Set data.question_field and "
-                "data.answer_field to the fields that hold question and gold answer, or remove the rows"
-            )
+    rows: Sequence[Row], path: str | Path, fields: Fields, *, without_gold: Literal["error", "drop", "keep"]
+) -> tuple[list[Problem], GoldReport]:
+    """`load_problems` for rows already read from `path`.
+
+    Under "keep" every row is kept, and the answer of one without gold is empty.
+    """
+    questions = [_read_question(value_at(row, fields.question)) for row in rows]
+    if unasked := {index: fault for index, (_, _, fault) in enumerate(questions) if fault}:
+        raise ValueError(_refusal(path, rows, fields, fields.question, unasked))
+    golds = [read_gold(value_at(row, fields.answer)) for row in rows]
+    faults, num_prose, text_alone = _judge_golds(golds, 1.0 if without_gold == "keep" else _MAX_PROSE_SHARE)
+    if without_gold == "keep" and len(faults) < len(rows):
+        faults = {}
+    if faults and (without_gold == "error" or len(faults) == len(rows)):
+        raise ValueError(_refusal(path, rows, fields, fields.answer, faults))
     problems = [
-        _problem(index, row, question_field, answer_field)
-        for index, row in enumerate(rows)
-        if without_gold == "keep" or _text(row.get(answer_field))
+        _problem(index, row, text, chat, gold)
+        for index, (row, (text, chat, _), gold) in enumerate(zip(rows, questions, golds, strict=True))
+        if index not in faults
     ]
-    return problems, len(rows) - len(problems)
+    left_out = {reason: [index for index in faults if faults[index] == reason] for reason in faults.values()}
+    forms = Counter(gold.form for index, gold in enumerate(golds) if gold.form and index not in faults)
+    return problems, GoldReport(left_out, forms, num_prose, text_alone)
+
+
+def problems_of(
+    path: Path, fields: Mapping[str, str], *, without_gold: Literal["drop", "keep"] = "keep"
+) -> tuple[list[Problem], GoldReport]:
+    """The problems of a file that is named on the command line, as `to_problems` finds them.
+
+    `fields` maps id, question, answer, level and subject to the names that the file has for them. Raises ValueError.
+    """
+    own = {name: theirs for name, theirs in fields.items() if name in ("id", "level", "subject")}
+    rows = [
+        row | {name: value for name, theirs in own.items() if (value := value_at(row, theirs)) is not None}
+        for row in read_rows(path)
+    ]
+    question, answer = fields.get("question", "question"), fields.get("answer", "answer")
+    named = Fields(question, answer, options=("--question ", "--answer "), drop_option=None)
+    return to_problems(rows, path, named, without_gold=without_gold)
+
+
+def question_as_written(problem: Problem) -> str | list[dict[str, str]]:
+    """The question for a row of JSON: its text, or the chat that it ends, as a list of messages."""
+    return problem.question if problem.chat is None else [turn._asdict() for turn in problem.chat]
+
+
+def levels_and_subjects(path: Path) -> dict[str, tuple[int | None, str | None]]:
+    """Level and subject of every row of a file, where they are there, by the ids of `load_problems`."""
+    return {_id(index, row): (_level(row.get("level")), _subject(row)) for index, row in enumerate(read_rows(path))}
 
 
 def render_prompts(
@@ -99,15 +194,15 @@ def render_prompts(
     max_prompt_tokens: int,
     overlong: Literal["drop", "truncate", "error"],
 ) -> tuple[list[Prompt], PromptReport]:
-    """Render and tokenize the problems' prompts. No BOS is added: the template is the whole prompt.
+    """Render and tokenize the problems' prompts, which begin with a BOS where the tokenizer itself puts one.
 
     Prompts above `max_prompt_tokens` are dropped, cut to their first tokens (a quirk of the SimpleRL recipe:
     the cut loses the assistant's turn), or refused. Raises ValueError for a refused one and when no prompt is
     left.
     """
     prompt_of = renderer(template, tokenizer, trailing_newline=trailing_newline)
-    texts = [prompt_of(problem.question) for problem in problems]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    texts = [_rendered(prompt_of, problem) for problem in problems]
+    ids = encode_prompts(tokenizer, texts)
     longest = max(map(len, ids), default=0)
     too_long = [problem.id for problem, row in zip(problems, ids, strict=True) if len(row) > max_prompt_tokens]
     advice = "raise rollout.max_prompt_tokens"
@@ -131,31 +226,92 @@ def render_prompts(
             f"(the longest has {longest}); {advice} or bring other problems"
         )
     is_cut = overlong == "truncate"
+    chats = [problem.chat for problem in problems if problem.chat is not None]
     return prompts, PromptReport(
         num_kept=len(prompts),
         num_truncated=len(too_long) if is_cut else 0,
         dropped_ids=() if is_cut else tuple(too_long),
         longest=longest,
+        num_systems_left_out=0 if template == CHAT else sum(map(has_system_turn, chats)),
+        num_without_box=sum(not asks_for_a_box(chat) for chat in chats) if template == CHAT else 0,
     )
 
 
-def _problem(index: int, row: Row, question_field: str, answer_field: str) -> Problem:
+def _rendered(prompt_of: Callable[[str | Chat], str], problem: Problem) -> str:
+    try:
+        return prompt_of(problem.chat or problem.question)
+    except ValueError as error:
+        raise ValueError(f"{problem.id}: {error}") from error
+
+
+def _read_question(value: Any) -> tuple[str, Chat | None, str | None]:
+    """The question in a row's value, the chat that it ends, if any, and what is wrong with it."""
+    if isinstance(value, str | int | float | Decimal) and not isinstance(value, bool):
+        text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        return text, None, None if text.strip() else "it is empty"
+    if not is_chat(value):
+        return "", None, "it is missing" if value is None else "it is neither text, nor a number, nor a chat"
+    try:
+        chat = read_chat(value)
+    except ValueError as error:
+        return "", None, str(error)
+    asked = chat[-1]
+    is_question = asked.role == "user" and asked.content.strip()
+    return asked.content, chat, None if is_question else "its chat does not end in a question of the user"
+
+
+def _judge_golds(golds: Sequence[Gold], max_prose_share: float) -> tuple[dict[int, str], int, list[str]]:
+    """Why golds can be of no use, by row; and of the others the number of sentences, and the texts alone."""
+    check = check_golds([gold.text for gold in golds])
+    faults = dict.fromkeys(check.unreachable, "the grader does not accept it of itself")
+    faults |= {index: gold.fault for index, gold in enumerate(golds) if gold.fault}
+    num_prose = len(check.prose)
+    if num_prose > max_prose_share * len(golds):
+        faults |= dict.fromkeys(check.prose, "it is sentences, which no response will repeat")
+        num_prose = 0
+    return dict(sorted(faults.items())), num_prose, [golds[index].text for index in check.text_alone]
+
+
+def _refusal(path: str | Path, rows: Sequence[Row], fields: Fields, field: str, faults: Mapping[int, str]) -> str:
+    """The message for rows whose `field`, that of the question or of the gold answer, cannot be used."""
+    counts = Counter(faults.values())
+    reasons = counts.popitem()[0] if len(counts) == 1 else ", ".join(f"{why}: {count}" for why, count in counts.items())
+    first = next(iter(faults))
+    value = value_at(rows[first], field)
+    example = "" if value is None else f", as in row {first}, {_shortened(value)!r}"
+    question, answer = fields.options
+    remedy = f"Name the fields of question and gold answer with {question}FIELD and {answer}FIELD, or mend the rows"
+    if field == fields.answer and fields.drop_option and len(faults) < len(rows):
+        remedy += f", or leave them out with {fields.drop_option}"
+    return (
+        f"{path}: {name_rows(list(faults))} without a {field!r} that can be used: {reasons}{example}. "
+        f"The fields of row {first}: {', '.join(fields_of(rows[first]))}. {remedy}"
+    )
+
+
+def _shortened(value: Any, length: int = 60) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def _problem(index: int, row: Row, question: str, chat: Chat | None, gold: Gold) -> Problem:
     return Problem(
-        id=str(row.get("id", f"row-{index}")),
-        question=_text(row[question_field]),
-        answer=_text(row.get(answer_field)),
+        id=_id(index, row),
+        question=question,
+        answer=gold.text,
         level=_level(row.get("level")),
-        subject=_text(row.get("subject")) or None,
+        subject=_subject(row),
+        chat=chat,
     )
 
 
-def _text(value: Any) -> str:
-    """Text or a number as text, a whole float without its ".0"; "" for anything else and for blank text."""
-    if isinstance(value, str):
-        return value if value.strip() else ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
+def _id(index: int, row: Row) -> str:
+    return str(row.get("id", f"row-{index}"))
+
+
+def _subject(row: Row) -> str | None:
+    subject = row.get("subject")
+    return subject if isinstance(subject, str) and subject.strip() else None
 
 
 def _level(value: Any) -> int | None:

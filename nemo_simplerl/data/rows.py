@@ -1,30 +1,34 @@
-"""JSON rows in files: lists (.json) and lines (.jsonl)."""
+"""Rows of a user's file in any of its forms: JSON (.json), JSON lines (.jsonl), CSV and parquet."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemo_simplerl.data.tables import read_csv, read_parquet
 from nemo_simplerl.files import atomic_write
+from nemo_simplerl.user_files import read_text
 
 Row = dict[str, Any]
 
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON writes it
+_LINE_END = re.compile(r"\r\n|\n|\r")
+
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The objects of a .json list, or of a .jsonl file with one a line (blank lines are skipped).
+    """The rows of a .json list, of a .jsonl file with one a line (blank lines are skipped), of a .csv or a .parquet.
 
-    Raises ValueError for a missing file, another ending, text that is not JSON, a row that is no object, no
-    rows.
+    Raises ValueError for a missing file, another ending, content that does not fit it, a row that is no object or holds
+    half of a surrogate pair, no rows.
     """
     path = Path(path)
-    if path.suffix not in (".json", ".jsonl"):
-        raise ValueError(
-            f"{path} ends in {path.suffix or 'nothing'}; bring a .json list of objects, or .jsonl, one a line"
-        )
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{path} ends in {path.suffix or 'nothing'}; bring one of {', '.join(_READERS)}")
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check the path, relative paths start in {Path.cwd()}")
-    text = path.read_text(encoding="utf-8")
-    rows = _parse_lines(path, text) if path.suffix == ".jsonl" else _parse(path, text, "the file")
+    rows = reader(path)
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} holds no rows; it must be a list of objects")
     strangers = [index for index, row in enumerate(rows) if not isinstance(row, dict)]
@@ -45,14 +49,64 @@ def name_rows(indices: Sequence[int], shown: int = 5) -> str:
     return f"{rows} ({first}; counted from 0)"
 
 
-def _parse_lines(path: Path, text: str) -> list[Any]:
+def value_at(row: Row, field: str) -> Any:
+    """The value of a field; `a.b` is the field b of the object a where the row has no field of that name itself."""
+    if field in row:
+        return row[field]
+    value: Any = row
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def fields_of(row: Row) -> list[str]:
+    """The names by which `value_at` finds the row's values, those in objects as `a.b`."""
+    return [
+        name
+        for field, value in row.items()
+        for name in ([f"{field}.{inner}" for inner in fields_of(value)] if isinstance(value, dict) else [field])
+    ]
+
+
+def _read_json(path: Path) -> Any:
+    text = read_text(path)
+    rows = _parse(path, text, "the file")
+    if _HALF_PAIR.search(text) and isinstance(rows, list):
+        _refuse_half_pairs(path, [index for index, row in enumerate(rows) if not _is_whole(row)])
+    return rows
+
+
+def _read_json_lines(path: Path) -> list[Any]:
     # Not splitlines: JSON text may hold the other line separators of Unicode.
-    lines = enumerate(text.split("\n"), start=1)
-    return [_parse(path, line, f"line {number}") for number, line in lines if line.strip()]
+    lines = [(number, line) for number, line in enumerate(_LINE_END.split(read_text(path)), 1) if line.strip()]
+    rows = [_parse(path, line, f"line {number}") for number, line in lines]
+    suspects = [index for index, (_, line) in enumerate(lines) if _HALF_PAIR.search(line)]
+    _refuse_half_pairs(path, [index for index in suspects if not _is_whole(rows[index])])
+    return rows
 
 
 def _parse(path: Path, text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: {place} is not JSON: {error}") from error
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether no text in the value holds half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_half_pairs(path: Path, indices: Sequence[int]) -> None:
+    if indices:
+        raise ValueError(
+            f"{path}: {name_rows(indices)} with half of a surrogate pair (such as \\ud83d without its other half), "
+            "which no tokenizer takes: write the whole character, \\ufffd, or nothing in its place"
+        )
+
+
+_READERS = {".json": _read_json, ".jsonl": _read_json_lines, ".csv": read_csv, ".parquet": read_parquet}

@@ -33,6 +33,18 @@ class StepSampler:
         start = step % self.steps_per_episode * self.batch_size
         return self._order(self.episode(step))[start : start + self.batch_size]
 
+    def leftover(self, total_steps: int) -> str | None:
+        """A message where prompts are left over at the end of every episode of a run of `total_steps`; None else."""
+        count = self.num_prompts % self.batch_size
+        if count == 0 or total_steps < self.steps_per_episode:
+            return None
+        is_once = not self.shuffle or total_steps < 2 * self.steps_per_episode
+        fate = "they are never trained on" if is_once else "other ones each time"
+        return (
+            f"{count} of {self.num_prompts} prompts are left over in every episode, too few for a step of "
+            f"{self.batch_size}: {fate}; a data.rollout_batch_size that divides {self.num_prompts} leaves none"
+        )
+
     def _order(self, episode: int) -> list[int]:
         order = list(range(self.num_prompts))
         if self.shuffle:

@@ -1,16 +1,17 @@
 """Demonstrations for the warm start: prompts with the response to imitate."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from nemo_simplerl.data.batch import Batch, collate
+from nemo_simplerl.data.chats import Chat, is_chat, read_chat
 from nemo_simplerl.data.rows import Row, name_rows, read_rows
-from nemo_simplerl.data.templates import renderer
+from nemo_simplerl.data.templates import encode_prompts, renderer
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +59,17 @@ def load_sft(
     max_tokens: int,
     overlong: Literal["drop", "error"],
 ) -> tuple[list[SftExample], SftReport]:
-    """Read and tokenize the rows of a file: a `question` goes through the template, a `prompt` is used as it stands.
+    """Read and tokenize the rows of a file.
 
-    An EOS ends every response. Prompt and response are tokenized apart, as in a rollout. Raises ValueError
-    for rows that lack one of the two, for a row above `max_tokens` (prompt, response and EOS) under "error",
-    and when none is left.
+    A row has a `response` (or `completion`) to a `question`, which goes through the template, or to a `prompt`, which
+    is used as it stands; or it has `messages`, of which the last is the response. A prompt or completion may be
+    messages too. An EOS ends every response. Prompt and response are tokenized apart, as in a rollout, and a prompt
+    begins with a BOS where the tokenizer itself puts one. Raises ValueError for rows of another form, for a row above
+    `max_tokens` (prompt, response and EOS) under "error", and when none is left.
     """
-    rows = read_rows(path)
-    _check_rows(path, rows)
-    prompt_of = renderer(template, tokenizer, trailing_newline=trailing_newline)
-    prompts = [row["prompt"] if "prompt" in row else prompt_of(row["question"]) for row in rows]
-    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    response_ids = tokenizer([row["response"] for row in rows], add_special_tokens=False)["input_ids"]
+    texts = _texts_of(path, read_rows(path), renderer(template, tokenizer, trailing_newline=trailing_newline))
+    prompt_ids = encode_prompts(tokenizer, [prompt for prompt, _ in texts])
+    response_ids = tokenizer([response for _, response in texts], add_special_tokens=False)["input_ids"]
     examples = [
         SftExample(tuple(prompt), _ended(tuple(response), tokenizer.eos_token_id))
         for prompt, response in zip(prompt_ids, response_ids, strict=True)
@@ -79,7 +79,7 @@ def load_sft(
     longest = max(map(len, examples))
     if too_long and (overlong == "error" or not kept):
         raise ValueError(
-            f"{path}: {name_rows(too_long)} of {len(rows)} have more than {max_tokens} tokens, "
+            f"{path}: {name_rows(too_long)} of {len(examples)} have more than {max_tokens} tokens, "
             f"the longest {longest}; raise sft.max_tokens" + (" or set sft.overlong=drop" if kept else "")
         )
     return kept, SftReport(num_kept=len(kept), dropped_rows=tuple(too_long), longest=longest)
@@ -102,22 +102,54 @@ def _ended(response_ids: tuple[int, ...], eos_id: int) -> tuple[int, ...]:
     return response_ids if response_ids[-1:] == (eos_id,) else (*response_ids, eos_id)
 
 
-def _check_rows(path: str | Path, rows: Sequence[Row]) -> None:
-    faults = [_fault(row) for row in rows]
-    first = next(filter(None, faults), None)
-    if first:
-        found = [index for index, fault in enumerate(faults) if fault == first]
+def _texts_of(path: str | Path, rows: Sequence[Row], prompt_of: Callable[[str | Chat], str]) -> list[tuple[str, str]]:
+    """Prompt and response of every row. Raises ValueError that counts the rows with the first fault."""
+    texts: list[tuple[str, str]] = []
+    faults: dict[int, str] = {}
+    for index, row in enumerate(rows):
+        try:
+            texts.append(_text_of(row, prompt_of))
+        except ValueError as error:
+            faults[index] = str(error)
+    if faults:
+        first = next(iter(faults.values()))
+        found = [index for index, fault in faults.items() if fault == first]
         raise ValueError(
             f"{path}: {name_rows(found)} {first}; write each row as "
-            '{"question": ..., "response": ...} or {"prompt": ..., "response": ...}, or remove it'
+            '{"question": ..., "response": ...}, {"prompt": ..., "response": ...} or {"messages": [...]}, or remove it'
         )
+    return texts
 
 
-def _fault(row: Row) -> str | None:
-    if ("question" in row) == ("prompt" in row):
-        return 'without exactly one of "question" and "prompt"'
-    for field in ("question" if "question" in row else "prompt", "response"):
-        text = row.get(field)
-        if not isinstance(text, str) or not text.strip():
-            return f'without text in "{field}"'
-    return None
+def _text_of(row: Row, prompt_of: Callable[[str | Chat], str]) -> tuple[str, str]:
+    asked = [name for name in ("question", "prompt", "messages") if name in row]
+    if len(asked) != 1:
+        raise ValueError('without exactly one of "question", "prompt" and "messages"')
+    (field,) = asked
+    if field == "messages":
+        *before, last = _chat(row, field)
+        if last.role != "assistant" or not before:
+            raise ValueError('whose "messages" do not end in the answer of the assistant')
+        return prompt_of(tuple(before)), _filled(last.content, field)
+    response = "completion" if "completion" in row and "response" not in row else "response"
+    if is_chat(row.get(response)):
+        (answer,) = _chat(row, response)[-1:]
+        said = _filled(answer.content, response)
+    else:
+        said = _filled(row.get(response), response)
+    if is_chat(row[field]):
+        return prompt_of(_chat(row, field)), said
+    text = _filled(row[field], field)
+    return text if field == "prompt" else prompt_of(text), said
+
+
+def _chat(row: Row, field: str) -> Chat:
+    if not is_chat(row[field]):
+        raise ValueError(f'without a list of {{"role": ..., "content": ...}} in "{field}"')
+    return read_chat(row[field])
+
+
+def _filled(text: Any, field: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f'without text in "{field}"')
+    return text

@@ -8,10 +8,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nemo_simplerl.data.tokenizer_folder import open_tokenizer
+from nemo_simplerl.user_files import refuse_pointer
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
 NUM_BYTES = 256
+_TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
 # Qwen2's split: every digit is a token of its own, so numbers are read the way they are written.
 _SPLIT = (
@@ -70,9 +72,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             f"there is no tokenizer in {path}: expected tokenizer.json or tokenizer_config.json there; "
             "set model.tokenizer to a folder that has them, or copy them beside the weights"
         )
+    for file in sorted(path.iterdir()):
+        if file.is_file() and file.suffix in _TEXT_SUFFIXES:
+            with open(file, "rb") as stream:
+                refuse_pointer(stream.read(64), file)
     try:
         tokenizer = open_tokenizer(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers package raises its own as bare exceptions
         raise ValueError(f"the tokenizer in {path} cannot be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(

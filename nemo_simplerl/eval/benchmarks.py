@@ -12,6 +12,7 @@ from pathlib import Path
 from nemo_simplerl.data.problems import Problem
 from nemo_simplerl.data.rows import Row, read_rows
 from nemo_simplerl.reward.extract import final_answers
+from nemo_simplerl.reward.gold import check_golds, read_gold
 
 _YES_NO = frozenset({"true", "false", "yes", "no"})
 _BETWEEN_MATHS = re.compile(r"\$\s*,\s*\$")
@@ -32,11 +33,8 @@ class Benchmark:
 
 
 def _answer(row: Row) -> str:
-    """The row's `answer` as text. AMC's are floats; a whole one is meant as an integer."""
-    value = row.get("answer", "")
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+    """The row's `answer`. AMC's are floats; a whole one is meant as an integer."""
+    return read_gold(row.get("answer")).text
 
 
 def _boxed_in_solution(row: Row) -> str:
@@ -92,6 +90,11 @@ def load_benchmark(name: str, folder: Path, limit: int | None = None) -> list[Pr
         raise ValueError(
             f"{path}: {len(bad)} of {len(problems)} rows have no question or no gold answer by the rules of "
             f"{name} (first: {', '.join(bad[:5])}); bring the file of the Qwen2.5-Math evaluation."
+        )
+    if lost := check_golds([problem.answer for problem in problems]).unreachable:
+        raise ValueError(
+            f"{path}: the grader does not accept the gold answers of {len(lost)} of {len(problems)} rows of themselves "
+            f"(first: {problems[lost[0]].id}, {problems[lost[0]].answer!r}); mend or remove them."
         )
     return problems[:limit]
 

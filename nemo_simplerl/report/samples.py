@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from nemo_simplerl.data.problems import load_problems
+from nemo_simplerl.data.problems import levels_and_subjects
 from nemo_simplerl.reward.extract import final_answers
 
 MAX_RESPONSE_CHARS = 12_000  # of one response; the middle of a longer one is left out
@@ -120,22 +120,19 @@ def _labels(run_dir: Path) -> dict[str, dict[str, tuple[str, str]]]:
     config = run_dir / "config.yaml"
     data = (yaml.safe_load(config.read_text()) or {}).get("data") or {} if config.is_file() else {}
     return {
-        folder: _labels_of(run_dir, data, data.get(key))
+        folder: _labels_of(run_dir, data.get(key))
         for folder, key in (("rollouts", "train_path"), ("eval", "eval_path"))
     }
 
 
-def _labels_of(run_dir: Path, data: Mapping[str, Any], named: str | None) -> dict[str, tuple[str, str]]:
+def _labels_of(run_dir: Path, named: str | None) -> dict[str, tuple[str, str]]:
     # A run directory that was moved took its own data along.
     paths = [Path(named), run_dir / "data" / Path(named).name] if named else []
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return {}
-    fields = (data.get("question_field", "question"), data.get("answer_field", "answer"))
     try:
-        problems, _ = load_problems(path, *fields, without_gold="drop")
+        found = levels_and_subjects(path)
     except ValueError:  # the file is not the one the run read, and a report has little need of it
         return {}
-    return {
-        problem.id: ("" if problem.level is None else str(problem.level), problem.subject or "") for problem in problems
-    }
+    return {id_: ("" if level is None else str(level), subject or "") for id_, (level, subject) in found.items()}

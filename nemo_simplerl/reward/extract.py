@@ -43,6 +43,12 @@ def final_answers(text: str) -> list[str]:
     return [text[start:end].strip() for _, start, end in boxes[first:]]
 
 
+def without_ending(text: str) -> str:
+    """The text before an end-of-sequence marker."""
+    marker = _END_OF_SEQUENCE.search(text)
+    return text[: marker.start()] if marker else text
+
+
 def _boxes(text: str) -> list[tuple[int, int, int]]:
     """The complete, innermost boxes that show something, as (begin, start of the content, end of the content).
 

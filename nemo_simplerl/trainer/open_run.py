@@ -31,7 +31,7 @@ from nemo_simplerl.trainer.saving.saver import Saver
 from nemo_simplerl.trainer.saving.step_state import StepState
 from nemo_simplerl.trainer.setup import determinism
 from nemo_simplerl.trainer.setup.grader import build_grader
-from nemo_simplerl.trainer.setup.inputs import build_prompts, tokenizer_of
+from nemo_simplerl.trainer.setup.inputs import build_prompts, check_inputs, record_inputs, tokenizer_of
 from nemo_simplerl.trainer.setup.prepare import model_folder
 from nemo_simplerl.trainer.warm_start.run import StoppedEarly, warm_start
 
@@ -43,10 +43,13 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     """A run ready to train, warm-started where the configuration says so; closed at the end. Collective."""
     trainer, run_dir, is_first_rank = config.trainer, Path(config.trainer.run_dir), mesh.rank == 0
     found = _checkpoint_to_resume(trainer, mesh)
+    replaced = check_inputs(config, run_dir / CHECKPOINTS) if found else []
     tokenizer = tokenizer_of(model_folder(config))
     prompts, eval_prompts, notes = _prompts(config, tokenizer)
     sampler = StepSampler(len(prompts), config.data.rollout_batch_size, seed=trainer.seed, shuffle=config.data.shuffle)
     total_steps = trainer.max_steps or trainer.num_episodes * sampler.steps_per_episode
+    if leftover := sampler.leftover(total_steps):
+        notes.append(leftover)
     faults = Faults.parse(os.environ.get(VARIABLE, ""), mesh.rank)
     stop = Stop(run_dir, is_first_rank=is_first_rank, max_time=trainer.max_time, started=started)
     console = Console()
@@ -61,10 +64,12 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     ):
         run_log.config(to_yaml(config))
         run_log.open_wandb(trainer.wandb, to_dict(config))
-        for note in (*determinism.notes(trainer.deterministic), *(found.notes if found else ()), *notes):
+        for note in (*determinism.notes(trainer.deterministic), *(found.notes if found else ()), *replaced, *notes):
             log.info(note)
         grader = opened.enter_context(closing(build_grader(config.reward)))
         model_path = config.model.path if config.sft.output is None else _warm_start(config, mesh, run_log, stop)
+        if is_first_rank and found is None:
+            record_inputs(config)
         opened.enter_context(installed(faults))  # they count the points of PPO's steps
         roles = build_roles(
             config,

@@ -122,10 +122,26 @@ def test_of_copies_the_first_that_can_be_used_stays(tmp_path):
     assert {drop["id"]: drop["reason"] for drop in found["dropped"]} == {"a": "no gold answer", "c": "identical to b"}
 
 
-def test_golds_that_the_grader_does_not_accept_of_themselves_are_named(tmp_path):
-    rows = [{"question": "q", "answer": "1/2"}, {"question": "r", "answer": "} and {"}]
+def test_golds_that_need_a_look_are_named_and_those_in_longer_texts_are_taken_out(tmp_path, capsys):
+    prose = "The two lines meet where both of the equations hold."
+    golds = ["1/2", "} and {", prose, "October 30", "2 + 2 = 4.\n#### 4", r"\boxed{5}"]
+    rows = [{"question": f"q{index}", "answer": answer} for index, answer in enumerate(golds)]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    assert _reported(tmp_path, tmp_path / "a.json", "--check-golds")["unreachable_golds"] == ["row-1"]
+    found = _reported(tmp_path, tmp_path / "a.json", "--check-golds", "--out", str(tmp_path / "out.jsonl"))
+    lists = {name: found[name] for name in ("unreachable_golds", "prose_golds", "text_golds")}
+    assert lists == {"unreachable_golds": ["row-1"], "prose_golds": ["row-2"], "text_golds": ["row-3"]}
+    written = [json.loads(line)["answer"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert written[4:] == ["4", "5"]
+    assert r"2 gold answers taken out of longer values (####: 1, \boxed{}: 1)" in capsys.readouterr().out
+
+
+def test_a_chat_is_written_whole_and_surveyed_by_its_question(tmp_path):
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": chat, "reward_model": {"ground_truth": "2"}}))
+    fields = ["--question", "prompt", "--answer", "reward_model.ground_truth"]
+    found = _reported(tmp_path, tmp_path / "a.jsonl", *fields, "--out", str(tmp_path / "b.jsonl"))
+    assert found["question_chars"]["p100"] == len("1+1?")
+    assert json.loads((tmp_path / "b.jsonl").read_text())["question"] == chat
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,32 @@ from pathlib import Path
 
 import pytest
 
-from nemo_simplerl.data.problems import Problem, load_problems, render_prompts
+from nemo_simplerl.data.problems import Problem, load_problems, problems_of, render_prompts
 
 # A word tokenizer that anyone can count with: one token a word.
 WORDS = ["zero", "one", "two", "three", "four"]
 
 
 class WordTokenizer:
-    def __call__(self, texts, add_special_tokens):
-        assert add_special_tokens is False, "the template says all; no BOS is added"
-        return {"input_ids": [[WORDS.index(word) for word in text.split()] for text in texts]}
+    def __call__(self, texts, add_special_tokens=True):
+        rows = [[WORDS.index(word) for word in text.split()] for text in ([texts] if isinstance(texts, str) else texts)]
+        return {"input_ids": rows[0] if isinstance(texts, str) else rows}
 
     def decode(self, ids, clean_up_tokenization_spaces):
         return " ".join(WORDS[index] for index in ids)
+
+
+class ByteTokenizer:
+    chat_template = "..."
+
+    def __call__(self, texts, add_special_tokens=True):
+        return {"input_ids": list(texts.encode()) if isinstance(texts, str) else [list(t.encode()) for t in texts]}
+
+    def apply_chat_template(self, conversation, *, tokenize, add_generation_prompt):
+        return "".join(f"[{turn['role']}]{turn['content']}" for turn in conversation) + "[assistant]"
+
+
+FREELY = {"trailing_newline": True, "max_prompt_tokens": 500, "overlong": "error"}
 
 
 def write(path: Path, rows: list) -> Path:
@@ -55,7 +68,9 @@ def test_a_line_may_hold_a_unicode_line_separator(tmp_path):
     assert [item.question for item in load_problems(path, "q", "a")[0]] == ["one\u2028two", "three"]
 
 
-@pytest.mark.parametrize("gold", ["", "  ", None, [], ["2"], True])
+@pytest.mark.parametrize(
+    "gold", ["", "  ", None, [], ["2", "3"], True, float("nan"), float("inf"), "NaN", {"value": 2}, r"\boxed{2", "####"]
+)
 def test_rows_without_a_usable_gold_are_named_and_counted(tmp_path, gold):
     rows = [{"q": "x", "a": "1"}] + [{"q": "x", "a": gold}] * 7
     with pytest.raises(ValueError, match=r"rows.jsonl: 7 rows \(1, 2, 3, 4, 5, \.\.\.; counted from 0\) without a 'a'"):
@@ -64,11 +79,91 @@ def test_rows_without_a_usable_gold_are_named_and_counted(tmp_path, gold):
 
 def test_rows_without_a_gold_can_be_left_out_and_keep_the_others_names(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"q": "x", "a": "1"}, {"q": "y", "a": ""}, {"q": "z", "a": 0}])
-    problems, num_without_gold = load_problems(path, "q", "a", without_gold="drop")
-    assert num_without_gold == 1
+    problems, golds = load_problems(path, "q", "a", without_gold="drop")
+    assert golds.notes() == ["1 row left out that has no gold answer (it is empty: 1)"]
     assert [(item.id, item.answer) for item in problems] == [("row-0", "1"), ("row-2", "0")]
     with pytest.raises(ValueError, match="3 rows .* without a 'answer'"):
         load_problems(path, "q", "answer", without_gold="drop")
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("5 - 2 = 3.\n#### %s", "####"),
+        (r"\boxed{%s}", r"\boxed{}"),
+        (r"We add. The answer is $\boxed{%s}$.", r"\boxed{}"),
+        ("We add. The answer is %s.", '"the answer is"'),
+        ("<think>We add.</think><answer>%s</answer>", "<answer>"),
+    ],
+)
+def test_golds_are_taken_out_of_longer_texts_and_counted(tmp_path, form, name):
+    path = write(tmp_path / "rows.jsonl", [{"q": "x", "a": form % answer} for answer in (3, 12, 7)])
+    problems, golds = load_problems(path, "q", "a")
+    assert [item.answer for item in problems] == ["3", "12", "7"]
+    assert golds.notes() == [f"3 gold answers taken out of longer values ({name}: 3)"]
+
+
+PROSE = "She walks to the shop, buys 3 apples, and then gives all of them to her brother."
+
+
+def test_a_file_whose_golds_are_half_prose_is_refused_with_rows_example_and_remedy(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"q": "x", "a": gold} for gold in ("3", PROSE, "4", PROSE)])
+    message = (
+        r"2 rows \(1, 3; counted from 0\) without a 'a'.*sentences.*as in row 1, 'She walks.*rows_without_gold=drop"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_problems(path, "q", "a")
+    problems, _ = load_problems(path, "q", "a", without_gold="drop")
+    assert [item.answer for item in problems] == ["3", "4"]
+
+
+def test_a_few_golds_that_only_their_own_text_equals_are_told_and_kept(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"q": "x", "a": gold} for gold in ("October 30", PROSE, *"12345678")])
+    problems, golds = load_problems(path, "q", "a")
+    assert len(problems) == 10
+    assert [note.rpartition(": ")[2] for note in golds.notes()] == ["1", "1 (such as 'October 30')"]
+
+
+VERL = {
+    "data_source": "gsm8k",
+    "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}],
+    "reward_model": {"style": "rule", "ground_truth": "2"},
+}
+
+
+def test_verls_form_is_read_by_nested_names_and_its_fields_are_told_where_they_are_not_named(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [VERL])
+    (found,), _ = load_problems(path, "prompt", "reward_model.ground_truth")
+    assert (found.question, found.answer, len(found.chat)) == ("1+1?", "2", 2)
+    with pytest.raises(ValueError, match="data_source, prompt, reward_model.style, reward_model.ground_truth"):
+        load_problems(path, "question", "answer")
+    with pytest.raises(ValueError, match="object of style, ground_truth"):
+        load_problems(path, "prompt", "reward_model")
+
+
+def test_the_command_lines_own_options_are_named(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"problem": "x", "solution": "1"}])
+    with pytest.raises(ValueError, match="--question FIELD and --answer FIELD, or mend the rows$"):
+        problems_of(path, {})
+
+
+def test_a_chat_is_written_as_it_stands_by_chat_and_as_its_question_by_the_others(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [VERL])
+    problems, _ = load_problems(path, "prompt", "reward_model.ground_truth")
+    (prompt,), report = render_prompts(problems, ByteTokenizer(), "chat", **FREELY)
+    assert prompt.text == "[system]Be brief.[user]1+1?[assistant]"
+    assert ["ask for no" in note for note in report.notes()] == [True]
+    (prompt,), report = render_prompts(problems, ByteTokenizer(), "none", **FREELY)
+    assert prompt.text == "1+1?"
+    assert ["system messages left out" in note for note in report.notes()] == [True]
+
+
+def test_a_chat_of_several_turns_needs_the_template_chat(tmp_path):
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    problems, _ = load_problems(write(tmp_path / "rows.jsonl", [{"q": turns, "a": 1}]), "q", "a")
+    assert len(render_prompts(problems, ByteTokenizer(), "chat", **FREELY)[0]) == 1
+    with pytest.raises(ValueError, match=r"row-0: a chat of several turns \(user, assistant, user\).*template=chat"):
+        render_prompts(problems, ByteTokenizer(), "none", **FREELY)
 
 
 def test_a_wrong_field_name_shows_the_fields_that_are_there(tmp_path):
@@ -81,7 +176,7 @@ def test_a_wrong_field_name_shows_the_fields_that_are_there(tmp_path):
     ("name", "text", "message"),
     [
         ("absent.jsonl", None, "there is no file"),
-        ("rows.parquet", "x", r"ends in \.parquet"),
+        ("rows.txt", "x", r"ends in \.txt"),
         ("rows.jsonl", '{"q": 1}\n{"q": ', "line 2 is not JSON"),
         ("rows.json", "{", "the file is not JSON"),
         ("rows.json", "{}", "no rows"),

@@ -1,4 +1,5 @@
 import random
+import re
 
 import pytest
 
@@ -34,6 +35,21 @@ def test_a_resumed_run_needs_the_step_number_alone():
 
 def test_the_order_is_the_same_on_every_machine():
     assert StepSampler(10, 5, seed=42, shuffle=True).indices(0) == [9, 5, 2, 7, 0]
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "shuffle", "total_steps", "told"),
+    [
+        (40, False, 3, "16 of 40 prompts .* of 24: they are never trained on"),
+        (40, True, 1, "16 of 40 prompts .* they are never trained on"),
+        (40, True, 2, "16 of 40 prompts .* other ones each time"),
+        (48, False, 2, None),  # nothing is left
+        (80, True, 2, None),  # the run ends within its first episode
+    ],
+)
+def test_prompts_left_over_in_every_episode_are_counted(num_prompts, shuffle, total_steps, told):
+    found = StepSampler(num_prompts, 24, seed=1, shuffle=shuffle).leftover(total_steps)
+    assert found is None if told is None else re.search(told, found)
 
 
 def test_without_shuffle_the_file_order_is_kept():

@@ -29,6 +29,22 @@ def test_a_question_is_rendered_and_a_prompt_stands_as_it_is(tmp_path, tokenizer
     assert (report.num_kept, report.num_dropped, report.longest) == (2, 0, len(rendered))
 
 
+def test_messages_are_a_prompt_and_its_response_in_every_form(tmp_path, tokenizer):
+    asked, said = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
+    rows = [
+        {"question": "1+1?", "response": "2"},
+        {"messages": [{"role": "system", "content": "Be brief."}, asked, said]},
+        {"prompt": [asked], "completion": [said]},
+        {"prompt": [asked], "response": "2"},
+    ]
+    examples, _ = load(tmp_path, tokenizer, rows)
+    assert len(set(examples)) == 1
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    _, chat, *_ = load(tmp_path, tokenizer, rows, template="chat")[0]
+    tokenizer.chat_template = None
+    assert tokenizer.decode(chat.prompt_ids) == "[system]Be brief.[user]1+1?"
+
+
 def test_a_response_ends_in_one_eos(tmp_path, tokenizer):
     rows = [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": "b<|endoftext|>"}]
     examples, _ = load(tmp_path, tokenizer, rows)
@@ -73,8 +89,10 @@ def test_nothing_left_after_dropping_is_an_error(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"response": "x"}, 'exactly one of "question" and "prompt"'),
-        ({"question": "x", "prompt": "x", "response": "x"}, 'exactly one of "question" and "prompt"'),
+        ({"response": "x"}, 'exactly one of "question", "prompt" and "messages"'),
+        ({"question": "x", "prompt": "x", "response": "x"}, 'exactly one of "question", "prompt" and "messages"'),
+        ({"messages": "x"}, r'a list of {"role": \.\.\., "content": \.\.\.} in "messages"'),
+        ({"messages": [{"role": "user", "content": "x"}]}, "do not end in the answer of the assistant"),
         ({"question": 3, "response": "x"}, 'without text in "question"'),
         ({"prompt": " ", "response": "x"}, 'without text in "prompt"'),
         ({"prompt": "x"}, 'without text in "response"'),

@@ -69,6 +69,12 @@ def test_a_missing_file_an_unknown_name_and_a_row_without_gold_are_told(tmp_path
         load_benchmark("gsm8k", tmp_path)
     with pytest.raises(ValueError, match="no benchmark 'gsm9k'; choose of aime24"):
         load_benchmark("gsm9k", tmp_path)
+    _written(tmp_path, "aime24", {"problem": "p", "answer": "1"}, {"problem": "p", "answer": r"\frac{1}{2"})
+    with pytest.raises(ValueError, match=r"of 1 of 2 rows of themselves \(first: aime24/1#1, '.*frac"):
+        load_benchmark("aime24", tmp_path)
+    _written(tmp_path, "amc23", {"problem": "p", "answer": float("nan")})
+    with pytest.raises(ValueError, match="1 of 1 rows have no question or no gold answer"):
+        load_benchmark("amc23", tmp_path)
     _written(tmp_path, "math500", {"problem": "p", "solution": r"\boxed{1}"}, {"problem": "p", "solution": "none"})
     with pytest.raises(ValueError, match=r"1 of 2 rows have no question or no gold.*math500/1#1"):
         load_benchmark("math500", tmp_path)

@@ -59,7 +59,10 @@ def _of_engine(config: Config, name: str, rule: Rule, **facts: object) -> Iterat
 
 _RULES: tuple[Rule, ...] = (
     *(partial(trainer.path_is_given, key=key) for key in ("model.path", "data.train_path", "trainer.run_dir")),
-    *(partial(trainer.data_file_has_a_known_ending, key=key) for key in ("data.train_path", "data.eval_path")),
+    *(
+        partial(trainer.data_file_has_a_known_ending, key=f"data.{name}_path")
+        for name in ("train", "eval", "sft", "sft_eval")
+    ),
     *(partial(layout.updates_fill_the_rollout, section=section) for section in ("actor", "critic")),
     *(partial(algo.lr_falls, section=section) for section in ("actor", "critic", "sft")),
     layout.sequence_parallel_needs_tensor_parallel,

@@ -16,10 +16,10 @@ def path_is_given(config: Config, key: str) -> Iterator[str]:
 
 def data_file_has_a_known_ending(config: Config, key: str) -> Iterator[str]:
     path = value_at(config, key)
-    if path and not path.endswith((".json", ".jsonl")):
+    if path and not path.lower().endswith((".json", ".jsonl", ".csv", ".parquet")):
         yield (
-            f"{key}={path!r} has another ending than .json (a list of objects) or .jsonl (one a line). "
-            f"Bring the data in one of the two, and give {key}=FILE."
+            f"{key}={path!r} has another ending than .json (a list of objects), .jsonl (one a line), .csv or .parquet. "
+            f"Bring the data in one of them, and give {key}=FILE."
         )
 
 

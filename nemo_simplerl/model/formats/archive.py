@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from nemo_simplerl.user_files import refuse_pointer
+
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_NAME = 1 << 16
+_MAX_POINTER = 1 << 10  # git-lfs's own bound on the size of its pointers
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class Extent:
         self.read_into(memoryview(content), start)
         return bytes(content)
 
+    def head(self) -> bytes:
+        """Its first bytes, by which a form of files is told."""
+        return self.read(0, min(self.size, 64))
+
     def part(self, start: int, size: int) -> "Extent":
         """The `size` bytes from `start` on as an extent. Raises ValueError when they are not inside."""
         if start < 0 or size < 0 or start + size > self.size:
@@ -56,13 +63,19 @@ class Extent:
 def list_files(path: str | Path) -> dict[str, Extent]:
     """Every regular file of a folder, or of an uncompressed tar, by its name relative to the root.
 
-    Raises ValueError for anything else, and for links, devices, names that lead outside, and cut-off archives.
+    Raises ValueError for anything else, and for links, devices, names that lead outside, cut-off archives, and
+    pointers of git-lfs.
     """
     path = Path(path)
     if path.is_dir():
-        return dict(_files_of_folder(path))
+        files = dict(_files_of_folder(path))
+        for file in files.values():
+            if file.size < _MAX_POINTER:
+                refuse_pointer(file.head(), file.path)
+        return files
     if not path.is_file():
         raise ValueError(f"{path} is neither a file nor a folder.")
+    refuse_pointer(Extent(path, 0, path.stat().st_size).head(), path)
     if _starts_with(path, b"\x1f\x8b"):
         raise ValueError(f"{path} is compressed with gzip; unpack it first: gunzip -c {path} > plain.nemo")
     try:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nemo_simplerl.model.formats.archive import Extent
 from nemo_simplerl.model.formats.torch_zip import StoredTensor, bytes_of
+from nemo_simplerl.user_files import refuse_pointer
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -77,6 +78,7 @@ def read_folder(files: Mapping[str, Extent], where: Path) -> dict[str, StoredTen
 
 
 def _weight_map(index: Extent, where: Path) -> dict[str, str]:
+    refuse_pointer(index.head(), where)
     try:
         weight_map = json.loads(index.read())["weight_map"]
         return {str(name): str(file) for name, file in weight_map.items()}
@@ -86,6 +88,7 @@ def _weight_map(index: Extent, where: Path) -> dict[str, str]:
 
 def read_header(file: Extent, where: Path) -> dict[str, StoredTensor]:
     """The tensors of one file by name, none of them read yet. Raises ValueError for a damaged or cut-off file."""
+    refuse_pointer(file.head(), where)
     try:
         (length,) = struct.unpack("<Q", file.read(0, 8))
         if length > min(_MAX_HEADER, file.size - 8):

@@ -23,6 +23,7 @@ from nemo_simplerl.model.network.local_layers import RmsNorm, SdpaAttention
 from nemo_simplerl.model.network.rope import rope_frequencies
 from nemo_simplerl.model.network.value_head import ValueHead
 from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.user_files import read_text
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # by model.precision
 
@@ -35,7 +36,7 @@ def read_hf_config(path: str | Path) -> dict:
     file = Path(path) / "config.json"
     if not file.is_file():
         raise ValueError(f"{path} holds no config.json; give a Hugging Face model folder.")
-    return check_hf_config(json.loads(file.read_text()), file)
+    return check_hf_config(json.loads(read_text(file)), file)
 
 
 def use_transformer_engine(wanted: bool | None, dtype: torch.dtype) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nemo_simplerl.config.families import check_hf_config
 from nemo_simplerl.model.formats.archive import Extent
+from nemo_simplerl.user_files import refuse_pointer
 
 _MAX_BYTES = 256 << 20
 _TOKENIZER_FILES = (
@@ -104,9 +105,10 @@ def read_config(file: Extent, where: object) -> dict:
 
 
 def bounded(file: Extent, where: object) -> Extent:
-    """The file itself. Raises ValueError where it is too large to be read whole."""
+    """The file itself. Raises ValueError where it is too large to be read whole, or a pointer of git-lfs."""
     if file.size > _MAX_BYTES:
         raise ValueError(f"{where} has {file.size} bytes, which no config and no tokenizer needs.")
+    refuse_pointer(file.head(), file.path)
     return file
 
 

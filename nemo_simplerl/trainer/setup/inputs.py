@@ -1,11 +1,23 @@
-"""The tokenizer of a run, and its files of problems as prompts."""
+"""What a run reads: its tokenizer, its files of problems as prompts, and a record of what all its inputs held."""
 
+import json
 from pathlib import Path
 
-from nemo_simplerl.config.schema import DataConfig
+import torch.distributed as dist
+
+from nemo_simplerl.config.errors import ConfigErrors
+from nemo_simplerl.config.rules.runner import value_at
+from nemo_simplerl.config.schema import Config, DataConfig
 from nemo_simplerl.data.problems import Prompt, load_problems, render_prompts
 from nemo_simplerl.data.tokenizer import check_vocab, load_tokenizer
+from nemo_simplerl.files import atomic_write
 from nemo_simplerl.model.network.provider import read_hf_config
+from nemo_simplerl.parallel.reductions import of_first_rank
+from nemo_simplerl.trainer.saving.checkpoint import positions_on_disk
+from nemo_simplerl.user_files import content_digest
+
+RECORD = "inputs.json"  # digests of the contents of files and models, by the key that names them
+_INPUTS = ("data.train_path", "data.eval_path", "model.path", "model.tokenizer", "critic.path", "sft.output")
 
 
 def tokenizer_of(folder: Path):
@@ -24,9 +36,7 @@ def build_prompts(
     """
     if path is None:
         return [], []
-    problems, num_without_gold = load_problems(
-        path, data.question_field, data.answer_field, without_gold=data.rows_without_gold
-    )
+    problems, golds = load_problems(path, data.question_field, data.answer_field, without_gold=data.rows_without_gold)
     prompts, report = render_prompts(
         problems,
         tokenizer,
@@ -36,10 +46,64 @@ def build_prompts(
         overlong=data.overlong_prompts,
     )
     parts = [f"{report.num_kept} prompts, the longest of {report.longest} tokens (limit {max_tokens})"]
-    if num_without_gold:
-        parts.append(f"{num_without_gold} rows left out that have no gold answer")
-    if report.num_dropped:
-        parts.append(f"{report.num_dropped} dropped as too long")
-    if report.num_truncated:
-        parts.append(f"{report.num_truncated} cut to the limit")
-    return prompts[:limit], [f"{path}: " + ", ".join(parts)]
+    return prompts[:limit], [f"{path}: " + ", ".join(parts + golds.notes() + report.notes())]
+
+
+def record_inputs(config: Config) -> None:
+    """Write down what the inputs of a run that begins hold. On one rank."""
+    _write_record(config, _digests(config))
+
+
+def check_inputs(config: Config, checkpoints: Path) -> list[str]:
+    """Compare the inputs of a run that goes on from one of `checkpoints` with what they held when it began. Collective.
+
+    Returns messages on inputs that trainer.resume_allow lets differ. Raises ConfigErrors, on every rank, for others:
+    a run would go on with other prompts or from other weights, under the same names. Where there is no checkpoint, the
+    run begins, and its inputs are written down.
+    """
+    found: tuple[list[str], list[str]] = [], []
+    if dist.get_rank() == 0:
+        if positions_on_disk(checkpoints):
+            found = compare_inputs(config)
+        else:
+            record_inputs(config)
+    problems, notes = of_first_rank(found, "checkpoint")
+    if problems:
+        raise ConfigErrors(problems)
+    return notes
+
+
+def compare_inputs(config: Config) -> tuple[list[str], list[str]]:
+    """Refusals and messages; where there is none of the former, the record becomes what the inputs hold now."""
+    file = Path(config.trainer.run_dir) / RECORD
+    try:
+        now = _digests(config)
+        before = json.loads(file.read_text()) if file.is_file() else None
+    except (OSError, ValueError) as error:  # raised on every rank by the caller
+        return [f"the run's inputs cannot be compared with {file}: {error}. Mend or remove what cannot be read."], []
+    if before is None:
+        _write_record(config, now)
+        return [], [f"{file} is not there, as in runs of older versions: what the inputs hold is recorded from here on"]
+    changed = [key for key in now if before.get(key, now[key]) != now[key]]
+    allowed = [key for key in changed if {key, key.partition(".")[0]} & set(config.trainer.resume_allow)]
+    problems = [
+        f"{key}={value_at(config, key)}: its contents have changed since the run in {file.parent} began. Bring back "
+        f"what they were, choose another trainer.run_dir, or go on with the new ones: trainer.resume_allow=[{key}]."
+        for key in changed
+        if key not in allowed
+    ]
+    if not problems:
+        _write_record(config, before | now)
+    return problems, [f"{key}: its contents have changed, which trainer.resume_allow lets through" for key in allowed]
+
+
+def _digests(config: Config) -> dict[str, str]:
+    """Digests of the inputs that are there; of the warm start's examples only until it is done."""
+    output = config.sft.output
+    is_warm = output is None or (Path(output) / "config.json").is_file()
+    paths = {key: value_at(config, key) for key in (*_INPUTS, *([] if is_warm else ["data.sft_path"]))}
+    return {key: content_digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
+
+
+def _write_record(config: Config, digests: dict[str, str]) -> None:
+    atomic_write(Path(config.trainer.run_dir) / RECORD, json.dumps(digests, indent=2) + "\n")

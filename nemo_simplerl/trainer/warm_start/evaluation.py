@@ -50,9 +50,11 @@ class WarmStartEval:
             )
             log.info(f"{data.sft_eval_path}: {report.num_kept} examples, {report.num_dropped} dropped as too long")
         path = data.eval_path if config.sft.eval_every else None
-        self._prompts, _ = build_prompts(
+        self._prompts, notes = build_prompts(
             data, tokenizer, path, max_tokens=config.rollout.max_prompt_tokens, limit=data.eval_limit
         )
+        for note in notes:
+            log.info(note)
         if self._prompts:
             self._sampling = sampling_of(config.rollout, tokenizer, model_folder(config))
             self._grader = self._opened.enter_context(closing(build_grader(config.reward)))

@@ -30,11 +30,11 @@ from nemo_simplerl.trainer.learners.build import bad_updates_of, build_learner
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.minibatches import mini_batches
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
-from nemo_simplerl.trainer.setup.inputs import tokenizer_of
+from nemo_simplerl.trainer.setup.inputs import check_inputs, tokenizer_of
 from nemo_simplerl.trainer.setup.prepare import model_folder
 from nemo_simplerl.trainer.warm_start.evaluation import WarmStartEval
 from nemo_simplerl.trainer.warm_start.log import WarmStartLog
-from nemo_simplerl.trainer.warm_start.saves import WarmStartSaves
+from nemo_simplerl.trainer.warm_start.saves import WarmStartSaves, checkpoints_of
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ def warm_start(
         return output
     if os.path.lexists(output):
         raise ValueError(f"sft.output={output} exists and holds no model. Remove it, or choose another name.")
+    for note in check_inputs(config, checkpoints_of(output)):
+        log.info(f"warm start: {note}")
     tokenizer = tokenizer_of(model_folder(config))
     examples = _examples(config, tokenizer)
     updates_per_epoch = len(examples) // sft.global_batch_size
@@ -124,6 +126,11 @@ def _examples(config: Config, tokenizer) -> list[SftExample]:
         f"warm start: {report.num_kept} examples, the longest of {report.longest} tokens (limit {sft.max_tokens}), "
         f"{report.num_dropped} dropped as too long"
     )
+    if (leftover := len(examples) % sft.global_batch_size) and len(examples) > leftover:
+        log.info(
+            f"warm start: {leftover} of {len(examples)} examples are left over in every epoch, too few for an update: "
+            f"other ones each time; an sft.global_batch_size that divides {len(examples)} leaves none"
+        )
     if len(examples) < sft.global_batch_size:
         raise ValueError(
             f"{config.data.sft_path} leaves {len(examples)} examples, fewer than sft.global_batch_size="

@@ -36,8 +36,7 @@ class WarmStartSaves:
     """
 
     def __init__(self, config: Config, learner: Learner, examples: Sequence[SftExample], mesh: Mesh):
-        output = Path(str(config.sft.output))
-        self.folder = output.with_name(f"{output.name}.checkpoints")
+        self.folder = checkpoints_of(str(config.sft.output))
         self._learners, self._mesh, self._every = {"actor": learner}, mesh, config.sft.save_every
         settings = [(key, value) for key, value in weight_affecting_settings(config).items() if key.startswith(_KEYS)]
         self._digest = _digest(repr(sorted(settings)), weights_fingerprint(open_source(config.model.path)), examples)
@@ -98,6 +97,11 @@ class WarmStartSaves:
             evaluation={},
             config_xxh3=self._digest,
         )
+
+
+def checkpoints_of(output: str) -> Path:
+    """The folder of the checkpoints of a warm start whose result is to be `output`."""
+    return Path(output).with_name(f"{Path(output).name}.checkpoints")
 
 
 def _digest(settings: str, origin: str, examples: Sequence[SftExample]) -> str:

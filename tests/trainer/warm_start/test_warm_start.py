@@ -100,6 +100,9 @@ def test_a_checkpoint_of_other_settings_or_examples_is_left_out(tmp_path, change
     if changed == "examples":
         lines = (tmp_path / "sft.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / "sft.jsonl").write_text("".join(lines[1:] + lines[:1]))
+        with pytest.raises(AssertionError, match=r"sft.jsonl: its contents have changed since the run in"):
+            run_ranks(_warm_start, 1, _overrides(tmp_path / "run", data), "")
+        more = ["trainer.resume_allow=[data.sft_path]"]
     ((messages, done),) = run_ranks(_warm_start, 1, _overrides(tmp_path / "run", data, *more), "")
     assert done and any("begun with other settings and is left out" in text for text in messages)
 

@@ -1,0 +1,129 @@
+r"""Gold answers as data sets hold them: the answer itself, in a box, after `####`, as a number, or nothing of use.
+
+What is taken out of a longer text is taken by rule, and only where the rule is sure.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from nemo_simplerl.reward.extract import final_answers, without_ending
+from nemo_simplerl.reward.grade import grade_text
+from nemo_simplerl.reward.parsing.normalize import normalize_answer
+from nemo_simplerl.reward.parsing.readings import readings
+from nemo_simplerl.reward.parsing.tree import Words
+
+# What pandas and databases write for a missing value. "None" is not among them: it answers some questions.
+_MISSING = frozenset({"nan", "<na>", "nat", "null"})
+_TAG = re.compile(r"(?is).*<answer>(.*?)</answer>")
+_STATED = re.compile(r"(?is).*\banswer\s*(?:is|:)\s*(?P<answer>\S[^\n]*?)\.?(?:\s+I hope (?:it|this) is correct\.?)?")
+_GROUPING = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_WORD = re.compile(r"[\u3040-\u9fff\uac00-\ud7af]|[^\W\d_]{2,}")  # Chinese writes no spaces between words
+_MIN_PROSE_WORDS = 6
+
+
+class Gold(NamedTuple):
+    """A gold answer: its text, and the form that it was taken out of. Where `fault` says why, there is none."""
+
+    text: str
+    form: str | None = None
+    fault: str | None = None
+
+
+def read_gold(value: Any) -> Gold:
+    """The gold answer in a row's value, which may be anything that JSON or parquet can hold."""
+    if isinstance(value, list) and len(value) == 1:
+        inner = read_gold(value[0])
+        return inner if inner.fault else Gold(inner.text, "a list of one")
+    if isinstance(value, str):
+        return _read_text(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return Gold("", fault=_describe(value))
+    if isinstance(value, int):
+        return Gold(str(value))
+    if not Decimal(value).is_finite():
+        return Gold("", fault=f"it is {value}")
+    return Gold(str(int(value)) if value == int(value) else str(value))
+
+
+@dataclass(frozen=True)
+class GoldCheck:
+    """Places, from 0, of the golds that need a look."""
+
+    unreachable: list[int]  # not right by the grader even against themselves: no response can be right
+    prose: list[int]  # sentences, which a response would have to repeat word for word
+    text_alone: list[int]  # read neither as mathematics nor as words, so that their text alone is compared
+
+
+def check_golds(golds: Sequence[str]) -> GoldCheck:
+    """Give the grader each gold answer in a box, and see how it is read."""
+    check = GoldCheck([], [], [])
+    for index, gold in enumerate(golds):
+        if grade_text(gold, rf"\boxed{{{gold}}}") != "correct":
+            check.unreachable.append(index)
+            continue
+        found = readings(normalize_answer(gold))
+        if _num_words(gold) >= _MIN_PROSE_WORDS and all(isinstance(reading, Words) for reading in found):
+            check.prose.append(index)
+        elif not found:
+            check.text_alone.append(index)
+    return check
+
+
+def _num_words(text: str) -> int:
+    return len(_WORD.findall(_COMMAND.sub(" ", text)))
+
+
+def _read_text(text: str) -> Gold:
+    text = without_ending(text).strip()
+    if not text:
+        return Gold("", fault="it is empty")
+    if text.lower() in _MISSING:
+        return Gold("", fault=f"it is {text}")
+    if (quoted := _listed(text)) is not None:
+        return quoted
+    if tagged := _TAG.match(text):
+        inner = read_gold(tagged[1])
+        return inner if inner.fault else Gold(inner.text, "<answer>")
+    if boxed := final_answers(text):
+        return Gold(", ".join(boxed), r"\boxed{}")
+    _, hashes, after = text.rpartition("####")
+    if hashes and "\n" not in after.strip():  # else it is a heading
+        found = _GROUPING.sub("", after.strip())
+        return Gold(found, "####") if found else Gold("", fault="nothing follows its ####")
+    stated = None if readings(normalize_answer(text)) else _STATED.fullmatch(text)
+    if stated and _is_mathematics(stated["answer"]):
+        return Gold(stated["answer"].strip(), '"the answer is"')
+    return Gold(text)
+
+
+def _listed(text: str) -> Gold | None:
+    """The gold of text that is a JSON list of texts, as some data sets write it; None for any other text."""
+    if not text.startswith('["'):
+        return None
+    try:
+        items = json.loads(text)
+    except ValueError:
+        return None
+    return read_gold(items) if isinstance(items, list) else None
+
+
+def _is_mathematics(text: str) -> bool:
+    found = readings(normalize_answer(text))
+    return bool(found) and not any(isinstance(reading, Words) for reading in found)
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "it is missing"
+    if isinstance(value, bool):
+        return f"it is {str(value).lower()}, and no text"
+    if isinstance(value, list):
+        return f"it is a list of {len(value)}"
+    if isinstance(value, dict):
+        return f"it is an object of {', '.join(map(str, value))}"
+    return f"it is of type {type(value).__name__}"

@@ -1,0 +1,69 @@
+r"""What counts as the gold answer in a row's value, and which gold answers no response can equal."""
+
+from decimal import Decimal
+
+import pytest
+
+from nemo_simplerl.reward.gold import check_golds, read_gold
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("11", "11"),
+        (" 11\n", "11"),
+        ("She has 5 - 2 = 3.\n#### 1,234", "1234"),
+        ("#### 11", "11"),
+        (r"\boxed{11}", "11"),
+        (r"The answer is $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (r"$\boxed{1}$ and $\boxed{2}$", "1, 2"),
+        (r"<answer> \boxed{11} </answer>", "11"),
+        ("Final Answer: The final answer is $11$. I hope it is correct.", "$11$"),
+        ("11<|im_end|>", "11"),
+        ('["11"]', "11"),
+        (["11"], "11"),
+        ([r"\boxed{11}"], "11"),
+        (11, "11"),
+        (11.0, "11"),
+        (0.5, "0.5"),
+        (Decimal("11.50"), "11.50"),
+        ("None", "None"),
+        ("[2]", "[2]"),
+        ("#### Step 1\nWe add", "#### Step 1\nWe add"),  # a heading, and no sure rule for what follows
+        ("the answer is not 5", "the answer is not 5"),
+    ],
+)
+def test_a_gold_is_read_by_rule_where_the_rule_is_sure(value, text):
+    assert read_gold(value).text == text
+    assert read_gold(value).fault is None
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (None, "missing"),
+        ("", "empty"),
+        ("####", "nothing follows"),
+        (float("nan"), "nan"),
+        ("NaN", "NaN"),
+        (float("-inf"), "-inf"),
+        (Decimal("NaN"), "NaN"),
+        (True, "true"),
+        ([], "list of 0"),
+        (["1", "2"], "list of 2"),
+        ('["1", "2"]', "list of 2"),
+        ([None], "missing"),
+        ({"value": "11"}, "object of value"),
+        (b"11", "type bytes"),
+    ],
+)
+def test_a_value_that_is_no_gold_says_why(value, why):
+    gold = read_gold(value)
+    assert gold.text == ""
+    assert why in gold.fault
+
+
+def test_golds_that_need_a_look_are_found():
+    prose = "The two lines meet where both of the equations hold."
+    check = check_golds(["1/2", r"\boxed{11", "October 30", prose, r"\text{two lines}", "小明一共有三个苹果。"])
+    assert (check.unreachable, check.text_alone, check.prose) == ([1], [2], [3, 5])

@@ -1,0 +1,78 @@
+"""What a run that goes on says where the contents of its inputs are others than when it began."""
+
+import pytest
+
+from nemo_simplerl.config.load import compose
+from nemo_simplerl.trainer.setup.inputs import RECORD, build_prompts, compare_inputs, record_inputs
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A folder with inputs, and the configuration of a run there that has begun, given what it may differ in."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"rope_theta": 10000}')
+    (tmp_path / "train.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+
+    def config(*allowed: str):
+        paths = [f"data.train_path={tmp_path}/train.jsonl", f"model.path={tmp_path}/base"]
+        return compose([*paths, f"trainer.run_dir={tmp_path}/run", f"trainer.resume_allow=[{','.join(allowed)}]"])
+
+    record_inputs(config())
+    return tmp_path, config
+
+
+def test_inputs_as_they_were_are_fine(begun):
+    _, config = begun
+    assert compare_inputs(config()) == ([], [])
+
+
+def test_every_input_that_was_replaced_under_its_name_is_told_at_once(begun):
+    folder, config = begun
+    (folder / "train.jsonl").write_text('{"question": "1+2?", "answer": "3"}\n')
+    (folder / "base" / "config.json").write_text('{"rope_theta": 20000}')
+    for _ in range(2):  # a refused start leaves the record as it was
+        problems, _ = compare_inputs(config())
+        assert [problem.partition("=")[0] for problem in problems] == ["data.train_path", "model.path"]
+    assert "its contents have changed since the run in" in problems[0]
+    assert "trainer.resume_allow=[data.train_path]" in problems[0]
+
+
+def test_what_resume_allow_names_is_told_once_and_recorded(begun):
+    folder, config = begun
+    (folder / "train.jsonl").write_text('{"question": "1+2?", "answer": "3"}\n')
+    problems, notes = compare_inputs(config("data"))
+    assert problems == []
+    assert [note.partition(":")[0] for note in notes] == ["data.train_path"]
+    assert compare_inputs(config()) == ([], [])
+
+
+def test_a_run_of_an_older_version_gets_its_record(begun):
+    folder, config = begun
+    (folder / "run" / RECORD).unlink()
+    problems, (note,) = compare_inputs(config())
+    assert problems == []
+    assert "runs of older versions" in note
+    assert compare_inputs(config()) == ([], [])
+
+
+def test_a_damaged_record_is_named(begun):
+    folder, config = begun
+    (folder / "run" / RECORD).write_text("{")
+    (problem,), _ = compare_inputs(config())
+    assert str(folder / "run" / RECORD) in problem
+
+
+class Tokenizer:
+    def __call__(self, texts, add_special_tokens=True):
+        return {"input_ids": [1] if isinstance(texts, str) else [[1] for _ in texts]}
+
+
+def test_the_notice_of_a_file_says_what_became_of_its_golds(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"question": "1+1?", "answer": "#### 2"}\n{"question": "1+2?", "answer": NaN}\n')
+    data = compose(["model.path=x", f"data.train_path={path}", "data.rows_without_gold=drop"]).data
+    prompts, (note,) = build_prompts(data, Tokenizer(), str(path), max_tokens=9)
+    assert [prompt.problem.answer for prompt in prompts] == ["2"]
+    assert note.endswith(
+        "1 gold answer taken out of a longer value (####: 1), 1 row left out that has no gold answer (it is nan: 1)"
+    )
