@@ -1,13 +1,19 @@
 """Writing of a run's files such that a reader, or the run after a crash, never finds half a file or half a line.
 
-A whole file appears at once or not at all; a line of a .jsonl file is on disk when `append_jsonl` returns.
+A whole file appears at once or not at all; a line of a .jsonl file is on disk when `append_jsonl` returns. What a run
+can do without on a full disk is written inside `Unessential.write`.
 """
 
 import json
+import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -33,13 +39,24 @@ def jsonl_text(rows: list[dict[str, Any]]) -> str:
 
 
 def append_jsonl(path: Path, *rows: dict[str, Any]) -> None:
-    """Append a line for each row, on disk on return. The file must end in a whole line: see `truncate_jsonl`."""
+    """Append a line for each row, on disk on return. The file must end in a whole line: see `truncate_jsonl`.
+
+    Raises OSError where that fails; the file then is as it was before.
+    """
+    content = memoryview(jsonl_text(list(rows)).encode())
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(jsonl_text(list(rows)))
-        file.flush()
-        os.fsync(file.fileno())
+    # Unbuffered: nothing is left to be written when the file is closed after a failure.
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), size)
+            raise
     if is_new:
         sync_folder(path.parent)
 
@@ -58,12 +75,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def truncate_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
     """Drop the lines that `keep` refuses, and a last line that a crash cut short. Returns the rows that stay.
 
-    The whole file is replaced at once, and only if something is dropped. Raises as `read_jsonl`.
+    The file changes at once, and only if something is dropped. Dropping the last lines takes no room on the disk.
+    Raises as `read_jsonl`.
     """
     rows = read_jsonl(path)
     kept = [row for row in rows if keep(row)]
     if path.exists() and (len(kept) < len(rows) or not path.read_bytes().endswith(b"\n")):
-        atomic_write(path, jsonl_text(kept))
+        if kept == rows[: len(kept)]:
+            lines = path.read_bytes().split(b"\n")[: len(kept)]
+            os.truncate(path, sum(len(line) + 1 for line in lines))
+        else:
+            atomic_write(path, jsonl_text(kept))
     return kept
 
 
@@ -75,6 +97,43 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"{path}, line {number} is not a JSON object: mend or delete that line")
     return row
+
+
+class NotSaved(RuntimeError):
+    """Raised where a run could not write what it is run for: its last checkpoint, its models."""
+
+
+class Unessential:
+    """Writes that a run does without where the disk refuses them. Each kind of file is told once until it is written
+    again."""
+
+    def __init__(self) -> None:
+        self._failing: set[str] = set()
+
+    @contextmanager
+    def write(self, what: str, folder: Path) -> Iterator[None]:
+        """Use as a context around writing `what` below `folder`: an OSError is logged, with the room that is left."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._failing:
+                log.warning(f"{what} was NOT saved: {reason_of(error)}. {room_in(folder)}; make room. The run goes on.")
+            self._failing.add(what)
+        else:
+            if what in self._failing:
+                log.info(f"{what} is saved again")
+            self._failing.discard(what)
+
+
+def reason_of(error: OSError) -> str:
+    """Why the operation failed, and on which file."""
+    return (error.strerror or str(error)) + (f" ({error.filename})" if error.filename else "")
+
+
+def room_in(folder: Path) -> str:
+    """The free space of the disk that holds `folder`, which need not exist, in words."""
+    place = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), Path("/"))
+    return f"{folder} has {shutil.disk_usage(place).free / 1e9:.3g} GB free"
 
 
 def sync_folder(folder: Path) -> None:

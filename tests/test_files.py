@@ -1,11 +1,13 @@
 """Files appear whole or not at all; a .jsonl file survives a crash in the middle of a line."""
 
 import os
+import resource
+import signal
 import stat
 
 import pytest
 
-from nemo_simplerl.files import append_jsonl, atomic_write, read_jsonl, truncate_jsonl
+from nemo_simplerl.files import Unessential, append_jsonl, atomic_write, read_jsonl, truncate_jsonl
 
 
 def test_atomic_write_replaces_text_and_bytes_and_leaves_nothing_else_behind(tmp_path):
@@ -58,6 +60,34 @@ def test_appended_rows_come_back_in_order_with_floats_to_the_last_bit(tmp_path):
     assert path.read_text(encoding="utf-8").splitlines()[0] == '{"step": 1, "a": 0.30000000000000004}'
 
 
+def test_a_line_that_finds_no_room_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_jsonl(path, {"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, hard))  # bytes: room for a part of the line
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            append_jsonl(path, {"step": 2, "text": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_a_file_that_the_disk_refuses_is_told_once_until_it_is_written_again(tmp_path, caplog):
+    caplog.set_level("INFO", "nemo_simplerl")
+    unessential = Unessential()
+    for is_full in (True, True, False, True):
+        with unessential.write("rollouts/", tmp_path / "run"):
+            if is_full:
+                raise OSError(28, "No space left on device")
+    told = f"rollouts/ was NOT saved: No space left on device. {tmp_path}/run has "
+    first, again, second = caplog.messages
+    assert first.startswith(told) and first.endswith(" GB free; make room. The run goes on.")
+    assert again == "rollouts/ is saved again" and second.startswith(told)
+
+
 def test_append_refuses_what_json_does_not_have_and_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         append_jsonl(tmp_path / "metrics.jsonl", {"step": 1, "loss": float("nan")})
@@ -71,6 +101,16 @@ def test_truncate_keeps_what_it_is_told_to_and_drops_a_line_cut_short(tmp_path):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     append_jsonl(path, {"step": 3})
     assert path.read_text().endswith('{"step": 2}\n{"step": 3}\n')
+
+
+def test_dropping_the_last_lines_takes_no_room_and_dropping_others_replaces_the_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": "\u00e9"}\n{"step": 3}\n', encoding="utf-8")
+    inode = path.stat().st_ino
+    truncate_jsonl(path, lambda row: row["step"] != 3)
+    assert path.read_text(encoding="utf-8") == '{"step": 1}\n{"step": "\u00e9"}\n' and path.stat().st_ino == inode
+    truncate_jsonl(path, lambda row: row["step"] != 1)
+    assert path.read_text(encoding="utf-8") == '{"step": "\u00e9"}\n'
 
 
 def test_truncate_that_keeps_every_line_still_drops_the_torn_one(tmp_path):

@@ -5,11 +5,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import load
 from nemo_simplerl.config.schema import Config
+from nemo_simplerl.files import NotSaved
+from nemo_simplerl.trainer.guard.lock import held_outputs
 
 
 def launch(command: str, argv: Sequence[str], start: Callable[[Config], int]) -> int:
@@ -37,6 +40,21 @@ def guarded(start: Callable[[], int]) -> int:
             raise
         _tell(f"error: {error}")
         return 2
+
+
+def holding_outputs(config: Config, start: Callable[[], int]) -> int:
+    """The exit status of `start()`, during which the first rank holds the run directory; 74 (EX_IOERR) where a last
+    checkpoint or an export could not be written.
+
+    Raises ValueError where another process holds the directory.
+    """
+    with held_outputs(config) if is_first_rank() else nullcontext():
+        try:
+            return start()
+        except NotSaved as error:
+            if is_first_rank():
+                print(f"error: {error}", file=sys.stderr)
+            return os.EX_IOERR
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:

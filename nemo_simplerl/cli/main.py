@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
 
+from nemo_simplerl.streams import patient_streams
+
 # Name -> (module with `run(argv) -> exit status`, one line of help).
 COMMANDS = {
     "train": ("nemo_simplerl.cli.train", "PPO, from a base model or a warm start"),
@@ -19,10 +21,17 @@ COMMANDS = {
     "reward-server": ("nemo_simplerl.cli.reward_server", "the grader over HTTP, for training on other machines"),
 }
 
+_LONG = ("train", "sft", "eval", "distill")  # they go on for long after the `head` of `| head` has ended
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0 for success, 2 for a command line that makes no sense, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
+    with patient_streams(_tell_unread if args and args[0] in _LONG else lambda: None):
+        return _run(args)
+
+
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -39,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _tell_unread() -> None:
+    print("simplerl: nobody reads standard output any more; going on without it", file=sys.stderr)
 
 
 def usage() -> str:

@@ -1,22 +1,29 @@
 """`simplerl sft`: runs the warm start alone."""
 
-from nemo_simplerl.cli.launch import launch
+import os
+import time
+from functools import partial
+
+from nemo_simplerl.cli.launch import holding_outputs, launch
 from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.schema import Config
 
 
 def run(argv: list[str]) -> int:
-    """Exit status of `simplerl sft OVERRIDES`."""
-    return launch("sft", argv, _start)
+    """Exit status of `simplerl sft OVERRIDES`; 75 (EX_TEMPFAIL) where it was stopped: started again, it goes on."""
+    return launch("sft", argv, partial(_start, time.monotonic()))
 
 
-def _start(config: Config) -> int:
+def _start(started: float, config: Config) -> int:
     if config.sft.output is None or config.data.sft_path is None:
         raise ConfigErrors(
             ["simplerl sft needs data.sft_path (the examples) and sft.output (the folder for the model)."]
         )
-    # torch loads here, once the configuration is right
+    return holding_outputs(config, lambda: _warm_start(started, config))
+
+
+def _warm_start(started: float, config: Config) -> int:
+    # torch loads here, once the configuration is right and no other run is in the way
     from nemo_simplerl.trainer.start import start_warm_start
 
-    start_warm_start(config)
-    return 0
+    return 0 if start_warm_start(config, started) else os.EX_TEMPFAIL

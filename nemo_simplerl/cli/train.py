@@ -5,7 +5,7 @@ import time
 from functools import partial
 
 from nemo_simplerl.cli import report
-from nemo_simplerl.cli.launch import is_first_rank, launch
+from nemo_simplerl.cli.launch import holding_outputs, is_first_rank, launch
 from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.config.schema import Config
 
@@ -17,7 +17,11 @@ def run(argv: list[str]) -> int:
 
 def _start(started: float, config: Config) -> int:
     check_run_dir(config)
-    # torch loads here, once the configuration is right
+    return holding_outputs(config, lambda: _train(started, config))
+
+
+def _train(started: float, config: Config) -> int:
+    # torch loads here, once the configuration is right and no other run is in the way
     from nemo_simplerl.trainer.start import start_training
 
     if not start_training(config, started):

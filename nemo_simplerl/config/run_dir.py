@@ -1,12 +1,20 @@
-"""Refuses to continue a run directory with another configuration, which would mix two runs."""
+"""Refuses to continue a run directory with another configuration, which would mix two runs.
 
-from collections.abc import Iterable, Iterator
+The directory may have been moved, and may be spelled in another way; its config.yaml may be an older version's.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_simplerl.config.errors import ConfigErrors
-from nemo_simplerl.config.load import from_yaml, to_dict
+from nemo_simplerl.config.build import keys_of
+from nemo_simplerl.config.errors import ConfigErrors, suggest
+from nemo_simplerl.config.load import compose, to_dict
 from nemo_simplerl.config.schema import Config
+
+FILE = "config.yaml"  # in the run directory
 
 # Keys and sections that do not change the weights a run ends with.
 FREE_KEYS = frozenset(
@@ -56,20 +64,78 @@ LAYOUT_KEYS = frozenset(
 )
 
 
+_RUN_DIR = "trainer.run_dir"
+_PATHS = frozenset(
+    {
+        "model.path",
+        "model.tokenizer",
+        "critic.path",
+        *(f"data.{name}_path" for name in ("train", "eval", "sft", "sft_eval")),
+        "sft.output",
+        _RUN_DIR,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The values, by dotted key, that a run directory was begun with.
+
+    A key that its config.yaml lacks is in `added`, with the value it has in conf/: what a version without the key did.
+    Keys that this version does not have are in `gone`, with their values.
+    """
+
+    file: Path
+    values: dict[str, Any]
+    added: dict[str, Any]
+    gone: dict[str, Any]
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of a file that another version wrote, in words."""
+        notes = []
+        if self.added:
+            taken = ", ".join(f"{key}={_shown(value)}" for key, value in self.added.items())
+            notes.append(f"{self.file} is of a version without these keys, which did as if they were: {taken}.")
+        for key, value in self.gone.items():
+            closest = suggest(key, keys_of(Config))
+            notes.append(f"{self.file}: {key}={_shown(value)} is no key of this version and is not compared.{closest}")
+        return notes
+
+
+def read_begun(run_dir: Path) -> Begun | None:
+    """What the run directory was begun with; None where no run has begun there.
+
+    Raises ConfigErrors, naming the file, where it cannot be read.
+    """
+    file = run_dir / FILE
+    if not file.is_file():
+        return None
+    nested, known = _nested(file), set(keys_of(Config))
+    found = dict(_leaves(nested))
+    gone = {key: value for key, value in found.items() if not _is_key(key, known)}
+    added = {key: value for key, value in _defaults().items() if _is_absent(key, nested)}
+    return Begun(file, {key: found[key] for key in found if key not in gone} | added, added, gone)
+
+
 def check_run_dir(config: Config) -> None:
     """Raises ConfigErrors naming every key that differs from the configuration the directory was begun with.
 
     Keys of FREE_KEYS and LAYOUT_KEYS may differ, and those that trainer.resume_allow names or holds the section of.
+    Paths are compared as places: those inside the run directory wherever it lies now.
     """
-    file = Path(config.trainer.run_dir) / "config.yaml"
-    if not file.is_file():
+    begun = read_begun(Path(config.trainer.run_dir))
+    if begun is None:
         return
-    before, now = dict(_leaves(to_dict(from_yaml(file.read_text())))), dict(_leaves(to_dict(config)))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    now = dict(_leaves(to_dict(config)))
+    before_placed, now_placed = _placed(begun.values), _placed(now)
+    allowed = FREE_KEYS | LAYOUT_KEYS | set(config.trainer.resume_allow)
+    changed = sorted(key for key in before_placed.keys() | now.keys() if before_placed.get(key) != now_placed.get(key))
     problems = [
-        f"{key}={now.get(key)}, but the run in {file.parent} was begun with {before.get(key)}."
+        f"{key}={now.get(key)}, but the run in {begun.file.parent} was begun with {begun.values.get(key)}"
+        + (f": {begun.file} is of a version without that key." if key in begun.added else ".")
         for key in changed
-        if not _is_allowed(key, FREE_KEYS | LAYOUT_KEYS | set(config.trainer.resume_allow))
+        if not _is_allowed(key, allowed)
     ]
     if problems:
         advice = (
@@ -80,17 +146,92 @@ def check_run_dir(config: Config) -> None:
 
 
 def weight_affecting_settings(config: Config) -> dict[str, Any]:
-    """The values, by dotted key, that decide which weights a run ends with, rounding aside."""
-    return {key: value for key, value in _leaves(to_dict(config)) if not _is_allowed(key, FREE_KEYS | LAYOUT_KEYS)}
+    """The values, by dotted key, that decide which weights a run ends with, rounding aside.
+
+    Paths inside the run directory are relative to it: a run that is moved is the same run.
+    """
+    values = _placed(dict(_leaves(to_dict(config))))
+    return {key: value for key, value in values.items() if not _is_allowed(key, FREE_KEYS | LAYOUT_KEYS)}
+
+
+def _nested(file: Path) -> Mapping[str, Any]:
+    """The file's values as nested mappings."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigErrors([f"{file} cannot be read ({reason}). {_MEND}"]) from error
+    if not isinstance(values, Mapping) or _is_absent("model.path", values):  # every version has written that one
+        raise ConfigErrors([f"{file} holds no settings of a run. {_MEND}"])
+    return {str(key): value for key, value in values.items()}
+
+
+_MEND = (
+    "It says what the run was begun with: bring it back from a copy, or remove it to have the settings of this command "
+    "taken for those."
+)
+
+
+def _defaults() -> dict[str, Any]:
+    """The values of conf/ without an experiment, by dotted key, but for those that have none there."""
+    given = {"model.path": "none", "data.train_path": "none.jsonl"}
+    values = _leaves(to_dict(compose([f"{key}={value}" for key, value in given.items()])))
+    return {key: value for key, value in values if key not in given}
+
+
+def _placed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with each path in one spelling: inside the run directory relative to it, elsewhere absolute."""
+    run_dir = str(values.get(_RUN_DIR))
+    return {
+        key: _place(value, run_dir) if key in _PATHS and isinstance(value, str) else value
+        for key, value in values.items()
+    }
+
+
+def _place(path: str, run_dir: str) -> str:
+    # As written first: in a run that was moved, neither links nor folders of the old place need be there.
+    for spelled in (os.path.abspath, os.path.realpath):
+        place, root = (Path(spelled(os.path.expanduser(text))) for text in (path, run_dir))
+        if place.is_relative_to(root):
+            return f"RUN_DIR/{place.relative_to(root)}"
+    return str(place)
+
+
+def _is_key(key: str, known: set[str]) -> bool:
+    """Whether the configuration has the key. Below a key that is known and has none below it, any is (limits_s)."""
+    if key in known:
+        return True
+    above = key.rpartition(".")[0]
+    has_keys = any(name.startswith(f"{above}.") for name in known)
+    return bool(above) and not has_keys and _is_key(above, known)
+
+
+def _is_absent(key: str, nested: Any) -> bool:
+    """Whether the nested values say nothing of the key, not even that a section above it is null."""
+    for name in key.split("."):
+        if not isinstance(nested, Mapping):
+            return False
+        if name not in nested:
+            return True
+        nested = nested[name]
+    return False
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_allowed(key: str, allowed: Iterable[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in allowed)
 
 
-def _leaves(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             yield from _leaves(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value

@@ -225,10 +225,11 @@ class SftConfig:
 class AlarmsConfig:
     """When the log warns of a metric, once a run each. An alarm stops nothing."""
 
-    window: int  # earlier steps whose median a metric is compared with; there is no alarm before that many
+    window: int  # earlier steps that a metric is compared with; there is no alarm before that many
     spike_factor: float  # alarm on a value loss, gradient norm or KL above so many times its median
     min_entropy: float  # alarm on an entropy below it, nats a token, of a policy that had twice as much
-    min_reward_share: float  # alarm on a reward below this share of the way from reward.no_answer to the best so far
+    # Alarm on a reward that stays below this share of the way from reward.no_answer to the best so far.
+    min_reward_share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +265,8 @@ class TrainerConfig:
     num_episodes: int  # passes over the data, where max_steps does not end the run before
     eval_every: int  # steps between evaluations; 0 evaluates only at the start and the end
     eval_samples: int  # sampled responses to each problem beside the greedy one; 0: greedy alone
-    save_every: int  # steps between checkpoints; 0 saves only at the end
+    # Steps between checkpoints; null: a tenth of the run, 20 at the most; 0 saves only at the end.
+    save_every: int | None
     async_save: bool  # train on while a checkpoint is written; costs host memory of what a rank writes
     keep_last: int  # newest checkpoints kept on disk
     keep_every: int  # keep the checkpoints of every Nth step too; 0: none

@@ -22,12 +22,13 @@ from nemo_simplerl.report.evaluations import (
 from nemo_simplerl.report.figures import COLORS, Chart, LegendEntry, draw_all
 from nemo_simplerl.report.mathml import is_available
 from nemo_simplerl.report.payload import Payload, pack_samples
-from nemo_simplerl.report.read import RunData, load_run, summary_so_far
+from nemo_simplerl.report.read import RunData, load_run, summary_so_far, warnings_of
 from nemo_simplerl.report.samples import load_samples
 from nemo_simplerl.report.table import caption_of, rows_of
 
 MAX_BYTES = 4_900_000
 _LEAST_SAMPLES = 1_000_000  # characters of base64, however large the figures are
+_MOST_WARNINGS = 100  # of a run, on the page; messages.jsonl has all
 
 
 def write_page(run_dirs: Sequence[Path | str], output: Path, eval_dirs: Sequence[Path | str] = ()) -> Path:
@@ -113,9 +114,17 @@ def _runs(runs: Sequence[RunData], labels: Sequence[str]) -> str:
         table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>" if body else "<p>No evaluation yet.</p>"
         sections.append(
             f"<section class=run>{heading}<p class=note>{escape(', '.join([*state, caption_of(summary)]))}</p>{table}"
-            "</section>"
+            f"{_warnings(warnings_of(run.path))}</section>"
         )
     return "\n".join(sections)
+
+
+def _warnings(texts: Sequence[str]) -> str:
+    """The run's warnings, the newest `_MOST_WARNINGS` of them, behind a line that counts them; empty without any."""
+    if not texts:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts[-_MOST_WARNINGS:])
+    return f"<details><summary>{len(texts)} warning{'s' * (len(texts) > 1)}</summary><ul>{items}</ul></details>"
 
 
 def _figure(chart: Chart) -> str:

@@ -56,6 +56,12 @@ def load_run(run_dir: Path | str) -> RunData:
     )
 
 
+def warnings_of(run_dir: Path) -> list[str]:
+    """The run's warnings so far, each with its time, in order. ValueError where the file of messages is damaged."""
+    rows = read_jsonl(run_dir / "messages.jsonl")
+    return [f"{row.get('time')} {row.get('text')}" for row in rows if row.get("level") in ("WARNING", "ERROR")]
+
+
 def with_current_keys(row: dict[str, Any]) -> dict[str, Any]:
     """A row of metrics.jsonl under today's keys: `policy/kl_ref` of an earlier version becomes `actor/kl_ref`."""
     return {_current_key(key): value for key, value in row.items()}

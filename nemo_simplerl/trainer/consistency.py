@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nemo_simplerl.algo.consistency import beyond_bound, difference_metrics, difference_sums, importance_weights
-from nemo_simplerl.config.schema import ConsistencyConfig
+from nemo_simplerl.config.schema import ConsistencyConfig, RolloutConfig
 from nemo_simplerl.data.batch import Batch
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import all_reduce_metrics
@@ -117,3 +117,18 @@ def _way_out(figures: Mapping[str, float]) -> str:
         "Where precision explains it, raise rollout.consistency.max_share (a resumed run accepts that), or begin "
         "another run with rollout.consistency.policy=correct."
     )
+
+
+def sampling_notes(rollout: RolloutConfig) -> list[str]:
+    """One message where top_p or top_k cut what is sampled, and so put it off the policy that is trained."""
+    cuts = [f"rollout.top_p={rollout.top_p:g}"] * (rollout.top_p < 1) + [f"rollout.top_k={rollout.top_k}"] * (
+        rollout.top_k > 0
+    )
+    if not cuts:
+        return []
+    return [
+        f"{' and '.join(cuts)}: sampling is off-policy. Tokens are drawn from the most probable alone, while the "
+        "trainer's log-probabilities, ratios and KL are over the whole vocabulary, and so are those that the "
+        "consistency gate compares with the engine's: it does not see the cut. rollout.top_p=1 rollout.top_k=0 samples "
+        "on-policy."
+    ]

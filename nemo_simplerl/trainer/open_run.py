@@ -10,30 +10,36 @@ from pathlib import Path
 from rich.console import Console
 
 from nemo_simplerl.config.load import to_dict, to_yaml
+from nemo_simplerl.config.run_dir import read_begun
 from nemo_simplerl.config.schema import Config, TrainerConfig
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import StepSampler
 from nemo_simplerl.files import read_jsonl
 from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.report.read import with_current_keys
 from nemo_simplerl.trainer.build import build_roles
+from nemo_simplerl.trainer.consistency import sampling_notes
 from nemo_simplerl.trainer.guard.alarms import Alarms
 from nemo_simplerl.trainer.guard.faults import VARIABLE, Faults, installed
 from nemo_simplerl.trainer.guard.finite import delete_bad_updates
+from nemo_simplerl.trainer.guard.idle import idle
 from nemo_simplerl.trainer.guard.stop import Stop
-from nemo_simplerl.trainer.logging.run_log import RunLog
+from nemo_simplerl.trainer.logging.run_log import MessageLog, RunLog
 from nemo_simplerl.trainer.logging.screen import messages_to, print_line
 from nemo_simplerl.trainer.run import CHECKPOINTS, Run
 from nemo_simplerl.trainer.saving import checkpoint
 from nemo_simplerl.trainer.saving.checkpoint import Found
+from nemo_simplerl.trainer.saving.history import SAVED, check_history, remember_saved
 from nemo_simplerl.trainer.saving.journal import JOURNAL, Journal
+from nemo_simplerl.trainer.saving.position import TrainingPosition
 from nemo_simplerl.trainer.saving.saver import Saver
 from nemo_simplerl.trainer.saving.step_state import StepState
 from nemo_simplerl.trainer.setup import determinism
 from nemo_simplerl.trainer.setup.grader import build_grader
 from nemo_simplerl.trainer.setup.inputs import build_prompts, check_inputs, record_inputs, tokenizer_of
 from nemo_simplerl.trainer.setup.prepare import model_folder
-from nemo_simplerl.trainer.warm_start.run import StoppedEarly, warm_start
+from nemo_simplerl.trainer.warm_start.run import stoppable_warm_start
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +50,14 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     trainer, run_dir, is_first_rank = config.trainer, Path(config.trainer.run_dir), mesh.rank == 0
     found = _checkpoint_to_resume(trainer, mesh)
     replaced = check_inputs(config, run_dir / CHECKPOINTS) if found else []
+    earlier = _earlier_life(trainer, found, mesh)
     tokenizer = tokenizer_of(model_folder(config))
     prompts, eval_prompts, notes = _prompts(config, tokenizer)
     sampler = StepSampler(len(prompts), config.data.rollout_batch_size, seed=trainer.seed, shuffle=config.data.shuffle)
     total_steps = trainer.max_steps or trainer.num_episodes * sampler.steps_per_episode
     if leftover := sampler.leftover(total_steps):
         notes.append(leftover)
+    _check_length(config, total_steps, done=0 if found is None else found.manifest.position.steps_begun)
     faults = Faults.parse(os.environ.get(VARIABLE, ""), mesh.rank)
     stop = Stop(run_dir, is_first_rank=is_first_rank, max_time=trainer.max_time, started=started)
     console = Console()
@@ -58,7 +66,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     if is_first_rank:
         _clear_earlier(trainer, stop, found, journal)
     with (
-        messages_to(partial(print_line, console), is_first_rank=is_first_rank),
+        messages_to(partial(print_line, console), is_first_rank=is_first_rank, keep=MessageLog(run_dir)),
         closing(run_log),
         ExitStack() as opened,
     ):
@@ -66,8 +74,12 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         run_log.open_wandb(trainer.wandb, to_dict(config))
         for note in (*determinism.notes(trainer.deterministic), *(found.notes if found else ()), *replaced, *notes):
             log.info(note)
+        for warning in (*earlier, *sampling_notes(config.rollout)):
+            log.warning(warning)
         grader = opened.enter_context(closing(build_grader(config.reward)))
-        model_path = config.model.path if config.sft.output is None else _warm_start(config, mesh, run_log, stop)
+        model_path = config.model.path
+        if config.sft.output is not None:
+            model_path = stoppable_warm_start(config, mesh, run_log.wandb, stop)
         if is_first_rank and found is None:
             record_inputs(config)
         opened.enter_context(installed(faults))  # they count the points of PPO's steps
@@ -118,6 +130,45 @@ def _checkpoint_to_resume(trainer: TrainerConfig, mesh: Mesh) -> Found | None:
     return checkpoint.find_intact(folder, mesh)
 
 
+def _earlier_life(trainer: TrainerConfig, found: Found | None, mesh: Mesh) -> list[str]:
+    """What the run directory tells of the run's earlier processes that the user should know. Collective.
+
+    Raises ValueError on every rank where the run would start over although it had saved.
+    """
+    run_dir, position = Path(trainer.run_dir), None if found is None else found.manifest.position
+    notes: list[str] = []
+    problem: str | None = None
+    if mesh.rank == 0:
+        try:
+            if (begun := read_begun(run_dir)) is not None:
+                notes += begun.notes
+            if trainer.resume:
+                notes += check_history(run_dir, position)
+        except ValueError as error:
+            problem = str(error)
+    notes, problem = of_first_rank((notes, problem), "checkpoint")
+    if problem is not None:
+        raise ValueError(problem)
+    return notes
+
+
+def _check_length(config: Config, total_steps: int, *, done: int) -> None:
+    """Raises ValueError where the run, whose length the data may decide, ends before the steps that are done, or before
+    the critic's warm-up does."""
+    if done > total_steps:
+        raise ValueError(
+            f"the run in {config.trainer.run_dir} has done {done} steps, more than the {total_steps} of this command. "
+            "Give more trainer.max_steps or trainer.num_episodes, or another trainer.run_dir."
+        )
+    warmup = config.algo.critic_warmup_steps
+    if warmup >= total_steps:
+        raise ValueError(
+            f"algo.critic_warmup_steps={warmup} leaves the actor none of the run's {total_steps} steps (trainer."
+            f"num_episodes={config.trainer.num_episodes} passes over the data). Set algo.critic_warmup_steps="
+            f"{total_steps - 1} or less, or more trainer.num_episodes."
+        )
+
+
 def _clear_earlier(trainer: TrainerConfig, stop: Stop, found: Found | None, journal: Journal) -> None:
     """Remove what earlier processes of this run left that no longer holds: requests to stop, and later steps."""
     stop.delete_files()
@@ -125,6 +176,8 @@ def _clear_earlier(trainer: TrainerConfig, stop: Stop, found: Found | None, jour
     delete_bad_updates(trainer.run_dir, ("actor", "critic"), steps_begun)
     if not trainer.resume:
         journal.delete(None)
+    if found is None:
+        (Path(trainer.run_dir) / SAVED).unlink(missing_ok=True)  # of the history that is begun anew
 
 
 def _run_log(trainer: TrainerConfig, mesh: Mesh, found: Found | None, total_steps: int, console: Console) -> RunLog:
@@ -139,33 +192,20 @@ def _run_log(trainer: TrainerConfig, mesh: Mesh, found: Found | None, total_step
     return run_log
 
 
-def _warm_start(config: Config, mesh: Mesh, run_log: RunLog, stop: Stop) -> str:
-    """Run the warm start. Returns the folder of its model.
-
-    Raises StoppedEarly where it was asked to stop, after writing down how far it came.
-    """
-    try:
-        with stop:
-            return warm_start(config, mesh, run_log.wandb, stop.safe_point)
-    except StoppedEarly as asked:
-        if mesh.rank == 0:
-            stop.delete_files()
-        run_log.stopped({"step": 0, "updates_in_step": asked.update, "reason": str(asked)})
-        log.info(
-            f"stopped after update {asked.update} of the warm start: {asked}. Start the same command again to go on."
-        )
-        raise
-
-
 def _saver(config: Config, mesh: Mesh, journal: Journal) -> Saver:
-    trainer = config.trainer
+    trainer, run_dir = config.trainer, Path(config.trainer.run_dir)
+
+    def on_complete(position: TrainingPosition) -> None:
+        remember_saved(run_dir, position)
+        journal.delete(position.steps)
+
     return Saver(
-        Path(trainer.run_dir) / CHECKPOINTS,
+        run_dir / CHECKPOINTS,
         mesh,
         model_folder=partial(model_folder, config),
         keep=checkpoint.Retention(trainer.keep_last, trainer.keep_every, trainer.keep_best),
         in_background=trainer.async_save,
-        on_complete=lambda position: journal.delete(position.steps),
+        on_complete=on_complete,
     )
 
 
@@ -173,4 +213,4 @@ def _alarms(config: Config, is_first_rank: bool) -> Alarms:
     """Alarms that know the metrics of the steps before those that this process makes."""
     path = Path(config.trainer.run_dir) / "metrics.jsonl"
     lines = [with_current_keys(line) for line in read_jsonl(path)] if is_first_rank else []
-    return Alarms(config.trainer.alarms, config.reward, lines)
+    return Alarms(config.trainer.alarms, config.reward, lines, more=partial(idle, config=config))

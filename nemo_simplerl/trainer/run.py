@@ -12,10 +12,12 @@ from nemo_simplerl.config.load import to_yaml
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import StepSampler
+from nemo_simplerl.files import NotSaved, Unessential
 from nemo_simplerl.model.conversion.convert import Target, convert, remove
 from nemo_simplerl.model.source import open_source
+from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.trainer.guard.alarms import Alarms
-from nemo_simplerl.trainer.guard.stop import Stop
+from nemo_simplerl.trainer.guard.stop import Stop, write_stopped
 from nemo_simplerl.trainer.logging.run_log import RunLog
 from nemo_simplerl.trainer.logging.summary import summary_of
 from nemo_simplerl.trainer.logging.timing import host_gb
@@ -29,6 +31,7 @@ from nemo_simplerl.trainer.saving.saver import Saver
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"  # in the run directory
+_MOST_STEPS_UNSAVED = 20  # where trainer.save_every leaves it to the trainer
 
 
 @dataclass(kw_only=True)
@@ -58,6 +61,12 @@ class Run:
         stop_after = self.config.trainer.stop_after_step
         return self.total_steps if stop_after is None else min(self.total_steps, stop_after)
 
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints; 0: only the last step has one."""
+        every = self.config.trainer.save_every
+        return max(min(self.total_steps // 10, _MOST_STEPS_UNSAVED), 1) if every is None else every
+
     def prompts_of(self, step: int) -> list[Prompt]:
         """The prompts of a step; steps count from 1, the sampler from 0."""
         return [self.prompts[i] for i in self.sampler.indices(step - 1)]
@@ -68,6 +77,8 @@ class Run:
 
     def resume(self) -> int:
         """Restore the checkpoint that was found; returns the steps done. Collective."""
+        if self.config.trainer.save_every is None:
+            log.info(f"a checkpoint every {self.save_every} of {self.total_steps} steps (trainer.save_every=null)")
         if self.found is None:
             return 0
         self.steps_done = self.found.manifest.step
@@ -80,6 +91,8 @@ class Run:
         log.info(f"resumed after {saved.position.in_words} from {self.found.path}{change}")
         if differ := changed_versions(saved.versions, versions()):
             log.info(differ)
+        if saved.step >= self.last_step:
+            log.info(f"nothing is left to do: this command ends after step {self.last_step}")
         return saved.step
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -113,7 +126,7 @@ class Run:
 
     def save(self, step: int) -> None:
         """Complete the last save if it is written, and begin another where this step has one. Collective."""
-        every = self.config.trainer.save_every
+        every = self.save_every
         is_due = step == self.last_step or (every > 0 and step % every == 0)
         if is_due or self.saver.is_pending:
             with self.roles.timer("save_blocking"):
@@ -125,26 +138,42 @@ class Run:
         """After the last step of this process: the last save, and at the end of the whole run actor and critic as
         trainer.export says, and the summary. Collective.
 
-        The last checkpoint has their weights, so one rank writes them.
+        The last checkpoint has their weights, so one rank writes them. Raises NotSaved on every rank where the
+        checkpoint or one of them could not be written.
         """
         self.saver.finish()
-        if self.last_step < self.total_steps or self.roles.mesh.rank != 0:
+        if self.last_step < self.total_steps:
             return
+        problems = of_first_rank(self._export() if self.roles.mesh.rank == 0 else [], "checkpoint")
+        if problems:
+            raise NotSaved(
+                f"{'; '.join(problems)}. The last checkpoint has the weights: mend it, and start the same "
+                "command again."
+            )
+
+    def _export(self) -> list[str]:
+        """Write the models in the forms of trainer.export, and the summary; returns what could not be written. On one
+        rank."""
         run_dir = Path(self.config.trainer.run_dir)
         last = run_dir / CHECKPOINTS / TrainingPosition(self.total_steps).name
+        problems = []
         for kind, name in product(self.config.trainer.export, self.roles.learners):
             target = Target(kind, run_dir / kind / (f"{name}.nemo" if kind == "nemo" else name))
             if _is_older(target.path, last / MANIFEST):
                 remove(target.path)  # of an earlier end, which the run was told to go beyond
             if not target.path.exists():
-                source = open_source(last, "checkpoint", critic=name == "critic")
-                convert(source, target, progress=lambda done, total: None)
-        self.run_log.summary(summary_of(run_dir, self.config, self.roles.mesh.world_size))
+                try:
+                    convert(open_source(last, "checkpoint", critic=name == "critic"), target, lambda done, total: None)
+                except (OSError, ValueError) as error:
+                    problems.append(f"{target.path} was NOT written: {str(error).rstrip('.')}")
+        with Unessential().write("summary.json", run_dir):
+            self.run_log.summary(summary_of(run_dir, self.config, self.roles.mesh.world_size))
+        return problems
 
     def save_and_stop(self, reason: str) -> None:
         """Save how far the run has come, between updates too, and say how it goes on. Collective.
 
-        Nothing is saved before the first update of a run. Raises RuntimeError where the save fails.
+        Nothing is saved before the first update of a run. Raises NotSaved where the save fails.
         """
         step, step_state = self.steps_done + 1, self.roles.step_state
         position = TrainingPosition(self.steps_done, step_state.num_updates(step))
@@ -158,13 +187,8 @@ class Run:
             self.saver.finish()
         if self.roles.mesh.rank == 0:
             self.stop.delete_files()
-        self.run_log.stopped(
-            {
-                "step": step if position.updates else position.steps,
-                "updates_in_step": position.updates,
-                "reason": reason,
-            }
-        )
+            step = step if position.updates else position.steps
+            write_stopped(Path(self.config.trainer.run_dir), step=step, updates_in_step=position.updates, reason=reason)
         log.info(f"stopped after {position.in_words}: {reason}. Start the same command again to go on.")
 
     def _manifest(self, position: TrainingPosition) -> Manifest:

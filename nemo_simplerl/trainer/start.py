@@ -6,14 +6,15 @@ from pathlib import Path
 
 from nemo_simplerl.config.load import to_dict
 from nemo_simplerl.config.schema import Config
-from nemo_simplerl.trainer.guard.stop import Stopping
+from nemo_simplerl.trainer.guard.stop import Stop, Stopping
 from nemo_simplerl.trainer.guard.watchdog import report_failures
+from nemo_simplerl.trainer.logging.run_log import MessageLog
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
 from nemo_simplerl.trainer.loop import train
 from nemo_simplerl.trainer.open_run import open_run
 from nemo_simplerl.trainer.setup.world import join_world
-from nemo_simplerl.trainer.warm_start.run import StoppedEarly, warm_start
+from nemo_simplerl.trainer.warm_start.run import StoppedEarly, stoppable_warm_start
 
 
 def start_training(config: Config, started: float | None = None) -> bool:
@@ -36,12 +37,25 @@ def start_training(config: Config, started: float | None = None) -> bool:
     return True
 
 
-def start_warm_start(config: Config) -> None:
-    """Run the warm start alone. Raises ValueError for input that cannot be used."""
-    trainer = config.trainer
-    with join_world(config) as mesh, messages_to(print, is_first_rank=mesh.rank == 0), ExitStack() as opened:
+def start_warm_start(config: Config, started: float | None = None) -> bool:
+    """Run the warm start alone. False where it was stopped before its end and can go on; `started` as above.
+
+    Raises ValueError for input that cannot be used.
+    """
+    started = time.monotonic() if started is None else started
+    trainer, run_dir = config.trainer, Path(config.trainer.run_dir)
+    with join_world(config) as mesh, ExitStack() as opened:
+        is_first_rank = mesh.rank == 0
+        opened.enter_context(messages_to(print, is_first_rank=is_first_rank, keep=MessageLog(run_dir)))
+        stop = Stop(run_dir, is_first_rank=is_first_rank, max_time=trainer.max_time, started=started)
         wandb = None
-        if mesh.rank == 0 and trainer.wandb.enabled:
-            wandb = WandbLog(trainer.wandb, Path(trainer.run_dir), to_dict(config))
-            opened.enter_context(closing(wandb))
-        warm_start(config, mesh, wandb)
+        if is_first_rank:
+            stop.delete_files()
+            if trainer.wandb.enabled:
+                wandb = WandbLog(trainer.wandb, run_dir, to_dict(config))
+                opened.enter_context(closing(wandb))
+        try:
+            stoppable_warm_start(config, mesh, wandb, stop)
+        except StoppedEarly:
+            return False
+    return True

@@ -222,6 +222,16 @@ def test_a_run_that_has_only_begun_makes_a_page(tmp_path):
     assert samples_of(page)["columns"] == {}
 
 
+def test_the_warnings_of_a_run_are_on_the_page_and_what_was_only_said_is_not(tmp_path):
+    run_dir = write_run(tmp_path / "run", steps=2)
+    assert "<details>" not in build_page([run_dir])
+    rows = [("WARNING", "step 1: <b> & more"), ("INFO", "by the way"), ("WARNING", "step 2: again")]
+    write_lines(run_dir / "messages.jsonl", [{"time": "12:00", "level": level, "text": text} for level, text in rows])
+    page = build_page([run_dir])
+    assert "<summary>2 warnings</summary><ul><li>12:00 step 1: &lt;b&gt; &amp; more</li>" in page
+    assert "by the way" not in page
+
+
 def test_the_command_writes_the_page_beside_the_curves_or_where_it_is_told(tmp_path, capsys):
     one, two = write_run(tmp_path / "one", steps=2), write_run(tmp_path / "two", steps=2)
     assert report.run([str(one), str(two)]) == 0

@@ -14,6 +14,27 @@ def lr_falls(config: Config, section: str) -> Iterator[str]:
         )
 
 
+def something_is_learnt(config: Config, section: str) -> Iterator[str]:
+    """A learning rate of 0 leaves the weights as they are. A saved critic may be meant to stay as it is."""
+    is_read = {"actor": True, "critic": config.critic.path is None, "sft": config.sft.output is not None}[section]
+    if is_read and getattr(config, section).optim.lr == 0:
+        yield (
+            f"{section}.optim.lr=0 never changes a weight: nothing would be learnt. Give {section}.optim.lr a number "
+            "above 0" + (", or sft.output=null to do without the warm start." if section == "sft" else ".")
+        )
+
+
+def clipped_rewards_differ(config: Config) -> Iterator[str]:
+    clip, rewards = config.algo.reward_clip, config.reward
+    given = (rewards.correct, rewards.incorrect, rewards.no_answer)
+    if clip is not None and len({max(-clip, min(clip, reward)) for reward in given}) == 1:
+        yield (
+            f"algo.reward_clip={clip} makes the same reward of reward.correct={rewards.correct}, incorrect="
+            f"{rewards.incorrect} and no_answer={rewards.no_answer}: nothing would be learnt. "
+            f"Set algo.reward_clip={max(map(abs, given))} or more, or null."
+        )
+
+
 def masked_responses_get_no_eos(config: Config) -> Iterator[str]:
     if config.algo.truncated == "mask" and config.algo.overwrite_truncated_with_eos:
         yield (

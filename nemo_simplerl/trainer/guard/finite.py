@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_simplerl.data.batch import Batch, MicroBatch
-from nemo_simplerl.files import atomic_write
+from nemo_simplerl.files import Unessential, atomic_write
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import any_rank, gather_objects
 
@@ -53,7 +53,11 @@ class BadUpdates:
         step = self.first_step + steps
         stem = f"step_{step:06d}_{self.role}_{within + 1}"
         facts = {"step": step, "role": self.role, "update": within + 1, "rank": mesh.rank, "not_finite": list(names)}
-        write_micro_batches(self.folder / f"{stem}_rank{mesh.rank}.pt", micro_batches, facts)
+        path = self.folder / f"{stem}_rank{mesh.rank}.pt"
+        with Unessential().write(f"{FOLDER}/{path.name}", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.touch()  # it counts, also where a full disk has no room for its content
+            write_micro_batches(path, micro_batches, facts)
         # A shared disk may show one rank more than another: the largest count is the true one.
         count = max(gather_objects(len(_left_out(self.folder)), dist.group.WORLD, "updates_left_out"))
         what = (

@@ -9,6 +9,7 @@ torchrun catches SIGTERM and SIGINT itself, passes them to its ranks, and kills 
 send it to the ranks, or write the file.
 """
 
+import json
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_simplerl.config.durations import seconds_of
+from nemo_simplerl.files import Unessential, atomic_write
 from nemo_simplerl.trainer.guard.faults import fault_point
 
 STOP_FILE = "stop"  # in the run directory, as all of these
@@ -94,3 +96,10 @@ class Stop:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._num_signals += 1
         self._last_signal = 3 + _SIGNALS.index(signal.Signals(number))
+
+
+def write_stopped(run_dir: Path, *, step: int, updates_in_step: int, reason: str) -> None:
+    """Write RUN_DIR/stopped.json: after which step, after how many updates of it, and why. On rank 0."""
+    facts = {"step": step, "updates_in_step": updates_in_step, "reason": reason}
+    with Unessential().write(STOPPED_FILE, run_dir):
+        atomic_write(run_dir / STOPPED_FILE, json.dumps(facts) + "\n")

@@ -1,26 +1,43 @@
-"""The log of a run: config.yaml, metrics.jsonl, rollouts/, eval/, summary.json, tensorboard/, progress on the screen.
+"""The log of a run: its files (metrics.jsonl, rollouts/, messages.jsonl and so on) and progress on the screen.
 
-Rank 0 alone writes; elsewhere every method does nothing, so that the trainer calls them on every rank.
+Rank 0 alone writes; elsewhere every method does nothing, so that the trainer calls them on every rank. What the disk
+refuses is told, and the run goes on.
 """
 
 import json
 import logging
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from nemo_simplerl.config.schema import WandbConfig
-from nemo_simplerl.files import append_jsonl, atomic_write, jsonl_text, truncate_jsonl
+from nemo_simplerl.files import Unessential, append_jsonl, atomic_write, jsonl_text, truncate_jsonl
 from nemo_simplerl.trainer.guard.faults import fault_point
-from nemo_simplerl.trainer.guard.stop import STOPPED_FILE
 from nemo_simplerl.trainer.logging.progress import Progress
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
 
 log = logging.getLogger(__name__)
+
+MESSAGES = "messages.jsonl"  # in the run directory
+
+
+class MessageLog:
+    """Keeps a run's messages in messages.jsonl, whatever becomes of the screen."""
+
+    def __init__(self, run_dir: Path):
+        self._path = run_dir / MESSAGES
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        """Append the message. Where that fails nothing is told: a message about it would not be kept either."""
+        row = {"time": _local_time(record.created), "level": record.levelname, "text": record.getMessage()}
+        with suppress(OSError):
+            append_jsonl(self._path, row)
 
 
 class RunLog:
@@ -43,17 +60,19 @@ class RunLog:
         self._is_writer = is_writer
         self.wandb: WandbLog | None = None  # while trainer.wandb is enabled, on the rank that writes
         self._total_steps: int | None = None
+        self._unessential = Unessential()
+        self._unwritten: list[dict[str, Any]] = []  # lines of metrics.jsonl that the disk has refused so far
         if not is_writer:
             return
         self._dir = Path(run_dir)
         self._dir.mkdir(parents=True, exist_ok=True)
         self._steps_done = resume_step or 0
         _drop_after(self._dir, resume_step)
-        self._board = (
-            open_tensorboard(self._dir / "tensorboard", 0 if resume_step is None else resume_step + 1)
-            if tensorboard
-            else None
-        )
+        self._board = None
+        with self._unessential.write("tensorboard", self._dir):
+            if tensorboard:
+                first_step = 0 if resume_step is None else resume_step + 1
+                self._board = open_tensorboard(self._dir / "tensorboard", first_step)
         self._progress = Progress(console or Console())
 
     @property
@@ -69,7 +88,7 @@ class RunLog:
     def config(self, text: str) -> None:
         """Write the resolved configuration, given as YAML."""
         if self._is_writer:
-            atomic_write(self._dir / "config.yaml", text)
+            self._write("config.yaml", text)
 
     def open_wandb(self, settings: WandbConfig, config: Mapping[str, Any]) -> None:
         """Send metrics and samples from here on to Weights & Biases too, where the settings enable it."""
@@ -86,12 +105,13 @@ class RunLog:
         numbers = {key: plain(value) for key, value in values.items()}
         if self.wandb is not None:
             numbers["log/wandb_failures"] = self.wandb.failures  # of this process, so far
-        fault_point("log.metrics")
-        append_jsonl(self._dir / "metrics.jsonl", _ordered(step, numbers))
+        self._unwritten.append(_ordered(step, numbers))
+        self._write_metrics()
         if self._board is not None:
-            for key, value in numbers.items():
-                if value is not None:
-                    self._board.add_scalar(key, value, step)
+            with self._unessential.write("tensorboard", self._dir):
+                for key, value in numbers.items():
+                    if value is not None:
+                        self._board.add_scalar(key, value, step)
         if self.wandb is not None:
             self.wandb.metrics(step, numbers)
         self._progress.step(step, numbers)
@@ -108,31 +128,39 @@ class RunLog:
         """Write the responses of the evaluation after `step` steps; its metrics belong in the step's line."""
         self._step_file("eval", step, rows)
 
-    def stopped(self, facts: Mapping[str, Any]) -> None:
-        """Write stopped.json: where and why the run was stopped."""
-        if self._is_writer:
-            atomic_write(self._dir / STOPPED_FILE, json.dumps(facts) + "\n")
-
     def summary(self, values: Mapping[str, Any]) -> None:
         """Write summary.json: the finished run in a few numbers."""
         if self._is_writer:
             text = json.dumps(plain(values), indent=2, allow_nan=False)
-            atomic_write(self._dir / "summary.json", text + "\n")
+            self._write("summary.json", text + "\n")
 
     def close(self) -> None:
         """Close Weights & Biases, the progress line and TensorBoard."""
         if not self._is_writer:
             return
+        if self._unwritten:
+            self._write_metrics()
         if self.wandb is not None:
             self.wandb.close()
         self._progress.close()
         if self._board is not None:
-            self._board.close()
+            with self._unessential.write("tensorboard", self._dir):
+                self._board.close()
+
+    def _write_metrics(self) -> None:
+        """Append the lines that are not on disk yet: a line that found no room is written before the next one."""
+        with self._unessential.write("metrics.jsonl", self._dir):
+            fault_point("log.metrics")
+            append_jsonl(self._dir / "metrics.jsonl", *self._unwritten)
+            self._unwritten.clear()
 
     def _step_file(self, folder: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         if self._is_writer:
-            path = self._dir / folder / f"step_{step:06d}.jsonl"
-            atomic_write(path, jsonl_text([plain(row) for row in rows]))
+            self._write(f"{folder}/step_{step:06d}.jsonl", jsonl_text([plain(row) for row in rows]), kind=f"{folder}/")
+
+    def _write(self, name: str, content: str, kind: str | None = None) -> None:
+        with self._unessential.write(kind or name, self._dir):
+            atomic_write(self._dir / name, content)
 
 
 def _ordered(step: int, numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +178,10 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _local_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _drop_after(run_dir: Path, resume_step: int | None) -> None:

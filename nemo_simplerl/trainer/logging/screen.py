@@ -14,14 +14,17 @@ PACKAGE = "nemo_simplerl"
 
 
 @contextmanager
-def messages_to(show: Callable[[str], None], *, is_first_rank: bool) -> Iterator[None]:
+def messages_to(
+    show: Callable[[str], None], *, is_first_rank: bool, keep: Callable[[logging.LogRecord], None] | None = None
+) -> Iterator[None]:
     """Call `show` with each message that the package logs at INFO or above, on whatever thread; on other ranks than the
     first all messages are dropped.
 
-    What `show` raises reaches the caller of `log.info`. Handler, level and propagation are put back at the end.
+    keep: called with the record of each message before it is shown. What either raises reaches the caller of
+    `log.info`. Handler, level and propagation are put back at the end.
     """
     logger = logging.getLogger(PACKAGE)
-    handler = _Messages(show) if is_first_rank else logging.NullHandler()
+    handler = _Messages(show, keep) if is_first_rank else logging.NullHandler()
     level, propagates = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -41,9 +44,11 @@ def print_line(console: Console, text: str) -> None:
 
 
 class _Messages(logging.Handler):
-    def __init__(self, show: Callable[[str], None]):
+    def __init__(self, show: Callable[[str], None], keep: Callable[[logging.LogRecord], None] | None):
         super().__init__(logging.INFO)
-        self._show = show
+        self._show, self._keep = show, keep
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._keep is not None:
+            self._keep(record)
         self._show(record.getMessage())

@@ -34,6 +34,7 @@ from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.refit import bucketed, verified_refit
+from nemo_simplerl.trainer.guard.lock import held_by_first_rank
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.saving.record import digest_of
 from nemo_simplerl.trainer.setup.engine import build_engine, sampling_of
@@ -105,7 +106,11 @@ def run_benchmarks(request: EvalRequest, config: Config) -> dict[str, Any]:
     world calls; rank 0 writes. Raises ValueError for input that cannot be used and for a folder of other settings.
     """
     problems = {name: load_benchmark(name, request.data, request.limit) for name in request.benchmarks}
-    with join_world(config) as mesh, messages_to(partial(print, flush=True), is_first_rank=mesh.rank == 0):
+    with (
+        held_by_first_rank(request.output),
+        join_world(config) as mesh,
+        messages_to(partial(print, flush=True), is_first_rank=mesh.rank == 0),
+    ):
         source, tokenizer = open_source(config.model.path), tokenizer_of(model_folder(config))
         prompts = {name: _prompts(name, problems[name], tokenizer, config) for name in request.benchmarks}
         params = sampling_of(config.rollout, tokenizer, model_folder(config))

@@ -15,6 +15,7 @@ from nemo_simplerl.data.problems import Problem, render_prompts
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.files import read_jsonl
 from nemo_simplerl.model.source import open_source
+from nemo_simplerl.trainer.guard.lock import held_by_first_rank
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.offline.benchmark import (
     EvalRequest,
@@ -43,7 +44,11 @@ def sample_solutions(
     ValueError for input that cannot be used and for a folder of other settings, weights or problems.
     """
     config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, n_samples_per_prompt=1))
-    with join_world(config) as mesh, messages_to(partial(print, flush=True), is_first_rank=mesh.rank == 0):
+    with (
+        held_by_first_rank(request.output),
+        join_world(config) as mesh,
+        messages_to(partial(print, flush=True), is_first_rank=mesh.rank == 0),
+    ):
         source, tokenizer = open_source(config.model.path), tokenizer_of(model_folder(config))
         prompts, report = render_prompts(
             problems,

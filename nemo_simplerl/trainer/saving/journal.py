@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from nemo_simplerl.files import atomic_write
+from nemo_simplerl.files import atomic_write, room_in
 from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.trainer.guard.faults import fault_point
 from nemo_simplerl.trainer.saving.record import StepKey, StepRecord, record_from
@@ -16,12 +16,13 @@ JOURNAL = "journal"  # in the run directory
 class Journal:
     """The files RUN_DIR/journal/step_NNNNNN.npz, one for each step since the last checkpoint.
 
-    Only the writer, rank 0, reads and writes. A journal that cannot be written is logged, and costs only the time to
-    sample again.
+    Only the writer, rank 0, reads and writes. A journal that cannot be written is logged once, and costs only the time
+    to sample again.
     """
 
     def __init__(self, folder: Path, *, is_writer: bool):
         self._folder, self._is_writer = folder, is_writer
+        self._is_failing = False
 
     def find(self, key: StepKey) -> StepRecord | None:
         """The record with this key, on every rank; None, with a warning, where the file has another one. Collective."""
@@ -35,11 +36,14 @@ class Journal:
         try:
             fault_point("journal.write")
             atomic_write(self._path(record.key.step), record.to_bytes())
+            self._is_failing = False
         except OSError as error:
-            log.warning(
-                f"the journal of step {record.key.step} could not be written ({error.strerror or error}): were the run "
-                "killed now, the step would be sampled and graded again."
-            )
+            if not self._is_failing:
+                log.warning(
+                    f"the journal of step {record.key.step} could not be written ({error.strerror or error}): were the "
+                    f"run killed now, the step would be sampled and graded again. {room_in(self._folder)}; make room."
+                )
+            self._is_failing = True
 
     def delete(self, steps: int | None) -> None:
         """Remove the files that a checkpoint after `steps` steps makes superfluous; with None, all. Only on the writer.

@@ -4,7 +4,9 @@ The threads do not communicate. The ranks agree on their main threads that all h
 completes the checkpoint.
 """
 
+import errno
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_simplerl.files import NotSaved, reason_of, room_in
 from nemo_simplerl.model.conversion import shards
 from nemo_simplerl.model.formats import torch_dist
 from nemo_simplerl.model.network.provider import read_hf_config
@@ -85,6 +88,7 @@ class _Share:
 class _Pending:
     """Work on this rank's thread; `then` is called on every rank with the results of all ranks."""
 
+    position: TrainingPosition
     future: Future
     then: Callable[[list], "_Pending | None"]
 
@@ -165,7 +169,7 @@ class Saver:
             if self._mesh.device.type == "cuda":
                 torch.cuda.synchronize()
         future = self._thread.submit(self._write, manifest.position, blocks, learners, files or {})
-        self._pending = _Pending(future, partial(self._all_written, manifest))
+        self._pending = _Pending(manifest.position, future, partial(self._all_written, manifest))
         if self._copies is None:
             self.finish_pending(block=True)
 
@@ -182,15 +186,20 @@ class Saver:
             self._pending = self._pending.then(results)
 
     def finish(self) -> None:
-        """Wait for the last save. Collective. Raises RuntimeError where it failed, since no later save tries again."""
+        """Wait for the last save. Collective. Raises NotSaved where it failed, since no later save tries again."""
         self.finish_pending(block=True)
         if self._failure is not None:
-            raise RuntimeError(f"the last checkpoint of the run could not be saved: {self._failure}")
+            raise NotSaved(
+                f"the last checkpoint of the run could not be saved: {self._failure}. Make room, and start the same "
+                "command again: it goes on from the checkpoint before."
+            )
 
     def close(self) -> None:
-        """End the thread; what it is writing is abandoned."""
+        """End the thread; what it is writing is abandoned, and removed."""
         self._closing.set()
         self._thread.shutdown()
+        if self._pending is not None and self._mesh.rank == 0:
+            shutil.rmtree(partial_folder(self._folder, self._pending.position), ignore_errors=True)
 
     def _blocks(self, learners: Mapping[str, Learner]) -> dict[str, _Blocks]:
         """The learners' live tensors as blocks, by the folder whose index lists them."""
@@ -216,6 +225,7 @@ class Saver:
         written: dict[str, list[torch_dist.WrittenBlock]] = {}
         problem = None
         try:
+            self._require_room(sum(part.num_bytes for part in blocks.values()))
             for folder, part in blocks.items():
                 written[folder] = self._write_rank_file(target, folder, part) if part.items else []
             if self._mesh.rank == 0:
@@ -227,6 +237,12 @@ class Saver:
         except Exception as error:  # rank 0 logs it when the save ends
             problem = _in_words(error)
         return _Share(sum(part.num_bytes for part in blocks.values()), written, target.files, problem)
+
+    def _require_room(self, num_bytes: int) -> None:
+        """Raise OSError where this rank's share cannot fit: begun, it would fill the disk that the run's log needs."""
+        place = next(path for path in (self._folder, *self._folder.absolute().parents) if path.exists())
+        if shutil.disk_usage(place).free < num_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _write_rank_file(self, target: HashedFolder, folder: str, blocks: _Blocks) -> list[torch_dist.WrittenBlock]:
         name = torch_dist.rank_file_name(self._mesh.rank)
@@ -247,7 +263,7 @@ class Saver:
         if problems:
             return self._end(manifest.position, num_bytes, [problems])
         future = self._thread.submit(self._commit, manifest, shares)
-        return _Pending(future, partial(self._end, manifest.position, num_bytes))
+        return _Pending(manifest.position, future, partial(self._end, manifest.position, num_bytes))
 
     def _commit(self, manifest: Manifest, shares: Sequence[_Share]) -> list[str]:
         """Write indices and manifest, complete the checkpoint, remove old ones; on rank 0. Returns the problems."""
@@ -284,11 +300,10 @@ class Saver:
 
     def _clean_up(self, position: TrainingPosition, num_bytes: int) -> None:
         shutil.rmtree(partial_folder(self._folder, position), ignore_errors=True)
-        free = shutil.disk_usage(self._folder).free if self._folder.exists() else 0
         log.warning(
-            f"the checkpoint of {position.in_words} was NOT saved: {self._failure}. It takes {num_bytes / 1e9:.2f} GB "
-            f"and {self._folder} has {free / 1e9:.2f} GB free. Older checkpoints are untouched and the next save tries "
-            "again; make room or mend the disk before it."
+            f"the checkpoint of {position.in_words} was NOT saved: {self._failure}. It takes {num_bytes / 1e9:.3g} GB "
+            f"and {room_in(self._folder)}. Older checkpoints are untouched and the next save tries again; make room or "
+            "mend the disk before it."
         )
 
     def _target(self, position: TrainingPosition) -> HashedFolder:
@@ -302,6 +317,4 @@ class Saver:
 
 
 def _in_words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f" ({error.filename})" if error.filename else "")
-    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+    return reason_of(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

@@ -1,5 +1,6 @@
 """Files that must exist before models are built: the generated task, the created base model, the model folder."""
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -74,14 +75,26 @@ def _write(folder: Path, files: Mapping[str, bytes | Extent]) -> None:
 
 def create_model(path: str | Path, create: CreateConfig, texts: list[str], *, seed: int) -> None:
     """Save a Qwen2 model with random weights and a byte-level tokenizer trained on `texts`, in Hugging Face form."""
-    from transformers import AutoModelForCausalLM, Qwen2Config
-
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    build_tokenizer(texts, create.vocab_size, partial)
-    tokenizer = load_tokenizer(partial)
+    try:
+        _save_new_model(partial, create, texts, seed)
+        os.replace(partial, path)
+    except Exception as error:
+        if "os error 28" in str(error):  # as safetensors tells of a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_new_model(folder: Path, create: CreateConfig, texts: list[str], seed: int) -> None:
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    build_tokenizer(texts, create.vocab_size, folder)
+    tokenizer = load_tokenizer(folder)
     config = Qwen2Config(
         vocab_size=create.vocab_size,
         hidden_size=create.hidden_size,
@@ -96,8 +109,7 @@ def create_model(path: str | Path, create: CreateConfig, texts: list[str], *, se
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        AutoModelForCausalLM.from_config(config).save_pretrained(partial)
-    os.replace(partial, path)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 def _texts(config: Config) -> list[str]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch.distributed as dist
+from pathlib import Path
 
 from nemo_simplerl.config.schema import ActorConfig, Config
+from nemo_simplerl.files import reason_of, room_in
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
+from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.guard.watchdog import watched
 from nemo_simplerl.trainer.setup import determinism
@@ -20,10 +21,7 @@ def join_world(config: Config) -> Iterator[Mesh]:
     mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
     try:
         with watched(config.trainer, mesh.rank, mesh.world_size):
-            if mesh.rank == 0:
-                prepare(config)
-            with waiting("barrier.prepared"):
-                dist.barrier()
+            _prepare_on_first_rank(config, mesh)
             yield mesh
             with waiting("leave_together"):
                 leave_together()
@@ -39,3 +37,19 @@ def mesh_of(layout: ActorConfig, timeout_s: float) -> Mesh:
         context_parallel_size=layout.context_parallel_size,
         timeout_s=timeout_s,
     )
+
+
+def _prepare_on_first_rank(config: Config, mesh: Mesh) -> None:
+    """Have rank 0 write what must exist. Raises ValueError on every rank where it cannot. Collective."""
+    problem: str | None = None
+    if mesh.rank == 0:
+        try:
+            prepare(config)
+        except OSError as error:
+            problem = f"{reason_of(error)}. {room_in(Path(config.trainer.run_dir))}."
+        except ValueError as error:
+            problem = str(error)
+    with waiting("barrier.prepared"):
+        problem = of_first_rank(problem, "objects")
+    if problem is not None:
+        raise ValueError(problem)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_simplerl.config.schema import TrainerConfig
-from nemo_simplerl.files import append_jsonl, truncate_jsonl
+from nemo_simplerl.files import Unessential, append_jsonl, truncate_jsonl
 from nemo_simplerl.trainer.logging.run_log import open_tensorboard, plain
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
 
@@ -28,6 +28,8 @@ class WarmStartLog:
     def __init__(self, trainer: TrainerConfig, done: int, total: int, is_writer: bool, wandb: WandbLog | None):
         self._is_writer, self._wandb, self._total = is_writer, wandb, total
         self._started = self._lap = time.monotonic()
+        self._unessential = Unessential()
+        self._unwritten: list[dict[str, Any]] = []
         if is_writer:
             self._file = Path(trainer.run_dir) / FILE
             truncate_jsonl(self._file, lambda row: done > 0 and row["update"] <= done)
@@ -40,10 +42,14 @@ class WarmStartLog:
         numbers = {name: plain(value) for name, value in sorted(metrics.items())} | {"sft_time/total": now - self._lap}
         self._lap = now
         if self._is_writer:
-            append_jsonl(self._file, {"update": update, **numbers})
-            for name, value in numbers.items():
-                if self._board is not None and value is not None:
-                    self._board.add_scalar(name, value, update)
+            self._unwritten.append({"update": update, **numbers})
+            with self._unessential.write(FILE, self._file.parent):
+                append_jsonl(self._file, *self._unwritten)
+                self._unwritten.clear()
+            with self._unessential.write("tensorboard", self._file.parent):
+                for name, value in numbers.items():
+                    if self._board is not None and value is not None:
+                        self._board.add_scalar(name, value, update)
             if self._wandb is not None:
                 self._wandb.metrics(update, numbers)
         if update and ((update - 1) % max(self._total // 10, 1) == 0 or update == self._total):
@@ -61,4 +67,5 @@ class WarmStartLog:
     def close(self) -> None:
         """Close TensorBoard."""
         if self._is_writer and self._board is not None:
-            self._board.close()
+            with self._unessential.write("tensorboard", self._file.parent):
+                self._board.close()

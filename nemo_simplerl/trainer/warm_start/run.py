@@ -25,7 +25,7 @@ from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.guard.finite import delete_bad_updates
-from nemo_simplerl.trainer.guard.stop import Stopping
+from nemo_simplerl.trainer.guard.stop import Stop, Stopping, write_stopped
 from nemo_simplerl.trainer.learners.build import bad_updates_of, build_learner
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.minibatches import mini_batches
@@ -45,6 +45,24 @@ class StoppedEarly(Stopping):
     def __init__(self, update: int, reason: str):
         super().__init__(reason)
         self.update = update
+
+
+def stoppable_warm_start(config: Config, mesh: Mesh, wandb: WandbLog | None, stop: Stop) -> str:
+    """Run the warm start, which `stop` may end; returns the folder of its model. Collective.
+
+    Raises StoppedEarly where it was asked to stop, after writing down how far it came.
+    """
+    try:
+        with stop:
+            return warm_start(config, mesh, wandb, stop.safe_point)
+    except StoppedEarly as asked:
+        if mesh.rank == 0:
+            stop.delete_files()
+            write_stopped(Path(config.trainer.run_dir), step=0, updates_in_step=asked.update, reason=str(asked))
+        log.info(
+            f"stopped after update {asked.update} of the warm start: {asked}. Start the same command again to go on."
+        )
+        raise
 
 
 def warm_start(

@@ -70,7 +70,7 @@ class WarmStartSaves:
             self._saver.save(self._learners, self._manifest(update))
 
     def save_now(self, update: int) -> None:
-        """Save after `update` and wait for it. Raises RuntimeError where the save fails."""
+        """Save after `update` and wait for it. Raises NotSaved where the save fails."""
         self._saver.finish_pending(block=True)
         if self._saver.saved != TrainingPosition(update):
             self._saver.save(self._learners, self._manifest(update))

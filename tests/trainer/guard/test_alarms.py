@@ -29,24 +29,43 @@ def test_a_step_without_a_finite_number_raises_nothing_and_counts_for_nothing():
 
 
 def test_entropy_near_zero_is_told_of_a_policy_that_had_some():
-    assert _found([{"actor/entropy": 0.5}], {"actor/entropy": 0.019}) == {"actor/entropy"}
-    assert _found([{"actor/entropy": 0.5}], {"actor/entropy": 0.021}) == set()
-    assert _found([{"actor/entropy": 0.03}], {"actor/entropy": 0.019}) == set()
+    had = [{"actor/entropy": 0.5}] * 4
+    assert _found(had, {"actor/entropy": 0.019}) == {"actor/entropy"}
+    assert _found(had, {"actor/entropy": 0.021}) == set()
+    assert _found([{"actor/entropy": 0.03}] * 4, {"actor/entropy": 0.019}) == set()
+    assert _found(had[:3], {"actor/entropy": 0.019}) == set()  # the window of 4 is not full
 
 
-def test_a_reward_back_at_no_answer_is_told_once_something_was_learned():
-    learned = [{"reward/mean": -0.9}, {"reward/mean": 0.0}]  # 1.0 above the floor; a tenth of it is -0.9
-    assert _found(learned, {"reward/mean": -0.91}) == {"reward/mean"}
-    assert _found(learned, {"reward/mean": -0.89}) == set()
-    assert _found([{"reward/mean": -0.9}], {"reward/mean": -1.0}) == set()
+def _rewards(*means):
+    *before, now = [{"reward/mean": mean} for mean in means]
+    return _found(before, now)
+
+
+def test_a_reward_that_stays_at_no_answer_is_told_once_something_was_learned():
+    learned = (0.0, -0.3, -0.2, -0.1)  # 0.0 is 1.0 above the floor; a tenth of it is -0.9
+    assert _rewards(*learned, -0.91, -0.95, -0.92) == {"reward/mean"}
+    assert _rewards(*learned, -0.91, -0.95, -0.89) == set()
+    assert _rewards(*learned, -0.91, -0.95) == set()  # two steps may be chance
+    assert _rewards(*(-0.9,) * 8, -1.0, -1.0, -1.0) == set()
+
+
+def test_steps_of_one_sample_are_no_collapse_before_a_whole_window_of_them_is():
+    assert _rewards(1.0, -1.0) == set()
+    assert _rewards(1.0, -1.0, 1.0, -1.0, 1.0, -1.0, -1.0, -1.0) == set()
+    assert _rewards(1.0, -1.0, 1.0, -1.0, 1.0, -1.0, -1.0, -1.0, -1.0) == {"reward/mean"}
 
 
 def test_an_alarm_is_told_once_also_when_the_run_was_resumed_after_it():
-    rows = [{"actor/entropy": 0.5}, {"actor/entropy": 0.01}]
+    rows = [{"actor/entropy": 0.5}] * 4 + [{"actor/entropy": 0.01}]
     told = Alarms(LIMITS, REWARD)
-    assert told.check(rows[0]) == []
-    (text,) = told.check(rows[1])
+    assert [told.check(row) for row in rows[:4]] == [[]] * 4
+    (text,) = told.check(rows[4])
     assert text.startswith("actor/entropy is 0.01 nats after 0.5")
-    assert told.check(rows[1]) == []
+    assert told.check(rows[4]) == []
     assert Alarms(LIMITS, REWARD, rows).check({"actor/entropy": 0.001}) == []
-    assert len(Alarms(LIMITS, REWARD, rows[:1]).check({"actor/entropy": 0.001})) == 1
+    assert len(Alarms(LIMITS, REWARD, rows[:4]).check({"actor/entropy": 0.001})) == 1
+
+
+def test_alarms_of_a_single_step_are_told_at_once_and_once():
+    told = Alarms(LIMITS, REWARD, more=lambda row: {"kind": "nothing was learnt"} if row.get("idle") else {})
+    assert [told.check({}), told.check({"idle": 1}), told.check({"idle": 1})] == [[], ["nothing was learnt"], []]

@@ -2,13 +2,15 @@
 
 import io
 import json
+import logging
 
 import pytest
 import torch
 from rich.console import Console
 
+from nemo_simplerl.trainer.guard.faults import Faults, installed
 from nemo_simplerl.trainer.logging.progress import duration
-from nemo_simplerl.trainer.logging.run_log import RunLog
+from nemo_simplerl.trainer.logging.run_log import MessageLog, RunLog
 
 
 def open_log(run_dir, *, resume_step=None, terminal=False, is_writer=True, tensorboard=False, total_steps=10):
@@ -96,6 +98,30 @@ def test_ranks_other_than_the_writer_touch_and_say_nothing(tmp_path, caplog):
     assert log.total_steps == 10
     assert not (tmp_path / "run").exists()
     assert screen.getvalue() == "" and caplog.messages == []
+
+
+def test_what_a_full_disk_refuses_is_told_and_the_metrics_are_written_once_there_is_room(tmp_path, caplog):
+    log, _ = open_log(tmp_path)
+    (tmp_path / "rollouts").write_text("no folder can be made here")
+    log.rollouts(1, [{}])
+    log.rollouts(2, [{}])
+    assert [message.split(":")[0] for message in caplog.messages] == ["rollouts/ was NOT saved"]
+    with installed(Faults.parse("fail@log.metrics#1;fail@log.metrics#2", 0)):
+        for step in (1, 2, 3):
+            log.metrics(step, {"reward/mean": 0.0})
+    assert [json.loads(line)["step"] for line in lines_of(tmp_path)] == [1, 2, 3]
+    assert caplog.messages[1].startswith("metrics.jsonl was NOT saved: No space left on device")
+    assert len(caplog.messages) == 2
+
+
+def test_messages_are_kept_with_time_and_level(tmp_path):
+    record = logging.LogRecord("nemo_simplerl", logging.WARNING, "", 0, "step %d: é", (3,), None)
+    MessageLog(tmp_path)(record)
+    (tmp_path / "file").write_text("")
+    MessageLog(tmp_path / "file")(record)  # cannot be written: nothing is raised
+    (line,) = (tmp_path / "messages.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(line)
+    assert (row["level"], row["text"]) == ("WARNING", "step 3: é") and row["time"].startswith("20")
 
 
 def test_in_a_log_file_a_step_is_one_line_with_its_pace_and_the_time_left(tmp_path):

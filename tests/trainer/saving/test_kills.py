@@ -28,7 +28,7 @@ def test_so_does_one_of_two_ranks(tmp_path):
 
 def test_a_save_that_fails_is_told_and_the_next_succeeds(tmp_path):
     data = problems_in(tmp_path)
-    faults = "fail@checkpoint.write#3;fail@checkpoint.rename#1;fail@journal.write#1"
+    faults = "fail@checkpoint.write#3;fail@checkpoint.rename#1;fail@journal.write#1;fail@log.metrics#2"
     for name, fault in (("alone", ""), ("full", faults)):
         assert start(tmp_path / name, [*data, *EVERY_STEP], 1, fault) == [0]
     output = (tmp_path / "full/output.txt").read_text()

@@ -1,4 +1,7 @@
-"""A run directory of version 0.1.0, stopped between two updates of its second step, is resumed by this version."""
+"""A run directory of version 0.1.0, stopped between two updates of its second step, is resumed by this version.
+
+Before that it is moved, and made to look older still: its config.yaml lacks a key, and has one that is gone since.
+"""
 
 import json
 import os
@@ -7,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from nemo_simplerl.cli.main import main as simplerl
 from nemo_simplerl.report.read import load_run, with_current_keys
 from support.ranks import run_ranks
-from support.small_run import train_here
 
 OLD_RUN = Path(__file__).with_name("old_run")
 
@@ -21,9 +24,19 @@ def _unpack(folder: Path) -> list[str]:
     return (folder / "args.txt").read_text().splitlines()
 
 
-def _resume(folder: str, overrides: list[str]) -> None:
+def _resume(folder: str, overrides: list[str]) -> int:
     os.chdir(folder)
-    train_here(overrides)
+    return simplerl(["train", *overrides])
+
+
+def _move_and_age(folder: Path) -> Path:
+    moved = (folder / "run").rename(folder / "moved é (1)")
+    text = (moved / "config.yaml").read_text()
+    for old, new in (("  offload_adam_states: false\n", "  offload_adam: false\n"), ("  old_logprobs: trainer\n", "")):
+        assert old in text
+        text = text.replace(old, new)
+    (moved / "config.yaml").write_text(text)
+    return moved
 
 
 def _lines(path: Path) -> list[dict]:
@@ -33,16 +46,21 @@ def _lines(path: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_an_old_run_stopped_within_a_step_ends_as_the_old_version_would_have_ended_it(tmp_path):
-    run_ranks(_resume, 1, str(tmp_path), _unpack(tmp_path))
-    found, expected = _lines(tmp_path / "run/metrics.jsonl"), _lines(OLD_RUN / "expected_metrics.jsonl")
+    args = _unpack(tmp_path)
+    moved = _move_and_age(tmp_path)
+    assert run_ranks(_resume, 1, str(tmp_path), [*args, "trainer.run_dir='moved é (1)/'"]) == [0]
+    found, expected = _lines(moved / "metrics.jsonl"), _lines(OLD_RUN / "expected_metrics.jsonl")
     assert [line["step"] for line in found] == [0, 1, 2, 3, 4]
     for got, wanted in zip(found, expected, strict=True):
         assert got.keys() == wanted.keys()
         # Recorded on another machine: its rounding may differ.
         assert got == pytest.approx(wanted, rel=1e-3, abs=1e-5)
-    responses = (tmp_path / "run/rollouts/step_000002.jsonl").read_text()
+    responses = (moved / "rollouts/step_000002.jsonl").read_text()
     assert len(responses.splitlines()) == 16
-    assert (tmp_path / "run/checkpoints/latest").read_text().split()[0] == "step_000004"
+    assert (moved / "checkpoints/latest").read_text().split()[0] == "step_000004"
+    told = (moved / "messages.jsonl").read_text()
+    assert "of a version without these keys" in told and "actor.offload_adam_states=false, algo.old_logprobs" in told
+    assert "actor.offload_adam=false is no key of this version" in told
 
 
 def test_the_report_reads_the_metrics_of_an_old_run_by_their_names_of_today(tmp_path):

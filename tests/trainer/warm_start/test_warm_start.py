@@ -2,10 +2,14 @@
 
 import json
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from nemo_simplerl.cli.main import main as simplerl
 from nemo_simplerl.config.load import load
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.setup.world import join_world
@@ -90,6 +94,32 @@ def test_a_run_that_is_stopped_in_its_warm_start_saves_and_goes_on_to_the_same_e
     assert not (tmp_path / "stopped/stopped.json").exists()
     assert _books(tmp_path / "stopped") == _books(tmp_path / "whole")
     assert books(tmp_path / "stopped") == books(tmp_path / "whole")
+
+
+def _alone(overrides: list[str], stopped_by: int | None) -> int:
+    """The exit status of `simplerl sft`, which gets a signal once an update is written down."""
+    config = load(overrides, world_size=1)
+
+    def send() -> None:
+        while not (Path(config.trainer.run_dir) / "warm_start.jsonl").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), stopped_by)
+
+    if stopped_by is not None:
+        threading.Thread(target=send).start()
+    return simplerl(["sft", *overrides])
+
+
+def test_the_warm_start_alone_stops_at_a_signal_saves_and_goes_on(tmp_path):
+    overrides = _overrides(tmp_path / "run", few_problems(tmp_path), "sft.save_every=0")
+    assert run_ranks(_alone, 1, overrides, signal.SIGTERM) == [os.EX_TEMPFAIL]
+    told = json.loads((tmp_path / "run/stopped.json").read_text())
+    assert told["step"] == 0 and 1 <= told["updates_in_step"] < 10 and told["reason"] == "SIGTERM"
+    assert run_ranks(_alone, 1, overrides, None) == [0]
+    assert (tmp_path / "run/sft/config.json").is_file() and not (tmp_path / "run/stopped.json").exists()
+    assert not (tmp_path / "run/running.json").exists()
+    messages = (tmp_path / "run/messages.jsonl").read_text()
+    assert f"warm start: resumed after update {told['updates_in_step']}" in messages
 
 
 @pytest.mark.parametrize("changed", ["settings", "examples"])
