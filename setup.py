@@ -32,8 +32,9 @@ setup(
     install_requires=[
         "torch>=2.6",
         # Its internals are patched on CPUs and called by name: docs/versions.md says which were tested. From 0.17 on it
-        # needs Python 3.12; on an older one pip takes 0.16.
-        "megatron-core>=0.16.1,<0.20",
+        # needs Python 3.12; on an older one pip takes 0.16. 0.18 cannot be imported without Triton, and the place in it
+        # that asks for Triton is another than that of 0.19, which parallel/no_triton.py stands in for.
+        "megatron-core>=0.16.1,!=0.18.*,<0.20",
         "transformers>=4.57,<6",
         "tokenizers>=0.22",
         "safetensors>=0.4.3",

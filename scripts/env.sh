@@ -3,7 +3,7 @@
 #   use_newest_versions    from then on prepare_env makes that of the newest versions, in a folder of its own
 #   use_threads COUNT      OMP_NUM_THREADS for COUNT processes on this machine, unless it is set already
 #   launch NPROC ARGS...   says what it chose and replaces this shell by `python -m nemo_simplerl ARGS`, under torchrun
-#                          when there is more than one rank
+#                          when there is more than one rank; what is wrong with ARGS is told before ranks are started
 #   num_gpus, num_cores, check_count, usage, fail
 #
 # Environment:
@@ -97,6 +97,8 @@ launch() { # NPROC ARGS...
   fi
   say "$(launch_in_words "$nproc")"
   if [ "${#torchrun[@]}" -gt 0 ]; then
+    # One process says what is wrong with ARGS: under torchrun its own report would follow.
+    WORLD_SIZE=$((nproc * ${NNODES:-1})) "$PY" -m nemo_simplerl "$@" --check || exit
     exec "$PY" -m torch.distributed.run "${torchrun[@]}" --nproc_per_node "$nproc" -m nemo_simplerl "$@"
   fi
   exec "$PY" -m nemo_simplerl "$@"

@@ -3,8 +3,6 @@
 import argparse
 import json
 import os
-import sys
-from pathlib import Path
 
 from rich.console import Console
 
@@ -12,6 +10,8 @@ from nemo_simplerl.audit.findings import ask_math_verify, audit, regrade_finding
 from nemo_simplerl.audit.math_verify import MATH_VERIFY_COMMAND, math_verify_installed
 from nemo_simplerl.audit.rows import read_responses, response_files
 from nemo_simplerl.audit.table import audit_as_dict, audit_tables
+from nemo_simplerl.cli.start.guard import path
+from nemo_simplerl.files import atomic_write
 from nemo_simplerl.reward.serving.pool import RewardPool
 
 _WORKERS = min(os.cpu_count() or 1, 8)
@@ -19,7 +19,7 @@ _PLAIN_WIDTH = 160  # where the output is no terminal
 
 
 def run(argv: list[str]) -> int:
-    """Exit status: 0, or 2 where there is nothing to read."""
+    """Exit status: 0. Raises ValueError or OSError where there is nothing to read."""
     args = _parser().parse_args(argv)
     limit = args.limit or None
     try:
@@ -28,12 +28,10 @@ def run(argv: list[str]) -> int:
             found = audit(read_responses(files), pool.grade)
             asked = _second_opinion(found, args.peer_items)
             regrade_findings(found, pool.grade, limit)
-        if args.json:
-            report = audit_as_dict(found, limit, asked)
-            Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
-    except (OSError, RuntimeError) as error:
-        print(f"simplerl audit: {error}", file=sys.stderr)
-        return 2
+    except RuntimeError as error:  # the workers cannot be started
+        raise ValueError(str(error)) from error
+    if args.json:
+        atomic_write(args.json, json.dumps(audit_as_dict(found, limit, asked), indent=2) + "\n")
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PLAIN_WIDTH)
@@ -62,8 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         description="List likely mistakes of the grader and responses that play it, the most frequent first.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("path", metavar="RUN_DIR|FILE.jsonl", help="a trainer.run_dir, or rows with gold and response")
-    parser.add_argument("--json", metavar="OUT", help="also write the report as JSON")
+    parser.add_argument(
+        "path", type=path, metavar="RUN_DIR|FILE.jsonl", help="a trainer.run_dir, or rows with gold and response"
+    )
+    parser.add_argument("--json", type=path, metavar="OUT", help="also write the report as JSON")
     parser.add_argument("--limit", type=_count, default=20, metavar="N", help="findings of each kind; 0 for all")
     parser.add_argument("--peer-items", type=_count, default=500, metavar="N", help="answers to show to math-verify")
     return parser

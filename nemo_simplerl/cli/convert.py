@@ -5,7 +5,8 @@ import math
 import os
 import sys
 import time
-from pathlib import Path
+
+from nemo_simplerl.cli.start.guard import path
 
 _KINDS = ("hf", "nemo", "checkpoint", "nemo2", "bridge", "megatron")  # the keys of model.source.READERS
 _LONGEST = 2000  # characters of an error, which may quote a damaged file
@@ -48,12 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--from", dest="from_", required=True, choices=_KINDS, help="what SRC is")
     parser.add_argument("--to", required=True, choices=_KINDS, help="what DST becomes")
-    parser.add_argument("source", metavar="SRC", type=Path, help="folder, .nemo file, checkpoints/step_N or iter_N")
-    parser.add_argument("target", metavar="DST", type=Path, help="must not exist")
+    parser.add_argument("source", metavar="SRC", type=path, help="folder, .nemo file, checkpoints/step_N or iter_N")
+    parser.add_argument("target", metavar="DST", type=path, help="must not exist")
     parser.add_argument("--critic", action="store_true", help="the critic of a checkpoint; SRC must hold a value head")
     parser.add_argument("--dtype", choices=_DTYPES, help="of every tensor (default: as it is)")
     parser.add_argument("--shard-gb", type=float, default=4.0, help="size of a *.safetensors file (default: 4)")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer files to take in place of SRC's")
+    parser.add_argument("--tokenizer", type=path, metavar="DIR", help="tokenizer files to take in place of SRC's")
     parser.add_argument("--verify", action="store_true", help="compare every tensor, then the outputs on a fixed batch")
     return parser
 

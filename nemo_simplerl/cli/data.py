@@ -5,9 +5,9 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from nemo_simplerl.cli.start.guard import path
 from nemo_simplerl.data.overlap import KINDS
 from nemo_simplerl.data.templates import NAMES
 from nemo_simplerl.files import atomic_write
@@ -117,15 +117,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Look through a file of problems (.json, .jsonl, .csv, .parquet): counts, lengths, duplicates, "
         "overlap with the benchmarks. With --out, write what is kept as JSON lines for data.train_path.",
     )
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--out", type=Path, help="JSON lines of id, question, answer, level, subject")
-    parser.add_argument("--report", type=Path, help="everything found, as JSON")
+    parser.add_argument("source", type=path)
+    parser.add_argument("--out", type=path, help="JSON lines of id, question, answer, level, subject")
+    parser.add_argument("--report", type=path, help="everything found, as JSON")
     for field in _FIELDS:
         parser.add_argument(f"--{field}", default=field, metavar="FIELD", help=f"the file's name for it ({field})")
-    parser.add_argument("--held-out", type=Path, metavar="DIR", help="folder of the eight benchmarks, to compare with")
+    parser.add_argument("--held-out", type=path, metavar="DIR", help="folder of the eight benchmarks, to compare with")
     parser.add_argument("--drop-overlap", choices=KINDS, help="leave out overlaps as sure as this, or surer")
     parser.add_argument("--drop-duplicates", choices=KINDS, help="the same of duplicates: the first one stays")
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="counts the tokens of prompts")
+    parser.add_argument("--tokenizer", type=path, metavar="FOLDER", help="counts the tokens of prompts")
     parser.add_argument("--template", choices=NAMES, default="qwen25-math-cot", help="that they are rendered by")
     parser.add_argument("--max-prompt-tokens", type=int, help="leave out longer prompts")
     parser.add_argument("--check-golds", action="store_true", help="give the grader each gold answer in a box")

@@ -9,7 +9,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from nemo_simplerl.cli.launch import guarded, is_first_rank, sampling_options
+from nemo_simplerl.cli.start.guard import Parser, is_first_rank, path
+from nemo_simplerl.cli.start.launch import add_config_options, overrides_of, require_different_samples, sampling_options
+from nemo_simplerl.config.rules.machine import why_not_writable
+from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.distill import (
     Request,
     answers_to,
@@ -70,16 +73,8 @@ class Endpoint:
 
 
 def run(argv: list[str]) -> int:
-    """Exit status: 0; 1 where answers are missing (the same command requests them again); 2 for unusable input."""
+    """Exit status: 0; 1 where answers are missing (the same command requests them again). Raises ValueError."""
     args = _parser().parse_intermixed_args(argv)
-    try:
-        return guarded(lambda: _distill(args))
-    except OSError as error:  # a folder that cannot be written, a disk that is full
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _distill(args: argparse.Namespace) -> int:
     from nemo_simplerl.data.problems import problems_of
     from nemo_simplerl.data.rows import write_rows
 
@@ -87,12 +82,23 @@ def _distill(args: argparse.Namespace) -> int:
         raise ValueError("--samples, --keep and --connections must be at least 1.")
     if args.endpoint and args.overrides:
         raise ValueError(f"{' '.join(args.overrides)}: settings of the engine mean nothing to an endpoint.")
+    if args.endpoint and not args.endpoint.startswith(("http://", "https://")):
+        raise ValueError(f"--endpoint {args.endpoint} is no address; write it as http://HOST:PORT/v1.")
+    if not args.endpoint:
+        require_different_samples(args)
+    if args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a folder; name a file.")
+    if reason := why_not_writable(args.out.parent):
+        raise ValueError(f"--out {args.out}: the folder above it {reason}")
     fields = {"question": args.question, "answer": args.answer}
     problems, golds = problems_of(args.problems, fields, without_gold="drop")
     require_different_ids(problems)
     if is_first_rank() and golds.notes():
         print(f"{args.problems}: {', '.join(golds.notes())}")
-    done, source, failures = (_from_endpoint if args.endpoint else _from_model)(args, problems)
+    config = None if args.endpoint else _config_of(args)
+    if args.check:
+        return 0
+    done, source, failures = _from_endpoint(args, problems) if config is None else _from_model(args, problems, config)
     if not is_first_rank():
         return 0
     rows = kept(problems, done, args.keep, source)
@@ -126,19 +132,20 @@ def _from_endpoint(args: argparse.Namespace, problems: list[Problem]) -> Answers
     return done, args.model, failures
 
 
-def _from_model(args: argparse.Namespace, problems: list[Problem]) -> Answers:
+def _config_of(args: argparse.Namespace) -> Config:
     from nemo_simplerl.config.load import compose
 
     # Values that have no default and that no sampling reads.
     values = ["model.path=none", "data.train_path=none.jsonl", f"reward.num_workers={args.workers}"]
-    config = compose([*values, *args.overrides])
+    return compose([*values, *overrides_of(args)])
+
+
+def _from_model(args: argparse.Namespace, problems: list[Problem], config: Config) -> Answers:
     from nemo_simplerl.trainer.offline.benchmark import EvalRequest, eval_config
     from nemo_simplerl.trainer.offline.teacher import sample_solutions
 
     request = EvalRequest(
-        model=Path(args.model),
-        benchmarks=(),
-        data=args.problems,
+        model=path(args.model),
         output=args.out.with_name(args.out.name + ".teacher"),
         **sampling_options(args),
         limit=None,
@@ -191,7 +198,7 @@ def _sample(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="simplerl distill",
         description="Ask a model for solutions, grade them, and write the right ones as examples for `simplerl sft` "
         "(data.sft_path). The model is behind an OpenAI-compatible endpoint (the key, where one is needed, in "
@@ -200,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Without --endpoint, settings of conf/ that concern the engine follow as KEY=VALUE: "
         "rollout.engine=trtllm model.precision=fp32. Under torchrun the ranks share the work.",
     )
-    parser.add_argument("problems", type=Path, help=".json, .jsonl, .csv or .parquet")
+    parser.add_argument("problems", type=path, help=".json, .jsonl, .csv or .parquet")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the engine, without --endpoint")
     parser.add_argument("--endpoint", help="such as http://localhost:8000/v1")
     parser.add_argument(
@@ -208,7 +215,8 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="by the endpoint's name for it; without one a Hugging Face folder, a .nemo, or a run's checkpoints/step_N",
     )
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines of question, response, answer, source")
+    add_config_options(parser)
+    parser.add_argument("--out", type=path, required=True, help="JSON lines of question, response, answer, source")
     parser.add_argument("--question", default="question", metavar="FIELD")
     parser.add_argument("--answer", default="answer", metavar="FIELD")
     parser.add_argument("--samples", type=int, default=4, help="of each problem")

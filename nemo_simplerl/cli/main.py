@@ -25,7 +25,7 @@ _LONG = ("train", "sft", "eval", "distill")  # they go on for long after the `he
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 0 for success, 2 for a command line that makes no sense, 130 when interrupted."""
+    """The exit status: 0 for success, 2 for a command line or input that cannot be used, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     with patient_streams(_tell_unread if args and args[0] in _LONG else lambda: None):
         return _run(args)
@@ -43,8 +43,10 @@ def _run(args: list[str]) -> int:
         print(unknown_command(name), file=sys.stderr)
         return 2
     module, _ = COMMANDS[name]
+    from nemo_simplerl.cli.start.guard import guarded
+
     try:
-        return import_module(module).run(rest)
+        return guarded(lambda: import_module(module).run(rest))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import re
 
+from nemo_simplerl.cli.start.launch import CONFIG_DIR_HELP, overrides_of
 from nemo_simplerl.plan.gpus import CPU, NAMES, gpu
 from nemo_simplerl.plan.layout import Cluster
 from nemo_simplerl.plan.plan import make_plan
@@ -13,10 +15,11 @@ from nemo_simplerl.plan.shapes import PRESETS
 def run(argv: list[str]) -> int:
     """Prints the plan. Exit status: 0, 1 where the run is not possible, 2 for a wrong command line."""
     args = _parser().parse_intermixed_args(argv)
-    overrides = [args.experiment if "=" in args.experiment else f"experiment={args.experiment}", *args.overrides]
+    is_override = re.match(r"[\w.]+=", args.experiment)
+    args.overrides.insert(0, args.experiment if is_override else f"experiment={args.experiment}")
     ranks = args.gpus_per_node or (1 if args.gpu == CPU else 8)
     cluster = Cluster(nodes=args.nodes, gpus_per_node=ranks, gpu=gpu(args.gpu, ranks))
-    plan = make_plan(overrides, cluster, PRESETS.get(args.shape), args.suggest)
+    plan = make_plan(overrides_of(args), cluster, PRESETS.get(args.shape), args.suggest)
     print(json.dumps(plan_as_dict(plan), indent=2) if args.json else plan_as_text(plan))
     return 0 if plan.can_run else 1
 
@@ -26,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="simplerl plan",
         description="Check a run's settings and its memory against a cluster, on any machine.",
     )
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="a name of conf/experiment, or experiment=NAME")
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="a name of conf/experiment, or a path to one's own")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings, as training takes them")
     parser.add_argument("--nodes", type=_count, default=1, metavar="N", help="machines (default 1)")
     parser.add_argument("--gpus-per-node", type=_count, metavar="G", help="ranks on each (default 8; 1 with --gpu cpu)")
@@ -34,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shape", choices=PRESETS, metavar="MODEL", help=f"in place of model.path: {', '.join(PRESETS)}"
     )
+    parser.add_argument("--config-dir", metavar="DIR", help=CONFIG_DIR_HELP)
     parser.add_argument("--suggest", action="store_true", help="rank the layouts that fit")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return parser

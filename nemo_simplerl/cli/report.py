@@ -7,28 +7,26 @@ from pathlib import Path
 
 from rich.console import Console
 
+from nemo_simplerl.cli.start.guard import path
 from nemo_simplerl.report.read import RunData, load_run, summary_so_far
 from nemo_simplerl.report.table import plain_text, rich_table, rows_of
 
 
 def run(argv: list[str]) -> int:
+    """Exit status: 0. Raises ValueError or OSError for folders that cannot be read."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.follow and args.out:
         parser.error("--follow writes no file: leave out --out")
-    try:
-        runs = [load_run(path) for path in args.run_dirs]
-        if args.follow:
-            return _follow(args.run_dirs, args.eval, args.port)
-        # After the first look at the folders: matplotlib takes most of a second to import.
-        from nemo_simplerl.report.curves import write_png
-        from nemo_simplerl.report.page import write_page
+    runs = [load_run(run_dir) for run_dir in args.run_dirs]
+    if args.follow:
+        return _follow(args.run_dirs, args.eval, args.port)
+    # After the first look at the folders: matplotlib takes most of a second to import.
+    from nemo_simplerl.report.curves import write_png
+    from nemo_simplerl.report.page import write_page
 
-        drawings = [write_png(path) for path in args.run_dirs]
-        page = write_page(args.run_dirs, args.out or args.run_dirs[0] / "report.html", args.eval)
-    except (OSError, ValueError) as error:
-        print(f"simplerl report: {error}", file=sys.stderr)
-        return 2
+    drawings = [write_png(run_dir) for run_dir in args.run_dirs]
+    page = write_page(args.run_dirs, args.out or args.run_dirs[0] / "report.html", args.eval)
     for loaded in runs:
         _print_table(loaded, is_named=len(runs) > 1)
     print(f"Curves: {', '.join(map(str, drawings))}")
@@ -43,17 +41,17 @@ def _parser() -> argparse.ArgumentParser:
         "and after. Several runs are drawn into one page, which lies in the first.",
     )
     parser.add_argument(
-        "run_dirs", metavar="RUN_DIR", nargs="+", type=Path, help="trainer.run_dir of a run, finished or not"
+        "run_dirs", metavar="RUN_DIR", nargs="+", type=path, help="trainer.run_dir of a run, finished or not"
     )
     parser.add_argument(
         "--eval",
         metavar="DIR",
         action="append",
         default=[],
-        type=Path,
+        type=path,
         help="folder of a `simplerl eval` beside those in RUN_DIR/eval_*/; may be repeated",
     )
-    parser.add_argument("--out", metavar="FILE", type=Path, help="where to write the page instead")
+    parser.add_argument("--out", metavar="FILE", type=path, help="where to write the page instead")
     parser.add_argument(
         "--follow", action="store_true", help="serve the page to this machine while the run goes on, until Ctrl-C"
     )

@@ -4,25 +4,27 @@ import os
 import time
 from functools import partial
 
-from nemo_simplerl.cli.launch import holding_outputs, launch
+from nemo_simplerl.cli.start.launch import launch
 from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.schema import Config
 
 
 def run(argv: list[str]) -> int:
-    """Exit status of `simplerl sft OVERRIDES`; 75 (EX_TEMPFAIL) where it was stopped: started again, it goes on."""
-    return launch("sft", argv, partial(_start, time.monotonic()))
+    """Exit status of `simplerl sft OVERRIDES`; 75 (EX_TEMPFAIL) where it was stopped: started again, it goes on.
+
+    Raises ValueError for a wrong configuration or input.
+    """
+    return launch("sft", argv, _check, partial(_start, time.monotonic()))
 
 
-def _start(started: float, config: Config) -> int:
+def _check(config: Config) -> None:
     if config.sft.output is None or config.data.sft_path is None:
         raise ConfigErrors(
             ["simplerl sft needs data.sft_path (the examples) and sft.output (the folder for the model)."]
         )
-    return holding_outputs(config, lambda: _warm_start(started, config))
 
 
-def _warm_start(started: float, config: Config) -> int:
+def _start(started: float, config: Config) -> int:
     # torch loads here, once the configuration is right and no other run is in the way
     from nemo_simplerl.trainer.start import start_warm_start
 

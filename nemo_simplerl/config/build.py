@@ -34,6 +34,17 @@ def keys_of(kind: type, path: str = "") -> Iterator[str]:
                 yield from keys_of(option, _join(path, name))
 
 
+def fitting_types(kind: type, key: str) -> tuple[Any, ...]:
+    """The plain types that a dotted key under dataclass `kind` takes, a list as `list`; none for an unknown key."""
+    name, _, rest = key.partition(".")
+    hints = get_type_hints(kind)
+    options = _options(hints[name]) if name in hints else ()
+    if rest:
+        inner = [option for option in options if dataclasses.is_dataclass(option)]
+        return fitting_types(inner[0], rest) if inner else ()  # type: ignore[arg-type]
+    return tuple(get_origin(option) or option for option in options)
+
+
 def _field(hint: Any, name: str, values: Mapping[Any, Any], findings: Findings, path: str) -> Any:
     if path in findings.reported and not isinstance(values.get(name), Mapping):
         return None
@@ -73,7 +84,7 @@ def _accepted_one(option: Any) -> str:
     if get_origin(option) is Literal:
         return ", ".join(get_args(option))
     if get_origin(option) is list:
-        return f"a list in which each item is {_NAMES[get_args(option)[0]]}"
+        return f"a list in which each item is {accepted(get_args(option)[0])}"
     if get_origin(option) is dict:
         return "a section with any keys"
     if dataclasses.is_dataclass(option):

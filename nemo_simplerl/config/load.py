@@ -1,18 +1,19 @@
 """Loads a checked Config from command-line overrides, with every problem reported at once.
 
-Hydra composes the group choices (`experiment=quickstart`) from conf/. Value overrides (`trainer.max_steps=3`)
-are applied afterwards, one by one, so that the first wrong one does not hide the second. Neither torch nor
+Hydra composes the group choices (`experiment=quickstart`) from conf/ and the user's own files. Value overrides
+(`trainer.max_steps=3`) are applied afterwards, one by one, so that the first wrong one does not hide the second. The
+`overrides` of every function are those of the command line, `--config-dir DIR` among them. Neither torch nor
 transformers is imported.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nemo_simplerl
 from nemo_simplerl.config.build import build, keys_of
 from nemo_simplerl.config.errors import ConfigErrors, Findings, suggest
+from nemo_simplerl.config.experiments import Choices, choices, compose_files, keys_in
+from nemo_simplerl.config.overrides import Setting, Sources, read_overrides, with_home_expanded
 from nemo_simplerl.config.resolve import resolve
 from nemo_simplerl.config.rules.check import check
 from nemo_simplerl.config.rules.machine import Machine, check_machine, this_machine
@@ -20,7 +21,6 @@ from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape, decides_critic_shape, decides_shape, read_critic_shape, read_shape
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
 
@@ -54,7 +54,7 @@ def examine(
     shape: of the model, where its folder is not on this disk.
     """
     findings = Findings()
-    config = _compose(overrides, findings)
+    config, sources = _compose(overrides, findings)
     shape = shape or _shape(config, findings)
     critic_shape = _critic_shape(config, findings)
     findings.problems += check(config, shape, world_size, frozenset(findings.reported), critic_shape)
@@ -63,7 +63,7 @@ def examine(
         config=config,
         shape=shape,
         critic_shape=critic_shape,
-        problems=findings.problems,
+        problems=sources.named(findings.problems),
         reported=frozenset(findings.reported),
     )
 
@@ -74,9 +74,9 @@ def compose(overrides: Sequence[str]) -> Config:
     Raises ConfigErrors with every problem of syntax, names and types.
     """
     findings = Findings()
-    config = _compose(overrides, findings)
+    config, sources = _compose(overrides, findings)
     if findings.problems:
-        raise ConfigErrors(findings.problems)
+        raise ConfigErrors(sources.named(findings.problems))
     return config
 
 
@@ -104,114 +104,38 @@ def from_yaml(text: str) -> Config:
     return config
 
 
-def conf_dir() -> Path:
-    """The folder of the YAML: nemo_simplerl/conf when installed, conf/ beside the package in a checkout."""
-    package = Path(nemo_simplerl.__file__).resolve().parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise FileNotFoundError(f"no conf/config.yaml in {package} or beside it; install nemo_simplerl again")
+def _compose(overrides: Sequence[str], findings: Findings) -> "tuple[Config, Sources]":
+    chosen, settings = read_overrides(overrides, findings)
+    tree = compose_files(chosen, findings)
+    if tree is None:  # what the files say is not known, so that no rule may judge the defaults in their place
+        findings.reported.update(key for key in keys_of(Config) if key.count("."))
+        chosen = Choices(None, {})
+        tree = compose_files(chosen, findings)
+        assert tree is not None, "conf/ itself can be composed"
+    for setting in settings:
+        _apply(tree, setting, findings)
+    values, notes = with_home_expanded(_plain(tree, findings))
+    given = {setting.key for setting in settings}
+    files = {file: keys - given for file, keys in keys_in(chosen).items()}
+    return build(Config, values, findings), Sources(files, notes)
 
 
-def choices(group: str) -> list[str]:
-    """Names that `group=NAME` accepts, such as choices("experiment")."""
-    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
-
-
-def _compose(overrides: Sequence[str], findings: Findings) -> Config:
-    groups, values = _sort_overrides(overrides, findings)
-    tree = _compose_groups(groups)
-    for override in values:
-        _apply(tree, override, findings)
-    return build(Config, _plain(tree, findings), findings)
-
-
-def _sort_overrides(overrides: Sequence[str], findings: Findings) -> tuple[dict[str, str], list["Override"]]:
-    """Valid group choices by group, and the value overrides in order."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    groups: dict[str, str] = {}
-    values: list[Override] = []
-    unknown: list[str] = []
-    group_names = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException as error:
-            reason = str(error).splitlines()[0]
-            findings.add(f"{text!r} is not an override ({reason}); write key=value, without spaces around '='.")
-            continue
-        if override.is_sweep_override():
-            findings.add(
-                f"{text!r} gives several values; give one, or start one run a value. "
-                "A list is written key=[a,b], and text with a comma key='\"a,b\"'.",
-                override.key_or_group,
-            )
-        elif override.key_or_group in group_names:
-            if _choose(override, groups, findings):
-                continue
-            unknown.append(override.key_or_group)
-        else:
-            values.append(override)
-    _distrust(unknown, values, findings)
-    return groups, values
-
-
-def _choose(override: "Override", groups: dict[str, str], findings: Findings) -> bool:
-    group, name = override.key_or_group, override.value()
-    known = choices(group)
-    if name in known and override.package is None and not override.is_delete():
-        groups[group] = str(name)
-        return True
-    if group == "experiment" and name is None and not override.is_delete():
-        return True
-    findings.add(
-        f"{override.input_line!r} does not name one of the files of conf/{group}; "
-        f"accepted: {', '.join(f'{group}={choice}' for choice in known)}.{suggest(str(name), known)}"
-        + ("" if group == "experiment" else f" Single values are set by key: {group}.KEY=VALUE.")
-    )
-    return False
-
-
-def _distrust(unknown_groups: Sequence[str], values: Sequence["Override"], findings: Findings) -> None:
-    """Reports every key that an unknown choice might have set, so that no rule judges the defaults in its place."""
-    given = {override.key_or_group for override in values}
-    leaves = [key for key in keys_of(Config) if key.count(".") and key not in given]
-    for group in unknown_groups:
-        inside = leaves if group == "experiment" else [key for key in leaves if key.startswith(group + ".")]
-        # A section whose keys were given one by one stays readable.
-        findings.reported.update(key for key in inside if not any(name.startswith(key + ".") for name in given))
-
-
-def _compose_groups(groups: Mapping[str, str]) -> "DictConfig":
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-        tree = hydra_compose("config", overrides=[f"{group}={name}" for group, name in groups.items()])
-    OmegaConf.set_struct(tree, False)
-    return tree
-
-
-def _apply(tree: "DictConfig", override: "Override", findings: Findings) -> None:
+def _apply(tree: "DictConfig", setting: Setting, findings: Findings) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    key, text = override.key_or_group, override.input_line
+    key, text = setting.key, setting.text
     known = list(keys_of(Config))
     if not key:
         findings.add(f"{text!r} names no key; write key=value.")
     elif key not in known:
         closest = suggest(key, (name for name in known if "." in name))
         findings.add(f"{text!r}: {key} is not a key of the configuration.{closest or ' ' + _all_sections()}")
-    elif override.is_delete() or override.is_add() and not override.is_force_add():
-        findings.add(f"{text!r}: no key can be added or removed; write {key}=VALUE, without + or ~.", key)
+    elif setting.refusal is not None:
+        findings.add(f"{text!r}: {setting.refusal}", key)
     else:
         try:
-            OmegaConf.update(tree, key, override.value(), merge=True)
+            OmegaConf.update(tree, key, setting.value, merge=True)
         except (OmegaConfBaseException, ValueError) as error:
             findings.add(f"{text!r} cannot be applied ({str(error).splitlines()[0]}); write {key}=VALUE.", key)
 

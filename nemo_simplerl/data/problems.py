@@ -82,14 +82,10 @@ class Fields:
 class GoldReport:
     """What became of a file's gold answers."""
 
-    left_out: Mapping[str, list[int]]  # rows left out, by the reason
+    left_out: Mapping[str, int]  # how many rows were left out, by the reason
     forms: Mapping[str, int]  # how many were taken out of a longer text, by its form
     num_prose: int  # of the golds that are kept, those that are sentences
     text_alone: Sequence[str]  # and those of which the text alone is compared
-
-    @property
-    def num_left_out(self) -> int:
-        return sum(map(len, self.left_out.values()))
 
     def notes(self) -> list[str]:
         """What a reader should know of the gold answers, in words; nothing where all stand there as they are."""
@@ -100,9 +96,10 @@ class GoldReport:
             what = "answer taken out of a longer value" if count == 1 else "answers taken out of longer values"
             notes.append(f"{count} gold {what} ({forms})")
         if self.left_out:
-            reasons = ", ".join(f"{reason}: {len(rows)}" for reason, rows in self.left_out.items())
-            what = "row left out that has" if self.num_left_out == 1 else "rows left out that have"
-            notes.append(f"{self.num_left_out} {what} no gold answer ({reasons})")
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.left_out.items())
+            count = sum(self.left_out.values())
+            what = "row left out that has" if count == 1 else "rows left out that have"
+            notes.append(f"{count} {what} no gold answer ({reasons})")
         if self.num_prose:
             notes.append(f"sentences as gold answers, which hardly any response will repeat: {self.num_prose}")
         if self.text_alone:
@@ -153,13 +150,12 @@ def to_problems(
         for index, (row, (text, chat, _), gold) in enumerate(zip(rows, questions, golds, strict=True))
         if index not in faults
     ]
-    left_out = {reason: [index for index in faults if faults[index] == reason] for reason in faults.values()}
     forms = Counter(gold.form for index, gold in enumerate(golds) if gold.form and index not in faults)
-    return problems, GoldReport(left_out, forms, num_prose, text_alone)
+    return problems, GoldReport(Counter(faults.values()), forms, num_prose, text_alone)
 
 
 def problems_of(
-    path: Path, fields: Mapping[str, str], *, without_gold: Literal["drop", "keep"] = "keep"
+    path: Path, fields: Mapping[str, str], *, without_gold: Literal["error", "drop", "keep"] = "keep"
 ) -> tuple[list[Problem], GoldReport]:
     """The problems of a file that is named on the command line, as `to_problems` finds them.
 

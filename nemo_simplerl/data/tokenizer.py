@@ -92,12 +92,17 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """Raise ValueError when the tokenizer can produce an id that the model has no embedding for."""
-    needed = max(tokenizer.get_vocab().values()) + 1
+    needed = num_ids(tokenizer)
     if needed > vocab_size:
         raise ValueError(
             f"the tokenizer has {needed} tokens and the model's vocabulary {vocab_size}; use the tokenizer "
             f"the model was trained with (model.tokenizer), or a model with vocab_size of at least {needed}"
         )
+
+
+def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the highest id that stands for a token, added ones among them."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def stop_ids(

@@ -41,6 +41,7 @@ def examine_machine(required: Sequence[str] = ()) -> Report:
     gpus, num_gpus = machine.look_at_gpus(versions["torch"] is not None)
     found = [
         gpus,
+        machine.look_at_compiler(num_gpus),
         machine.look_at_space(num_gpus),
         machine.look_at_limits(num_gpus),
         machine.look_at_network(os.environ.get("MASTER_ADDR")),

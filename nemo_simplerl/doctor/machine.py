@@ -6,6 +6,8 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nemo_simplerl.config.rules.machine import c_compiler, can_compile
+
 _DRIVER = Path("/proc/driver/nvidia/version")
 _LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC, "memlock": resource.RLIMIT_MEMLOCK}
 _SHM_BYTES = 2**30
@@ -44,6 +46,24 @@ def look_at_gpus(has_torch: bool) -> tuple[MachineFindings, int]:
     found.rows["GPU"] = ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices)
     found.rows["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     return found, len(devices)
+
+
+def look_at_compiler(num_gpus: int) -> MachineFindings:
+    """Findings on the C compiler, which work on a GPU is compiled with while a run goes on."""
+    compiler = c_compiler()
+    if compiler is None:
+        row = "no C compiler (CC, gcc or clang)"
+    else:
+        row = f"{compiler}, {'with' if can_compile() else 'without'} the headers of Python"
+    return MachineFindings({"compiler": row}, [] if can_compile() or not num_gpus else [_compiler_note(row)])
+
+
+def _compiler_note(found: str) -> str:
+    return (
+        f"{found}: Megatron's fused elementwise kernels (torch.compile) are left out and steps are slower, and what "
+        "uses Triton (Transformer Engine, TensorRT-LLM) fails when it compiles; on Debian or Ubuntu: "
+        "apt install gcc python3-dev"
+    )
 
 
 def look_at_space(num_gpus: int) -> MachineFindings:

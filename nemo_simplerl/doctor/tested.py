@@ -39,7 +39,7 @@ TESTED = (
             "ray": "2.60.0",
         },
         ran="the tests of `tests/newest.txt`",
-        time="",
+        time="3 min 51 s",
     ),
 )
 

@@ -1,15 +1,17 @@
-r"""The eight benchmarks of the SimpleRL recipe, read from local files in the layout of the Qwen2.5-Math evaluation.
+r"""Problems to measure a model on: the eight benchmarks of the SimpleRL recipe, and files of the user's own.
+
+The benchmarks are read from local files in the layout of the Qwen2.5-Math evaluation.
 
 Gold answers are found as they are there (branch v0 of hkust-nlp/simpleRL-reason, eval/), except where that is wrong: a
 gold of several answers in several `$...$` is one list, and the answer is taken out of two questions that hold it.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nemo_simplerl.data.problems import Problem
+from nemo_simplerl.data.problems import Problem, problems_of
 from nemo_simplerl.data.rows import Row, read_rows
 from nemo_simplerl.reward.extract import final_answers
 from nemo_simplerl.reward.gold import check_golds, read_gold
@@ -76,6 +78,53 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 AVERAGED = ("aime24", "math500", "amc23", "minerva_math", "olympiadbench")  # the original recipe's "Avg." is over these
 
 
+def title_of(name: str) -> str:
+    """The name of a benchmark as tables show it; a file of one's own is called by its name."""
+    return BENCHMARKS[name].title if name in BENCHMARKS else name
+
+
+def load_all(
+    data: Sequence[Path], benchmarks: Sequence[str] | None, fields: Mapping[str, str], limit: int | None = None
+) -> tuple[dict[str, list[Problem]], list[str]]:
+    """The problems to measure a model on, by name: of benchmarks, and of files of the user's own by their stems. And
+    what a reader should know of the files' gold answers.
+
+    data: at most one folder of benchmarks, and files in any form of data.rows; `fields` names their fields.
+    benchmarks: None is all eight where there is a folder. The first `limit` problems of each are taken. Raises
+    ValueError.
+    """
+    if missing := [str(path) for path in data if not path.exists()]:
+        raise ValueError(
+            f"--data {', '.join(missing)}: there is no such file or folder; relative paths start in {Path.cwd()}."
+        )
+    folders = [path for path in data if path.is_dir()]
+    if len(folders) > 1:
+        raise ValueError(
+            f"--data names {len(folders)} folders ({', '.join(map(str, folders))}); put the benchmarks in one."
+        )
+    if benchmarks is not None and not folders:
+        raise ValueError("--benchmarks needs the folder that they lie in: --data DIR.")
+    names = (BENCHMARKS if benchmarks is None else benchmarks) if folders else ()
+    problems = {name: load_benchmark(name, folders[0], limit) for name in names}
+    notes: list[str] = []
+    for path in data:
+        if path not in folders:
+            if path.stem in problems or path.stem in BENCHMARKS:
+                raise ValueError(
+                    f"--data {path}: there is another {path.stem!r}, and results are kept by name; rename the file."
+                )
+            own, of_file = _load_own(path, fields)
+            problems[path.stem] = own[:limit]
+            notes += of_file
+    return problems, notes
+
+
+def _load_own(path: Path, fields: Mapping[str, str]) -> tuple[list[Problem], list[str]]:
+    problems, golds = problems_of(path, fields, without_gold="error")
+    notes = [f"{path}: {note}" for note in golds.notes()]
+    return [replace(problem, id=f"{path.stem}/{problem.id}#{index}") for index, problem in enumerate(problems)], notes
+
+
 def load_benchmark(name: str, folder: Path, limit: int | None = None) -> list[Problem]:
     """The problems of `folder`/NAME.jsonl (or NAME/test.jsonl), the first `limit` of them.
 
@@ -83,7 +132,9 @@ def load_benchmark(name: str, folder: Path, limit: int | None = None) -> list[Pr
     gold answer.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark {name!r}; choose of {', '.join(BENCHMARKS)}.")
+        raise ValueError(
+            f"there is no benchmark {name!r}; choose of {', '.join(BENCHMARKS)}. A file of your own: --data FILE."
+        )
     benchmark, path = BENCHMARKS[name], benchmark_file(name, folder)
     problems = [_problem(benchmark, index, row) for index, row in enumerate(read_rows(path))]
     if bad := [problem.id for problem in problems if not problem.question or not problem.answer]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nemo_simplerl.eval.benchmarks import AVERAGED, BENCHMARKS
+from nemo_simplerl.eval.benchmarks import AVERAGED, BENCHMARKS, title_of
 from nemo_simplerl.eval.reported_results import REPORTED, average
 from nemo_simplerl.eval.statistics import Z95, binomial_error, differ
 
@@ -17,7 +17,7 @@ def results_table(results: Results, averages: Mapping[str, float]) -> str:
     header = ["benchmark", "problems", "accuracy", "95 %", *extra, "answers", "cut", "tokens", "repeats"]
     body = [
         [
-            BENCHMARKS[name].title,
+            title_of(name),
             str(result["problems"]) + (f" x {result['samples']}" if result["samples"] > 1 else ""),
             _percent(result["accuracy"]),
             f"{_percent(result['low'])} to {_percent(result['high'])}",

@@ -14,7 +14,8 @@ def let_megatron_import_without_triton() -> None:
 
     From 0.19 on GPTModel and the pipeline schedules import, through transformer.moe.paged_stash, kernels written in
     Triton that move the tokens of experts. No model here has experts. Triton itself is not stood in for: torch looks
-    for it to know whether it can compile for a GPU. 0.16 to 0.18 have no such module, and never ask for this one.
+    for it to know whether it can compile for a GPU. 0.16 and 0.17 have no such module; setup.py leaves 0.18 out, whose
+    own module of that name asks for Triton itself.
     """
     if not any(isinstance(finder, _StandIn) for finder in sys.meta_path):
         sys.meta_path.insert(0, _StandIn())

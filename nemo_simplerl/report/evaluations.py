@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_simplerl.eval.benchmarks import BENCHMARKS
+from nemo_simplerl.eval.benchmarks import BENCHMARKS, title_of
 from nemo_simplerl.report.figures import COLORS, Chart, LegendEntry, blank_axes, svg_of
 
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -48,11 +48,6 @@ def load_evaluation(path: Path) -> EvaluationResult:
     folder = file.resolve().parent.name
     step = re.search(r"(\d+)$", folder)
     return EvaluationResult(folder, int(step[1]) if step else None, benchmarks)
-
-
-def title_of(benchmark: str) -> str:
-    """The title of a benchmark; its name where the recipe has none."""
-    return BENCHMARKS[benchmark].title if benchmark in BENCHMARKS else benchmark
 
 
 def names_in(evaluations: Sequence[EvaluationResult]) -> list[str]:

@@ -50,10 +50,20 @@ def load_run(run_dir: Path | str) -> RunData:
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("step"), int):
             raise ValueError(f"{metrics}, line {number} has no step")
-    summary = path / "summary.json"
-    return RunData(
-        path, tuple(map(with_current_keys, rows)), json.loads(summary.read_bytes()) if summary.is_file() else None
-    )
+    return RunData(path, tuple(map(with_current_keys, rows)), _summary(path / "summary.json"))
+
+
+def _summary(file: Path) -> dict[str, Any] | None:
+    """The content of summary.json, None before the run's end. Raises ValueError where it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        summary = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}): bring it back from a copy, or delete it") from error
+    if not isinstance(summary, dict):
+        raise ValueError(f"{file} is no JSON object: bring it back from a copy, or delete it")
+    return summary
 
 
 def warnings_of(run_dir: Path) -> list[str]:

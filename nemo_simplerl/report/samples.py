@@ -118,7 +118,10 @@ def _shortened(text: str) -> str:
 def _labels(run_dir: Path) -> dict[str, dict[str, tuple[str, str]]]:
     """Level and subject by problem id, for rollouts and for eval; empty where the problems are not on this machine."""
     config = run_dir / "config.yaml"
-    data = (yaml.safe_load(config.read_text()) or {}).get("data") or {} if config.is_file() else {}
+    try:
+        data = (yaml.safe_load(config.read_text()) or {}).get("data") or {} if config.is_file() else {}
+    except (yaml.YAMLError, AttributeError) as error:
+        raise ValueError(f"{config} is damaged: bring it back from a copy, or delete it") from error
     return {
         folder: _labels_of(run_dir, data.get(key))
         for folder, key in (("rollouts", "train_path"), ("eval", "eval_path"))

@@ -70,8 +70,9 @@ run_dir_of() { # OVERRIDE...: the last trainer.run_dir, or a folder named for th
   for override in "$@"; do
     case $override in trainer.run_dir=*) found=${override#*=} ;; esac
   done
+  case $found in \~ | \~/*) found=$HOME${found#\~} ;; esac
   case $found in
-    '' | *[\'\"\$\{,\ ]*) fail "trainer.run_dir=$found: a job needs a plain path, without quotes, spaces or references" ;;
+    '' | *[\'\"\$\{\,%:]*) fail "trainer.run_dir=$found: a job needs a plain path, without quotes, references or , % :" ;;
   esac
   printf '%s\n' "$found"
 }
@@ -153,6 +154,9 @@ wait_for() { # PID: its exit status. A trap ends `wait` early.
 conclude() { # STATUS: of srun. Requeues the job, or ends it with 0 or 1.
   if [ "$1" -eq 0 ]; then
     say "the run is finished: $RUN_DIR"
+  elif [ "$1" -eq 2 ]; then
+    say "$(tail -qn 20 "$RUN_DIR"/logs/node_*.log | grep -E '^(config|error): ' | sort -u)"
+    fail "the settings or the input cannot be used. Mend what is named above, and submit the job again"
   elif [ ! -f "$RUN_DIR/stopped.json" ]; then
     fail "the run failed (srun ended with $1); the first error is in $RUN_DIR/logs/node_*.log." \
       "The same job starts again from the last checkpoint."

@@ -181,3 +181,13 @@ def test_a_master_address_without_an_address_is_a_problem(hide, capsys, monkeypa
     monkeypatch.setenv("MASTER_ADDR", "no-such-machine.invalid")
     assert main(["doctor"]) == 1
     assert "problem: MASTER_ADDR=no-such-machine.invalid has no address here" in capsys.readouterr().out
+
+
+def test_a_gpu_machine_without_a_c_compiler_is_told_what_is_lost(monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.look_at_compiler(num_gpus=0).notes == []
+    (note,) = machine.look_at_compiler(num_gpus=1).notes
+    assert "no C compiler" in note and "torch.compile" in note and "apt install gcc" in note
+    monkeypatch.setenv("CC", "/usr/bin/cc")
+    assert machine.look_at_compiler(num_gpus=1).rows["compiler"].startswith("/usr/bin/cc, with")

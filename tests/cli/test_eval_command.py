@@ -3,12 +3,14 @@
 import io
 import json
 import shutil
+import sys
 from contextlib import redirect_stderr
 
 import pytest
 
-from nemo_simplerl.cli.eval import run
+from nemo_simplerl.cli.main import main
 from nemo_simplerl.config.schema import CreateConfig
+from nemo_simplerl.eval.benchmarks import load_all
 from nemo_simplerl.trainer.setup.prepare import create_model
 from support.ranks import run_ranks
 
@@ -28,7 +30,7 @@ def folder(tmp_path_factory):
 
 def _evaluate(folder, out, *options):
     arguments = [str(folder / "model"), "--data", str(folder), "--out", str(out), "--benchmarks", "gsm8k"]
-    return run([*arguments, "--template", "none", "--max-tokens", "8", "model.precision=fp32", *options])
+    return main(["eval", *arguments, "--template", "none", "--max-tokens", "8", "model.precision=fp32", *options])
 
 
 def _files(out):
@@ -71,6 +73,21 @@ def test_answers_to_another_file_are_not_taken_for_answers_to_this_one(folder, t
     assert status == 2 and "stop_token_ids was" in told
 
 
+@pytest.mark.slow
+def test_a_file_of_ones_own_is_measured_beside_a_benchmark_and_its_overlong_problems_count_as_wrong(folder, tmp_path):
+    rows = [{"problem": f"What is {i} + 1?" + " and" * (300 if i == 1 else 0), "solution": i + 1} for i in range(4)]
+    (tmp_path / "my set.json").write_text(json.dumps(rows))
+    own = ("--data", str(tmp_path / "my set.json"), "--question", "problem", "--answer", "solution")
+    out = tmp_path / "out"
+    assert run_ranks(_evaluate, 1, folder, out, "--limit", "3", *own) == [0]
+    results = json.loads((out / "results.json").read_text())["benchmarks"]
+    assert list(results) == ["gsm8k", "my set"]
+    assert (results["my set"]["problems"], results["my set"]["unanswered"]) == (3, 1)
+    answered = [json.loads(line)["id"] for line in (out / "responses/my set.jsonl").read_text().splitlines()]
+    assert answered == ["my set/row-0#0", "my set/row-2#2"]
+    assert "| my set    | 3 " in (out / "results.md").read_text()
+
+
 def _refusal(folder, out, *options):
     told = io.StringIO()
     with redirect_stderr(told):
@@ -82,10 +99,9 @@ def _refusal(folder, out, *options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--limit", "2", "--samples", "2"], "n_samples_per_prompt was 1 and is 2"),
+        (["--limit", "2", "--samples", "2", "--temperature", "1"], "n_samples_per_prompt was 1 and is 2"),
         (["--max-tokens", "256"], "leaves no room for a prompt in 256 positions"),
         (["--max-tokens", "250"], "gsm8k: 140 of 140 prompts have more than 6 tokens"),
-        (["--benchmarks", "gsm9k"], "no benchmark 'gsm9k'"),
         (["rollout.engin=hf"], "Did you mean rollout.engine?"),
     ],
 )
@@ -95,3 +111,39 @@ def test_other_settings_and_input_that_cannot_be_used_are_told_in_words(folder, 
     assert status == 2
     assert message in told
     assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "DIR", "--benchmarks", "gsm9k"], "no benchmark 'gsm9k'"),
+        (["--data", "DIR", "--samples", "4"], "--samples 4 at --temperature 0 are 4 equal responses"),
+        (["--data", "DIR", "--limit", "0"], "0 is no number of 1 or more; see simplerl eval --help"),
+        (["--data", "DIR/none.jsonl"], "none.jsonl: there is no such file or folder"),
+        (["--data", "DIR/own.jsonl", "--benchmarks", "gsm8k"], "--benchmarks needs the folder"),
+        (["--data", "DIR/own.jsonl", "--data", "DIR/other/own.jsonl"], "there is another 'own'"),
+        (["--data", "DIR/own.jsonl", "--answer", "level"], "1 row (1; counted from 0) without a gold answer"),
+        (["--data", "DIR/own.jsonl", "--question", "q"], "without a 'q'"),
+        (["--data", "DIR/own.jsonl", "rollout.engin=hf"], "Did you mean rollout.engine?"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_told_before_torch_loads(tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.setitem(sys.modules, "nemo_simplerl.trainer.offline.benchmark", None)
+    for folder in (tmp_path, tmp_path / "other"):
+        folder.mkdir(exist_ok=True)
+        (folder / "own.jsonl").write_text(
+            '{"question": "a", "answer": "1", "level": 1}\n{"question": "b", "answer": "2"}\n'
+        )
+    options = [option.replace("DIR", str(tmp_path)) for option in options]
+    assert main(["eval", "model", "--out", "out", *options]) == 2
+    told = capsys.readouterr().err
+    assert message in told and len(told.splitlines()) == 1
+
+
+def test_a_file_alone_needs_no_benchmarks_and_a_folder_alone_is_all_eight(tmp_path):
+    (tmp_path / "own.csv").write_text("id,question,answer\n7,What is 1 + 1?,2\n")
+    fields = {"question": "question", "answer": "answer", "id": "id"}
+    found, notes = load_all([tmp_path / "own.csv"], None, fields)
+    assert [problem.id for problem in found["own"]] == ["own/7#0"] and notes == []
+    with pytest.raises(ValueError, match="aime24: neither"):
+        load_all([tmp_path], None, fields)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from nemo_simplerl.config.load import choices, compose, conf_dir, from_yaml, load, to_dict, to_yaml
+from nemo_simplerl.config.experiments import choices, conf_dir
+from nemo_simplerl.config.load import compose, from_yaml, load, to_dict, to_yaml
 from nemo_simplerl.config.rules.check import check
 from nemo_simplerl.config.shape import ModelShape, read_shape
 

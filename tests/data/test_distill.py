@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from nemo_simplerl.cli.distill import run
+from nemo_simplerl.cli.main import main
 from nemo_simplerl.data.distill import kept, missing_requests
 from nemo_simplerl.data.problems import Problem
 
@@ -70,7 +70,7 @@ def problems(tmp_path):
 def _distill(problems, url, *options):
     out = problems.with_name("sft.jsonl")
     base = [str(problems), "--endpoint", url, "--model", "teacher", "--out", str(out), "--connections", "4"]
-    status = run([*base, "--workers", "1", *options])
+    status = main(["distill", *base, "--workers", "1", *options])
     return status, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else None
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nemo_simplerl.cli.distill import run
+from nemo_simplerl.cli.main import main
 from nemo_simplerl.config.schema import CreateConfig
 from nemo_simplerl.trainer.setup.prepare import create_model
 from support.ranks import run_ranks
@@ -55,7 +55,7 @@ def folder(tmp_path_factory) -> Path:
 def _distill(folder: Path, out: Path, *options: str) -> int:
     arguments = [str(folder / "problems.jsonl"), "--model", str(folder / "model"), "--out", str(out), "--keep", "2"]
     sampling = ["--samples", "2", "--temperature", "1.0", "--max-tokens", "16", "--template", "none", "--workers", "1"]
-    return run([*arguments, *sampling, "model.precision=fp32", *options])
+    return main(["distill", *arguments, *sampling, "model.precision=fp32", *options])
 
 
 def _killed_at(folder: Path, out: Path, file: str) -> None:

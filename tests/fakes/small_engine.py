@@ -23,7 +23,9 @@ def save_model(folder: Path) -> Path:
     return folder
 
 
-def start_engine(folder: Path, tokenizer=None, group=None, heartbeat_s=60.0, **settings) -> TrtllmEngine:
+def start_engine(
+    folder: Path, tokenizer=None, group=None, heartbeat_s=60.0, vocab_limit=None, **settings
+) -> TrtllmEngine:
     return TrtllmEngine(
         folder,
         tokenizer=tokenizer,
@@ -33,6 +35,7 @@ def start_engine(folder: Path, tokenizer=None, group=None, heartbeat_s=60.0, **s
         settings=replace(compose(["experiment=quickstart"]).rollout.trtllm, **settings),
         group=group,
         heartbeat_s=heartbeat_s,
+        vocab_limit=vocab_limit,
     )
 
 

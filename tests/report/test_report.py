@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from nemo_simplerl.cli import report
+from nemo_simplerl.cli.main import main
 from nemo_simplerl.report.curves import smooth, write_png
 from nemo_simplerl.report.read import load_run, summary_so_far
 from nemo_simplerl.report.table import plain_text, rows_of
@@ -152,8 +153,8 @@ def test_the_command_says_that_a_run_is_not_finished(tmp_path, capsys):
 
 
 def test_the_command_refuses_a_folder_that_is_no_run_without_a_traceback(tmp_path, capsys):
-    assert report.run([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("simplerl report: ")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
 
 
 def test_the_report_needs_no_torch_and_no_window_system():

@@ -126,7 +126,20 @@ def test_without_a_run_directory_the_job_makes_one_of_its_own_and_keeps_it_when_
     assert [line.split()[-1] for line in lines] == ["trainer.run_dir=runs/slurm_77"] * 2
 
 
-@pytest.mark.parametrize("text", ["'runs/a'", "${oc.env:HOME}/r", "", "a b"])
+def test_settings_that_cannot_be_used_are_told_by_the_job_itself(job, tmp_path):
+    (tmp_path / "run/logs").mkdir(parents=True)
+    (tmp_path / "run/logs/node_0.log").write_text("1 rank\nconfig: trainer.sed is not a key\n")
+    status, told = finish(job("exit 2"))
+    assert status == 1 and "config: trainer.sed is not a key" in told and "Mend what is named above" in told
+    assert requeues(tmp_path) == []
+
+
+def test_a_run_directory_may_have_spaces_accents_and_a_home(job, tmp_path):
+    assert finish(job("exit 0", "trainer.run_dir=~/José (1)/a=b", HOME=str(tmp_path)))[0] == 0
+    assert (tmp_path / "José (1)/a=b/logs").is_dir()
+
+
+@pytest.mark.parametrize("text", ["'runs/a'", "${oc.env:HOME}/r", "", "a,b"])
 def test_a_run_directory_that_the_shell_cannot_read_is_refused(job, tmp_path, text):
     status, told = finish(job("exit 0", f"trainer.run_dir={text}"))
     assert status == 1 and "plain path" in told and not (tmp_path / "srun.log").exists()
@@ -155,7 +168,9 @@ def test_a_node_starts_torchrun_at_its_own_rank_without_what_slurm_and_mpi_set(t
         capture_output=True,
         text=True,
     )
-    command, *names = done.stdout.splitlines()
+    checked, started = done.stdout.split("-m torch.distributed.run")
+    assert checked.startswith("-m nemo_simplerl train a=1 --check\n")
+    command, *names = f"-m torch.distributed.run{started}".splitlines()
     assert command == (
         "-m torch.distributed.run --nnodes 2 --node_rank 1 --master_addr n1 --master_port 20077 --nproc_per_node 4 "
         "-m nemo_simplerl train a=1"

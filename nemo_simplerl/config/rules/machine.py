@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -30,9 +32,25 @@ def this_machine() -> Machine:
     return Machine(
         has_gpu=devices and not hidden,
         has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
-        has_wandb=importlib.util.find_spec("wandb") is not None,
+        has_wandb=_is_installed("wandb"),
         has_gradient_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
     )
+
+
+def can_compile() -> bool:
+    """Whether torch.compile, by which Megatron fuses elementwise work, finds a C compiler and Python's headers."""
+    return c_compiler() is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
+
+
+def c_compiler() -> str | None:
+    """The C compiler that torch.compile and Triton take: CC, gcc or clang; None without any."""
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package can be imported. A folder of its name in the working directory is none: it holds no code."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def check_machine(config: Config, machine: Machine, reported: frozenset[str] = frozenset()) -> list[str]:
@@ -89,6 +107,24 @@ def _context_parallel_can_run(config: Config, machine: Machine) -> Iterator[str]
     yield f"actor.context_parallel_size={size} {reason}. Set actor.context_parallel_size=1."
 
 
+def _run_dir_can_be_written(config: Config, machine: Machine) -> Iterator[str]:
+    yield from _writable_folder("trainer.run_dir", config.trainer.run_dir)
+
+
+def _sft_output_can_be_written(config: Config, machine: Machine) -> Iterator[str]:
+    if config.sft.output is not None:
+        yield from _writable_folder("sft.output", config.sft.output)
+
+
+def _model_can_be_read(config: Config, machine: Machine) -> Iterator[str]:
+    yield from _readable_model("model.path", config.model.path)
+
+
+def _critic_can_be_read(config: Config, machine: Machine) -> Iterator[str]:
+    if config.critic.path is not None:
+        yield from _readable_model("critic.path", config.critic.path)
+
+
 def _train_file_exists(config: Config, machine: Machine) -> Iterator[str]:
     yield from _file("data.train_path", config.data.train_path, config)
 
@@ -133,11 +169,39 @@ def _tokenizer_exists(config: Config, machine: Machine) -> Iterator[str]:
 
 
 def _file(key: str, path: str, config: Config) -> Iterator[str]:
-    if not Path(path).is_file() and config.data.generate is None:
+    if not os.path.isfile(path) and config.data.generate is None:
         yield (
             f"{key}={path!r} is not a file (looked for {Path(path).absolute()}). Give {key}=FILE, or "
             "data.generate=arithmetic to have arithmetic problems written there."
         )
+    elif os.path.exists(path) and not os.access(path, os.R_OK):
+        yield f"{key}: this user has no permission to read {path}. Change the permissions, or name another file."
+
+
+def why_not_writable(path: str | Path) -> str | None:
+    """What keeps a folder from being made or written: a file in its way, or missing permission. None: nothing does."""
+    nearest = os.path.abspath(path)
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if not os.path.isdir(nearest):
+        return f"cannot be a folder: {nearest} is a file. Name another folder."
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"cannot be written: this user has no permission in {nearest}. Name another folder."
+    return None
+
+
+def _writable_folder(key: str, path: str) -> Iterator[str]:
+    if reason := why_not_writable(path):
+        yield f"{key}={path!r} {reason}"
+
+
+def _readable_model(key: str, path: str) -> Iterator[str]:
+    files = [path]
+    if os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
+        files = [entry.path for entry in os.scandir(path)]
+    hidden = sorted(file for file in files if os.path.lexists(file) and not os.access(file, os.R_OK))
+    if hidden:
+        yield f"{key}: this user has no permission to read {', '.join(hidden[:3])}. Change the permissions."
 
 
 def _lacking(machine: Machine) -> str:
@@ -152,6 +216,10 @@ _RULES = (
     _kernels_are_there,
     _wandb_is_there,
     _context_parallel_can_run,
+    _run_dir_can_be_written,
+    _sft_output_can_be_written,
+    _model_can_be_read,
+    _critic_can_be_read,
     _train_file_exists,
     _eval_file_exists,
     _sft_file_exists,

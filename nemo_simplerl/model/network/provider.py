@@ -1,9 +1,6 @@
 """A Megatron-core GPTModel from a Hugging Face config.json."""
 
 import json
-import os
-import shutil
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_simplerl.config.families import check_hf_config, family_of
+from nemo_simplerl.config.rules.machine import can_compile
 from nemo_simplerl.config.schema import ActorConfig, ModelConfig
 from nemo_simplerl.model.hf_map import heads_of, mapping
 from nemo_simplerl.model.network.local_layers import RmsNorm, SdpaAttention
@@ -83,7 +81,7 @@ def transformer_config(
     kernels: see `kernel_options`; None fuses and quantises nothing.
     """
     heads, family = heads_of(hf), family_of(hf)
-    fuses = on_gpu and _can_compile()
+    fuses = on_gpu and can_compile()
     return TransformerConfig(
         num_layers=hf["num_hidden_layers"],
         hidden_size=hf["hidden_size"],
@@ -128,12 +126,6 @@ def transformer_config(
         transformer_impl="transformer_engine" if transformer_engine else "local",
         **(kernels or {}),
     )
-
-
-def _can_compile() -> bool:
-    """Whether torch.compile, by which Megatron fuses elementwise work, finds a C compiler and Python's headers."""
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:

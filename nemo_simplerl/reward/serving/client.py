@@ -27,6 +27,14 @@ _ADVICE = (
 )
 
 
+class _Refused(RuntimeError):
+    """No attempt at this server can succeed. `advice` says what would; its text ends without a full stop."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}. {advice}")
+        self.reason, self.advice = reason, advice
+
+
 class _Unanswered(Exception):
     """This attempt returned no grades; another may. `began`: the server had begun to answer when it failed."""
 
@@ -85,14 +93,17 @@ class RewardClient:
 
     def check(self) -> list[str]:
         """Ask every server once: one message for each that cannot be used. ValueError where none can."""
-        problems = []
+        problems: list[str] = []
+        advice: dict[str, None] = {}  # in order, each once
         for url in self._urls:
             try:
                 self._ask(url, [], _CHECK_TIMEOUT_S)
-            except (_Unanswered, RuntimeError) as error:
-                problems.append(f"no reward server can be used at {url}: {error}")
+            except (_Unanswered, _Refused) as error:
+                reason = error.reason if isinstance(error, _Refused) else str(error)
+                problems.append(f"no reward server can be used at {url}: {reason}")
+                advice[error.advice if isinstance(error, _Refused) else _ADVICE] = None
         if len(problems) == len(self._urls):
-            raise ValueError(f"{'; '.join(problems)}. {_ADVICE}")
+            raise ValueError(f"{'; '.join(problems)}. {' '.join(advice)}")
         return problems
 
     def close(self) -> None:
@@ -141,7 +152,7 @@ class RewardClient:
         return sorted(rotated, key=lambda url: now - self._failed_at.get(url, -_SHUNNED_S) < _SHUNNED_S)
 
     def _ask(self, url: str, items: Sequence[Item], timeout_s: float) -> list[Grade]:
-        """The grades of one request. _Unanswered where another attempt may succeed, RuntimeError where none would."""
+        """The grades of one request. _Unanswered where another attempt may succeed, _Refused where none would."""
         named = [{"id": k, "gold": gold, "response": response} for k, (gold, response) in enumerate(items)]
         body = json.dumps({"items": named}).encode("ascii")
         try:
@@ -153,8 +164,12 @@ class RewardClient:
         reason = f"status {status}, {answer[:200].decode(errors='replace')}"
         if status in (408, 429) or status >= 500:
             raise _Unanswered(reason, retry_after_s=_seconds(retry_after))
-        hint = f" Set {TOKEN_VARIABLE} to the server's token." if status in (401, 403) else ""
-        raise RuntimeError(f"the reward server {url} refuses the request: {reason}.{hint}")
+        advice = (
+            f"Set {TOKEN_VARIABLE} to the token that the server was started with, on every machine of the training."
+            if status in (401, 403)
+            else _ADVICE
+        )
+        raise _Refused(f"the reward server {url} refuses the request: {reason}", advice)
 
     def _post(self, url: str, body: bytes, timeout_s: float) -> tuple[int, str | None, bytes]:
         """Status, Retry-After and body. `timeout_s` bounds every wait until the answer begins, not their sum."""

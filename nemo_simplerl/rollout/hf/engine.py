@@ -50,7 +50,7 @@ class HfEngine:
         self.generates = True
         self.sleeps_between_rollouts = False  # only its weights stay on the GPU, and moving them takes time
         self._max_model_len = max_model_len or self._model.config.max_position_embeddings
-        self._vocab_limit = vocab_limit
+        self.vocab_limit = vocab_limit
         self._weight_state = WeightState()
         self._asleep = False
 
@@ -93,7 +93,7 @@ class HfEngine:
                 uniforms(batch_seeds, params.max_tokens),
                 params,
                 stop_rule,
-                self._vocab_limit,
+                self.vocab_limit,
             )
             for sample, completion in zip(batch, self._completions(decoded, batch_seeds, version), strict=True):
                 completions[sample] = completion

@@ -120,6 +120,7 @@ CONTRACT: tuple[Rule, ...] = (
             "pad_id",
             "stop_token_ids",
             "include_stop_str_in_output",
+            "embedding_bias",
             "detokenize",
         ),
     ),

@@ -29,6 +29,7 @@ from nemo_simplerl.rollout.trtllm.ray_cluster import start_ray, stop_ray
 from nemo_simplerl.rollout.trtllm.values import (
     cut_at_stops,
     llm_arguments,
+    padding_bias,
     request_arguments,
     tokens_and_logprobs,
 )
@@ -68,7 +69,8 @@ class TrtllmEngine:
 
     device: this rank's; the engine's worker for it lives on the same one. dtype: of the engine's weights.
     tokenizer: decodes stop strings and the text of completions. max_model_len: longest prompt + response, tokens.
-    group: of gloo; None is this rank alone. heartbeat_s: seconds after which a dead worker is noticed.
+    group: of gloo; None is this rank alone. vocab_limit: ids from here on, padding rows of the embedding, are never
+    sampled. heartbeat_s: seconds after which a dead worker is noticed.
     Raises ValueError before anything starts where TensorRT-LLM 1.2 or Ray is not installed.
     """
 
@@ -82,12 +84,14 @@ class TrtllmEngine:
         max_model_len: int,
         settings: TrtllmConfig,
         group: dist.ProcessGroup | None,
+        vocab_limit: int | None = None,
         heartbeat_s: float = 60.0,
     ):
         require_supported_version()
         self._tokenizer, self._device, self._group, self._settings = tokenizer, device, group, settings
         self._max_model_len, self._heartbeat_s = max_model_len, heartbeat_s
         self._expected = ExpectedWeights(model_path)
+        self._bias_V = padding_bias(self._expected.vocab_size, vocab_limit)
         self._weight_state = WeightState()
         self._asleep, self._has_cache, self._closed = False, True, False
         self._loop: LoopThread | None = None
@@ -147,7 +151,10 @@ class TrtllmEngine:
         if not self._has_cache:
             self._run(self._llm.resume(CACHE_TAGS))
             self._has_cache = True
-        requests = [(list(prompts[i // params.n]), request_arguments(params, seed)) for i, seed in enumerate(seeds)]
+        requests = [
+            (list(prompts[i // params.n]), request_arguments(params, seed, self._bias_V))
+            for i, seed in enumerate(seeds)
+        ]
         answers = [tokens_and_logprobs(output, params) for output in self._run(self._sample(requests))]
         lengths, stopped = cut_at_stops([tokens for tokens, _ in answers], stop_rule)
         return [

@@ -10,6 +10,7 @@ from nemo_simplerl.config.schema import TrtllmConfig
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.stopping import StopRule
 
+_NEVER = -1.0e9  # a logit whose probability is 0 in float32
 EXTENSION = "nemo_simplerl.rollout.trtllm.worker.Extension"
 
 
@@ -42,8 +43,24 @@ def llm_arguments(model: str, dtype: torch.dtype, max_model_len: int, settings: 
     return arguments
 
 
-def request_arguments(params: SamplingParams, seed: int) -> dict[str, Any]:
-    """Keyword arguments of the engine's SamplingParams for one sample. No end_id: the ids keep the stop token."""
+def padding_bias(vocab_size: int, vocab_limit: int | None) -> torch.Tensor | None:
+    """What is added to the logits so that no id from `vocab_limit` on is sampled: float32 [V]; None where all may be.
+
+    Both samplers take such a bias, and TorchSampler of 1.2 no list of forbidden ids. The number is finite, for no
+    difference of two infinities is one.
+    """
+    if vocab_limit is None or vocab_limit >= vocab_size:
+        return None
+    bias_V = torch.zeros(vocab_size)
+    bias_V[vocab_limit:] = _NEVER
+    return bias_V
+
+
+def request_arguments(params: SamplingParams, seed: int, bias_V: torch.Tensor | None = None) -> dict[str, Any]:
+    """Keyword arguments of the engine's SamplingParams for one sample. No end_id: the ids keep the stop token.
+
+    bias_V: of `padding_bias`.
+    """
     greedy = params.temperature == 0
     return {
         "max_tokens": params.max_tokens,
@@ -57,6 +74,7 @@ def request_arguments(params: SamplingParams, seed: int) -> dict[str, Any]:
         "pad_id": 0,
         "stop_token_ids": list(params.stop_token_ids) or None,
         "include_stop_str_in_output": True,
+        "embedding_bias": bias_V,
         "detokenize": False,
     }
 

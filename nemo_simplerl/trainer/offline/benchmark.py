@@ -1,4 +1,4 @@
-"""Benchmarks answered by a model on disk, with the parts of a run that evaluation needs and no trainer.
+"""Problems answered by a model on disk, with the parts of a run that evaluation needs and no trainer.
 
 The folder of an evaluation: settings.json, responses/NAME.jsonl, results.json, results.md, model/ (config, tokenizer).
 """
@@ -6,8 +6,9 @@ The folder of an evaluation: settings.json, responses/NAME.jsonl, results.json, 
 import dataclasses
 import json
 import logging
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,8 @@ import xxhash
 from torch import Tensor
 
 from nemo_simplerl.config.schema import Config
-from nemo_simplerl.data.problems import Prompt, render_prompts
-from nemo_simplerl.eval.benchmarks import BENCHMARKS, load_benchmark
+from nemo_simplerl.data.problems import Problem, Prompt, render_prompts
+from nemo_simplerl.eval.benchmarks import BENCHMARKS
 from nemo_simplerl.eval.generation import generate_graded
 from nemo_simplerl.eval.results import averages, summarize
 from nemo_simplerl.eval.run import GradeFn
@@ -51,11 +52,9 @@ _PROBLEMS = "_problems_xxh3"  # behind a benchmark's name, in the settings: the 
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """Which model is evaluated on what, and how it samples. Lengths are in tokens."""
+    """Which model is evaluated, and how it samples. Lengths are in tokens."""
 
     model: Path  # a Hugging Face folder, a .nemo, or a training checkpoint
-    benchmarks: tuple[str, ...]
-    data: Path  # folder of the benchmarks' files
     output: Path  # folder of the responses, which a later call goes on with
     template: str
     prompt_trailing_newline: bool
@@ -71,9 +70,12 @@ class EvalRequest:
 def eval_config(config: Config, request: EvalRequest) -> Config:
     """`config` with the settings of the request, for an engine that holds the whole model on one rank or group.
 
-    Raises ValueError where the model cannot be read or leaves no room for a prompt.
+    Raises ValueError where the model cannot be read, answers nothing or leaves no room for a prompt.
     """
-    positions = open_source(request.model).hf["max_position_embeddings"]
+    source = open_source(request.model)
+    if source.is_critic:
+        raise ValueError(f"{request.model} is a critic: it holds a value head and answers nothing. Name a policy.")
+    positions = source.hf["max_position_embeddings"]
     if request.max_tokens >= positions:
         raise ValueError(f"--max-tokens {request.max_tokens} leaves no room for a prompt in {positions} positions.")
     rollout = dataclasses.replace(
@@ -99,20 +101,19 @@ def eval_config(config: Config, request: EvalRequest) -> Config:
     )
 
 
-def run_benchmarks(request: EvalRequest, config: Config) -> dict[str, Any]:
-    """Answer every benchmark under a configuration of `eval_config`; returns the content of results.json.
+def run_benchmarks(request: EvalRequest, config: Config, problems: Mapping[str, Sequence[Problem]]) -> dict[str, Any]:
+    """Answer the problems of every name under a configuration of `eval_config`; returns the content of results.json.
 
     What an earlier call with the same settings and weights left in the folder is not generated again. Every rank of the
     world calls; rank 0 writes. Raises ValueError for input that cannot be used and for a folder of other settings.
     """
-    problems = {name: load_benchmark(name, request.data, request.limit) for name in request.benchmarks}
     with (
         held_by_first_rank(request.output),
         join_world(config) as mesh,
         messages_to(partial(print, flush=True), is_first_rank=mesh.rank == 0),
     ):
         source, tokenizer = open_source(config.model.path), tokenizer_of(model_folder(config))
-        prompts = {name: _prompts(name, problems[name], tokenizer, config) for name in request.benchmarks}
+        prompts = {name: _prompts(name, problems[name], tokenizer, config) for name in problems}
         params = sampling_of(config.rollout, tokenizer, model_folder(config))
         with (
             closing(build_grader(config.reward)) as grader,
@@ -122,12 +123,21 @@ def run_benchmarks(request: EvalRequest, config: Config) -> dict[str, Any]:
         ):
             weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
             settings = settings_of(config, weights, request.limit, params)
-            settings |= {f"{name}{_PROBLEMS}": prompts_digest(prompts[name]) for name in request.benchmarks}
+            settings |= {f"{name}{_PROBLEMS}": prompts_digest(prompts[name]) for name in problems}
             check_settings(request.output, settings, mesh)
             results = of_first_rank(_earlier(request.output) if mesh.rank == 0 else {}, "benchmark")
-            for name in request.benchmarks:
-                results[name] = run_one(name, prompts[name], engine, grader.grade, params, request.output, request.seed)
-                results = {known: results[known] for known in BENCHMARKS if known in results}
+            for name in problems:
+                results[name] = run_one(
+                    name,
+                    prompts[name],
+                    engine,
+                    grader.grade,
+                    params,
+                    request.output,
+                    request.seed,
+                    num_unanswered=len(problems[name]) - len(prompts[name]),
+                )
+                results = {known: results[known] for known in [*BENCHMARKS, *results] if known in results}
                 _write(request, settings, results, mesh)
         return {"settings": settings, "benchmarks": results, **averages(results)}
 
@@ -153,19 +163,26 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
     return digest_of([(prompt.token_ids, prompt.problem.id, prompt.problem.answer) for prompt in prompts])
 
 
-def _prompts(name: str, problems: Sequence, tokenizer, config: Config) -> list[Prompt]:
-    data = config.data
-    try:
-        return render_prompts(
-            problems,
-            tokenizer,
-            data.template,
-            trailing_newline=data.prompt_trailing_newline,
-            max_prompt_tokens=config.rollout.max_prompt_tokens,
-            overlong="error",
-        )[0]
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}. Lower --max-tokens to make room for the prompts.") from error
+def _prompts(name: str, problems: Sequence[Problem], tokenizer, config: Config) -> list[Prompt]:
+    """The prompts that leave room for a response; how many do not is logged. Raises ValueError where none does."""
+    data, limit = config.data, config.rollout.max_prompt_tokens
+    prompts, report = render_prompts(
+        problems,
+        tokenizer,
+        data.template,
+        trailing_newline=data.prompt_trailing_newline,
+        max_prompt_tokens=sys.maxsize,
+        overlong="error",
+    )
+    fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= limit]
+    if len(fitting) == len(prompts):
+        return prompts
+    found = f"{name}: {len(prompts) - len(fitting)} of {len(prompts)} prompts have more than {limit} tokens"
+    advice = f"the longest has {report.longest}; a lower --max-tokens leaves room for more"
+    if not fitting:
+        raise ValueError(f"{found}, {advice}.")
+    log.info(f"{found}, which --max-tokens leaves of the model's positions. They count as wrong ({advice}).")
+    return fitting
 
 
 def load_engine(engine: RolloutEngine, source: Source, max_bytes: int, mesh: Mesh) -> str:
@@ -198,8 +215,8 @@ def write_settings(output: Path, settings: dict[str, Any]) -> None:
     """Write output/settings.json. Benchmarks may be added to a folder; ValueError where another setting differs."""
     path = output / "settings.json"
     try:
-        before = json.loads(path.read_text()) if path.is_file() else settings
-    except ValueError as error:
+        before = dict(json.loads(path.read_text())) if path.is_file() else settings
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Bring it back from a copy, or choose another --out.") from error
     added = {key: value for key, value in settings.items() if key.endswith(_PROBLEMS) and key not in before}
     after = before | added
@@ -218,10 +235,12 @@ def run_one(
     params: SamplingParams,
     output: Path,
     seed: int,
+    *,
+    num_unanswered: int = 0,
 ) -> dict[str, Any]:
     """Answer one benchmark into output/responses/NAME.jsonl and return its figures. Collective.
 
-    Responses of an earlier call are kept.
+    Responses of an earlier call are kept. num_unanswered: problems beside the prompts, which count as wrong.
     """
     path = output / "responses" / f"{name}.jsonl"
     is_writer = dist.get_rank() == 0
@@ -252,12 +271,15 @@ def run_one(
         keep=keep,
         group=dist.group.WORLD,
     )
-    return of_first_rank(summarize(rows) if is_writer else {}, "benchmark")
+    return of_first_rank(summarize(rows, num_unanswered) if is_writer else {}, "benchmark")
 
 
 def _whole_chunks(path: Path, num_prompts: int, n: int) -> list[dict]:
     """Rows of an earlier call. Those after the last finished chunk are cut from the file."""
-    done = len(read_jsonl(path)) // n
+    rows = read_jsonl(path)
+    if any(not isinstance(row.get("question"), int) or "verdict" not in row for row in rows):
+        raise ValueError(f"{path} holds lines that are no responses of this command. Choose another --out.")
+    done = len(rows) // n
     whole = num_prompts if done >= num_prompts else done // CHUNK * CHUNK
     return truncate_jsonl(path, lambda row: row["question"] < whole)
 
@@ -265,7 +287,12 @@ def _whole_chunks(path: Path, num_prompts: int, n: int) -> list[dict]:
 def _earlier(output: Path) -> dict[str, Any]:
     """Figures of the benchmarks that an earlier call finished in this folder."""
     path = output / "results.json"
-    return json.loads(path.read_text())["benchmarks"] if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text())["benchmarks"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it: it is made anew from the responses.") from error
 
 
 def _write(request: EvalRequest, settings: dict[str, Any], results: dict[str, Any], mesh: Mesh) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nemo_simplerl.config.schema import RolloutConfig
-from nemo_simplerl.data.tokenizer import stop_ids
+from nemo_simplerl.data.tokenizer import num_ids, stop_ids
 from nemo_simplerl.model.network.provider import DTYPES
 from nemo_simplerl.model.readers.small_files import end_ids
 from nemo_simplerl.parallel.mesh import Mesh
@@ -32,12 +32,14 @@ def build_engine(rollout: RolloutConfig, precision: str, folder: Path, mesh: Mes
     """The engine that rollout.engine names, for this rank, without weights. Collective.
 
     precision: model.precision, that of the weights which a refit brings. folder: the model's config.json and tokenizer.
+    Rows of the embedding beyond the tokenizer's ids, which stand for no token, are never sampled.
     """
     values = {
         "tokenizer": tokenizer,
         "device": mesh.device,
         "dtype": DTYPES[precision],
         "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
+        "vocab_limit": num_ids(tokenizer),
     }
     if rollout.engine == "hf":
         return HfEngine(str(folder), max_batch_size=rollout.max_batch_size, **values)

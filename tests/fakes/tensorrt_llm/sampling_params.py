@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True, kw_only=True)
@@ -9,6 +10,7 @@ class SamplingParams:
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool = False
+    embedding_bias: Any = None  # a float32 tensor of the vocabulary's size
     _stop_word_ids: list[list[int]] | None = field(default=None, init=False, repr=False)
     n: int = 1
     best_of: int | None = None

@@ -18,6 +18,7 @@ from support.links import flipped, on
 
 pytestmark = pytest.mark.slow
 
+LIMIT = 250  # the rows of the embedding from here on stand for no token
 STOPS = tuple(range(3, VOCAB, 9))
 SAMPLED = SamplingParams(n=3, max_tokens=12, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=STOPS)
 GREEDY = replace(SAMPLED, n=1, temperature=0.0)
@@ -47,7 +48,7 @@ def shared(folder, tokenizer):
     with double_installed("hf_engine"):
         os.environ.update(LAUNCHER)
         handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        engine = start_engine(folder, tokenizer)
+        engine = start_engine(folder, tokenizer, vocab_limit=LIMIT)
         after = {name: os.environ.get(name) for name in [*LAUNCHER, "CUDA_VISIBLE_DEVICES"]}
         after["SIGTERM"] = signal.signal(signal.SIGTERM, handler)
         yield engine, after
@@ -64,7 +65,7 @@ def engine(shared, weights):
 
 @pytest.fixture(scope="module")
 def hf(folder, weights, tokenizer):
-    engine = HfEngine(folder, tokenizer=tokenizer, max_batch_size=256)
+    engine = HfEngine(folder, tokenizer=tokenizer, max_batch_size=256, vocab_limit=LIMIT)
     engine.refit(buckets_of(weights), 3)
     return engine
 
@@ -79,6 +80,7 @@ def test_it_samples_what_the_hf_engine_samples_given_that_ones_draws(engine, hf)
             assert got.logprobs == pytest.approx(wanted.logprobs, abs=1e-5)
             assert replace(got, logprobs=()) == replace(wanted, logprobs=())
         assert {completion.weight_version for completion in expected} == {3}
+        assert max(max(completion.token_ids) for completion in found) < LIMIT
         if params is SAMPLED:
             assert {completion.finish_reason for completion in expected} == {"stop", "length"}
     assert engine.generate([], SAMPLED, []) == []

@@ -29,6 +29,7 @@ from nemo_simplerl.rollout.trtllm.loop_thread import LoopThread
 from nemo_simplerl.rollout.trtllm.values import (
     cut_at_stops,
     llm_arguments,
+    padding_bias,
     request_arguments,
     tokens_and_logprobs,
 )
@@ -76,6 +77,15 @@ def test_a_request_keeps_its_stop_token_and_greedy_is_the_most_probable_of_one()
     assert (asked["temperature"], asked["top_k"], asked["seed"], asked["detokenize"]) == (0.7, 0, 5, False)
     greedy = request_arguments(replace(PARAMS, temperature=0.0), 1)
     assert (greedy["temperature"], greedy["top_k"], greedy["top_p"]) == (1.0, 1, 1.0)
+
+
+def test_rows_of_the_embedding_that_stand_for_no_token_get_a_logit_of_probability_0():
+    bias_V = padding_bias(6, 4)
+    logits_V = torch.tensor([0.0, 1.0, -3.0, 2.0, 80.0, 90.0])
+    assert (logits_V + bias_V).softmax(-1)[4:].tolist() == [0.0, 0.0]
+    assert bias_V[:4].tolist() == [0.0] * 4
+    assert request_arguments(PARAMS, 1, bias_V)["embedding_bias"] is bias_V
+    assert padding_bias(6, 6) is padding_bias(6, None) is request_arguments(PARAMS, 1)["embedding_bias"] is None
 
 
 def answer(token_ids, reason, logprobs=None):

@@ -30,6 +30,8 @@ class OwnSampler:
         ids, entries = [], []
         while len(ids) < min(params.max_tokens, room):
             raw = model(torch.tensor([[*prompt, *ids]])).logits[0, -1].float()
+            if params.embedding_bias is not None:
+                raw = raw + params.embedding_bias
             adjusted = raw / (params.temperature or 1.0)
             logprobs = (raw if self._is_torch else adjusted).log_softmax(-1)
             likeliest = int(raw.argmax())
@@ -62,6 +64,8 @@ class HfEngineSampler:
 
         self._engine.refit([list(model.named_parameters())], 0)
         params = requests[0][1]
+        bias = params.embedding_bias
+        self._engine.vocab_limit = None if bias is None else int((bias == 0).sum())
         # As the hf engine is called: once with n samples a prompt, where the requests allow it.
         prompts = list(dict.fromkeys(tuple(ids) for ids, _ in requests))
         n = len(requests) // len(prompts)

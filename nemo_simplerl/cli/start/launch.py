@@ -1,0 +1,71 @@
+"""Start of the training commands: check the configuration before torch loads, then run one rank of the world."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from nemo_simplerl.cli.start.guard import is_first_rank
+from nemo_simplerl.config.load import load
+from nemo_simplerl.config.overrides import CONFIG_DIR
+from nemo_simplerl.config.schema import Config
+from nemo_simplerl.trainer.guard.lock import held_outputs
+
+CONFIG_DIR_HELP = "folder with experiments of your own: experiment=NAME takes DIR/NAME.yaml"
+CHECK = "--check"  # only says whether the command line can be used, before ranks are started
+
+
+def launch(command: str, argv: Sequence[str], check: Callable[[Config], None], start: Callable[[Config], int]) -> int:
+    """Exit status of `start`, which --check leaves out and which holds the run directory.
+
+    check: raises ValueError for a configuration that this command cannot use. Raises ConfigErrors for a wrong
+    configuration, and ValueError where another process holds the directory.
+    """
+    asked = [option for option in argv if option in ("-h", "--help")]
+    overrides = [text for text in argv if text not in (*asked, CHECK)]
+    if asked:
+        return _help(command, overrides)
+    config = load(overrides, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    check(config)
+    if CHECK in argv:
+        return 0
+    with held_outputs(config) if is_first_rank() else nullcontext():
+        return start(config)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that composes a configuration beside arguments of its own."""
+    parser.add_argument("--config-dir", metavar="DIR", help=CONFIG_DIR_HELP)
+    parser.add_argument(CHECK, action="store_true", help="only say whether the command line can be used")
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The overrides of a command with `add_config_options`, as config.load takes them."""
+    return [*([] if args.config_dir is None else [f"--config-dir={args.config_dir}"]), *args.overrides]
+
+
+def require_different_samples(args: argparse.Namespace) -> None:
+    """Raises ValueError where several samples of a problem are asked for that would all be the same."""
+    if args.samples > 1 and args.temperature == 0:
+        raise ValueError(
+            f"--samples {args.samples} at --temperature 0 are {args.samples} equal responses to each problem. Give a "
+            "--temperature above 0, such as 0.7, or --samples 1."
+        )
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of trainer.offline.benchmark.EvalRequest that come from options shared by eval and distill."""
+    names = ("template", "samples", "temperature", "top_p", "max_tokens", "seed")
+    return {name: getattr(args, name) for name in names} | {"prompt_trailing_newline": not args.no_trailing_newline}
+
+
+def _help(command: str, words: Sequence[str]) -> int:
+    from nemo_simplerl.cli.start.keys import overview, sections_in_words
+
+    topics, overrides = [], []
+    for before, word in zip(["", *words], words, strict=False):
+        is_topic = "=" not in word and not word.startswith("-") and before != CONFIG_DIR
+        (topics if is_topic else overrides).append(word)
+    print(sections_in_words(topics, overrides) if topics else overview(command, overrides))
+    return 0
