@@ -36,9 +36,12 @@ def test_another_content_size_or_name_is_another_digest(model, change):
     assert content_digest(model) != before
 
 
-@pytest.mark.parametrize("place", [0, 4 * MIB + 100, 20 * MIB - 1])
-def test_of_a_large_file_blocks_from_start_to_end_count(tmp_path, place):
-    file = tmp_path / "large.nemo"
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("large.nemo", 0), ("large.nemo", 4 * MIB + 100), ("large.nemo", 20 * MIB - 1), ("large.jsonl", 5 * MIB)],
+)
+def test_of_large_weights_blocks_from_start_to_end_count_and_of_other_files_every_byte(tmp_path, name, place):
+    file = tmp_path / name
     with open(file, "wb") as stream:
         stream.truncate(20 * MIB)
     before = content_digest(file)

@@ -12,7 +12,10 @@ COMMANDS = {
     "sft": ("nemo_simplerl.cli.sft", "the supervised warm start on its own"),
     "data": ("nemo_simplerl.cli.data", "a file of problems, looked through and made ready for training"),
     "distill": ("nemo_simplerl.cli.distill", "examples for the warm start, from a stronger model"),
-    "convert": ("nemo_simplerl.cli.convert", "Hugging Face folders, .nemo archives and checkpoints into one another"),
+    "convert": (
+        "nemo_simplerl.cli.convert",
+        "one form of model into another: Hugging Face, NeMo, Megatron, checkpoints",
+    ),
     "eval": ("nemo_simplerl.cli.eval", "accuracy on the recipe's benchmarks, beside the reported figures"),
     "plan": ("nemo_simplerl.cli.plan", "whether a run fits a cluster, and what to change where it does not"),
     "report": ("nemo_simplerl.cli.report", "curves and the before-and-after table of a run directory"),

@@ -110,7 +110,7 @@ def _manifest(step: int, learners: dict[str, Learner], mesh: Mesh, score: float 
 
 @contextmanager
 def _saver(folder: Path, mesh: Mesh, model: str, *, in_background: bool = True, keep: Retention = KEEP_ALL):
-    arguments = {"model_folder": Path(model), "keep": keep, "in_background": in_background}
+    arguments = {"model_folder": lambda role: Path(model), "keep": keep, "in_background": in_background}
     with closing(Saver(folder, mesh, **arguments)) as saver:
         yield saver
 

@@ -23,7 +23,7 @@ def test_no_row_of_the_embedding_that_stands_for_no_token_is_sampled(tmp_path):
     mesh = SimpleNamespace(device=torch.device("cpu"))
     engine = build_engine(rollout, "fp32", tmp_path, mesh, tokenizer)
     engine.refit([list(load_file(tmp_path / "model.safetensors").items())], 0)
-    params = replace(sampling_of(rollout, tokenizer), stop_token_ids=())
+    params = replace(sampling_of(rollout, tokenizer, tmp_path), stop_token_ids=())
     sampled = engine.generate([[5, 9]], params, range(16))
     greedy = engine.generate([[5, 9]], replace(params, n=1, temperature=0.0), [0])
     ids = {token for completion in [*sampled, *greedy] for token in completion.token_ids}
