@@ -6,6 +6,7 @@ Refitting a running engine works in 1.2 only through its Ray orchestrator, so on
 
 import asyncio
 import importlib.util
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +37,7 @@ from nemo_simplerl.rollout.trtllm.values import (
 from nemo_simplerl.rollout.weight_state import WeightState
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 SUPPORTED = "1.2."
 # All of the engine's memory but its KV cache. 1.2 keeps the weights in host memory while it sleeps and drops the cache.
@@ -91,7 +93,8 @@ class TrtllmEngine:
         self._tokenizer, self._device, self._group, self._settings = tokenizer, device, group, settings
         self._max_model_len, self._heartbeat_s = max_model_len, heartbeat_s
         self._expected = ExpectedWeights(model_path)
-        self._bias_V = padding_bias(self._expected.vocab_size, vocab_limit)
+        self._vocab_limit = vocab_limit
+        self._bias_V: torch.Tensor | None = None  # see _answers
         self._weight_state = WeightState()
         self._asleep, self._has_cache, self._closed = False, True, False
         self._loop: LoopThread | None = None
@@ -151,11 +154,7 @@ class TrtllmEngine:
         if not self._has_cache:
             self._run(self._llm.resume(CACHE_TAGS))
             self._has_cache = True
-        requests = [
-            (list(prompts[i // params.n]), request_arguments(params, seed, self._bias_V))
-            for i, seed in enumerate(seeds)
-        ]
-        answers = [tokens_and_logprobs(output, params) for output in self._run(self._sample(requests))]
+        answers = self._answers(prompts, params, seeds)
         lengths, stopped = cut_at_stops([tokens for tokens, _ in answers], stop_rule)
         return [
             Completion(
@@ -168,6 +167,30 @@ class TrtllmEngine:
             )
             for (tokens, logprobs), length, is_stopped, seed in zip(answers, lengths, stopped, seeds, strict=True)
         ]
+
+    def _answers(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[tuple[list[int], list[float]]]:
+        """Tokens and log-probabilities of each sample, none with an id beyond the tokenizer's.
+
+        Such ids are the padding of the embedding, which a pretrained model never samples. A bias against them is one
+        tensor of the vocabulary's size a request, and TorchSampler copies all of them to the GPU in every step. So
+        requests carry it only once such an id has come; what came with it is drawn again.
+        """
+        while True:
+            requests = [
+                (list(prompts[i // params.n]), request_arguments(params, seed, self._bias_V))
+                for i, seed in enumerate(seeds)
+            ]
+            answers = [tokens_and_logprobs(output, params) for output in self._run(self._sample(requests))]
+            largest, limit = max(max(tokens, default=0) for tokens, _ in answers), self._vocab_limit
+            if limit is None or largest < limit or self._bias_V is not None:
+                return answers
+            log.warning(
+                f"the model sampled id {largest}, and the tokenizer has {limit}: requests carry a bias against such "
+                "ids from here on, which makes decoding slower"
+            )
+            self._bias_V = padding_bias(self._expected.vocab_size, limit)
 
     def sleep(self) -> None:
         """See RolloutEngine.sleep. With `settings.sleep` false the engine keeps its memory and only refuses to work."""
