@@ -80,7 +80,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         model_path = config.model.path
         if config.sft.output is not None:
             model_path = stoppable_warm_start(config, mesh, run_log.wandb, stop)
-        if is_first_rank and found is None:
+        if found is None:
             record_inputs(config)
         opened.enter_context(installed(faults))  # they count the points of PPO's steps
         roles = build_roles(

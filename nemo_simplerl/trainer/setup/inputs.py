@@ -1,6 +1,7 @@
 """What a run reads: its tokenizer, its files of problems as prompts, and a record of what all its inputs held."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -10,7 +11,7 @@ from nemo_simplerl.config.rules.runner import value_at
 from nemo_simplerl.config.schema import Config, DataConfig
 from nemo_simplerl.data.problems import Prompt, load_problems, render_prompts
 from nemo_simplerl.data.tokenizer import check_vocab, load_tokenizer
-from nemo_simplerl.files import atomic_write
+from nemo_simplerl.files import Unessential, atomic_write
 from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.trainer.saving.checkpoint import positions_on_disk
@@ -50,8 +51,8 @@ def build_prompts(
 
 
 def record_inputs(config: Config) -> None:
-    """Write down what the inputs of a run that begins hold. On one rank."""
-    _write_record(config, _digests(config))
+    """Write down what the inputs of a run that begins hold. Collective. Raises ConfigErrors where one is unreadable."""
+    _agreed(config, lambda: _recorded(config))
 
 
 def check_inputs(config: Config, checkpoints: Path) -> list[str]:
@@ -61,28 +62,18 @@ def check_inputs(config: Config, checkpoints: Path) -> list[str]:
     a run would go on with other prompts or from other weights, under the same names. Where there is no checkpoint, the
     run begins, and its inputs are written down.
     """
-    found: tuple[list[str], list[str]] = [], []
-    if dist.get_rank() == 0:
-        if positions_on_disk(checkpoints):
-            found = compare_inputs(config)
-        else:
-            record_inputs(config)
-    problems, notes = of_first_rank(found, "checkpoint")
-    if problems:
-        raise ConfigErrors(problems)
-    return notes
+    return _agreed(config, lambda: compare_inputs(config) if positions_on_disk(checkpoints) else _recorded(config))
 
 
 def compare_inputs(config: Config) -> tuple[list[str], list[str]]:
     """Refusals and messages; where there is none of the former, the record becomes what the inputs hold now."""
     file = Path(config.trainer.run_dir) / RECORD
     try:
-        now = _digests(config)
-        before = json.loads(file.read_text()) if file.is_file() else None
-    except (OSError, ValueError) as error:  # raised on every rank by the caller
-        return [f"the run's inputs cannot be compared with {file}: {error}. Mend or remove what cannot be read."], []
+        now, before = _digests(config), _read_record(file)
+    except (OSError, ValueError) as error:
+        return [_unreadable(file, error)], []
     if before is None:
-        _write_record(config, now)
+        _write_record(file, now)
         return [], [f"{file} is not there, as in runs of older versions: what the inputs hold is recorded from here on"]
     changed = [key for key in now if before.get(key, now[key]) != now[key]]
     allowed = [key for key in changed if {key, key.partition(".")[0]} & set(config.trainer.resume_allow)]
@@ -92,8 +83,8 @@ def compare_inputs(config: Config) -> tuple[list[str], list[str]]:
         for key in changed
         if key not in allowed
     ]
-    if not problems:
-        _write_record(config, before | now)
+    if not problems and before | now != before:
+        _write_record(file, before | now)
     return problems, [f"{key}: its contents have changed, which trainer.resume_allow lets through" for key in allowed]
 
 
@@ -105,5 +96,38 @@ def _digests(config: Config) -> dict[str, str]:
     return {key: content_digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
 
 
-def _write_record(config: Config, digests: dict[str, str]) -> None:
-    atomic_write(Path(config.trainer.run_dir) / RECORD, json.dumps(digests, indent=2) + "\n")
+def _agreed(config: Config, work: Callable[[], tuple[list[str], list[str]]]) -> list[str]:
+    """The messages of `work`, done on rank 0 alone. Collective. Raises ConfigErrors on every rank for its refusals, and
+    for what it cannot read: alone, rank 0 would leave the others waiting."""
+    found: tuple[list[str], list[str]] = [], []
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            found = work()
+        except (OSError, ValueError) as error:
+            found = [_unreadable(Path(config.trainer.run_dir) / RECORD, error)], []
+    problems, notes = of_first_rank(found, "checkpoint")
+    if problems:
+        raise ConfigErrors(problems)
+    return notes
+
+
+def _unreadable(file: Path, error: Exception) -> str:
+    return f"the run's inputs cannot be compared with {file}: {error}. Mend or remove what cannot be read."
+
+
+def _recorded(config: Config) -> tuple[list[str], list[str]]:
+    _write_record(Path(config.trainer.run_dir) / RECORD, _digests(config))
+    return [], []
+
+
+def _read_record(file: Path) -> dict[str, str] | None:
+    record = json.loads(file.read_text()) if file.is_file() else None
+    if record is not None and not isinstance(record, dict):
+        raise ValueError(f"{file} is no JSON object")
+    return record
+
+
+def _write_record(file: Path, digests: dict[str, str]) -> None:
+    """Write the record. A run does without it: a full disk is told, and the run goes on."""
+    with Unessential().write(RECORD, file.parent):
+        atomic_write(file, json.dumps(digests, indent=2) + "\n")

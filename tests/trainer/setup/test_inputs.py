@@ -1,9 +1,13 @@
 """What a run that goes on says where the contents of its inputs are others than when it began."""
 
+import logging
+
 import pytest
 
+from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import compose
-from nemo_simplerl.trainer.setup.inputs import RECORD, build_prompts, compare_inputs, record_inputs
+from nemo_simplerl.trainer.setup import inputs
+from nemo_simplerl.trainer.setup.inputs import RECORD, build_prompts, check_inputs, compare_inputs, record_inputs
 
 
 @pytest.fixture
@@ -55,11 +59,37 @@ def test_a_run_of_an_older_version_gets_its_record(begun):
     assert compare_inputs(config()) == ([], [])
 
 
-def test_a_damaged_record_is_named(begun):
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_record_is_named(begun, content):
     folder, config = begun
-    (folder / "run" / RECORD).write_text("{")
+    (folder / "run" / RECORD).write_text(content)
     (problem,), _ = compare_inputs(config())
     assert str(folder / "run" / RECORD) in problem
+
+
+def _refuse(*args):
+    raise OSError(5, "Input/output error", "base/config.json")
+
+
+def test_a_full_disk_stops_no_run_and_a_record_that_stays_is_not_written_again(begun, monkeypatch, caplog):
+    folder, config = begun
+    monkeypatch.setattr(inputs, "atomic_write", _refuse)
+    assert compare_inputs(config()) == ([], [])
+    assert not caplog.records
+    (folder / "run" / RECORD).unlink()
+    with caplog.at_level(logging.WARNING):
+        record_inputs(config())
+        assert compare_inputs(config())[0] == []
+    assert [f"{RECORD} was NOT saved" in record.getMessage() for record in caplog.records] == [True, True]
+
+
+def test_an_input_that_cannot_be_read_is_a_refusal_that_every_rank_hears(begun, monkeypatch):
+    folder, config = begun
+    monkeypatch.setattr(inputs, "content_digest", _refuse)
+    for begin in (record_inputs, lambda config: check_inputs(config, folder / "checkpoints")):
+        with pytest.raises(ConfigErrors, match="base/config.json"):
+            begin(config())
+    assert "base/config.json" in compare_inputs(config())[0][0]
 
 
 class Tokenizer:
