@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -168,7 +169,8 @@ class Saver:
             blocks = {folder: self._copies.copy(folder, part) for folder, part in blocks.items()}
             if self._mesh.device.type == "cuda":
                 torch.cuda.synchronize()
-        future = self._thread.submit(self._write, manifest.position, blocks, learners, files or {})
+        has_room = self._has_room(sum(part.num_bytes for part in blocks.values()))
+        future = self._thread.submit(self._write, manifest.position, blocks, learners, files or {}, has_room)
         self._pending = _Pending(manifest.position, future, partial(self._all_written, manifest))
         if self._copies is None:
             self.finish_pending(block=True)
@@ -219,13 +221,15 @@ class Saver:
         blocks: Mapping[str, _Blocks],
         learners: Mapping[str, Learner],
         files: Mapping[str, bytes],
+        has_room: bool,
     ) -> _Share:
         """Write this rank's files, and on rank 0 what is not sharded. On the thread."""
         target = self._target(position)
         written: dict[str, list[torch_dist.WrittenBlock]] = {}
         problem = None
         try:
-            self._require_room(sum(part.num_bytes for part in blocks.values()))
+            if not has_room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for folder, part in blocks.items():
                 written[folder] = self._write_rank_file(target, folder, part) if part.items else []
             if self._mesh.rank == 0:
@@ -238,11 +242,18 @@ class Saver:
             problem = _in_words(error)
         return _Share(sum(part.num_bytes for part in blocks.values()), written, target.files, problem)
 
-    def _require_room(self, num_bytes: int) -> None:
-        """Raise OSError where this rank's share cannot fit: begun, it would fill the disk that the run's log needs."""
-        place = next(path for path in (self._folder, *self._folder.absolute().parents) if path.exists())
-        if shutil.disk_usage(place).free < num_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def _has_room(self, num_bytes: int) -> bool:
+        """Whether the shares of all ranks fit together: begun, they would fill the disk that the run's log needs.
+
+        num_bytes: of this rank's. Collective: no rank writes before all have looked.
+        """
+        try:
+            place = next(path for path in (self._folder, *self._folder.absolute().parents) if path.exists())
+            free = shutil.disk_usage(place).free
+        except OSError:  # the thread meets it too, and its problem reaches every rank
+            free = sys.maxsize
+        counts, rooms = zip(*gather_objects((num_bytes, free), dist.group.WORLD), strict=True)
+        return sum(counts) <= min(rooms)
 
     def _write_rank_file(self, target: HashedFolder, folder: str, blocks: _Blocks) -> list[torch_dist.WrittenBlock]:
         name = torch_dist.rank_file_name(self._mesh.rank)

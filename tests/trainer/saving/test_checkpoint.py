@@ -32,7 +32,7 @@ from nemo_simplerl.model.sharding.load import layer_offset
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.logging.screen import messages_to
-from nemo_simplerl.trainer.saving import checkpoint, optimizer_state
+from nemo_simplerl.trainer.saving import checkpoint, optimizer_state, saver
 from nemo_simplerl.trainer.saving.checkpoint import Retention, drop_old, find_intact, superseded
 from nemo_simplerl.trainer.saving.manifest import FileFacts, Manifest, share_of, write_manifest
 from nemo_simplerl.trainer.saving.position import TrainingPosition as At
@@ -517,6 +517,14 @@ def test_a_full_disk_is_told_and_the_next_save_tries_again(tmp_path, models):
     for text in of_first:
         assert "the checkpoint of step 2 was NOT saved: rank 1: File too large" in text
         assert "make room" in text
+
+
+def test_the_shares_of_all_ranks_must_fit_on_the_disk_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(saver, "gather_objects", lambda own, group: [own] * 8)
+    monkeypatch.setattr(saver.shutil, "disk_usage", lambda place: SimpleNamespace(free=50))
+    with closing(Saver(tmp_path / "new", ALONE, model_folder=str, keep=KEEP_ALL, in_background=False)) as alone:
+        assert alone._has_room(6)
+        assert not alone._has_room(10)
 
 
 def _kill_at_every_touch_of_the_disk(folder: Path, model: str) -> list[int]:
