@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import xxhash
@@ -19,8 +20,17 @@ _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
 # close meet every matrix of 4 MiB, and of 15 GB only 15 MB are read: 0.2 s on a local disk, and 16 s for all of it.
 _BLOCK, _STRIDE = 1 << 12, 1 << 22
 _READ_WHOLE = 1 << 24
-_WEIGHTS = (".safetensors", ".nemo", ".distcp", ".bin", ".pt")
+_WEIGHTS = (
+    *(".safetensors", ".nemo", ".distcp", ".bin", ".pt", ".pth", ".ckpt"),
+    *(".gguf", ".onnx", ".h5", ".msgpack"),
+)
 _NO_CONTENT = (".md", ".lock", ".tmp", ".partial")
+# The folders within a model's folder that some form of model has. Others hold copies in other formats, or what was made
+# of the model since: an evaluation of it does not make it another one.
+_MODEL_FOLDERS = (
+    *("actor", "critic", "model_weights", "hf", "context", "weights", "additional_chat_templates"),
+    *("tokenizer", "iter_*", "release", "mp_rank_*", "tp_rank_*"),
+)
 
 
 def read_text(path: Path) -> str:
@@ -61,27 +71,29 @@ def refuse_pointer(head: bytes, where: object) -> None:
 
 
 def content_digest(path: Path) -> str:
-    """Digest of the names, sizes and contents of a file or of the files in a folder, hidden ones and notes aside.
+    """Digest of the names, sizes and contents of a file or of a model's files in a folder, hidden ones and notes aside.
 
-    Of weights above 16 MiB it takes 4 KiB of every 4 MiB, and the last 4 KiB. Other files, in which one row may have
-    changed, are read whole.
+    Of files above 16 MiB in a folder, and of weights, it takes 4 KiB of every 4 MiB, and the last 4 KiB. A file of data
+    given by itself, in which one row may have changed, is read whole. Raises OSError.
     """
     hasher = xxhash.xxh3_128()
     for name, file in _files(path):
         size = file.stat().st_size
         hasher.update(f"{name} {size} ".encode(errors="surrogateescape"))
         with open(file, "rb") as stream:
-            for start, count in _portions(size, sampled=file.suffix in _WEIGHTS):
+            for start, count in _portions(size, sampled=bool(name) or file.suffix in _WEIGHTS):
                 stream.seek(start)
                 hasher.update(stream.read(count))
     return hasher.hexdigest()
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    """The file itself, under no name, or a model's files in a folder, under their names there."""
     if path.is_file():
         yield "", path
         return
-    for file in sorted(path.rglob("*")):
+    inner = [folder for folder in path.iterdir() if any(fnmatchcase(folder.name, name) for name in _MODEL_FOLDERS)]
+    for file in sorted([*path.iterdir(), *(file for folder in inner for file in folder.rglob("*"))]):
         name = file.relative_to(path)
         if file.is_file() and not any(part.startswith(".") for part in name.parts) and file.suffix not in _NO_CONTENT:
             yield str(name), file

@@ -49,3 +49,23 @@ def test_of_large_weights_blocks_from_start_to_end_count_and_of_other_files_ever
         stream.seek(place)
         stream.write(b"x")
     assert content_digest(file) != before
+
+
+def test_of_a_folder_only_what_belongs_to_a_form_of_model_counts_and_large_files_are_sampled(model):
+    before = content_digest(model)
+    for name in ("eval/results.json", "original/consolidated.00.pth", "onnx/model.onnx"):
+        (model / name).parent.mkdir()
+        (model / name).write_bytes(b"x")
+    assert content_digest(model) == before
+    for name in ("context/model.yaml", "iter_0000010/common.pt", "actor/model_weights/metadata.json"):
+        (model / name).parent.mkdir(parents=True)
+        (model / name).write_bytes(b"x")
+        before, now = content_digest(model), before
+        assert before != now
+    with open(model / "model.gguf", "wb") as stream:
+        stream.truncate(20 * MIB)
+    before = content_digest(model)
+    with open(model / "model.gguf", "r+b") as stream:
+        stream.seek(MIB)  # between the blocks
+        stream.write(b"x")
+    assert content_digest(model) == before
