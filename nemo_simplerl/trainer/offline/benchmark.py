@@ -8,12 +8,12 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 import xxhash
@@ -47,6 +47,7 @@ from nemo_simplerl.trainer.setup.world import join_world
 log = logging.getLogger(__name__)
 
 CHUNK = 128  # problems between two writes
+T = TypeVar("T")
 _PROBLEMS = "_problems_xxh3"  # behind a benchmark's name, in the settings: the digest of its prompts
 
 
@@ -125,7 +126,7 @@ def run_benchmarks(request: EvalRequest, config: Config, problems: Mapping[str, 
             settings = settings_of(config, weights, request.limit, params)
             settings |= {f"{name}{_PROBLEMS}": prompts_digest(prompts[name]) for name in problems}
             check_settings(request.output, settings, mesh)
-            results = of_first_rank(_earlier(request.output) if mesh.rank == 0 else {}, "benchmark")
+            results = of_first_rank(_of_reader(partial(_earlier, request.output), mesh.rank == 0) or {}, "benchmark")
             for name in problems:
                 results[name] = run_one(
                     name,
@@ -201,14 +202,22 @@ def load_engine(engine: RolloutEngine, source: Source, max_bytes: int, mesh: Mes
 
 def check_settings(output: Path, settings: dict[str, Any], mesh: Mesh) -> None:
     """Write the folder's settings. Raises ValueError on every rank where it holds others. Collective."""
-    refusal = None
-    if mesh.rank == 0:
+    _of_reader(partial(write_settings, output, settings), mesh.rank == 0)
+
+
+def _of_reader(work: Callable[[], T], is_reader: bool) -> T | None:
+    """What `work` returns, on rank 0, which alone does it. Collective; what it cannot read or use is a ValueError on
+    every rank, none of which is left waiting."""
+    value, problem = None, None
+    if is_reader:
         try:
-            write_settings(output, settings)
-        except ValueError as error:  # raised below on every rank
-            refusal = str(error)
-    if refusal := of_first_rank(refusal, "benchmark"):
-        raise ValueError(refusal)
+            value = work()
+        except (OSError, ValueError) as error:  # raised below on every rank
+            problem = str(error)
+    problem = of_first_rank(problem, "benchmark")
+    if problem is not None:
+        raise ValueError(problem)
+    return value
 
 
 def write_settings(output: Path, settings: dict[str, Any]) -> None:
@@ -244,7 +253,7 @@ def run_one(
     """
     path = output / "responses" / f"{name}.jsonl"
     is_writer = dist.get_rank() == 0
-    rows = _whole_chunks(path, len(prompts), params.n) if is_writer else []
+    rows = _of_reader(partial(_whole_chunks, path, len(prompts), params.n), is_writer) or []
     num_done = of_first_rank(len(rows), "benchmark") // params.n
     if num_done:
         log.info(f"{name}: {num_done} of {len(prompts)} problems are there already")
