@@ -1,6 +1,7 @@
 """Reads a run directory: the metrics and the summary that the trainer wrote, also of an unfinished or killed run."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,13 @@ def _summary(file: Path) -> dict[str, Any] | None:
 
 
 def warnings_of(run_dir: Path) -> list[str]:
-    """The run's warnings so far, each with its time, in order. ValueError where the file of messages is damaged."""
-    rows = read_jsonl(run_dir / "messages.jsonl")
+    """The run's warnings so far, each with its time, in order. Lines of the file that are none of ours are left out."""
+    file = run_dir / "messages.jsonl"
+    rows = []
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    rows = [row for row in rows if isinstance(row, dict)]
     return [f"{row.get('time')} {row.get('text')}" for row in rows if row.get("level") in ("WARNING", "ERROR")]
 
 

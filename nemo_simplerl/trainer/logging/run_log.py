@@ -7,6 +7,7 @@ refuses is told, and the run goes on.
 import json
 import logging
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -32,11 +33,15 @@ class MessageLog:
 
     def __init__(self, run_dir: Path):
         self._path = run_dir / MESSAGES
+        self._is_mended = False
 
     def __call__(self, record: logging.LogRecord) -> None:
         """Append the message. Where that fails nothing is told: a message about it would not be kept either."""
         row = {"time": _local_time(record.created), "level": record.levelname, "text": record.getMessage()}
         with suppress(OSError):
+            if not self._is_mended:  # here and not before: the first rank alone has messages to keep
+                _cut_torn_line(self._path)
+                self._is_mended = True
             append_jsonl(self._path, row)
 
 
@@ -178,6 +183,13 @@ def plain(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cut off a last line that a crash cut short, whatever the lines before it hold."""
+    content = path.read_bytes() if path.is_file() else b""
+    if not content.endswith(b"\n") and content:
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def _local_time(seconds: float) -> str:

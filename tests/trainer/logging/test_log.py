@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from nemo_simplerl.report.read import warnings_of
 from nemo_simplerl.trainer.guard.faults import Faults, installed
 from nemo_simplerl.trainer.logging.progress import duration
 from nemo_simplerl.trainer.logging.run_log import MessageLog, RunLog
@@ -179,3 +180,12 @@ def test_tensorboard_has_the_metrics_and_after_a_resume_only_the_new_ones_of_a_s
         (1, 1.0),
         (2, 20.0),
     ]
+
+
+def test_messages_go_on_after_a_line_that_a_crash_cut_short_and_damaged_ones_are_not_reported(tmp_path):
+    good = json.dumps({"time": "12:00", "level": "WARNING", "text": "before"})
+    (tmp_path / "messages.jsonl").write_text(f'{{"time": {good}\n{good}\n{{"time": "12')
+    record = logging.LogRecord("x", logging.WARNING, "x.py", 1, "after", (), None)
+    MessageLog(tmp_path)(record)
+    assert [text.split()[-1] for text in warnings_of(tmp_path)] == ["before", "after"]
+    assert json.loads((tmp_path / "messages.jsonl").read_text().splitlines()[-1])["text"] == "after"
