@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar
 
 MAX_PICKLE = 64 << 20
+_MAX_SIZES = 16  # of a tensor; Megatron's have at most 5
+_MAX_ARGUMENTS = 64  # of one call: a long list that a pickle keeps would be copied by every few bytes that pass it
+_MAX_KEY_BITS = 64  # a longer number is hashed anew by every few bytes that name it
 # What checkpoints name: the standard library's exact names, and whole packages. Whatever it is, it becomes `Inert`.
 _KNOWN = {
     ("argparse", "Namespace"),
@@ -37,6 +40,34 @@ class Inert:
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+
+def sizes(values: Any = ()) -> tuple[Any, ...]:
+    """A tensor's shape or strides. Raises pickle.UnpicklingError for more than any tensor has."""
+    if len(values) > _MAX_SIZES:
+        raise pickle.UnpicklingError(f"a tensor has {len(values)} dimensions")
+    return tuple(values)
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, str | Inert) or (isinstance(value, int) and value.bit_length() <= _MAX_KEY_BITS)
+
+
+def _checked(opcode: bytes, num_arguments: int) -> Callable[["DataUnpickler"], None]:
+    """The call of an opcode whose arguments are the topmost `num_arguments` objects, where none of them is long.
+
+    Raises pickle.UnpicklingError for more arguments than any checkpoint's, and for a tuple longer than a shape.
+    """
+    call = pickle._Unpickler.dispatch[opcode[0]]
+
+    def checked(self: "DataUnpickler") -> None:
+        if (count := max(map(len, self.stack[-num_arguments:]))) > _MAX_ARGUMENTS:
+            raise pickle.UnpicklingError(f"a call has {count} arguments")
+        call(self)
+        if isinstance(self.stack[-1], tuple):
+            sizes(self.stack[-1])
+
+    return checked
 
 
 class Refused(ValueError):
@@ -75,8 +106,8 @@ class DataUnpickler(pickle._Unpickler):
         self._set(key, value)
 
     def _set(self, key: Any, value: Any) -> None:
-        if not isinstance(key, str | int | Inert):
-            raise pickle.UnpicklingError(f"a key is a {type(key).__name__}")
+        if not _is_key(key):
+            raise pickle.UnpicklingError(f"a key is a {type(key).__name__} that no checkpoint has")
         self.stack[-1][key] = value
 
     def build(self) -> None:
@@ -85,13 +116,20 @@ class DataUnpickler(pickle._Unpickler):
             self.stack[-1].__setstate__(state)
 
     def refuse(self) -> None:
-        raise pickle.UnpicklingError("a dict or set is built in a way that no checkpoint needs")
+        raise pickle.UnpicklingError("an object, set, bytearray or number in a form that no checkpoint needs")
 
     dispatch = pickle._Unpickler.dispatch | {
         pickle.SETITEMS[0]: set_items,
         pickle.SETITEM[0]: set_item,
         pickle.BUILD[0]: build,
+        pickle.REDUCE[0]: _checked(pickle.REDUCE, 1),
+        pickle.NEWOBJ[0]: _checked(pickle.NEWOBJ, 1),
+        pickle.NEWOBJ_EX[0]: _checked(pickle.NEWOBJ_EX, 2),
         **dict.fromkeys((pickle.DICT[0], pickle.ADDITEMS[0], pickle.FROZENSET[0]), refuse),
+        **dict.fromkeys((pickle.INST[0], pickle.OBJ[0]), refuse),  # Python 2's own calls
+        # Python reserves a bytearray before it reads it. The other long forms take no more than the file has left.
+        pickle.BYTEARRAY8[0]: refuse,
+        pickle.LONG4[0]: refuse,  # more than 255 bytes
     }
 
 
@@ -121,7 +159,7 @@ class FieldsUnpickler(DataUnpickler):
         return Inert()
 
     def _set(self, key: Any, value: Any) -> None:
-        if isinstance(self.stack[-1], dict) and isinstance(key, str | int | Inert):
+        if isinstance(self.stack[-1], dict) and _is_key(key):
             self.stack[-1][key] = value
 
     def add_one(self) -> None:

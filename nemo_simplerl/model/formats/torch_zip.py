@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_simplerl.config.forms.pickles import MAX_PICKLE, DataUnpickler, Inert, Refused
+from nemo_simplerl.config.forms.pickles import MAX_PICKLE, DataUnpickler, Inert, Refused, sizes
 from nemo_simplerl.model.formats.archive import Extent
 
 _DTYPES = {
@@ -118,8 +118,8 @@ class _Unpickler(DataUnpickler):
 
     def _tensor(self, storage: tuple[Extent, torch.dtype], offset: int, size, stride, *_) -> StoredTensor:
         data, dtype = storage
-        shape, strides = tuple(size), tuple(stride)
-        if not all(type(number) is int and number >= 0 for number in (offset, *shape, *strides)):
+        shape, strides = sizes(size), sizes(stride)
+        if not all(type(number) is int and 0 <= number < 1 << 63 for number in (offset, *shape, *strides)):
             raise pickle.UnpicklingError("a tensor's shape or strides are not sizes")
         numel = math.prod(shape)
         span = 1 + sum((length - 1) * step for length, step in zip(shape, strides, strict=True)) if numel else 0

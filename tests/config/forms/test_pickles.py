@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import subprocess
+import tracemalloc
 from collections import OrderedDict, defaultdict
 from pathlib import PosixPath
 
@@ -106,3 +107,35 @@ def test_a_pickle_of_a_few_bytes_cannot_fill_the_memory():
     with pytest.raises(ValueError, match="damaged"):
         fields_of_pickle(b"\x80\x04" + b"K\1" + tower, "x")
     assert fields_of_pickle(pickle.dumps({"a": {1, 2}, "b": frozenset([3])}, 4), "x") == {"a": set(), "b": frozenset()}
+
+
+LONG_LIST = b"(" + b"K\1" * 1000 + b"t\x94"  # a tuple that the pickle keeps
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\x96" + (1 << 40).to_bytes(8, "little") + b".", "bytearray"),  # BYTEARRAY8
+        (b"\x8b" + (300).to_bytes(4, "little") + bytes(300) + b".", "number"),  # LONG4
+        (b"\x8e" + (1 << 40).to_bytes(8, "little") + b".", "damaged"),  # BINBYTES8
+        (b"\x8d" + (1 << 40).to_bytes(8, "little") + b".", "damaged"),  # BINUNICODE8
+        (b"\x95" + (1 << 40).to_bytes(8, "little") + b".", "damaged"),  # FRAME
+        (LONG_LIST + b"0ctorch\nSize\nh\0\x85R.", "1000 dimensions"),
+        (LONG_LIST + b"0ctorch\nSize\nh\0R.", "1000 arguments"),
+        (b"(ctorch\nx\no.", "an object"),  # OBJ
+        (LONG_LIST + b"0ctorch\nx\nh\0\x81.", "1000 arguments"),  # NEWOBJ
+        (LONG_LIST + b"0ctorch\nx\nh\0}\x92.", "1000 arguments"),  # NEWOBJ_EX
+    ],
+)
+def test_a_few_bytes_of_a_pickle_reserve_or_copy_no_more_than_the_file_has(content, why):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=why):
+            fields_of_pickle(b"\x80\5" + content, "x")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_shape_of_a_tensor_is_read():
+    assert fields_of_pickle(pickle.dumps({"a": torch.Size([2, 3])}), "x") == {"a": (2, 3)}

@@ -71,6 +71,11 @@ def test_what_modules_and_transformer_engine_save_beside_tensors_is_passed_over(
     assert torch.equal(found["param"].read(), torch.ones(2)) and found["step"] == 7
 
 
+def test_a_tensor_of_more_dimensions_than_any_has_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a tensor has 17 dimensions"):
+        stored(tmp_path, torch.zeros([1] * 17))
+
+
 def test_a_tensor_that_repeats_what_is_stored_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a tensor of shape \(1000, 1000\) repeats its 1 stored elements"):
         stored(tmp_path, torch.zeros(1).expand(1000, 1000))
