@@ -302,7 +302,8 @@ def _problem(index: int, row: Row, question: str, chat: Chat | None, gold: Gold)
 
 
 def _id(index: int, row: Row) -> str:
-    return str(row.get("id", f"row-{index}"))
+    given = row.get("id")
+    return f"row-{index}" if given is None else str(given)
 
 
 def _subject(row: Row) -> str | None:

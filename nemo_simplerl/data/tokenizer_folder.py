@@ -6,6 +6,7 @@ fails at the tokenizer_config.json of version 5. So the file is loaded as it is,
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,20 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         **{name: _token(config[name]) for name in _NAMED if config.get(name) is not None},
         **{name: config[name] for name in _PASSED_ON if config.get(name) is not None},
     )
+    _check_added(tokenizer, added)
     _check_ids(tokenizer, raw)
     return tokenizer
+
+
+def _check_added(tokenizer: PreTrainedTokenizerBase, added: Mapping[str, Any]) -> None:
+    """Raise ValueError where a token of added_tokens_decoder has another id than is written there."""
+    named = {int(index): str(_token(token)) for index, token in added.items()}
+    found = {index: tokenizer.convert_tokens_to_ids(name) for index, name in named.items()}
+    if moved := [f"{named[index]!r} has id {own} and not {index}" for index, own in found.items() if own != index]:
+        raise ValueError(
+            f"added_tokens_decoder of tokenizer_config.json and tokenizer.json disagree: {'; '.join(moved[:5])}"
+            f"{f' and {len(moved) - 5} more' if len(moved) > 5 else ''}; bring both files of the same model"
+        )
 
 
 def _check_ids(tokenizer: PreTrainedTokenizerBase, raw: Tokenizer) -> None:

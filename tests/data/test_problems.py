@@ -51,7 +51,7 @@ SHORT, EXACT, LONG = problem("a", "one"), problem("b", "one two"), problem("c", 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_both_forms_of_a_file_give_the_same_problems(tmp_path, suffix):
     rows = [
-        {"problem": "How many?", "gold": "12", "level": "Level 5", "subject": "Algebra"},
+        {"problem": "How many?", "gold": "12", "level": "Level 5", "subject": "Algebra", "id": None},
         {"problem": "And now?", "gold": 27.0, "level": 3, "id": 60},
         {"problem": "A half?", "gold": 0.5, "level": "Level ?", "id": "half"},
     ]

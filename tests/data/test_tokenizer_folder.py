@@ -104,10 +104,20 @@ def test_chat_templates_are_found_in_all_their_places(tmp_path):
 
 
 def test_a_config_that_changes_the_files_ids_is_refused_with_what_to_do(tmp_path):
-    added = {"900": {"content": "apples", "special": False}}
+    added = {"260": {"content": "apples", "special": False}}
     folder_of(tmp_path, byte_level(), eos_token="</s>", added_tokens_decoder=added)
     with pytest.raises(ValueError, match=r"other ids than tokenizer\.json .* remove what tokenizer_config\.json adds"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"cannot be loaded: tokenizer\.json"):
         load_tokenizer(tmp_path)
+
+
+def test_an_added_token_that_gets_another_id_than_its_file_says_is_refused(tmp_path, core):
+    size = core.get_vocab_size()
+    token = {"content": "<|tool|>", "special": True}
+    folder_of(tmp_path, core, added_tokens_decoder={str(size + 30): token})
+    with pytest.raises(ValueError, match=rf"'<\|tool\|>' has id {size} and not {size + 30}"):
+        load_tokenizer(tmp_path)
+    folder_of(tmp_path, core, eos_token="<|endoftext|>", added_tokens_decoder={str(size): token})
+    assert load_tokenizer(tmp_path).convert_tokens_to_ids("<|tool|>") == size
