@@ -142,12 +142,13 @@ def load_benchmark(name: str, folder: Path, limit: int | None = None) -> list[Pr
             f"{path}: {len(bad)} of {len(problems)} rows have no question or no gold answer by the rules of "
             f"{name} (first: {', '.join(bad[:5])}); bring the file of the Qwen2.5-Math evaluation."
         )
+    problems = problems[:limit]
     if lost := check_golds([problem.answer for problem in problems]).unreachable:
         raise ValueError(
             f"{path}: the grader does not accept the gold answers of {len(lost)} of {len(problems)} rows of themselves "
             f"(first: {problems[lost[0]].id}, {problems[lost[0]].answer!r}); mend or remove them."
         )
-    return problems[:limit]
+    return problems
 
 
 def benchmark_file(name: str, folder: Path) -> Path:

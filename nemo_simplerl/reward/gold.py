@@ -8,19 +8,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from nemo_simplerl.reward.extract import final_answers, without_ending
+from nemo_simplerl.reward.extract import _boxes, final_answers, without_ending
 from nemo_simplerl.reward.grade import grade_text
 from nemo_simplerl.reward.parsing.normalize import normalize_answer
 from nemo_simplerl.reward.parsing.readings import readings
 from nemo_simplerl.reward.parsing.tree import Words
 
-# What pandas and databases write for a missing value. "None" is not among them: it answers some questions.
-_MISSING = frozenset({"nan", "<na>", "nat", "null"})
+# What pandas and databases write for a missing value, and no other case: Nat is a name. "None" answers some questions.
+_MISSING = frozenset({"NaN", "nan", "<NA>", "NaT", "null", "NULL"})
 _TAG = re.compile(r"(?is).*<answer>(.*?)</answer>")
 _STATED = re.compile(r"(?is).*\banswer\s*(?:is|:)\s*(?P<answer>\S[^\n]*?)\.?(?:\s+I hope (?:it|this) is correct\.?)?")
-_GROUPING = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_GROUPED = re.compile(r"[-+$\\]*[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?:\\?\$)?")  # a whole number, not a list
+_FINAL = re.compile(r"(?i)####|final answer")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"[\u3040-\u9fff\uac00-\ud7af]|[^\W\d_]{2,}")  # Chinese writes no spaces between words
 _MIN_PROSE_WORDS = 6
@@ -61,17 +62,20 @@ class GoldCheck:
 
 def check_golds(golds: Sequence[str]) -> GoldCheck:
     """Give the grader each gold answer in a box, and see how it is read."""
-    check = GoldCheck([], [], [])
+    verdicts = {gold: _judge(gold) for gold in set(golds)}  # a training set repeats small numbers
+    places: dict[str | None, list[int]] = {"unreachable": [], "prose": [], "text_alone": [], None: []}
     for index, gold in enumerate(golds):
-        if grade_text(gold, rf"\boxed{{{gold}}}") != "correct":
-            check.unreachable.append(index)
-            continue
-        found = readings(normalize_answer(gold))
-        if _num_words(gold) >= _MIN_PROSE_WORDS and all(isinstance(reading, Words) for reading in found):
-            check.prose.append(index)
-        elif not found:
-            check.text_alone.append(index)
-    return check
+        places[verdicts[gold]].append(index)
+    return GoldCheck(places["unreachable"], places["prose"], places["text_alone"])
+
+
+def _judge(gold: str) -> Literal["unreachable", "prose", "text_alone"] | None:
+    if grade_text(gold, rf"\boxed{{{gold}}}") != "correct":
+        return "unreachable"
+    found = readings(normalize_answer(gold))
+    if _num_words(gold) >= _MIN_PROSE_WORDS and all(isinstance(reading, Words) for reading in found):
+        return "prose"
+    return None if found else "text_alone"
 
 
 def _num_words(text: str) -> int:
@@ -82,23 +86,41 @@ def _read_text(text: str) -> Gold:
     text = without_ending(text).strip()
     if not text:
         return Gold("", fault="it is empty")
-    if text.lower() in _MISSING:
+    if text in _MISSING:
         return Gold("", fault=f"it is {text}")
     if (quoted := _listed(text)) is not None:
         return quoted
     if tagged := _TAG.match(text):
         inner = read_gold(tagged[1])
         return inner if inner.fault else Gold(inner.text, "<answer>")
-    if boxed := final_answers(text):
-        return Gold(", ".join(boxed), r"\boxed{}")
-    _, hashes, after = text.rpartition("####")
-    if hashes and "\n" not in after.strip():  # else it is a heading
-        found = _GROUPING.sub("", after.strip())
+    before, hashes, after = text.rpartition("####")
+    after = after.strip()
+    is_heading = not hashes or "\n" in after
+    if boxed := _boxed(text, 0 if is_heading or not after else len(before)):
+        return boxed
+    if not is_heading:
+        found = after.replace(",", "") if _GROUPED.fullmatch(after) else after
         return Gold(found, "####") if found else Gold("", fault="nothing follows its ####")
     stated = None if readings(normalize_answer(text)) else _STATED.fullmatch(text)
     if stated and _is_mathematics(stated["answer"]):
         return Gold(stated["answer"].strip(), '"the answer is"')
     return Gold(text)
+
+
+def _boxed(text: str, start: int) -> Gold | None:
+    """The gold in the last box of a text; None where no box ends after `start`.
+
+    The last is sure where the others say the same, or stand before the first words that announce a final answer.
+    """
+    answers, boxes = final_answers(text), _boxes(text)
+    if not answers or boxes[-1][2] < start:
+        return None
+    last, gold = len(boxes) - len(answers), ", ".join(answers)
+    announced = _FINAL.search(text, 0, boxes[last][0])
+    others = {text[box[1] : box[2]].strip() for box in boxes[:last] if not announced or box[0] > announced.start()}
+    if any(grade_text(gold, rf"\boxed{{{other}}}") != "correct" for other in others - set(answers)):
+        return Gold("", fault="it has several boxes with different answers")
+    return Gold(gold, r"\boxed{}")
 
 
 def _listed(text: str) -> Gold | None:

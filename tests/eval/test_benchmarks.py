@@ -152,3 +152,11 @@ def test_a_difference_within_the_noise_stands_in_brackets():
     assert zero.split("|")[3].strip() == "77.2 -50.5"
     assert "Avg." not in table  # three of the five are not there
     assert "| AIME 2024           | 30       | 26.7     | 14.2 to 44.4 |" in results_table(results, {"average_5": 0.3})
+
+
+def test_golds_behind_the_limit_are_not_graded(tmp_path):
+    rows = [{"problem": "p", "answer": "1"}, {"problem": "p", "answer": r"\boxed{1"}]
+    folder = _written(tmp_path, "aime24", *rows)
+    assert len(load_benchmark("aime24", folder, limit=1)) == 1
+    with pytest.raises(ValueError, match="does not accept"):
+        load_benchmark("aime24", folder)

@@ -4,6 +4,7 @@ from decimal import Decimal
 
 import pytest
 
+from nemo_simplerl.reward import gold
 from nemo_simplerl.reward.gold import check_golds, read_gold
 
 
@@ -31,6 +32,17 @@ from nemo_simplerl.reward.gold import check_golds, read_gold
         ("[2]", "[2]"),
         ("#### Step 1\nWe add", "#### Step 1\nWe add"),  # a heading, and no sure rule for what follows
         ("the answer is not 5", "the answer is not 5"),
+        ("First \\boxed{5} apples remain. Then 5+6=11.\n#### 11", "11"),
+        ("#### Answer\nIt is \\boxed{5}.", "5"),
+        ("5+6=11 \\boxed{11}\n####", "11"),
+        (r"\boxed{5} apples, then 6. #### \boxed{11}", "11"),
+        (r"First \boxed{5}. Final Answer: $\boxed{11}$", "11"),
+        (r"So $x = \boxed{0.5}$, which is $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        ("#### (1,200)", "(1,200)"),
+        ("#### 1,200,300", "1200300"),
+        ("#### $-1,234.50", "$-1234.50"),
+        ("#### 1,200 and 1,300", "1,200 and 1,300"),
+        ("Nat", "Nat"),
     ],
 )
 def test_a_gold_is_read_by_rule_where_the_rule_is_sure(value, text):
@@ -46,6 +58,10 @@ def test_a_gold_is_read_by_rule_where_the_rule_is_sure(value, text):
         ("####", "nothing follows"),
         (float("nan"), "nan"),
         ("NaN", "NaN"),
+        ("<NA>", "<NA>"),
+        ("NULL", "NULL"),
+        (r"(a) It is \boxed{3}. (b) It is \boxed{7}.", "several boxes with different answers"),
+        ("#### (a)\n\\boxed{3}\n#### (b)\n\\boxed{7}", "several boxes with different answers"),
         (float("-inf"), "-inf"),
         (Decimal("NaN"), "NaN"),
         (True, "true"),
@@ -58,12 +74,19 @@ def test_a_gold_is_read_by_rule_where_the_rule_is_sure(value, text):
     ],
 )
 def test_a_value_that_is_no_gold_says_why(value, why):
-    gold = read_gold(value)
-    assert gold.text == ""
-    assert why in gold.fault
+    found = read_gold(value)
+    assert found.text == ""
+    assert why in found.fault
 
 
 def test_golds_that_need_a_look_are_found():
     prose = "The two lines meet where both of the equations hold."
     check = check_golds(["1/2", r"\boxed{11", "October 30", prose, r"\text{two lines}", "小明一共有三个苹果。"])
     assert (check.unreachable, check.text_alone, check.prose) == ([1], [2], [3, 5])
+
+
+def test_equal_golds_are_graded_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gold, "grade_text", lambda text, response: asked.append(text) or "incorrect")
+    assert check_golds(["1", "2", "1", "1"]).unreachable == [0, 1, 2, 3]
+    assert sorted(asked) == ["1", "2"]
