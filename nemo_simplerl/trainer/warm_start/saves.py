@@ -1,6 +1,8 @@
 """Checkpoints of the warm start: a killed one continues in any parallel layout and ends with the same weights."""
 
+import itertools
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -10,11 +12,15 @@ import numpy as np
 import torch.distributed as dist
 import xxhash
 
+from nemo_simplerl.config.overrides import PATH_KEYS
+from nemo_simplerl.config.rules.runner import value_at
 from nemo_simplerl.config.run_dir import weight_affecting_settings
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.sft import SftExample
+from nemo_simplerl.files import reason_of
 from nemo_simplerl.model.source import open_source, weights_fingerprint
 from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.saving import checkpoint
@@ -38,8 +44,8 @@ class WarmStartSaves:
     def __init__(self, config: Config, learner: Learner, examples: Sequence[SftExample], mesh: Mesh):
         self.folder = checkpoints_of(str(config.sft.output))
         self._learners, self._mesh, self._every = {"actor": learner}, mesh, config.sft.save_every
-        settings = [(key, value) for key, value in weight_affecting_settings(config).items() if key.startswith(_KEYS)]
-        self._digest = _digest(repr(sorted(settings)), weights_fingerprint(open_source(config.model.path)), examples)
+        origin = weights_fingerprint(open_source(config.model.path))
+        self._digest, *self._older = (_digest(settings, origin, examples) for settings in settings_texts(config))
         self._saver = Saver(
             self.folder,
             mesh,
@@ -49,13 +55,20 @@ class WarmStartSaves:
         )
 
     def resume(self) -> int:
-        """Restore the newest checkpoint of the same settings; returns its number of updates, 0 without one."""
+        """Restore the newest checkpoint of the same settings; returns its number of updates, 0 without one.
+
+        Checkpoints of other settings are renamed, out of the way of the warm start that begins. Raises ValueError, on
+        every rank, where they cannot be.
+        """
         found = checkpoint.find_intact(self.folder, self._mesh)
         if found is None:
             return 0
-        if found.manifest.config_xxh3 != self._digest:
-            log.warning(f"warm start: {self.folder} was begun with other settings and is left out; starting over")
-            self.delete()
+        if found.manifest.config_xxh3 not in (self._digest, *self._older):
+            aside = self._set_aside()
+            log.warning(
+                f"warm start: {self.folder} was begun with other settings and is left out; starting over. It is kept "
+                f"as {aside}: remove that folder, or rename it back and give the settings that it was begun with."
+            )
             return 0
         checkpoint.load(found, self._learners, self._mesh)
         log.info(f"warm start: resumed after update {found.manifest.step}")
@@ -84,6 +97,24 @@ class WarmStartSaves:
         with waiting("barrier.forgotten"):
             dist.barrier()
 
+    def _set_aside(self) -> Path:
+        """Rename the folder; returns its new name."""
+        aside, problem = self.folder, None
+        if self._mesh.rank == 0:
+            names = (self.folder.with_name(f"{self.folder.name}.other_{number}") for number in itertools.count(1))
+            aside = next(path for path in names if not os.path.lexists(path))
+            try:
+                self.folder.rename(aside)
+            except OSError as error:  # raised below on every rank
+                problem = reason_of(error)
+        aside, problem = of_first_rank((aside, problem), "checkpoint")
+        if problem is not None:
+            raise ValueError(
+                f"{self.folder} is of a warm start with other settings and cannot be renamed: {problem}. Move it away, "
+                "or choose another sft.output."
+            )
+        return aside
+
     def close(self) -> None:
         """Close the saver."""
         self._saver.close()
@@ -102,6 +133,17 @@ class WarmStartSaves:
 def checkpoints_of(output: str) -> Path:
     """The folder of the checkpoints of a warm start whose result is to be `output`."""
     return Path(output).with_name(f"{Path(output).name}.checkpoints")
+
+
+def settings_texts(config: Config) -> tuple[str, str]:
+    """The settings that decide the weights, as text: as they are digested, and as versions before this one did.
+
+    Paths are in the second alone, as they were typed: a project that moves has the same contents under other names.
+    """
+    settings = {key: value for key, value in weight_affecting_settings(config).items() if key.startswith(_KEYS)}
+    typed = {key: value_at(config, key) for key in settings if key in PATH_KEYS}
+    without_paths = {key: value for key, value in settings.items() if key not in PATH_KEYS}
+    return repr(sorted(without_paths.items())), repr(sorted((settings | typed).items()))
 
 
 def _digest(settings: str, origin: str, examples: Sequence[SftExample]) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from nemo_simplerl.cli.main import main as simplerl
-from nemo_simplerl.config.load import load
+from nemo_simplerl.config.load import compose, load
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.setup.world import join_world
 from nemo_simplerl.trainer.start import start_training
 from nemo_simplerl.trainer.warm_start.run import warm_start
+from nemo_simplerl.trainer.warm_start.saves import settings_texts
 from support.ranks import run_ranks
 from support.small_run import SMALL, books, few_problems, leave_bad_updates, train_here
 
@@ -135,6 +136,18 @@ def test_a_checkpoint_of_other_settings_or_examples_is_left_out(tmp_path, change
         more = ["trainer.resume_allow=[data.sft_path]"]
     ((messages, done),) = run_ranks(_warm_start, 1, _overrides(tmp_path / "run", data, *more), "")
     assert done and any("begun with other settings and is left out" in text for text in messages)
+    assert (tmp_path / "run/sft.checkpoints.other_1/step_000004/manifest.json").is_file()
+
+
+def test_a_project_that_moves_has_the_same_settings_and_those_of_older_versions_are_known(tmp_path):
+    def texts(place: object, *more: str) -> tuple[str, str]:
+        paths = [f"model.path={place}/base", f"data.train_path={place}/t.jsonl", f"data.sft_path={place}/s.jsonl"]
+        return settings_texts(compose([*paths, f"sft.output={place}/sft", f"trainer.run_dir={place}/run", *more]))
+
+    here, there, relative = texts(tmp_path), texts("/there"), texts("../x")
+    assert here[0] == there[0] == relative[0]
+    assert "('model.path', '../x/base')" in relative[1] and "('sft.output', '../x/sft')" in relative[1]
+    assert texts(tmp_path, "sft.optim.lr=1e-4")[0] != here[0]
 
 
 def test_a_folder_in_the_place_of_the_result_is_refused_before_the_work(tmp_path):
