@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import nemo_simplerl
 from nemo_simplerl.config.errors import Findings
+from nemo_simplerl.user_files import read_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -55,12 +56,13 @@ def choices(group: str, folder: Path | None = None) -> list[str]:
 def find_file(group: str, name: str, folder: Path | None) -> str | Path:
     """The file that `group=name` means, as `Choices` holds it. Raises ValueError saying what it is not."""
     if "/" not in name and not name.endswith((".yaml", ".yml")):
+        own = [file for place in _own_places(group, folder) for file in _yaml(place) if file.stem == name]
         if name in choices(group):
+            if own:
+                raise ValueError(f"is a file of conf/{group} and of {folder}; name your own by its path: {own[0]}")
             return name
-        for place in _own_places(group, folder):
-            for file in _yaml(place):
-                if file.stem == name:
-                    return file
+        if own:
+            return own[0]
         raise ValueError(f"does not name one of the files of conf/{group}{f' or {folder}' if folder else ''}")
     path = Path(name).expanduser()
     if path.suffix not in (".yaml", ".yml"):
@@ -120,7 +122,7 @@ def _own_places(group: str, folder: Path | None) -> list[Path]:
 
 
 def _yaml(folder: Path) -> list[Path]:
-    return sorted(file for ending in ("yaml", "yml") for file in folder.glob(f"*.{ending}"))
+    return sorted(file for ending in ("yaml", "yml") for file in folder.glob(f"*.{ending}") if file.is_file())
 
 
 def _content(file: Path) -> Any:
@@ -128,25 +130,14 @@ def _content(file: Path) -> Any:
     import yaml
 
     try:
-        values = yaml.safe_load(_text(file)) or {}
+        values = yaml.safe_load(read_text(file)) or {}
     except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        place = f", line {where.line + 1}" if where else ""
-        raise ValueError(f"{file}{place}: not YAML ({getattr(error, 'problem', None) or error}).") from error
+        raise ValueError(f"{file}: not YAML ({_reason(error)}).") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"{file}: holds no keys; write them as in conf/experiment: a section, and its keys below it.")
     if not isinstance(values.get("defaults", []), list):
         raise ValueError(f"{file}: defaults is no list; name what to start from: defaults: [quickstart, _self_].")
     return values
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from error
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
 def _copies(chosen: Choices, scratch: Path, findings: Findings) -> list[Path] | None:
@@ -159,7 +150,7 @@ def _copies(chosen: Choices, scratch: Path, findings: Findings) -> list[Path] | 
     for group, file in chosen.own.items():
         try:
             _content(file)
-            text = _text(file)
+            text = read_text(file)
         except ValueError as error:
             findings.add(str(error))
             continue
@@ -178,8 +169,16 @@ def _copies(chosen: Choices, scratch: Path, findings: Findings) -> list[Path] | 
 
 
 def _own_words(error: Exception, chosen: Choices) -> str:
-    """The first line of what Hydra says, with the user's names for the user's files."""
-    text = str(error).strip().splitlines()[0].rstrip(".")
+    """What Hydra says, with the user's names for the user's files."""
+    text = getattr(error, "problem", None) or _reason(error)  # lines of a copy, which has one more, are left out
     for group, file in chosen.own.items():
         text = text.replace(f"{group}/{_OWN}", file.name).replace(_OWN, file.name)
     return text
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, or what YAML found wrong and in which line."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem:
+        return f"line {mark.line + 1}: {problem}" if mark else str(problem)
+    return str(error).strip().splitlines()[0].rstrip(".")

@@ -69,9 +69,11 @@ def test_mistakes_in_the_file_are_told_with_its_name_and_others_without(folder):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"algo: [\n", "mine.yaml, line 2: not YAML"),
+        (b"algo: [\n", "mine.yaml: not YAML (line 2: "),
+        (b"algo: {}\nalgo: {}\n", "mine.yaml: found duplicate key algo"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "mine.yaml is a pointer of git-lfs"),
         (b"- a\n", "mine.yaml: holds no keys"),
-        (b"\xff\xfe\x00", "mine.yaml: not UTF-8"),
+        (b"\xff\xfe\x00", "mine.yaml begins as utf-16-le and is none"),
         (b"defaults: [quikstart]\n", "mine.yaml: In 'mine.yaml': Could not load 'experiment/quikstart'"),
         (b"defaults: 3\n", "mine.yaml: "),
     ],

@@ -17,6 +17,7 @@ from nemo_simplerl.config.errors import ConfigErrors, Findings, suggest
 from nemo_simplerl.config.experiments import choices, compose_files, conf_dir, find_file
 from nemo_simplerl.config.overrides import read_overrides
 from nemo_simplerl.config.schema import Config
+from nemo_simplerl.user_files import read_text
 
 _WIDTH = 100
 ALL = "all"
@@ -152,6 +153,9 @@ def _file_of(experiment: str, folder: Path | None) -> Path:
 
 def _first_comment(file: Path) -> str:
     """The first comment of a YAML file that is not for Hydra."""
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = read_text(file).splitlines()
+    except ValueError as error:
+        return f"(cannot be used: {error})"
     comments = (line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line)
     return next(comments, "")
