@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
         _tell_about_tokenizer(source, target)
         _tell_about_padding(source, target)
         return _verify(source, target) if args.verify else 0
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"simplerl convert: {' '.join(str(error).split())[:_LONGEST]}", file=sys.stderr)
         return 2
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nemo_simplerl.cli.start.guard import path
+from nemo_simplerl.config.rules.machine import why_not_writable
 from nemo_simplerl.data.overlap import KINDS
 from nemo_simplerl.data.templates import NAMES
 from nemo_simplerl.files import atomic_write
@@ -22,7 +23,7 @@ def run(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     try:
         return _prepare(args)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"simplerl data: {error}", file=sys.stderr)
         return 2
 
@@ -35,6 +36,9 @@ def _prepare(args: argparse.Namespace) -> int:
 
     if args.out is not None and args.out.exists():
         raise ValueError(f"{args.out} exists; choose another name or remove it.")
+    for file in filter(None, (args.out, args.report)):
+        if reason := why_not_writable(file.parent):
+            raise ValueError(f"{file}: the folder above it {reason}")
     problems, golds = problems_of(args.source, {field: getattr(args, field) for field in _FIELDS})
     held_out = {}
     if args.held_out is not None:
