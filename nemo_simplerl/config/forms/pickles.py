@@ -58,7 +58,7 @@ def _checked(opcode: bytes, num_arguments: int) -> Callable[["DataUnpickler"], N
 
     Raises pickle.UnpicklingError for more arguments than any checkpoint's, and for a tuple longer than a shape.
     """
-    call = pickle._Unpickler.dispatch[opcode[0]]
+    call: Callable[[Any], None] = pickle._Unpickler.dispatch[opcode[0]]
 
     def checked(self: "DataUnpickler") -> None:
         if (count := max(map(len, self.stack[-num_arguments:]))) > _MAX_ARGUMENTS:
