@@ -123,8 +123,8 @@ def load_problems(
     where they are; a row without an `id` is called row-<index>. Gold answers are taken out of longer values by rule
     (`reward/gold.py`). Rows with which no response can be right are refused, or left out under "drop" (2 of the 8,523
     of the SimpleRL training set): those without a gold answer, with one that the grader does not accept of itself, and,
-    where they are more than a quarter of the file, with sentences in its place. Raises ValueError for them, for rows
-    without a question, for a file that cannot be read, and when no problem is left.
+    where they are more than a quarter of the file, with sentences or placeholders in its place. Raises ValueError for
+    them, for rows without a question, for a file that cannot be read, and when no problem is left.
     """
     return to_problems(read_rows(path), path, Fields(question_field, answer_field), without_gold=without_gold)
 
@@ -261,11 +261,14 @@ def _judge_golds(golds: Sequence[Gold], max_prose_share: float) -> tuple[dict[in
     check = check_golds([gold.text for gold in golds])
     faults = dict.fromkeys(check.unreachable, "the grader does not accept it of itself")
     faults |= {index: gold.fault for index, gold in enumerate(golds) if gold.fault}
-    num_prose = len(check.prose)
-    if num_prose > max_prose_share * len(golds):
-        faults |= dict.fromkeys(check.prose, "it is sentences, which no response will repeat")
-        num_prose = 0
-    return dict(sorted(faults.items())), num_prose, [golds[index].text for index in check.text_alone]
+    if len(check.prose) + len(check.text_alone) > max_prose_share * len(golds):
+        faults = (
+            dict.fromkeys(check.text_alone, "it is neither mathematics nor words, and a response must repeat it")
+            | faults
+        )
+        faults = dict.fromkeys(check.prose, "it is sentences, which no response will repeat") | faults
+        return dict(sorted(faults.items())), 0, []
+    return dict(sorted(faults.items())), len(check.prose), [golds[index].text for index in check.text_alone]
 
 
 def _refusal(path: str | Path, rows: Sequence[Row], fields: Fields, field: str, faults: Mapping[int, str]) -> str:

@@ -18,6 +18,11 @@ from nemo_simplerl.reward.parsing.tree import Words
 
 # What pandas and databases write for a missing value, and no other case: Nat is a name. "None" answers some questions.
 _MISSING = frozenset({"NaN", "nan", "<NA>", "NaT", "null", "NULL"})
+# Written where there is no answer, and the answer to a few questions: what they are shows where a file is full of them.
+_PLACEHOLDERS = frozenset({"none", "n/a", "na", "-", "?", "unknown", "nil"})
+_LABEL = re.compile(
+    r"(?is)[\s*_]*(?:(?:(?-i:A)|ans|(?:final )?answer)[\s*_]*:[\s*_]+|(?:therefore|thus|hence|so)\b[,:]?\s+)(\S.*)"
+)
 _TAG = re.compile(r"(?is).*<answer>(.*?)</answer>")
 _STATED = re.compile(r"(?is).*\banswer\s*(?:is|:)\s*(?P<answer>\S[^\n]*?)\.?(?:\s+I hope (?:it|this) is correct\.?)?")
 _GROUPED = re.compile(r"[-+$\\]*[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?:\\?\$)?")  # a whole number, not a list
@@ -57,7 +62,9 @@ class GoldCheck:
 
     unreachable: list[int]  # not right by the grader even against themselves: no response can be right
     prose: list[int]  # sentences, which a response would have to repeat word for word
-    text_alone: list[int]  # read neither as mathematics nor as words, so that their text alone is compared
+    text_alone: list[
+        int
+    ]  # neither mathematics nor words, so that their text alone is compared, or in an answer's place
 
 
 def check_golds(golds: Sequence[str]) -> GoldCheck:
@@ -73,6 +80,8 @@ def _judge(gold: str) -> Literal["unreachable", "prose", "text_alone"] | None:
     if grade_text(gold, rf"\boxed{{{gold}}}") != "correct":
         return "unreachable"
     found = readings(normalize_answer(gold))
+    if gold.lower() in _PLACEHOLDERS:
+        return "text_alone"
     if _num_words(gold) >= _MIN_PROSE_WORDS and all(isinstance(reading, Words) for reading in found):
         return "prose"
     return None if found else "text_alone"
@@ -101,6 +110,8 @@ def _read_text(text: str) -> Gold:
     if not is_heading:
         found = after.replace(",", "") if _GROUPED.fullmatch(after) else after
         return Gold(found, "####") if found else Gold("", fault="nothing follows its ####")
+    if (labelled := _LABEL.fullmatch(text)) and _is_mathematics(rest := labelled[1].rstrip(".*_ ")):
+        return Gold(rest, "a label before it")
     stated = None if readings(normalize_answer(text)) else _STATED.fullmatch(text)
     if stated and _is_mathematics(stated["answer"]):
         return Gold(stated["answer"].strip(), '"the answer is"')

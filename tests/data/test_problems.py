@@ -106,6 +106,14 @@ def test_golds_are_taken_out_of_longer_texts_and_counted(tmp_path, form, name):
 PROSE = "She walks to the shop, buys 3 apples, and then gives all of them to her brother."
 
 
+@pytest.mark.parametrize("gold", ["None", "N/A", "#### 5\n\nCheck: ok"])
+def test_a_file_full_of_golds_that_stand_for_no_answer_is_refused(tmp_path, gold):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"question": "q", "answer": answer} for answer in ("5", gold, "6")]))
+    with pytest.raises(ValueError, match=r"1 row \(1; counted from 0\).*neither mathematics nor words"):
+        load_problems(path, "question", "answer")
+
+
 def test_a_file_whose_golds_are_half_prose_is_refused_with_rows_example_and_remedy(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"q": "x", "a": gold} for gold in ("3", PROSE, "4", PROSE)])
     message = (

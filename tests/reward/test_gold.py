@@ -43,6 +43,12 @@ from nemo_simplerl.reward.gold import check_golds, read_gold
         ("#### $-1,234.50", "$-1234.50"),
         ("#### 1,200 and 1,300", "1,200 and 1,300"),
         ("Nat", "Nat"),
+        ("A: 5", "5"),
+        ("**Answer:** 5.", "5"),
+        ("Therefore, x = 5.", "x = 5"),
+        ("A:B", "A:B"),  # a ratio
+        ("a, 5", "a, 5"),
+        ("So what", "So what"),
     ],
 )
 def test_a_gold_is_read_by_rule_where_the_rule_is_sure(value, text):
