@@ -45,7 +45,7 @@ def _lines(path: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_an_old_run_stopped_within_a_step_ends_as_the_old_version_would_have_ended_it(tmp_path):
+def test_an_old_run_stopped_within_a_step_ends_that_step_as_the_old_version_would_have_and_goes_on(tmp_path):
     args = _unpack(tmp_path)
     moved = _move_and_age(tmp_path)
     assert run_ranks(_resume, 1, str(tmp_path), [*args, "trainer.run_dir='moved é (1)/'"]) == [0]
@@ -53,8 +53,9 @@ def test_an_old_run_stopped_within_a_step_ends_as_the_old_version_would_have_end
     assert [line["step"] for line in found] == [0, 1, 2, 3, 4]
     for got, wanted in zip(found, expected, strict=True):
         assert got.keys() == wanted.keys()
-        # Recorded on another machine: its rounding may differ.
-        assert got == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+        if got["step"] <= 2:  # later steps are sampled here, and 0.1.0 also sampled ids that stand for no token
+            # Recorded on another machine: its rounding may differ.
+            assert got == pytest.approx(wanted, rel=1e-3, abs=1e-5)
     responses = (moved / "rollouts/step_000002.jsonl").read_text()
     assert len(responses.splitlines()) == 16
     assert (moved / "checkpoints/latest").read_text().split()[0] == "step_000004"
