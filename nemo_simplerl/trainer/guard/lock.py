@@ -7,7 +7,7 @@ machines, and that of a machine that died runs out with its lease (NFSv4).
 FOLDER/running.json says who holds it. Where the file system has no such locks, or keeps them to one machine (NFS with
 nolock), it decides as well: on the holder's machine by whether that process lives, on another by whether the file is
 still touched, as the holder does every few seconds.
-Imports nothing but the standard library and processes.py: a second process is refused before torch loads.
+Imports no torch: a second process is refused before that loads.
 """
 
 import errno
@@ -28,13 +28,13 @@ from nemo_simplerl.config.schema import Config
 from nemo_simplerl.files import atomic_write
 from nemo_simplerl.trainer.guard import processes
 from nemo_simplerl.trainer.guard.processes import Process
+from nemo_simplerl.trainer.warm_start.folder import checkpoints_of
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"  # in the folder, as the other
 RUNNING = "running.json"
 BEAT_S = 5.0
-WATCH_S = 30.0  # without a touch in so long, a holder on another machine is dead
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -54,6 +54,18 @@ class Holder:
         return f"process {self.pid} on {self.host}, since {self.since} ({self.command})"
 
 
+@dataclass(frozen=True)
+class Patience:
+    """Seconds in which a holder that left no word of its end may still be found dead."""
+
+    silence: float = 30.0  # without a touch in so long, a holder on another machine is dead
+    lease: float = 120.0  # in which an NFS server lets go of the locks of a dead machine; typically 90
+    exit: float = 3.0  # in which a killed process of this machine lets go of its locks
+
+
+PATIENCE = Patience()
+
+
 @contextmanager
 def held_outputs(config: Config) -> Iterator[None]:
     """Hold the run directory, and what a warm start writes elsewhere, while the context lasts. On the first rank alone.
@@ -64,7 +76,7 @@ def held_outputs(config: Config) -> Iterator[None]:
     with held(run_dir, "trainer.run_dir"):
         is_elsewhere = output is not None and not Path(output).resolve().is_relative_to(run_dir.resolve())
         if is_elsewhere and not (Path(str(output)) / "config.json").is_file():
-            with held(Path(f"{os.path.normpath(str(output))}.checkpoints"), "sft.output"):
+            with held(checkpoints_of(str(output)), "sft.output"):
                 yield
         else:
             yield
@@ -79,7 +91,7 @@ def held_by_first_rank(output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def held(folder: Path, key: str, watch_s: float = WATCH_S) -> Iterator[None]:
+def held(folder: Path, key: str, patience: Patience = PATIENCE) -> Iterator[None]:
     """Hold `folder`, which is made where it is missing, while the context lasts; `key` names it in messages.
 
     Raises ValueError where another process holds it, or where it cannot be written.
@@ -96,7 +108,9 @@ def held(folder: Path, key: str, watch_s: float = WATCH_S) -> Iterator[None]:
     try:
         is_locked = _lock(descriptor)
         holder = _holder_of(folder, patience_s=1.0 if is_locked is False else 0.0)
-        if is_locked is False or (holder is not None and _lives(holder, folder, is_locked is True, watch_s)):
+        if is_locked is False and _comes_free(descriptor, holder, folder, patience):
+            is_locked, holder = True, _holder_of(folder, patience_s=0.0)
+        if is_locked is False or (holder is not None and _lives(holder, folder, is_locked is True, patience.silence)):
             who = "another process" if holder is None else holder.in_words
             raise ValueError(
                 f"{key}={folder} is in use by {who}. Wait for the end of that process, stop it with kill -TERM, or "
@@ -126,6 +140,26 @@ def _lock(descriptor: int) -> bool | None:
             return False
         raise
     return True
+
+
+def _comes_free(descriptor: int, holder: Holder | None, folder: Path, patience: Patience) -> bool:
+    """Whether this process got the lock, which another one has, within the patience due to a holder that may be dead;
+    a holder that touches its file meanwhile is alive."""
+    is_elsewhere = holder is not None and holder.machine.split()[0] != processes.machine().split()[0]
+    wait_s = patience.lease if is_elsewhere else patience.exit
+    if holder is not None and is_elsewhere:
+        log.warning(
+            f"{folder} is locked by {holder.in_words}; waiting for up to {wait_s:g} s for a sign of its life, or for "
+            "the file system to let go of the lock"
+        )
+    before, deadline = _touched(folder), time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        time.sleep(min(0.5, wait_s / 10))
+        if _lock(descriptor):
+            return True
+        if _touched(folder) not in (before, None):  # None: it is just ending
+            return False
+    return False
 
 
 def _holder_of(folder: Path, patience_s: float) -> Holder | None:

@@ -33,8 +33,9 @@ from nemo_simplerl.trainer.logging.wandb_log import WandbLog
 from nemo_simplerl.trainer.setup.inputs import check_inputs, tokenizer_of
 from nemo_simplerl.trainer.setup.prepare import model_folder
 from nemo_simplerl.trainer.warm_start.evaluation import WarmStartEval
+from nemo_simplerl.trainer.warm_start.folder import checkpoints_of
 from nemo_simplerl.trainer.warm_start.log import WarmStartLog
-from nemo_simplerl.trainer.warm_start.saves import WarmStartSaves, checkpoints_of
+from nemo_simplerl.trainer.warm_start.saves import WarmStartSaves
 
 log = logging.getLogger(__name__)
 

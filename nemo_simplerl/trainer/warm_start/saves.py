@@ -28,6 +28,7 @@ from nemo_simplerl.trainer.saving.manifest import Manifest
 from nemo_simplerl.trainer.saving.position import TrainingPosition
 from nemo_simplerl.trainer.saving.saver import Saver
 from nemo_simplerl.trainer.setup.prepare import model_folder
+from nemo_simplerl.trainer.warm_start.folder import checkpoints_of
 
 log = logging.getLogger(__name__)
 
@@ -128,11 +129,6 @@ class WarmStartSaves:
             evaluation={},
             config_xxh3=self._digest,
         )
-
-
-def checkpoints_of(output: str) -> Path:
-    """The folder of the checkpoints of a warm start whose result is to be `output`."""
-    return Path(output).with_name(f"{Path(output).name}.checkpoints")
 
 
 def settings_texts(config: Config) -> tuple[str, str]:

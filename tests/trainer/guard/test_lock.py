@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from socket import gethostname
@@ -15,7 +17,7 @@ import pytest
 
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.trainer.guard import lock
-from nemo_simplerl.trainer.guard.lock import Holder, held, held_outputs
+from nemo_simplerl.trainer.guard.lock import Holder, Patience, held, held_outputs
 
 # Holds the folder until its input ends; with a child that it has forked, and that outlives it.
 HOLDER = """
@@ -45,9 +47,27 @@ def holder(tmp_path):
     process.wait()
 
 
-def _take(folder: Path, watch_s: float = 0.3) -> None:
-    with held(folder, "trainer.run_dir", watch_s):
+def _take(folder: Path, **patience: float) -> None:
+    with held(folder, "trainer.run_dir", Patience(**{"silence": 0.3, "lease": 0.3, "exit": 0.1} | patience)):
         assert json.loads((folder / lock.RUNNING).read_text())["pid"] == os.getpid()
+
+
+@contextmanager
+def _touching(file: Path):
+    """Touch the file, as its holder does, while the context lasts."""
+    ended = threading.Event()
+
+    def beat():
+        while not ended.wait(0.02):
+            os.utime(file)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beating.join()
 
 
 def _elsewhere(folder: Path, **changes) -> None:
@@ -72,20 +92,36 @@ def test_a_second_process_is_told_who_holds_the_folder_and_a_killed_holder_holds
 
 def test_a_holder_on_another_machine_is_dead_once_it_stops_touching_its_file(tmp_path, caplog):
     _elsewhere(tmp_path)
-    ended = threading.Event()
-
-    def beat():
-        while not ended.wait(0.02):
-            os.utime(tmp_path / lock.RUNNING)
-
-    beating = threading.Thread(target=beat)
-    beating.start()
-    with pytest.raises(ValueError, match="in use by process 4711 on node-7"):
-        _take(tmp_path, watch_s=5.0)
-    ended.set()
-    beating.join()
+    with _touching(tmp_path / lock.RUNNING), pytest.raises(ValueError, match="in use by process 4711 on node-7"):
+        _take(tmp_path, silence=5.0)
     _take(tmp_path)
     assert "was held by process 4711 on node-7" in caplog.text
+
+
+def test_a_lock_of_another_machine_is_waited_for_until_the_file_system_lets_go_of_it(tmp_path, monkeypatch, caplog):
+    _elsewhere(tmp_path)
+    answers = [False] * 3
+    monkeypatch.setattr(lock, "_lock", lambda descriptor: answers.pop() if answers else True)
+    _take(tmp_path, lease=5.0)
+    assert caplog.text.count("is locked by process 4711 on node-7") == 1
+
+
+def test_a_lock_of_another_machine_is_refused_once_its_holder_is_seen_alive_or_keeps_it(tmp_path, monkeypatch):
+    _elsewhere(tmp_path)
+    monkeypatch.setattr(lock, "_lock", lambda descriptor: False)
+    started = time.monotonic()
+    with _touching(tmp_path / lock.RUNNING), pytest.raises(ValueError, match="in use by process 4711 on node-7"):
+        _take(tmp_path, lease=60.0)
+    assert time.monotonic() - started < 30
+    with pytest.raises(ValueError, match="in use by process 4711 on node-7"):
+        _take(tmp_path)
+
+
+def test_a_killed_process_of_this_machine_may_take_a_moment_to_let_go(tmp_path, monkeypatch):
+    _elsewhere(tmp_path, machine=lock.processes.machine(), started=1)
+    answers = [False] * 3
+    monkeypatch.setattr(lock, "_lock", lambda descriptor: answers.pop() if answers else True)
+    _take(tmp_path, exit=5.0)
 
 
 def test_where_the_file_system_has_no_locks_the_holders_process_decides(tmp_path, monkeypatch):
