@@ -5,11 +5,17 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from nemo_simplerl.cli.start import guard
 from nemo_simplerl.cli.start.guard import guarded
+
+
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def ended(error: Exception):
@@ -42,6 +48,27 @@ def test_what_a_user_can_mend_is_one_line(monkeypatch, capsys, error, told):
 def test_a_librarys_complaint_is_told_with_the_way_to_where_it_came_from(capsys):
     assert guarded(lambda: int("x")) == 2
     assert "SIMPLERL_DEBUG=1 shows where" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", [lambda: int("x"), lambda: os.stat("/no/such/file")])
+def test_the_traceback_of_what_may_be_a_fault_of_ours_is_kept(tmp_path, capsys, start):
+    assert guarded(start) == 2
+    (kept,) = tmp_path.glob("simplerl-traceback-*.txt")
+    assert str(kept) in capsys.readouterr().err
+    assert "<lambda>" in kept.read_text() and "Error: " in kept.read_text()
+
+
+def test_without_room_for_the_traceback_the_line_is_told_alone(monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    assert guarded(lambda: int("x")) == 2
+    assert capsys.readouterr().err.endswith("(SIMPLERL_DEBUG=1 shows where)\n")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_fault_of_the_machine_is_no_unusable_input_and_says_what_to_do(number):
+    with pytest.raises(OSError, match="(?s)the machine's words; .*(look at it|start again|ulimit)") as raised:
+        ended(OSError(number, "the machine's words", "/x"))
+    assert raised.value.errno == number
 
 
 @pytest.mark.parametrize(

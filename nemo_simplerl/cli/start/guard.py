@@ -9,7 +9,9 @@ import errno
 import json
 import os
 import sys
+import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +40,9 @@ _MEANINGS = {
     errno.EDQUOT: "make room there or name another path",
     errno.ENAMETOOLONG: "name a shorter path",
     errno.ELOOP: "the links of this path lead in a circle; name another path",
+}
+# Faults of the machine, which another input would not mend. They keep their traceback, which ends with this.
+_FAULTS = {
     errno.EMFILE: "raise the number of files that a process may open: ulimit -n 65536",
     errno.EIO: "the disk or its network cannot be read or written; look at it, or name another path",
     errno.ESTALE: "the file system was mounted anew; start again",
@@ -73,22 +78,39 @@ def guarded(start: Callable[[], int]) -> int:
         if os.environ.get(DEBUG):
             raise
         if (text := in_words(error)) is None:
+            if isinstance(error, OSError) and error.errno in _FAULTS:
+                error.strerror = f"{error.strerror}; {_FAULTS[error.errno]}"
             raise
         last_words(text)
         return UNUSABLE
 
 
 def in_words(error: ValueError | OSError) -> str | None:
-    """What is wrong with the input and what would work; None where the error is no input's."""
+    """What is wrong with the input and what would work; None where the error is no input's.
+
+    The traceback of an error that is not of this package's words is kept in a file, which the words name.
+    """
     if isinstance(error, ConfigErrors):
         return "\n".join(f"config: {problem}" for problem in error.problems)
     if isinstance(error, ValueError) or error.errno is None:
-        return f"error: {error}{'' if _is_ours(error) else f' ({DEBUG}=1 shows where)'}"
+        return f"error: {error}{'' if _is_ours(error) else _where(error)}"
     if error.errno not in _MEANINGS:
         return None
     file = error.filename if error.filename2 is None else error.filename2  # the second one of a rename is the user's
     what = str(error.strerror) if file is None else f"{file}: {error.strerror}"
-    return f"error: {what}; {_MEANINGS[error.errno].format(cwd=Path.cwd())} ({DEBUG}=1 shows where)"
+    return f"error: {what}; {_MEANINGS[error.errno].format(cwd=Path.cwd())}{_where(error)}"
+
+
+def _where(error: Exception) -> str:
+    """Where the error's traceback is, which is written to a temporary file."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="simplerl-traceback-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError:  # no room for it
+        return f" ({DEBUG}=1 shows where)"
+    return f" ({DEBUG}=1 shows where, as does {file.name})"
 
 
 def last_words(text: str) -> None:
