@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# What tells that nobody is at the other end any more. Any other error of a stream passes: a full disk, a slow reader.
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ESHUTDOWN, errno.ECONNRESET)
 
 
 class PatientStream:
     """A text stream whose `write` and `flush` never raise OSError.
 
-    Text that a full disk refuses is left out. Where the other end is closed (`| head`, a terminal that is gone), the
-    stream leads to nowhere from then on, and `on_lost` is called.
+    Text that a full disk or a full pipe refuses is left out. Where the other end is closed (`| head`, a terminal that
+    is gone), the stream leads to nowhere from then on, and `on_lost` is called.
     """
 
     def __init__(self, stream: TextIO, on_lost: Callable[[], None]):
@@ -37,7 +38,7 @@ class PatientStream:
         try:
             call()
         except OSError as error:
-            if error.errno in _NO_ROOM:
+            if error.errno not in _GONE:
                 return
             # What is buffered can be flushed at the end of the process, too.
             with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:

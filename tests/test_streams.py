@@ -1,12 +1,14 @@
 """Standard output that nobody reads, that is closed, or that is a file on a full disk."""
 
+import errno
+import io
 import os
 import subprocess
 import sys
 
 import pytest
 
-from nemo_simplerl.streams import patient_streams
+from nemo_simplerl.streams import PatientStream, patient_streams
 
 SAYS = """
 import os, sys
@@ -42,6 +44,30 @@ def test_the_streams_are_put_back_and_text_comes_through(capsys):
         assert not sys.stdout.isatty()
     assert sys.stdout is before
     assert capsys.readouterr() == ("to the screen\n", "one two")
+
+
+@pytest.mark.parametrize(
+    ("number", "is_gone"),
+    [(errno.EPIPE, True), (errno.EIO, True), (errno.EAGAIN, False), (errno.EFBIG, False)],
+)
+def test_a_stream_that_refuses_some_text_is_used_again_unless_its_reader_is_gone(tmp_path, number, is_gone):
+    class Refusing(io.FileIO):
+        refuses = True
+
+        def write(self, content):
+            if self.refuses:
+                raise OSError(number, os.strerror(number))
+            return super().write(content)
+
+    lost: list[bool] = []
+    raw = Refusing(tmp_path / "out", "w")
+    stream = PatientStream(io.TextIOWrapper(raw, write_through=True), lambda: lost.append(True))
+    stream.write("left out")
+    raw.refuses = False
+    stream.write("told")
+    stream.flush()
+    assert bool(lost) == is_gone
+    assert ((tmp_path / "out").read_text() == "told") != is_gone
 
 
 def test_the_command_line_goes_on_where_its_reader_is_gone(tmp_path):
