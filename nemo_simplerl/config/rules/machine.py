@@ -15,6 +15,8 @@ from nemo_simplerl.config.schema import Config
 
 # The file that marks a Hugging Face folder, an unpacked .nemo or a training checkpoint.
 _MODEL_FILES = ("config.json", "model_config.yaml", "manifest.json")
+# Endings of the files that make a model: settings, weights, tokenizer. Others, as README.md, need not be there.
+_MODEL_ENDINGS = (".json", ".yaml", ".safetensors", ".jinja", ".nemo", ".distcp", ".pt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +201,26 @@ def _readable_model(key: str, path: str) -> Iterator[str]:
     files = [path]
     if os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
         files = [entry.path for entry in os.scandir(path)]
-    hidden = sorted(file for file in files if os.path.lexists(file) and not os.access(file, os.R_OK))
+    broken = sorted(file for file in files if (file == path or file.endswith(_MODEL_ENDINGS)) and _is_broken_link(file))
+    hidden = sorted(file for file in files if _is_hidden(file))
+    if broken:
+        links = ", ".join(f"{file} is a link to {os.path.realpath(file)}, which is not there" for file in broken[:3])
+        yield f"{key}: {links}. Fetch the model again."
     if hidden:
         yield f"{key}: this user has no permission to read {', '.join(hidden[:3])}. Change the permissions."
+
+
+def _is_broken_link(file: str) -> bool:
+    return os.path.islink(file) and not os.path.exists(file) and not _is_hidden(file)
+
+
+def _is_hidden(file: str) -> bool:
+    """Whether the file is there, as far as this user may know, and may not be read by this user."""
+    try:
+        os.stat(file)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return not os.access(file, os.R_OK)
 
 
 def _lacking(machine: Machine) -> str:

@@ -252,6 +252,20 @@ def test_held_out_demonstrations_are_looked_for_where_they_are_read(tmp_path):
     assert check_machine(config, CPU) == []
 
 
+def test_a_broken_link_in_a_model_is_told_as_such_where_the_file_matters(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    config, _ = quickstart()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(model)))
+    before = check_machine(config, CPU)
+    (model / "README.md").symlink_to("../blobs/1")
+    assert check_machine(config, CPU) == before
+    (model / "model-1.safetensors").symlink_to("blobs/2")
+    (problem,) = (text for text in check_machine(config, CPU) if text not in before)
+    assert f"model-1.safetensors is a link to {model.resolve()}/blobs/2, which is not there" in problem
+    assert "permission" not in problem
+
+
 def test_weights_and_biases_are_refused_where_the_package_is_not():
     config, _ = quickstart("trainer.wandb.enabled=true")
     (problem,) = check_machine(config, dataclasses.replace(CPU, has_wandb=False))
