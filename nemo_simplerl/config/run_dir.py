@@ -12,6 +12,7 @@ from typing import Any
 from nemo_simplerl.config.build import keys_of
 from nemo_simplerl.config.errors import ConfigErrors, suggest
 from nemo_simplerl.config.load import compose, to_dict
+from nemo_simplerl.config.overrides import PATH_KEYS
 from nemo_simplerl.config.schema import Config
 
 FILE = "config.yaml"  # in the run directory
@@ -65,16 +66,6 @@ LAYOUT_KEYS = frozenset(
 
 
 _RUN_DIR = "trainer.run_dir"
-_PATHS = frozenset(
-    {
-        "model.path",
-        "model.tokenizer",
-        "critic.path",
-        *(f"data.{name}_path" for name in ("train", "eval", "sft", "sft_eval")),
-        "sft.output",
-        _RUN_DIR,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ def read_begun(run_dir: Path) -> Begun | None:
     Raises ConfigErrors, naming the file, where it cannot be read.
     """
     file = run_dir / FILE
-    if not file.is_file():
+    if not file.exists():
         return None
     nested, known = _nested(file), set(keys_of(Config))
     found = dict(_leaves(nested))
@@ -187,7 +178,7 @@ def _placed(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with each path in one spelling: inside the run directory relative to it, elsewhere absolute."""
     run_dir = str(values.get(_RUN_DIR))
     return {
-        key: _place(value, run_dir) if key in _PATHS and isinstance(value, str) else value
+        key: _place(value, run_dir) if key in PATH_KEYS and isinstance(value, str) else value
         for key, value in values.items()
     }
 

@@ -101,3 +101,9 @@ def test_a_file_that_cannot_be_read_is_named(begun, content):
     with pytest.raises(ConfigErrors, match=r"config.yaml (cannot be read|holds no settings).*remove it") as raised:
         check_run_dir(_config(begun))
     assert len(raised.value.problems) == 1 and "\n" not in raised.value.problems[0]
+
+
+def test_a_folder_in_its_place_is_named_too(tmp_path):
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(ConfigErrors, match=r"config.yaml cannot be read \(.*Is a directory"):
+        read_begun(tmp_path)
