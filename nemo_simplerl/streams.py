@@ -20,6 +20,7 @@ class PatientStream:
 
     def __init__(self, stream: TextIO, on_lost: Callable[[], None]):
         self._stream, self._on_lost = stream, on_lost
+        self.refusal: OSError | None = None  # the last one of text that is left out
 
     def write(self, text: str) -> int:
         self._try(lambda: self._stream.write(text))
@@ -39,6 +40,7 @@ class PatientStream:
             call()
         except OSError as error:
             if error.errno not in _GONE:
+                self.refusal = error
                 return
             # What is buffered can be flushed at the end of the process, too.
             with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
@@ -48,8 +50,10 @@ class PatientStream:
 
 
 @contextmanager
-def patient_streams(on_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
+def patient_streams(on_lost: Callable[[], None] = lambda: None) -> Iterator[PatientStream]:
     """Make sys.stdout and sys.stderr patient while the context lasts; `on_lost` is called once output is unread.
+
+    Yields standard output.
 
     Descriptors 0 to 2 that are closed are opened on nothing first: a file of the run would get their numbers, and with
     them whatever a library prints.
@@ -63,7 +67,7 @@ def patient_streams(on_lost: Callable[[], None] = lambda: None) -> Iterator[None
     out, err = (stream or open(os.devnull, "w") for stream in before)  # noqa: SIM115
     sys.stdout, sys.stderr = PatientStream(out, on_lost), PatientStream(err, lambda: None)  # type: ignore[assignment]
     try:
-        yield
+        yield sys.stdout
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -70,6 +70,15 @@ def test_a_stream_that_refuses_some_text_is_used_again_unless_its_reader_is_gone
     assert ((tmp_path / "out").read_text() == "told") != is_gone
 
 
+def test_a_command_whose_output_finds_no_room_says_so():
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, "-m", "nemo_simplerl", "--help"], stdout=full, stderr=subprocess.PIPE)
+    assert (found.returncode, found.stderr) == (
+        os.EX_IOERR,
+        b"error: standard output cannot be written: No space left on device\n",
+    )
+
+
 def test_the_command_line_goes_on_where_its_reader_is_gone(tmp_path):
     read, write = os.pipe()
     os.close(read)

@@ -1,5 +1,6 @@
 """The `simplerl` command. A subcommand's module is imported when it is chosen, so help and typos answer at once."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
@@ -30,8 +31,14 @@ _LONG = ("train", "sft", "eval", "distill")  # they go on for long after the `he
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0 for success, 2 for a command line or input that cannot be used, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
-    with patient_streams(_tell_unread if args and args[0] in _LONG else lambda: None):
-        return _run(args)
+    is_long = bool(args) and args[0] in _LONG
+    with patient_streams(_tell_unread if is_long else lambda: None) as output:
+        status = _run(args)
+        output.flush()
+        if output.refusal and not is_long:  # what it printed is all that it does
+            print(f"error: standard output cannot be written: {output.refusal.strerror}", file=sys.stderr)
+            return os.EX_IOERR
+        return status
 
 
 def _run(args: list[str]) -> int:
