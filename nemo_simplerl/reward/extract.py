@@ -31,7 +31,7 @@ def final_answers(text: str) -> list[str]:
     that shows nothing are passed over. Nothing else answers: a bare last number is not an answer. Text after
     an end-of-sequence marker is not part of the response.
     """
-    boxes = _boxes(text)
+    boxes = boxes_in(text)
     if not boxes:
         return []
     first = len(boxes) - 1
@@ -49,7 +49,7 @@ def without_ending(text: str) -> str:
     return text[: marker.start()] if marker else text
 
 
-def _boxes(text: str) -> list[tuple[int, int, int]]:
+def boxes_in(text: str) -> list[tuple[int, int, int]]:
     """The complete, innermost boxes that show something, as (begin, start of the content, end of the content).
 
     One pass over the text with a stack, so the time is linear in its length whatever it holds.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
-from nemo_simplerl.reward.extract import _boxes, final_answers, without_ending
+from nemo_simplerl.reward.extract import boxes_in, final_answers, without_ending
 from nemo_simplerl.reward.grade import grade_text
 from nemo_simplerl.reward.parsing.normalize import normalize_answer
 from nemo_simplerl.reward.parsing.readings import readings
@@ -123,7 +123,7 @@ def _boxed(text: str, start: int) -> Gold | None:
 
     The last is sure where the others say the same, or stand before the first words that announce a final answer.
     """
-    answers, boxes = final_answers(text), _boxes(text)
+    answers, boxes = final_answers(text), boxes_in(text)
     if not answers or boxes[-1][2] < start:
         return None
     last, gold = len(boxes) - len(answers), ", ".join(answers)
