@@ -57,7 +57,8 @@ def read_text(path: Path) -> str:
             raise ValueError(f"{path} begins as {encoding} and is none ({error}); save it as UTF-8") from error
         raise ValueError(
             f"{path}: line {_line(body, error.start)} is not UTF-8 (byte 0x{body[error.start]:02x}); Latin-1 and "
-            f"Windows text is converted by: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8{path.suffix}"
+            f"Windows text is converted by: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8{path.suffix}, Chinese by "
+            "-f GB18030"
         ) from error
 
 

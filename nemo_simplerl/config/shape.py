@@ -114,13 +114,7 @@ def _shape_of_nemo(path: Path, key: str, role: str) -> ModelShape:
         family = family_of_nemo(config, lambda: _packed_model_type(path, role))
     except ValueError as error:
         raise ValueError(f"{key}: {path}:{_YAML}: {error}.") from error
-    return ModelShape(
-        **values,
-        num_query_groups=config.get("num_query_groups") or config["num_attention_heads"],
-        tied=bool(config.get("share_embeddings_and_output_weights", True)),
-        model_type=family.model_type,
-        head_dim=config.get("kv_channels"),
-    )
+    return _shape_of_megatron(values, config, family)
 
 
 def _shape_of_folder(path: Path, form: str, key: str) -> ModelShape:
@@ -136,8 +130,13 @@ def _shape_of_folder(path: Path, form: str, key: str) -> ModelShape:
         family = family_of_nemo(traits, lambda: named_family(described))
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
+    return _shape_of_megatron(values, settings, family)
+
+
+def _shape_of_megatron(sizes: dict[str, Any], settings: dict[str, Any], family: Family) -> ModelShape:
+    """The shape with these sizes; the rest is from settings under Megatron's names, which every form of it uses."""
     return ModelShape(
-        **values,
+        **sizes,
         num_query_groups=settings.get("num_query_groups") or settings["num_attention_heads"],
         tied=bool(settings.get("share_embeddings_and_output_weights", True)),
         model_type=family.model_type,

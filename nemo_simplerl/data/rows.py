@@ -14,6 +14,7 @@ from nemo_simplerl.user_files import read_text, refuse_pointer
 Row = dict[str, Any]
 
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON writes it
+_BLANKS = " \t\ufeff"  # around a field's name, where nobody sees them
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
@@ -89,8 +90,16 @@ def _read_json_lines(path: Path) -> list[Any]:
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     """The rows of a CSV file, whose first line names the fields. Raises ValueError where it is none."""
     rows: list[dict[str, Any]] = []
+    text = read_text(path)
+    first = _LINE_END.split(text, maxsplit=1)[0]
+    if mark := next((mark for mark in ";\t" if mark in first and "," not in first), None):
+        raise ValueError(f"{path}: its first line is divided by {mark!r}, and not by commas; save it with commas")
     try:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        names = [name.strip(_BLANKS) for name in reader.fieldnames or ()]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{path}: its first line names {', '.join(map(repr, twice))} more than once; rename one")
+        reader.fieldnames = names
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
@@ -125,8 +134,18 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 def _parse(path: Path, text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: {place} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError alone
+        raise ValueError(f"{path}: {place} is not JSON: {error}{_other_ending(path, text)}") from error
+
+
+def _other_ending(path: Path, text: str) -> str:
+    """Advice where a list of rows is named as JSON lines, or the other way round."""
+    start = text.lstrip()[:1]
+    if path.suffix.lower() == ".jsonl" and start == "[":
+        return "; a list of rows is a .json: rename the file"
+    if path.suffix.lower() == ".json" and start == "{" and "\n" in text.strip():
+        return "; JSON lines, one row a line, are a .jsonl: rename the file"
+    return ""
 
 
 def _is_whole(value: Any) -> bool:

@@ -7,6 +7,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from nemo_simplerl.config.hf_config import for_transformers
+from nemo_simplerl.user_files import read_text
 
 try:  # transformers 5
     from transformers.initialization import no_init_weights
@@ -21,7 +22,7 @@ def read_config(folder: str | Path) -> PretrainedConfig:
     """
     file = Path(folder) / "config.json"
     try:
-        values = for_transformers(json.loads(file.read_text()))
+        values = for_transformers(json.loads(read_text(file)))
     except ValueError as error:
         raise ValueError(f"{file}: {error}.") from error
     model_type = values.get("model_type")

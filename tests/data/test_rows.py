@@ -50,6 +50,30 @@ def test_other_encodings_are_refused_with_line_and_remedy(tmp_path, name):
         read_rows(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", "question;answer\n1+1?;2\n", "divided by ';', and not by commas"),
+        ("a.csv", "question\tanswer\n1+1?\t2\n", r"divided by '\\t', and not by commas"),
+        ("a.csv", "question,answer,answer\n1+1?,2,3\n", "names 'answer' more than once"),
+        ("a.json", LINES, "the file is not JSON.*are a .jsonl: rename the file"),
+        ("a.jsonl", json.dumps(ROWS, indent=1), "line 1 is not JSON.*is a .json: rename the file"),
+        ("a.jsonl", '{"answer": ' + "7" * 5000 + "}", "a.jsonl: line 1 is not JSON.*4300 digits"),
+    ],
+)
+def test_a_file_of_another_form_than_its_ending_says_is_refused_with_the_form_that_it_has(
+    tmp_path, name, content, told
+):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=told):
+        read_rows(tmp_path / name)
+
+
+def test_blanks_around_the_names_of_a_tables_fields_are_no_part_of_them(tmp_path):
+    (tmp_path / "a.csv").write_text("\ufeff\ufeffquestion, answer \n1+1?,2\n")
+    assert read_rows(tmp_path / "a.csv") == [{"question": "1+1?", "answer": "2"}]
+
+
 @pytest.mark.parametrize("half", ["\\ud83d", "\\uDE00 x"])
 def test_half_of_a_surrogate_pair_is_refused_with_its_row_and_a_whole_one_is_read(tmp_path, half):
     whole = '{"question": "a \\ud83d\\ude00", "answer": 1}'

@@ -9,8 +9,8 @@ import torch
 from nemo_simplerl.config.families import family_of, rope_type
 from nemo_simplerl.config.forms.description import Description
 from nemo_simplerl.config.forms.folder import named_family
+from nemo_simplerl.config.hf_config import DEFAULT_THETA
 from nemo_simplerl.model.formats import nemo_config
-from nemo_simplerl.model.hf_map import heads_of
 
 # Setting: the values that mean what our layers compute. None stands for a setting that is left out.
 _SUPPORTED: dict[str, tuple] = {
@@ -74,15 +74,10 @@ def settings_of(hf: dict, dtype: torch.dtype, *, critic: bool) -> dict[str, Any]
 
     A critic's value head is an output layer of one row, which shares nothing with the embeddings.
     """
-    heads, family = heads_of(hf), family_of(hf)
+    family = family_of(hf)
     nemo_config.precision_of(dtype)  # refuses what Megatron has no word for
     return {
-        "num_layers": hf["num_hidden_layers"],
-        "hidden_size": hf["hidden_size"],
-        "ffn_hidden_size": hf["intermediate_size"],
-        "num_attention_heads": heads.num_heads,
-        "num_query_groups": heads.num_groups,
-        "kv_channels": heads.head_dim,
+        **nemo_config.layer_sizes(hf),
         "seq_length": hf["max_position_embeddings"],
         "vocab_size": hf["vocab_size"],
         "make_vocab_size_divisible_by": nemo_config.vocab_divisor(hf["vocab_size"]),
@@ -97,7 +92,7 @@ def settings_of(hf: dict, dtype: torch.dtype, *, critic: bool) -> dict[str, Any]
         "attention_dropout": 0.0,
         "share_embeddings_and_output_weights": not critic and bool(hf.get("tie_word_embeddings", False)),
         "position_embedding_type": "rope",
-        "rotary_base": hf.get("rope_theta") or 10000.0,
+        "rotary_base": hf.get("rope_theta") or DEFAULT_THETA,
         "rotary_percent": 1.0,
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,

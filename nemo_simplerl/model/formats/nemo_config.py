@@ -11,6 +11,7 @@ import torch
 import yaml as pyyaml
 
 from nemo_simplerl.config.families import check_hf_config, family_of, family_of_nemo, rope_type
+from nemo_simplerl.config.hf_config import DEFAULT_THETA
 from nemo_simplerl.model.hf_map import heads_of
 
 _GPT = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
@@ -95,30 +96,38 @@ _CONSTANTS = {
 }
 
 
-def nemo_config(hf: dict, *, dtype: torch.dtype, tokenizer: str | None, critic: bool) -> dict[str, Any]:
-    """The yaml of a model with this HF config. `tokenizer` is the folder or hub name that NeMo loads it from.
-
-    NeMo-Aligner's critic has its head beside tied embeddings, so that it needs no output layer.
-    """
-    heads, family = heads_of(hf), family_of(hf)
-    length = hf["max_position_embeddings"]
+def layer_sizes(hf: dict) -> dict[str, int]:
+    """The sizes of a model with this HF config, under the names that all of Megatron's forms share."""
+    heads = heads_of(hf)
     return {
-        **_CONSTANTS,
-        "encoder_seq_length": length,
-        "max_position_embeddings": length,
         "num_layers": hf["num_hidden_layers"],
         "hidden_size": hf["hidden_size"],
         "ffn_hidden_size": hf["intermediate_size"],
         "num_attention_heads": heads.num_heads,
         "num_query_groups": heads.num_groups,
         "kv_channels": heads.head_dim,
+    }
+
+
+def nemo_config(hf: dict, *, dtype: torch.dtype, tokenizer: str | None, critic: bool) -> dict[str, Any]:
+    """The yaml of a model with this HF config. `tokenizer` is the folder or hub name that NeMo loads it from.
+
+    NeMo-Aligner's critic has its head beside tied embeddings, so that it needs no output layer.
+    """
+    family = family_of(hf)
+    length = hf["max_position_embeddings"]
+    return {
+        **_CONSTANTS,
+        "encoder_seq_length": length,
+        "max_position_embeddings": length,
+        **layer_sizes(hf),
         "init_method_std": hf.get("initializer_range", 0.02),
         "layernorm_epsilon": hf["rms_norm_eps"],
         "make_vocab_size_divisible_by": vocab_divisor(hf["vocab_size"]),
         "override_vocab_size": hf["vocab_size"],
         "qkv_bias": family.qkv_bias,
         "qk_layernorm": family.qk_norm,
-        "rotary_base": hf.get("rope_theta") or 10000.0,
+        "rotary_base": hf.get("rope_theta") or DEFAULT_THETA,
         **_rope_keys(hf),
         "share_embeddings_and_output_weights": critic or bool(hf.get("tie_word_embeddings", False)),
         "tokenizer": {"library": "huggingface", "type": tokenizer, "model": None, "use_fast": True},
@@ -208,7 +217,7 @@ def hf_config(
         "num_key_value_heads": yaml.get("num_query_groups") or heads,
         "rms_norm_eps": yaml["layernorm_epsilon"],
         "rope_scaling": _rope_scaling(yaml),
-        "rope_theta": _number(yaml.get("rotary_base") or 10000.0),
+        "rope_theta": _number(yaml.get("rotary_base") or DEFAULT_THETA),
         "tie_word_embeddings": bool(yaml.get("share_embeddings_and_output_weights", True)),
         "use_cache": True,
         "vocab_size": yaml.get("override_vocab_size") or vocab_size,

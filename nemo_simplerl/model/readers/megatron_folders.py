@@ -10,6 +10,7 @@ from typing import Any
 
 from nemo_simplerl.config.families import rope_type
 from nemo_simplerl.config.forms.folder import FORMS
+from nemo_simplerl.config.hf_config import DEFAULT_THETA
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.formats import torch_dist
 from nemo_simplerl.model.formats.archive import Extent
@@ -68,5 +69,5 @@ def _key_settings(hf: dict) -> tuple:
     """What must be equal in two configs of one model; the length of its positions is often another after training."""
     sizes = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rms_norm_eps")
     scaling = dict(hf.get("rope_scaling") or {}) | {"type": None, "rope_type": rope_type(hf)}
-    rope = (hf.get("rope_theta") or 10000.0, scaling)
+    rope = (hf.get("rope_theta") or DEFAULT_THETA, scaling)
     return (*(hf.get(name) for name in sizes), hf_map.heads_of(hf), rope)

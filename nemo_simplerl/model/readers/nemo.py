@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from nemo_simplerl.config.hf_config import DEFAULT_THETA
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.formats import nemo_config, old_layouts, torch_dist
 from nemo_simplerl.model.formats.archive import Extent, list_files
@@ -73,7 +74,7 @@ def _tensors_of(files: Mapping[str, Extent], config: dict) -> dict:
 
 def _check_same_model(path: Path, packed: dict, by_yaml: dict, is_critic: bool) -> None:
     """Raise ValueError where the two configs of an archive of ours differ: NeMo reads the yaml, we the config.json."""
-    absent = {"rope_theta": 10000.0, "tie_word_embeddings": False}
+    absent = {"rope_theta": DEFAULT_THETA, "tie_word_embeddings": False}
     keys = [
         "model_type",
         "vocab_size",
