@@ -44,7 +44,7 @@ def test_no_mixture_of_latex_raises_or_takes_long(pair):
     _check(*pair)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=20_000, **_QUIETLY)
 @given(_PAIRS)
 def test_none_of_twenty_thousand_mixtures_raises_or_takes_long(pair):

@@ -196,7 +196,7 @@ def inside(root: Path, user: str, code: str, env: dict[str, str]) -> subprocess.
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_steps_of_the_cpu_image_make_a_root_in_which_a_nameless_user_runs_the_quickstart(clean_root):
     build, env, user, command = script(CPU_IMAGE)
     done = inside(clean_root, "0", build, {})

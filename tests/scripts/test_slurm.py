@@ -94,7 +94,7 @@ def assert_whole(folder: Path) -> None:
 
 
 # One test, not two: test processes share no fixtures, and each would train the whole run again.
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_trains_to_the_end_and_one_whose_time_is_up_queues_again_and_ends_with_the_same_weights(slurm, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
@@ -118,7 +118,7 @@ def test_a_job_trains_to_the_end_and_one_whose_time_is_up_queues_again_and_ends_
         assert different_tensors(*ends, None) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_is_killed_ends_the_job_within_a_minute(slurm, tmp_path):
     number = train(slurm, tmp_path, SIMPLERL_FAULTS="kill@rollout#2,rank=3", NPROC="2")
     wait_for_step(slurm, number, tmp_path, 1)
@@ -127,7 +127,7 @@ def test_a_rank_that_is_killed_ends_the_job_within_a_minute(slurm, tmp_path):
     assert "error: the run failed" in told_by_shell(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_configuration_that_cannot_run_is_told_and_not_queued(slurm, tmp_path):
     before = slurm.jobs()
     done = submit(slurm, tmp_path, *TRAIN, *few_problems(tmp_path), "actor.tensor_model_parallel_size=3")
@@ -136,7 +136,7 @@ def test_a_configuration_that_cannot_run_is_told_and_not_queued(slurm, tmp_path)
     assert slurm.jobs() == before and not list(tmp_path.glob("*.out"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_evaluation_is_shared_by_the_nodes_and_told_at_the_end(slurm, tmp_path):
     create = CreateConfig(**SIZES, share_embeddings_and_output_weights=True)
     create_model(tmp_path / "model", create, ["What is 1 + 1?"], seed=1)

@@ -13,7 +13,7 @@ DATA = Path(os.environ.get("SIMPLERL_DATA_DIR", ROOT.parent / "shared" / "data")
 PROBLEMS = DATA / "math_level3to5_data_processed_with_qwen_prompt.json"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not PROBLEMS.is_file(), reason=f"no {PROBLEMS.name}; set SIMPLERL_DATA_DIR to its folder")
 def test_three_steps_on_real_problems_at_tp2_pp2(tmp_path):
     done = subprocess.run(

@@ -66,11 +66,14 @@ def responses_of(run_dir: Path) -> dict[str, bytes]:
     return {os.path.relpath(path, run_dir): path.read_bytes() for path in sorted(run_dir.glob("*/step_*.jsonl"))}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "layout"),
-    [(1, ["algo.critic_warmup_steps=1"]), (2, ["actor.tensor_model_parallel_size=2"])],
-    ids=["one engine", "TP2 training with two engines"],
+    [
+        pytest.param(1, ["algo.critic_warmup_steps=1"], id="one engine", marks=pytest.mark.slow),
+        pytest.param(
+            2, ["actor.tensor_model_parallel_size=2"], id="TP2 training with two engines", marks=pytest.mark.long
+        ),
+    ],
 )
 def test_ten_steps_are_those_of_the_hf_engine(tmp_path, task, world_size, layout):
     overrides = [*task, *layout, "rollout.verify_refit=every"]

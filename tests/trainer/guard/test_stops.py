@@ -193,7 +193,7 @@ def test_a_step_begun_with_other_sizes_of_updates_is_refused_in_words(tmp_path, 
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stop_within_a_step_at_tp2_x_pp2_goes_on_at_dp2(tmp_path):
     data, run_dir = problems_in(tmp_path), tmp_path / "run"
     wide = ["actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=2"]
@@ -214,7 +214,7 @@ def _metrics(run_dir: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if not key.startswith(of_layout)} for line in lines]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_that_is_terminated_lets_its_ranks_save(tmp_path):
     from kills import RUN
 

@@ -19,7 +19,7 @@ def test_a_run_killed_five_times_ends_as_one_left_alone(tmp_path):
     assert differences == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_so_does_one_of_two_ranks(tmp_path):
     points, differences = kill_runs(tmp_path, kills=3, ranks=2, seed=4)
     assert sum(points.values()) == 3
