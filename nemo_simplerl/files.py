@@ -8,10 +8,11 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,30 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def synced_beside(file: BinaryIO) -> Iterator[None]:
+    """Use as a context around writing a large file: what is written so far goes to the disk meanwhile, so that a sync
+    at its end has little left to wait for. Raises the OSError that the disk answered with."""
+    written, errors = threading.Event(), []
+
+    def sync() -> None:
+        while not written.wait(0.1) and not errors:
+            try:
+                os.fdatasync(file.fileno())
+            except OSError as error:  # the system tells it once: a sync at the end would find nothing wrong
+                errors.append(error)
+
+    thread = threading.Thread(target=sync, name="sync")
+    thread.start()
+    try:
+        yield
+    finally:
+        written.set()
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def jsonl_text(rows: list[dict[str, Any]]) -> str:

@@ -1,13 +1,15 @@
 """Files appear whole or not at all; a .jsonl file survives a crash in the middle of a line."""
 
+import errno
 import os
 import resource
 import signal
 import stat
+import threading
 
 import pytest
 
-from nemo_simplerl.files import Unessential, append_jsonl, atomic_write, read_jsonl, truncate_jsonl
+from nemo_simplerl.files import Unessential, append_jsonl, atomic_write, read_jsonl, synced_beside, truncate_jsonl
 
 
 def test_atomic_write_replaces_text_and_bytes_and_leaves_nothing_else_behind(tmp_path):
@@ -49,6 +51,22 @@ def test_a_file_is_on_disk_before_it_takes_the_name_and_the_name_is_on_disk_at_r
     monkeypatch.setattr(os, "replace", watched_replace)
     atomic_write(tmp_path / "manifest.json", "{}")
     assert events == ["sync file", "rename", "sync folder"]
+
+
+def test_what_the_disk_refuses_beside_the_writing_is_raised_at_its_end(tmp_path, monkeypatch):
+    answered = threading.Event()
+
+    def refuse(descriptor):
+        answered.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", refuse)
+    with (
+        open(tmp_path / "file", "wb") as file,
+        pytest.raises(OSError, match="No space left on device"),
+        synced_beside(file),
+    ):
+        assert answered.wait(10), "nothing was brought to the disk while the file was written"
 
 
 def test_appended_rows_come_back_in_order_with_floats_to_the_last_bit(tmp_path):

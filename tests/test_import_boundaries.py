@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "algo": set(),
     "data": {"config", "files", "reward", "user_files"},
     "parallel": set(),
-    "model": {"config", "parallel", "user_files"},
+    "model": {"config", "files", "parallel", "user_files"},
     "rollout": {"config", "parallel.reductions", "parallel.waits", "user_files"},
     "plan": {"config", "user_files"},
 }

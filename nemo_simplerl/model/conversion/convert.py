@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nemo_simplerl.config.forms.folder import FORMS
+from nemo_simplerl.files import synced_beside
 from nemo_simplerl.model.conversion import megatron_writers, nemo_writer
 from nemo_simplerl.model.conversion.nemo_writer import folder_writer
 from nemo_simplerl.model.formats import safetensors_io
@@ -219,7 +220,7 @@ def _write_nemo(source: Source, target: Target, specs: dict[str, Spec], tensors,
             _write_all(folder_writer(folder), config, small, tensors, num_layers, source.is_critic)
             (partial / "manifest.json").write_text(json.dumps({"step": 0, "weights_only": True}) + "\n")
             return
-        with open(partial, "wb") as file:
+        with open(partial, "wb") as file, synced_beside(file):
             tar = TarWriter(file)
             _write_all(tar.add, config, small, tensors, num_layers, source.is_critic)
             tar.finish()

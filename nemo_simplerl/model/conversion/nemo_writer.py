@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from nemo_simplerl.files import synced_beside
 from nemo_simplerl.model.formats import torch_dist
 from nemo_simplerl.model.formats.archive import Extent
 from nemo_simplerl.model.hf_map import OUTPUT_LAYER
@@ -39,7 +40,8 @@ def folder_writer(folder: Path) -> Create:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
-            yield file
+            with synced_beside(file):
+                yield file
             file.flush()
             os.fsync(file.fileno())
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nemo_simplerl.files import synced_beside
 from nemo_simplerl.model.formats.archive import Extent
 from nemo_simplerl.model.formats.torch_zip import StoredTensor, bytes_of
 from nemo_simplerl.user_files import refuse_pointer
@@ -136,7 +137,7 @@ def write_folder(folder: Path, specs: Sequence[Spec], tensors: Iterable[tuple[st
         files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     source = iter(tensors)
     for file, shard in zip(files, shards, strict=True):
-        with open(folder / file, "wb") as stream:
+        with open(folder / file, "wb") as stream, synced_beside(stream):
             stream.write(_header(shard))
             for spec in shard:
                 name, tensor = next(source)
