@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "data": {"config", "files", "reward", "user_files"},
     "parallel": set(),
     "model": {"config", "files", "parallel", "user_files"},
-    "rollout": {"config", "parallel.reductions", "parallel.waits", "user_files"},
+    "rollout": {"config", "parallel.products", "parallel.reductions", "parallel.waits", "user_files"},
     "plan": {"config", "user_files"},
 }
 # Rooms and libraries that only these rooms or modules may import.

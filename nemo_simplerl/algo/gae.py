@@ -18,14 +18,21 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float,
     is_response_BT = mask_BT > 0
     rewards_BT = torch.where(is_response_BT, rewards_BT.float(), 0.0)
     values_BT = torch.where(is_response_BT, values_BT.float(), 0.0)
-    advantages_BT = torch.zeros_like(values_BT)
-    next_advantage_B = torch.zeros_like(values_BT[:, 0])
-    next_value_B = torch.zeros_like(values_BT[:, 0])
-    for t in reversed(range(values_BT.shape[1])):
-        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
-        next_advantage_B = delta_B + gamma * lam * next_advantage_B
-        next_value_B = values_BT[:, t]
-        advantages_BT[:, t] = next_advantage_B
-    # Prompt positions precede the response, so the recursion has run on into them.
-    advantages_BT = torch.where(is_response_BT, advantages_BT, 0.0)
+    next_values_BT = torch.nn.functional.pad(values_BT[:, 1:], (0, 1))
+    deltas_BT = rewards_BT + gamma * next_values_BT - values_BT
+    # Prompt positions precede the response, so the sum has run on into them.
+    advantages_BT = torch.where(is_response_BT, _discounted_sum(deltas_BT, gamma * lam), 0.0)
     return advantages_BT, advantages_BT + values_BT
+
+
+def _discounted_sum(terms_BT: Tensor, discount: float) -> Tensor:
+    """S[t] = terms[t] + discount * S[t+1], in log2 T passes over all columns instead of one pass a column.
+
+    The sum of the next k terms, and discount**k times the sum of the k terms after those, is the sum of the next 2k
+    (Hillis and Steele 1986, "Data parallel algorithms").
+    """
+    sums_BT, reach = terms_BT.clone(), 1
+    while reach < sums_BT.shape[1]:
+        sums_BT[:, :-reach] = torch.add(sums_BT[:, :-reach], sums_BT[:, reach:], alpha=discount**reach)
+        reach *= 2
+    return sums_BT

@@ -59,6 +59,7 @@ LAYOUT_KEYS = frozenset(
         "actor.overlap_grad_reduce",
         "actor.recompute_granularity",
         "algo.old_logprobs",
+        "rollout.cuda_graphs",
         *(f"{role}.micro_batch_{unit}" for role in ("actor", "critic", "sft") for unit in ("size", "tokens")),
         *(f"{role}.forward_micro_batch_{unit}" for role in ("actor", "critic") for unit in ("size", "tokens")),
     }

@@ -140,6 +140,7 @@ class RolloutConfig:
     stop: list[str]  # texts that end a response; they stay in it
     stop_token_ids: list[int] | None  # null: EOS, generation_config.json's and every stop string that is one token
     max_batch_size: int  # sequences the hf engine decodes at once; work is handed to ranks in such batches
+    cuda_graphs: bool  # the hf engine launches a decoding step as one CUDA graph, where it is on a GPU
     # When to compare what the engines hold with what was sent, tensor by tensor: in every refit, or in a process's
     # first and in every Nth step. Names, shapes and versions are always compared.
     verify_refit: Literal["every", "off"] | int

@@ -51,11 +51,16 @@ def examine_machine(required: Sequence[str] = ()) -> Report:
     rows = {**python, **packages.package_rows(versions), "tested": tested.what_ran(python | versions)}
     for part in found:
         rows |= part.rows
-    requirements = packages.project_requirements()
+    requirements = packages.requirements_of("nemo_simplerl")
     return Report(
         rows=rows,
         engine=engine,
-        notes=[*(note for part in found for note in part.notes), *tested.untested(python | versions)],
+        notes=[
+            *(note for part in found for note in part.notes),
+            *packages.attention_notes(os.environ),
+            *packages.outside_megatrons_own(packages.requirements_of("megatron-core"), versions),
+            *tested.untested(python | versions),
+        ],
         problems=[
             *(problem for part in found for problem in part.problems),
             *packages.missing(versions),

@@ -7,8 +7,10 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from nemo_simplerl.config.engines import ENGINES
+from nemo_simplerl.config.rules.machine import ATTENTION_SWITCHES, attention_chosen
 
 NEEDED = ("torch", "megatron-core", "transformers")
 # Distribution -> what is lost without it.
@@ -50,10 +52,10 @@ def outside_range(requirements: list[str], installed: Mapping[str, str | None]) 
             yield f"{requirement.name} {found} is installed, and nemo_simplerl needs {requirement.specifier}"
 
 
-def project_requirements() -> list[str]:
-    """The project's requirements; empty where it runs from a checkout without being installed."""
+def requirements_of(distribution: str) -> list[str]:
+    """A distribution's requirements; empty where it is not installed, as a checkout that runs where it lies."""
     try:
-        return metadata.requires("nemo_simplerl") or []
+        return metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
         return []
 
@@ -73,6 +75,32 @@ def other_megatron(recorded: str | None) -> Iterator[str]:
     imported = ".".join(numbers.get(part, "?") for part in ("MAJOR", "MINOR", "PATCH"))
     if not recorded.startswith(imported):
         yield f"megatron-core {recorded} is installed, but Python imports {imported} from {info.parent}"
+
+
+def outside_megatrons_own(requirements: list[str], versions: Mapping[str, str | None]) -> Iterator[str]:
+    """A note where Transformer Engine is of a version that Megatron-core does not name for itself.
+
+    requirements: lines of Megatron-core's metadata, where an extra names Transformer Engine.
+    """
+    found = versions.get("transformer-engine")
+    ranges = {str(one.specifier) for one in map(Requirement, requirements) if one.name == "transformer-engine"} - {""}
+    if found is None or not ranges or any(SpecifierSet(one).contains(found, prereleases=True) for one in ranges):
+        return
+    yield (
+        f"transformer-engine {found} is outside what megatron-core {versions['megatron-core']} names for itself, "
+        f"{' or '.join(sorted(ranges))}. Of 2.9 to 2.18 the names and arguments that Megatron-core 0.16.1 uses were "
+        "read, and all are there; where its layers fail, model.transformer_engine=false goes without"
+    )
+
+
+def attention_notes(environ: Mapping[str, str]) -> Iterator[str]:
+    """A note where variables keep Transformer Engine from a kind of attention."""
+    if off := [f"{name}=0" for name in ATTENTION_SWITCHES if environ.get(name) == "0"]:
+        chosen = attention_chosen(environ)
+        rest = (
+            f"trains with {chosen} attention" if chosen else "is left no attention, and no run with its layers starts"
+        )
+        yield f"{', '.join(off)}: Transformer Engine {rest}"
 
 
 def is_real_apex() -> bool:

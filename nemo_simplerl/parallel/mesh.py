@@ -2,8 +2,10 @@
 
 import logging
 import os
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,9 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.parallel.cpu import let_megatron_run_without_cuda
 
+log = logging.getLogger(__name__)
+
+CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 # From 0.19 these say once a rank that GPTModel gets no new features, and that a layout of gradients is computed by
 # default. Neither is news to whoever starts a run.
 _ADVISERS = ("megatron.core.models.gpt.gpt_model", "megatron.core.distributed.distributed_data_parallel")
@@ -88,7 +93,7 @@ def build_mesh(
     let_megatron_run_without_cuda()
     for name in _ADVISERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    device = _join_world(timeout_s)
+    device = _join_world(timeout_s, overlaps=max(tensor_model_parallel_size, context_parallel_size) > 1)
     world_size = dist.get_world_size()
     model_parallel = tensor_model_parallel_size * pipeline_model_parallel_size * context_parallel_size
     if world_size % model_parallel:
@@ -120,6 +125,25 @@ def build_mesh(
     )
 
 
+def queue_communication_first(environ: MutableMapping[str, str], capability: Callable[[], tuple[int, int]]) -> None:
+    """Set CUDA_DEVICE_MAX_CONNECTIONS=1, as Megatron's own launcher demands with tensor or context parallelism.
+
+    With one queue of work the GPU starts kernels in the order in which they were launched, so that a gather or a
+    reduction begins before the product that it is to overlap with. CUDA reads the variable as it makes a context: call
+    this before anything runs on the GPU. From Blackwell on (capability 10) the order needs no help. A value that is set
+    stays, and is warned of.
+    """
+    found = environ.setdefault(CONNECTIONS, "1")
+    if capability() >= (10, 0):
+        if found == "1":
+            del environ[CONNECTIONS]
+    elif found != "1":
+        log.warning(
+            f"{CONNECTIONS}={found}: with tensor parallelism Megatron wants 1, so that its communication overlaps with "
+            "computation; steps are slower. Unset it, or set it to 1."
+        )
+
+
 def leave_together() -> None:
     """Wait until every rank is past its last collective. Collective; call before `destroy_mesh` when all went well.
 
@@ -141,10 +165,12 @@ def destroy_mesh() -> None:
         dist.destroy_process_group()
 
 
-def _join_world(timeout_s: int) -> torch.device:
+def _join_world(timeout_s: int, *, overlaps: bool) -> torch.device:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     if on_gpu:
+        if overlaps:
+            queue_communication_first(os.environ, partial(torch.cuda.get_device_capability, device))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # Objects (completions, verdicts) travel over gloo, tensors over NCCL where there are GPUs.

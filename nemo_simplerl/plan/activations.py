@@ -16,7 +16,7 @@ from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan.layout import Layout, Sizes
 from nemo_simplerl.plan.shapes import attention_width, head_dim, qkv_width, vocab_rows
 
-_GPU_TILE, _CPU_TILE = (2048, 4096), (512, 1024)  # of the logits that exist at once: parallel/vocab.py
+_GPU_TILE, _CPU_TILE = 2**28, 512 * 1024 * 4  # bytes of the logits that exist at once: parallel/vocab.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,7 @@ class Pass:
     @property
     def logit_tiles(self) -> int:
         """A tile of the logits in float32, and another of its exponentials."""
-        tokens, columns = _GPU_TILE if self.fused else _CPU_TILE
-        return 2 * min(self.tokens, tokens) * min(vocab_rows(self.shape, self.tensor), columns) * 4
+        return 2 * min(self.tokens * vocab_rows(self.shape, self.tensor) * 4, _GPU_TILE if self.fused else _CPU_TILE)
 
     @property
     def head_gradients(self) -> int:

@@ -11,21 +11,37 @@ from nemo_simplerl.algo.kl import kl_penalty
 from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.eval.run import sample_rows
+from nemo_simplerl.rollout.base import Completion
 from nemo_simplerl.trainer.logging.metrics import reference_metrics, sample_metrics
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.run import Run
 
 
 def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[str, float], list[dict]]:
-    """Sample, grade, estimate advantages, update critic then actor. Collective: call on every rank.
+    """Sample, grade, learn from it, and hand the new policy to the engine. Collective: call on every rank.
 
     Steps count from 1. Returns the step's metrics and its samples as rows for the run directory.
     """
-    algo, data_group = roles.config.algo, roles.mesh.data
     completions = roles.generate(prompts, step)
     grades, scores = roles.grade(prompts, completions)
-    batch = roles.batch(prompts, completions, scores, step)
 
+    metrics = sample_metrics(completions, grades, scores)
+    metrics |= learn(step, prompts, completions, scores, roles)
+    if step > roles.config.algo.critic_warmup_steps:
+        metrics |= roles.refit(version=step)
+
+    return metrics, sample_rows(prompts, completions, grades, scores)
+
+
+def learn(
+    step: int, prompts: Sequence[Prompt], completions: Sequence[Completion], scores: Sequence[float], roles: Roles
+) -> dict[str, float]:
+    """Estimate advantages, update critic then actor. Collective. Returns metrics.
+
+    The batch and all that is computed from it end here: the refit needs their memory.
+    """
+    algo, data_group = roles.config.algo, roles.mesh.data
+    batch = roles.batch(prompts, completions, scores, step)
     old_logprobs_BT = roles.old_logprobs(batch)
     gate = roles.consistency_gate(batch, old_logprobs_BT, step)
     ref_logprobs_BT = roles.reference_logprobs(batch) if algo.kl_coef else old_logprobs_BT
@@ -38,14 +54,12 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
     if algo.normalize_advantages:
         advantages_BT = whiten(advantages_BT, batch.loss_mask_BT, data_group)
 
-    metrics = sample_metrics(completions, grades, scores) | gate.metrics | estimate.metrics
+    metrics = gate.metrics | estimate.metrics
     metrics |= reference_metrics(batch.mask_BT, old_logprobs_BT, ref_logprobs_BT, data_group)
     metrics |= roles.update_critic(batch, estimate)
     if step > algo.critic_warmup_steps:
         metrics |= roles.update_actor(batch, old_logprobs_BT, advantages_BT, gate.weights_BT)
-        metrics |= roles.refit(version=step)
-
-    return metrics, sample_rows(prompts, completions, grades, scores)
+    return metrics
 
 
 def train(run: Run) -> None:

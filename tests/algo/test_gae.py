@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nemo_simplerl.algo.gae import gae
+from support.kernels import KernelCount
 
 
 def test_two_rows_by_hand():
@@ -55,3 +56,13 @@ def test_what_stands_outside_the_response_changes_nothing():
     spoilt_BT = torch.tensor([[torch.nan, 0, 0, torch.inf]])
     spoilt = gae(rewards_BT + spoilt_BT, values_BT + spoilt_BT, mask_BT, gamma=0.9, lam=0.9)
     assert all(torch.equal(one, other) for one, other in zip(clean, spoilt, strict=True))
+
+
+def test_a_long_row_takes_few_kernels_and_keeps_its_digits():
+    rewards_BT, values_BT = torch.randn(2, 3, 1000, generator=torch.Generator().manual_seed(0))
+    mask_BT = torch.ones(3, 1000)
+    with KernelCount() as count:
+        advantages_BT, _ = gae(rewards_BT, values_BT, mask_BT, gamma=1.0, lam=1.0)
+    assert count.kernels < 40  # one of each column would be 4,000
+    expected_BT = rewards_BT.double().flip(1).cumsum(1).flip(1) - values_BT.double()
+    torch.testing.assert_close(advantages_BT.double(), expected_BT, atol=2e-5, rtol=0)

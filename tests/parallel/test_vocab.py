@@ -1,10 +1,12 @@
 """Log-probability and entropy on one rank, against torch.log_softmax and against central differences."""
 
+import functools
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemo_simplerl.parallel.vocab import linear_logprob_entropy
+from nemo_simplerl.parallel.vocab import even_chunks, linear_logprob_entropy, tile_of
 
 NUM_TOKENS, HIDDEN, VOCAB, PADDED = 9, 6, 37, 40
 TILE = 4, 10
@@ -122,6 +124,63 @@ def test_model_precision_rounds_as_a_log_softmax_in_bf16_does():
         torch.testing.assert_close(gradient, expected, atol=3e-2, rtol=3e-2)
 
 
+@pytest.mark.parametrize("fp32", [True, False])
+def test_without_an_entropy_the_log_probabilities_and_gradients_are_the_same(fp32):
+    hidden_NH, weight_VH, targets_N, weights_2N = _inputs()
+    assert _tiled(hidden_NH, weight_VH, targets_N, entropy=False)[1] is None
+
+    def with_entropy(entropy):
+        return lambda *inputs: _tiled(*inputs, targets_N, temperature=0.7, fp32=fp32, entropy=entropy)
+
+    found, expected = (with_entropy(entropy)(hidden_NH, weight_VH)[0] for entropy in (False, True))
+    assert torch.equal(found, expected)
+    gradients = [
+        _gradients(with_entropy(entropy), (hidden_NH, weight_VH), (0,), weights_2N) for entropy in (False, True)
+    ]
+    assert all(map(torch.equal, *gradients))
+
+
+def test_work_on_a_tile_that_is_made_one_kernel_gives_the_same_numbers():
+    hidden_NH, weight_VH, targets_N, weights_2N = _inputs()
+    # Traced and run operation by operation: what a compiler would be given, with nothing left to Python.
+    fuse = functools.cache(functools.partial(torch.compile, backend="eager", fullgraph=True, dynamic=True))
+    for entropy, outputs in ((True, (0, 1)), (False, (0,))):
+        plain, fused = (
+            functools.partial(_tiled, targets_N=targets_N, temperature=0.7, entropy=entropy, fuse=how)
+            for how in (None, fuse)
+        )
+        for mine, expected in zip(
+            _gradients(fused, (hidden_NH, weight_VH), outputs, weights_2N),
+            _gradients(plain, (hidden_NH, weight_VH), outputs, weights_2N),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("total", "most", "widths"),
+    [
+        (38016, 4096, [3800, 3800, 3800, 3800, 3808, 3800, 3800, 3800, 3800, 3808]),
+        (2049, 1024, [680, 688, 681]),
+        (37, 10, [9, 9, 9, 10]),
+        (8, 8, [8]),
+        (0, 8, []),
+    ],
+)
+def test_chunks_are_as_wide_as_one_another_to_a_unit(total, most, widths):
+    chunks = list(even_chunks(total, most))
+    assert [chunk.stop - chunk.start for chunk in chunks] == widths
+    assert [chunk.start for chunk in chunks] == [sum(widths[:index]) for index in range(len(widths))]
+
+
+@pytest.mark.parametrize(("tokens", "columns"), [(16384, 38016), (16384, 152064), (100, 152064), (30000, 1000), (1, 8)])
+def test_a_tile_takes_its_memory_and_no_more(tokens, columns):
+    of_tokens, of_columns = tile_of(tokens, columns, 2**24)
+    held = min(of_tokens, tokens) * min(of_columns, columns) * 4
+    assert held <= 2**24
+    assert held > 0.6 * min(2**24, tokens * columns * 4)
+
+
 def _from_logits(logits_NV, targets_N, **changes):
     """Log-probability and entropy of given logits: hidden states that the identity as output layer turns into them."""
     return _tiled(logits_NV, torch.eye(logits_NV.shape[1]), targets_N, **changes)
@@ -185,7 +244,7 @@ class _Allocations(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fp32", [True, False])
 def test_no_tensor_is_larger_than_a_tile_but_the_gradients(fp32, dtype):
-    num_tokens, vocab, hidden = 64, 50, 7
+    num_tokens, vocab, hidden = 60, 50, 7
     hidden_NH = torch.randn(num_tokens, hidden).to(dtype).requires_grad_()
     weight_VH = torch.randn(vocab + 3, hidden).to(dtype).requires_grad_()
     targets_N = torch.randint(0, vocab, (num_tokens,))

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,8 @@ from nemo_simplerl.config.schema import Config
 
 # The file that marks a Hugging Face folder, an unpacked .nemo or a training checkpoint.
 _MODEL_FILES = ("config.json", "model_config.yaml", "manifest.json")
+# Transformer Engine's attention by the variable that switches it off with "0".
+ATTENTION_SWITCHES = {"NVTE_FLASH_ATTN": "flash", "NVTE_FUSED_ATTN": "fused", "NVTE_UNFUSED_ATTN": "unfused"}
 # Endings of the files that make a model: settings, weights, tokenizer. Others, as README.md, need not be there.
 _MODEL_ENDINGS = (".json", ".yaml", ".safetensors", ".jinja", ".nemo", ".distcp", ".pt")
 
@@ -25,6 +27,7 @@ class Machine:
     has_transformer_engine: bool
     has_wandb: bool = True
     has_gradient_fusion: bool = True  # Apex's extension
+    attention: str | None = "auto"  # see attention_chosen
 
 
 def this_machine() -> Machine:
@@ -36,12 +39,34 @@ def this_machine() -> Machine:
         has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
         has_wandb=_is_installed("wandb"),
         has_gradient_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        attention=attention_chosen(os.environ),
     )
 
 
+def attention_chosen(environ: Mapping[str, str]) -> str | None:
+    """The kind of attention that variables leave to Transformer Engine: `auto` is its own choice, None none at all.
+
+    Megatron takes one kind or its choice among all. Where two are left that is the faster one, unless unfused attention
+    alone is off, which Transformer Engine would take last.
+    """
+    left = {kind for name, kind in ATTENTION_SWITCHES.items() if environ.get(name) != "0"}
+    if {"flash", "fused"} <= left:
+        return "auto"
+    return next((kind for kind in ("fused", "flash", "unfused") if kind in left), None)
+
+
 def can_compile() -> bool:
-    """Whether torch.compile, by which Megatron fuses elementwise work, finds a C compiler and Python's headers."""
-    return c_compiler() is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
+    """Whether torch.compile, by which elementwise work is fused, can work here."""
+    return why_not_compile() is None
+
+
+def why_not_compile() -> str | None:
+    """What keeps torch.compile from working; None where it is on and finds a C compiler and Python's headers."""
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        return "TORCHDYNAMO_DISABLE=1 is set: unset it"
+    if c_compiler() is None or not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "no C compiler with the headers of Python is there: on Debian or Ubuntu, apt install gcc python3-dev"
+    return None
 
 
 def c_compiler() -> str | None:
@@ -66,6 +91,15 @@ def _transformer_engine_is_there(config: Config, machine: Machine) -> Iterator[s
             f"model.transformer_engine=true needs {_lacking(machine)}. "
             "Set model.transformer_engine=null to use it only where it is there, "
             "or work in the container image, which has it."
+        )
+
+
+def _attention_is_left(config: Config, machine: Machine) -> Iterator[str]:
+    uses_engine = config.model.transformer_engine is not False and machine.has_gpu and machine.has_transformer_engine
+    if uses_engine and machine.attention is None:
+        yield (
+            f"{', '.join(f'{name}=0' for name in ATTENTION_SWITCHES)} leave Transformer Engine no attention. "
+            "Unset one of them, or set model.transformer_engine=false."
         )
 
 
@@ -232,6 +266,7 @@ def _lacking(machine: Machine) -> str:
 
 _RULES = (
     _transformer_engine_is_there,
+    _attention_is_left,
     _kernels_are_there,
     _wandb_is_there,
     _context_parallel_can_run,

@@ -4,6 +4,8 @@ Legend: S padded sequence length of a micro-batch, B its samples, T = S - 1 pred
 responses. Under sequence parallelism a tensor rank's hidden states are its share of S.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -39,19 +41,24 @@ def logprobs_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of the responses' tokens, float32 [B, T] each, 0 elsewhere. The output layer is
     computed for those tokens alone."""
-    is_response_BT = micro.mask_BT > 0
-    logprobs_N, entropy_N = linear_logprob_entropy(
-        _hidden_of_tokens(hidden_SBH, is_response_BT, gpt, mesh),
-        output_weight(gpt),
-        micro.tokens_BS[:, 1:][is_response_BT],
-        group=mesh.tensor,
-        vocab_size=vocab_size,
-        temperature=temperature,
-        fp32=fp32,
-    )
-    nothing_BT = torch.zeros_like(micro.mask_BT)
-    logprobs_BT, entropy_BT = (nothing_BT.masked_scatter(is_response_BT, of_N) for of_N in (logprobs_N, entropy_N))
-    return logprobs_BT, entropy_BT
+    logprobs_N, entropy_N = _of_tokens(gpt, hidden_SBH, micro, mesh, vocab_size, temperature, fp32, entropy=True)
+    assert entropy_N is not None
+    return _in_place_of_tokens(logprobs_N, micro), _in_place_of_tokens(entropy_N, micro)
+
+
+def logprobs(
+    gpt: GPTModel,
+    hidden_SBH: Tensor,
+    micro: Responses,
+    mesh: Mesh,
+    *,
+    vocab_size: int,
+    temperature: float = 1.0,
+    fp32: bool = True,
+) -> Tensor:
+    """The log-probabilities of `logprobs_entropy` alone, for less work."""
+    logprobs_N, _ = _of_tokens(gpt, hidden_SBH, micro, mesh, vocab_size, temperature, fp32, entropy=False)
+    return _in_place_of_tokens(logprobs_N, micro)
 
 
 def values(gpt: GPTModel, hidden_SBH: Tensor, micro: Responses) -> Tensor:
@@ -69,6 +76,43 @@ def output_weight(gpt: GPTModel) -> Tensor:
     """The output layer's weight on the last pipeline stage, [V/TP, H]: the embeddings where they are tied."""
     tied = gpt.share_embeddings_and_output_weights
     return gpt.shared_embedding_or_output_weight() if tied else gpt.output_layer.weight
+
+
+def _of_tokens(
+    gpt: GPTModel,
+    hidden_SBH: Tensor,
+    micro: Responses,
+    mesh: Mesh,
+    vocab_size: int,
+    temperature: float,
+    fp32: bool,
+    *,
+    entropy: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability and entropy of each token of the responses, [N]."""
+    is_response_BT = micro.mask_BT > 0
+    return linear_logprob_entropy(
+        _hidden_of_tokens(hidden_SBH, is_response_BT, gpt, mesh),
+        output_weight(gpt),
+        micro.tokens_BS[:, 1:][is_response_BT],
+        group=mesh.tensor,
+        vocab_size=vocab_size,
+        temperature=temperature,
+        fp32=fp32,
+        entropy=entropy,
+        fuse=_compiled if gpt.config.bias_activation_fusion else None,
+    )
+
+
+@functools.cache
+def _compiled(work: Callable) -> Callable:
+    """One function for all sizes: those of tiles change with every micro-batch."""
+    return torch.compile(work, dynamic=True)
+
+
+def _in_place_of_tokens(of_N: Tensor, micro: Responses) -> Tensor:
+    """Numbers of the responses' tokens where these stand, [B, T], and 0 elsewhere."""
+    return torch.zeros_like(micro.mask_BT).masked_scatter(micro.mask_BT > 0, of_N)
 
 
 def _hidden_of_tokens(hidden_SBH: Tensor, is_wanted_BT: Tensor, gpt: GPTModel, mesh: Mesh) -> Tensor:

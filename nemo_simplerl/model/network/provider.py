@@ -1,7 +1,10 @@
 """A Megatron-core GPTModel from a Hugging Face config.json."""
 
+import functools
 import json
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,12 @@ import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_simplerl.config.families import check_hf_config, family_of
-from nemo_simplerl.config.rules.machine import can_compile
+from nemo_simplerl.config.rules.machine import ATTENTION_SWITCHES, attention_chosen, why_not_compile
 from nemo_simplerl.config.schema import ActorConfig, ModelConfig
 from nemo_simplerl.model.hf_map import heads_of, mapping
 from nemo_simplerl.model.network.local_layers import RmsNorm, SdpaAttention
@@ -22,6 +26,8 @@ from nemo_simplerl.model.network.rope import rope_frequencies
 from nemo_simplerl.model.network.value_head import ValueHead
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.user_files import read_text
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # by model.precision
 
@@ -55,6 +61,19 @@ def use_transformer_engine(wanted: bool | None, dtype: torch.dtype) -> bool:
     return True
 
 
+def attention_backend(environ: MutableMapping[str, str]) -> AttnBackend:
+    """The attention that NVTE_FLASH_ATTN=0 and its like leave to Transformer Engine, for Megatron to be told.
+
+    Megatron enters these variables itself and stops at a value that it does not expect, whatever its layers are: they
+    are taken out of `environ`. Local layers ask none of them; that Transformer Engine's are left something is a rule in
+    rules/machine.py.
+    """
+    chosen = attention_chosen(environ)
+    for name in ATTENTION_SWITCHES:
+        environ.pop(name, None)
+    return AttnBackend[chosen or "auto"]
+
+
 def kernel_options(model: ModelConfig, *, transformer_engine: bool) -> dict[str, Any]:
     """Fields of TransformerConfig that `model` chooses: fused kernels and FP8."""
     rope = model.apply_rope_fusion
@@ -75,13 +94,14 @@ def transformer_config(
     transformer_engine: bool = False,
     deterministic: bool = False,
     kernels: Mapping[str, Any] | None = None,
+    attention: AttnBackend = AttnBackend.auto,
 ) -> TransformerConfig:
     """Megatron's config for an HF config and a parallel layout. Fusions that need CUDA kernels follow `on_gpu`.
 
     kernels: see `kernel_options`; None fuses and quantises nothing.
     """
     heads, family = heads_of(hf), family_of(hf)
-    fuses = on_gpu and can_compile()
+    fuses = on_gpu and _can_fuse()
     return TransformerConfig(
         num_layers=hf["num_hidden_layers"],
         hidden_size=hf["hidden_size"],
@@ -123,9 +143,21 @@ def transformer_config(
         bias_activation_fusion=fuses,
         bias_dropout_fusion=fuses,
         deterministic_mode=deterministic and on_gpu,
+        attention_backend=attention,
         transformer_impl="transformer_engine" if transformer_engine else "local",
         **(kernels or {}),
     )
+
+
+@functools.cache  # so that it is said once
+def _can_fuse() -> bool:
+    reason = why_not_compile()
+    if reason is not None:
+        log.warning(
+            "elementwise kernels, SwiGLU's and the output layer's among them, are not fused (torch.compile): steps are "
+            f"slower, and activations take more memory than with them. {reason}."
+        )
+    return reason is None
 
 
 def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
@@ -164,6 +196,7 @@ def build_gpt_model(
         transformer_engine=transformer_engine,
         deterministic=deterministic,
         kernels=kernels,
+        attention=attention_backend(os.environ),
     )
     is_critic = critic_seed is not None
     gpt = _Trunk(

@@ -4,19 +4,20 @@ Shapes: P distinct prompts, R responses, B of them still running, L prompt colum
 ids.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache
 
 from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.hf.fixed_cache import FixedShapeCache
 from nemo_simplerl.rollout.hf.kv_cache import FIRST_COLUMNS, SharedPromptCache, padding_mask
 from nemo_simplerl.rollout.hf.sampling import sample
+from nemo_simplerl.rollout.hf.steps import Capture, GraphedSteps, Steps, as_cache
 from nemo_simplerl.rollout.stopping import StopRule
 
 PREFILL_SCORES = 1 << 26  # bound on rows * columns**2 of one prefill, the size of its mask
@@ -42,13 +43,15 @@ def decode(
     stop_rule: StopRule,
     vocab_limit: int | None,
     *,
+    capture: Capture | None = None,
     prefill_scores: int = PREFILL_SCORES,
     first_columns: int = FIRST_COLUMNS,
 ) -> Decoded:
     """Sample one response a row; each prompt is computed once.
 
     prompt_of_R: ascending indices into `prompts`. uniforms_RT: float64 draws in [0, 1), one a token. vocab_limit: ids
-    from here on are never sampled. prefill_scores, first_columns: bounds on memory, as `prefill` takes them.
+    from here on are never sampled. capture: has steps run as graphs, which read more of the cache than they need to:
+    the same numbers, to rounding. prefill_scores, first_columns: bounds on memory, as `prefill` takes them.
     """
     num_rows, device = len(prompt_of_R), model.device
     tokens_RT = np.zeros((num_rows, params.max_tokens), dtype=np.int64)
@@ -56,31 +59,39 @@ def decode(
     lengths_R = np.full(num_rows, params.max_tokens)
     is_stopped_R = np.zeros(num_rows, dtype=bool)
     prompt_lengths_R = np.array([len(prompt) for prompt in prompts])[prompt_of_R]
-    rows_B = np.arange(num_rows)
-    cache, logits_BV = prefill(
-        model, prompts, prompt_of_R, params.max_tokens, max_scores=prefill_scores, first_columns=first_columns
+    draw = partial(
+        sample, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, vocab_limit=vocab_limit
     )
+    cache, logits_BV = prefill(
+        model,
+        prompts,
+        prompt_of_R,
+        params.max_tokens,
+        max_scores=prefill_scores,
+        first_columns=first_columns,
+        cache_type=SharedPromptCache if capture is None else FixedShapeCache,
+    )
+    uniforms_BT = torch.from_numpy(uniforms_RT).to(device)
+    given = model, cache, draw, torch.from_numpy(prompt_lengths_R).to(device), uniforms_BT
+    steps = Steps(*given) if capture is None else GraphedSteps(*given, capture)
+    rows_B = np.arange(num_rows)
+    is_running_B = np.ones(num_rows, dtype=bool)
+    tokens_B, logprobs_B = draw(logits_BV, uniforms_BT[:, 0])
     for step in range(params.max_tokens):
-        tokens_B, logprobs_B = sample(
-            logits_BV,
-            torch.from_numpy(uniforms_RT[rows_B, step]).to(device),
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            vocab_limit=vocab_limit,
-        )
-        tokens_RT[rows_B, step] = tokens_B.cpu().numpy()
-        logprobs_RT[rows_B, step] = logprobs_B.cpu().numpy()
-        stopped_B = stop_rule.stopped(tokens_RT, rows_B, step)
-        lengths_R[rows_B[stopped_B]] = step + 1
-        is_stopped_R[rows_B[stopped_B]] = True
-        if step + 1 == params.max_tokens or stopped_B.all():
+        running = rows_B[is_running_B]
+        tokens_RT[running, step] = tokens_B.cpu().numpy()[is_running_B]
+        logprobs_RT[running, step] = logprobs_B.cpu().numpy()[is_running_B]
+        stopped = stop_rule.stopped(tokens_RT, running, step)
+        lengths_R[running[stopped]] = step + 1
+        is_stopped_R[running[stopped]] = True
+        is_running_B[is_running_B] = ~stopped
+        if step + 1 == params.max_tokens or stopped.all():
             break
-        if stopped_B.any():
-            slots_B = _drop(cache, stopped_B, device)
+        if not is_running_B.all() and (~is_running_B).mean() >= steps.ended_share:
+            slots_B = steps.drop(~is_running_B)
             rows_B, tokens_B = rows_B[slots_B], tokens_B[torch.from_numpy(slots_B).to(device)]
-        positions_B = torch.from_numpy(prompt_lengths_R[rows_B] + step).to(device)
-        logits_BV = _forward_one(model, tokens_B, positions_B, cache)
+            is_running_B = np.ones(len(rows_B), dtype=bool)
+        tokens_B, logprobs_B = steps.after(tokens_B, step)
     return Decoded(tokens_RT, logprobs_RT, lengths_R, is_stopped_R)
 
 
@@ -92,6 +103,7 @@ def prefill(
     *,
     max_scores: int,
     first_columns: int,
+    cache_type: type[SharedPromptCache] = SharedPromptCache,
 ) -> tuple[SharedPromptCache, Tensor]:
     """A cache that holds the prompts, and the logits [R, V] of each row's first new token.
 
@@ -114,7 +126,7 @@ def prefill(
             input_ids=ids_PL[first : first + chunk],
             attention_mask=_prompt_mask(pad_C, columns, dtype),
             position_ids=(torch.arange(columns, device=device) - pad_C[:, None]).clamp_(min=0),
-            **_as_cache(model, prefilled),
+            **as_cache(model, prefilled),
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
@@ -122,42 +134,11 @@ def prefill(
         layers.append([(layer.keys, layer.values) for layer in prefilled.layers])
     keys_and_values = [tuple(map(torch.cat, zip(*chunks, strict=True))) for chunks in zip(*layers, strict=True)]
     prompt_of_R = torch.tensor(prompt_of_R, device=device)
-    cache = SharedPromptCache(
-        keys_and_values, padding_mask(pad_P, columns, dtype), prompt_of_R, max_tokens, first_columns
-    )
+    cache = cache_type(keys_and_values, padding_mask(pad_P, columns, dtype), prompt_of_R, max_tokens, first_columns)
     return cache, torch.cat(logits)[prompt_of_R]
-
-
-def _as_cache(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
-    """The argument of `model` that takes a cache: `cache` in transformers 5, `past_key_values` before."""
-    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
-    return {name: cache}
 
 
 def _prompt_mask(pad_B: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """Additive mask [B, 1, L, L]: causal, without the padding in front."""
     causal_LL = torch.full((columns, columns), torch.finfo(dtype).min, dtype=dtype, device=pad_B.device).triu_(1)
     return torch.minimum(causal_LL, padding_mask(pad_B, columns, dtype))
-
-
-def _forward_one(model: PreTrainedModel, tokens_B: Tensor, positions_B: Tensor, cache: SharedPromptCache) -> Tensor:
-    """Logits [B, V] after one more token a row."""
-    cache.open_column()
-    return model(
-        input_ids=tokens_B[:, None],
-        position_ids=positions_B[:, None],
-        **_as_cache(model, cache),
-        use_cache=True,
-        rollout_cache=cache,
-    ).logits[:, -1]
-
-
-def _drop(cache: SharedPromptCache, stopped_B: np.ndarray, device: torch.device) -> np.ndarray:
-    """Remove ended rows from the cache; returns the old slot of each row that is left, in the new order."""
-    num_left = int((~stopped_B).sum())
-    holes = np.flatnonzero(stopped_B[:num_left])
-    movers = num_left + np.flatnonzero(~stopped_B[num_left:])
-    cache.keep(torch.from_numpy(movers).to(device), torch.from_numpy(holes).to(device), num_left)
-    slots = np.arange(num_left)
-    slots[holes] = movers
-    return slots

@@ -11,6 +11,7 @@ from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check
 from nemo_simplerl.rollout.hf.decode import Decoded, decode
 from nemo_simplerl.rollout.hf.kv_cache import ATTENTION
 from nemo_simplerl.rollout.hf.sampling import uniforms
+from nemo_simplerl.rollout.hf.steps import cuda_graph
 from nemo_simplerl.rollout.hf.weights import copy_weights
 from nemo_simplerl.rollout.hf_model import empty_model, read_config
 from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
@@ -28,6 +29,7 @@ class HfEngine:
         rounding only.
     max_model_len: longest prompt + response, tokens; None takes the model's position limit.
     vocab_limit: ids from here on (padding rows of the embedding) are never sampled; None samples all.
+    cuda_graphs: decode through CUDA graphs where `device` is a GPU. Changing it changes samples as max_batch_size does.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class HfEngine:
         dtype: torch.dtype = torch.float32,
         max_model_len: int | None = None,
         vocab_limit: int | None = None,
+        cuda_graphs: bool = False,
     ):
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size must be at least 1, got {max_batch_size}.")
@@ -51,6 +54,7 @@ class HfEngine:
         self.sleeps_between_rollouts = False  # only its weights stay on the GPU, and moving them takes time
         self._max_model_len = max_model_len or self._model.config.max_position_embeddings
         self.vocab_limit = vocab_limit
+        self._capture = cuda_graph if cuda_graphs and self._device.type == "cuda" else None
         self._weight_state = WeightState()
         self._asleep = False
 
@@ -94,9 +98,12 @@ class HfEngine:
                 params,
                 stop_rule,
                 self.vocab_limit,
+                capture=self._capture,
             )
             for sample, completion in zip(batch, self._completions(decoded, batch_seeds, version), strict=True):
                 completions[sample] = completion
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # blocks of a cache are too small for the gradients that come next
         return completions
 
     def sleep(self) -> None:

@@ -15,6 +15,8 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from nemo_simplerl.parallel.products import product, scores
+
 ATTENTION = "nemo_simplerl_shared_prompt"
 # The store grows by doubling: long responses pay for their length and short ones do not.
 FIRST_COLUMNS = 128
@@ -64,7 +66,7 @@ class SharedPromptCache(Cache):
         self._max_columns = max_columns
         keys = prompts[0][0]
         shape = (2, len(prompt_of_B), keys.shape[1], min(max_columns, first_columns), keys.shape[-1])
-        self._store = [keys.new_empty(shape) for _ in prompts]  # of each layer, keys and values: [2, B, H, C, D]
+        self._store = [self._memory(keys, shape) for _ in prompts]  # of each layer, keys and values: [2, B, H, C, D]
         self._seat(prompt_of_B)
 
     @property
@@ -91,22 +93,35 @@ class SharedPromptCache(Cache):
     def attend(self, layer_idx: int, query: Tensor, scaling: float) -> Tensor:
         """Attention of one query a row, [B, H * G, 1, D], over its prompt and response: [B, 1, H * G, D].
 
-        One softmax in float32 over both parts.
+        One softmax in float32 over both parts. On a GPU the scores are float32 too; elsewhere they are rounded to the
+        dtype of the query, as transformers rounds them everywhere.
         """
         num_rows, num_heads, _, size = query.shape
         prompt_keys, prompt_values = (tensor.flatten(0, 1) for tensor in self._prompts[layer_idx])
-        keys, values = self._store[layer_idx][:, :num_rows].flatten(1, 2)[:, :, : self._num_columns]
+        keys, values = self._store[layer_idx][:, :num_rows].flatten(1, 2)[:, :, : self._columns_read]
         prompt_columns = prompt_keys.shape[1]
         # A row's heads are rows of their own from here on: N = B * H.
         groups = num_heads * num_rows // len(keys)
         query_NGD = (query * scaling).view(-1, groups, size)
-        of_prompt = torch.baddbmm(self._mask_of_heads, self._by_prompt(query_NGD), prompt_keys.transpose(1, 2))
-        of_response = torch.bmm(query_NGD, keys.transpose(1, 2))
-        scores = torch.cat([self._by_row(of_prompt, groups), of_response], dim=-1)
-        probs = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        of_prompt = scores(self._mask_of_heads, self._by_prompt(query_NGD), prompt_keys.transpose(1, 2))
+        of_response = self._scores_of_response(query_NGD, keys.transpose(1, 2))
+        whole = torch.cat([self._by_row(of_prompt, groups), of_response], dim=-1)
+        probs = whole.softmax(-1, dtype=torch.float32).to(query.dtype)
         of_prompt = torch.bmm(self._by_prompt(probs[..., :prompt_columns]), prompt_values)
         mixed = torch.baddbmm(self._by_row(of_prompt, groups), probs[..., prompt_columns:], values)
         return mixed.view(num_rows, 1, num_heads, size)
+
+    @property
+    def _columns_read(self) -> int:
+        """Response columns that `attend` reads."""
+        return self._num_columns
+
+    def _scores_of_response(self, query: Tensor, keys: Tensor) -> Tensor:
+        return product(query, keys)
+
+    def _memory(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Memory for keys and values that are still to come."""
+        return like.new_empty(shape)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._mask.shape[-1] + self._num_columns
@@ -146,7 +161,7 @@ class SharedPromptCache(Cache):
         """Allocate for the running rows and this many columns, layer by layer: at most one layer exists twice."""
         for layer, old in enumerate(self._store):
             used = old[:, : len(self._prompt_of_B), :, : self._num_columns]
-            self._store[layer] = used.new_empty(*used.shape[:3], num_columns, used.shape[-1])
+            self._store[layer] = self._memory(used, (*used.shape[:3], num_columns, used.shape[-1]))
             self._store[layer][..., : used.shape[-2], :] = used
 
     def _by_prompt(self, rows_NGX: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The environment of this process without the variables of its launcher (torchrun, MPI, SLURM)."""
+"""The environment of this process without the variables of its launcher (torchrun, MPI, SLURM) and of Megatron."""
 
 import os
 import re
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 _OF_A_LAUNCH = re.compile(
     r"(MPI|PMI\d?|PMIX|OMPI|TORCHELASTIC|GROUP|ROLE|MASTER)_.*|(SLURM|SRUN).*"
     r"|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|RAY_ADDRESS"
+    # Set for Megatron (parallel/mesh.py). An engine has streams that are to run side by side.
+    r"|CUDA_DEVICE_MAX_CONNECTIONS"
 )
 
 

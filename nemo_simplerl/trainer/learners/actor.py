@@ -3,7 +3,9 @@
 Legend: B samples of this data rank, S sequence length, T = S - 1 predicted tokens, H hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.minibatches import MiniBatch, forward_micro_batches, mini_batches
 from nemo_simplerl.trainer.learners.updates import UpdateLoop
 from nemo_simplerl.trainer.logging.timing import PhaseTimer, timed
+
+Result = TypeVar("Result")
 
 
 class Actor:
@@ -83,7 +87,7 @@ class Actor:
 
     def _forward(self, batch: Batch) -> Tensor:
         micro_batches = forward_micro_batches(batch, self.config)
-        results = self.learner.forward_only(micro_batches, lambda *args: self._logprobs_entropy(*args)[0])
+        results = self.learner.forward_only(micro_batches, partial(self._head, head.logprobs))
         return unpack_to_batch(results, micro_batches, batch.mask_BT)
 
     def _update(self, mini: MiniBatch, is_first: bool) -> dict[str, float]:
@@ -94,7 +98,7 @@ class Actor:
 
     def _loss(self, hidden_SBH: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
         algo = self.algo
-        logprobs_BT, entropy_BT = self._logprobs_entropy(hidden_SBH, micro)
+        logprobs_BT, entropy_BT = self._head(head.logprobs_entropy, hidden_SBH, micro)
         return policy_loss(
             logprobs_BT,
             micro.columns["old_logprobs_BT"],
@@ -105,8 +109,8 @@ class Actor:
             entropy_bonus=algo.entropy_bonus,
         )
 
-    def _logprobs_entropy(self, hidden_SBH: Tensor, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        return head.logprobs_entropy(
+    def _head(self, compute: Callable[..., Result], hidden_SBH: Tensor, micro: MicroBatch) -> Result:
+        return compute(
             self.learner.gpt,
             hidden_SBH,
             micro,

@@ -16,8 +16,9 @@ class Offload:
     """Keeps what only updates need off the device, except within `while_updating`.
 
     Adam's moments and the float32 masters of bfloat16 weights move to host memory, page-locked where they come from a
-    GPU; gradient buffers give their memory back. All of them stay the same tensor objects, so that code which saves or
-    restores them needs to know nothing of this.
+    GPU; gradient buffers give their memory back, and torch's allocator what it keeps of both: the next role's buffers
+    are of other sizes, which the pieces kept do not fit. All of them stay the same tensor objects, so that code which
+    saves or restores them needs to know nothing of this.
     """
 
     def __init__(self, model: DistributedDataParallel, optimizer: Any, device: torch.device):
@@ -58,6 +59,7 @@ class Offload:
         for tensor, buffer in zip(tensors, buffers, strict=True):
             tensor.data = buffer
         self._on_host = []
+        torch.cuda.empty_cache()
 
     def _host_buffers(self, tensors: list[Tensor]) -> list[Tensor]:
         """The host memory each tensor had, since page-locking takes longer than filling; new memory for the others."""

@@ -16,20 +16,20 @@ class PhaseTimer:
 
     Waits for the GPU at both ends of a phase, so that work queued in one phase does not count in the next. A phase
     inside another counts in both. Each phase is also a name in parallel.waits.
-    on_enter: called with the name of each phase as it begins. take_peak: returns the most bytes allocated on the device
-    since its last call.
+    on_enter: called with the name of each phase as it begins. take_peaks: returns the most bytes since its last call
+    that tensors took on the device, and that torch's allocator held for them.
     """
 
     def __init__(
         self,
         clock: Callable[[], float] = time.perf_counter,
         on_enter: Callable[[str], None] | None = None,
-        take_peak: Callable[[], int] | None = None,
+        take_peaks: Callable[[], tuple[int, int]] | None = None,
     ):
         self._clock, self._on_enter = clock, on_enter
-        self._take_peak = take_peak or (_take_device_peak if torch.cuda.is_available() else None)
+        self._take_peaks = take_peaks or (_take_device_peaks if torch.cuda.is_available() else None)
         self._seconds: dict[str, float] = {}
-        self._peaks: dict[str, int] = {}
+        self._peaks: dict[str, tuple[int, int]] = {}
         self._open: list[str] = []
 
     @contextmanager
@@ -52,18 +52,23 @@ class PhaseTimer:
     def drain(self) -> dict[str, float]:
         """Return `{"time/rollout": seconds, ..., "memory/rollout_gb": GiB, ...}` since the last drain and start anew.
 
-        Phases are in order of first use. Memory is measured on GPUs alone.
+        Phases are in order of first use. Memory is measured on GPUs alone; `memory/rollout_reserved_gb` counts what the
+        allocator held too, which is what decides whether the phase fits.
         """
         drained = {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
-        drained |= {f"memory/{phase}_gb": peak / 2**30 for phase, peak in self._peaks.items()}
+        for phase, (allocated, reserved) in self._peaks.items():
+            drained[f"memory/{phase}_gb"] = allocated / 2**30
+            drained[f"memory/{phase}_reserved_gb"] = reserved / 2**30
         self._seconds, self._peaks = {}, {}
         return drained
 
     def _record_peak(self) -> None:
-        """Count the peak since the last call in every open phase."""
-        if self._take_peak is not None:
-            peak = self._take_peak()
-            self._peaks |= {phase: max(peak, self._peaks.get(phase, 0)) for phase in self._open}
+        """Count the peaks since the last call in every open phase."""
+        if self._take_peaks is not None:
+            allocated, reserved = self._take_peaks()
+            for phase in self._open:
+                before = self._peaks.get(phase, (0, 0))
+                self._peaks[phase] = max(allocated, before[0]), max(reserved, before[1])
 
 
 def timed(phase: str) -> Callable:
@@ -85,10 +90,10 @@ def host_gb() -> float:
     return psutil.Process().memory_info().rss / 2**30
 
 
-def _take_device_peak() -> int:
-    peak = torch.cuda.max_memory_allocated()
+def _take_device_peaks() -> tuple[int, int]:
+    peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     torch.cuda.reset_peak_memory_stats()
-    return peak
+    return peaks
 
 
 def _wait_for_device() -> None:

@@ -42,7 +42,7 @@ def build_engine(rollout: RolloutConfig, precision: str, folder: Path, mesh: Mes
         "vocab_limit": num_ids(tokenizer),
     }
     if rollout.engine == "hf":
-        return HfEngine(str(folder), max_batch_size=rollout.max_batch_size, **values)
+        return HfEngine(str(folder), max_batch_size=rollout.max_batch_size, cuda_graphs=rollout.cuda_graphs, **values)
     if rollout.engine == "trtllm":
         from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine, engine_group
 

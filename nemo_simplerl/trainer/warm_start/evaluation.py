@@ -92,7 +92,7 @@ class WarmStartEval:
 
     def _logprobs(self, hidden_SBH: Tensor, micro: MicroBatch) -> Tensor:
         learner, vocab_size = self._learner, self._hf["vocab_size"]
-        return head.logprobs_entropy(learner.gpt, hidden_SBH, micro, learner.mesh, vocab_size=vocab_size)[0]
+        return head.logprobs(learner.gpt, hidden_SBH, micro, learner.mesh, vocab_size=vocab_size)
 
     def _accuracy(self, update: int) -> dict[str, float]:
         config, engine, learner = self._config, self._engine, self._learner

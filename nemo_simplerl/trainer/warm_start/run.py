@@ -187,6 +187,6 @@ def sft_loss(
     gpt: GPTModel, hidden_SBH: Tensor, micro: MicroBatch, vocab_size: int, mesh: Mesh
 ) -> tuple[Tensor, Metrics]:
     """Mean negative log-probability of the response tokens of the whole update."""
-    logprobs_BT, _ = head.logprobs_entropy(gpt, hidden_SBH, micro, mesh, vocab_size=vocab_size)
+    logprobs_BT = head.logprobs(gpt, hidden_SBH, micro, mesh, vocab_size=vocab_size)
     loss = -(micro.columns["weights_BT"] * logprobs_BT).sum()
     return loss, {"loss": loss.detach()}

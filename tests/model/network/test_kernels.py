@@ -1,14 +1,16 @@
 """Kernel options: the fields of Megatron's config that they set, and rows padded to the sizes that FP8 accepts."""
 
+import functools
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from nemo_simplerl.config.load import compose
-from nemo_simplerl.model.network import head
+from nemo_simplerl.config.rules import machine
+from nemo_simplerl.model.network import head, provider
 from nemo_simplerl.model.network.pipeline import TokenBatch, forward_only
-from nemo_simplerl.model.network.provider import build_gpt_model, kernel_options
+from nemo_simplerl.model.network.provider import build_gpt_model, kernel_options, transformer_config
 from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
@@ -26,6 +28,25 @@ def test_rope_is_fused_with_transformer_engine_unless_it_is_said_otherwise():
         for asked in (None, False, True)
     }
     assert chosen == {None: [False, True], False: [False, False], True: [True, True]}
+
+
+def test_a_gpu_without_a_c_compiler_trains_unfused_and_says_so_once(monkeypatch, caplog):
+    hf = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 16}
+    hf |= {"model_type": "qwen2", "rms_norm_eps": 1e-6, "num_key_value_heads": 2, "max_position_embeddings": 16}
+
+    def fused():
+        config = transformer_config(hf, layout(), dtype=torch.bfloat16, on_gpu=True)
+        return config.bias_activation_fusion, config.bias_dropout_fusion
+
+    found = []
+    for compiler in ("/usr/bin/gcc", None):
+        monkeypatch.setattr(machine, "c_compiler", lambda compiler=compiler: compiler)
+        monkeypatch.setattr(provider, "_can_fuse", functools.cache(provider._can_fuse.__wrapped__))
+        found.append([fused(), fused()])
+    assert found == [[(True, True)] * 2, [(False, False)] * 2]
+    assert caplog.text.count("are not fused (torch.compile)") == caplog.text.count("apt install gcc python3-dev") == 1
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    assert machine.why_not_compile() == "TORCHDYNAMO_DISABLE=1 is set: unset it"
 
 
 @dataclass

@@ -15,6 +15,7 @@ from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.hf.kv_cache import ATTENTION, SharedPromptCache, padding_mask
 from nemo_simplerl.rollout.hf.sampling import uniforms
 from nemo_simplerl.rollout.stopping import StopRule
+from support.kernels import KernelCount, RecordedGraph
 from support.tiny import save_hf_model
 
 VOCAB = 131
@@ -179,6 +180,36 @@ def test_a_response_longer_than_the_first_cache_is_decoded_right(decoding_model)
     expected, found = decoded(decoding_model), decoded(decoding_model, first_columns=2)
     assert (found.tokens_RT == expected.tokens_RT).all()
     assert (found.logprobs_RT == expected.logprobs_RT).all()
+
+
+def test_decoding_through_graphs_gives_the_same_responses(decoding_model):
+    """Rows end at different times, the cache grows, and a graph knows nothing that the host counted."""
+    params = replace(SAMPLED, n=12, top_p=0.9, stop_token_ids=tuple(range(0, 131, 9)))
+    expected = decoded(decoding_model, params)
+    with RecordedGraph() as graph:
+        found = decoded(decoding_model, params, capture=graph.capture, first_columns=2)
+    assert len(graph.captured) > 2, "fewer rows and more columns were to need graphs of their own"
+    assert (found.lengths_R == expected.lengths_R).all() and (found.is_stopped_R == expected.is_stopped_R).all()
+    for row, length in enumerate(expected.lengths_R):
+        assert (found.tokens_RT[row, :length] == expected.tokens_RT[row, :length]).all()
+        np.testing.assert_allclose(found.logprobs_RT[row, :length], expected.logprobs_RT[row, :length], atol=1e-5)
+
+
+def test_a_step_as_a_graph_is_launched_at_once(decoding_model):
+    of_one_more = []
+    for capture in (False, True):
+        totals = []
+        for max_tokens in (9, 10):
+            params = replace(SAMPLED, max_tokens=max_tokens)
+            graph, count = RecordedGraph(), KernelCount()
+            with graph if capture else count:
+                decoded(decoding_model, params, capture=graph.capture if capture else None)
+            totals.append(graph.launches if capture else count.kernels)
+        of_one_more.append(totals[1] - totals[0])
+        captured = graph.captured
+    eager, as_graph = of_one_more
+    assert as_graph == 2, "where the step stands, and the graph"
+    assert captured == [pytest.approx(eager, abs=30)] and eager > 100
 
 
 def test_prompts_computed_in_chunks_are_decoded_right(decoding_model, engine):

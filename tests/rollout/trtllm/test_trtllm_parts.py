@@ -208,6 +208,7 @@ def test_a_launchers_variables_are_gone_inside_and_back_afterwards(monkeypatch):
         "SLURM_JOB_ID": "7",
         "SLURMD_NODENAME": "n1",
         "RAY_ADDRESS": "auto",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
     }
     kept = {"PATH": os.environ["PATH"], "MASTERPIECE": "x", "RANKING": "y"}
     for name, text in {**launcher, **kept, "CHANGED": "before"}.items():

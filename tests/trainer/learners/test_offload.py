@@ -60,6 +60,8 @@ def _update_and_look(model: str) -> list[dict[str, object]]:
         config = small_config(model, {"use_distributed_optimizer": distributed}, {})
         config = replace(config, model=replace(config.model, precision=precision))
         mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
+        returned = []
+        torch.cuda.empty_cache = lambda returned=returned: returned.append(True)
         learner = learner_of(
             config,
             model,
@@ -88,6 +90,7 @@ def _update_and_look(model: str) -> list[dict[str, object]]:
             learner.update([micro], loss)
         again = [tensor.data_ptr() for tensor in _states(learner).values()]
         numbers["in the same place"] = sorted(again) == sorted(outside.values())
+        numbers["returned"] = returned
         found.append(numbers)
         leave_together()
         destroy_mesh()
@@ -101,3 +104,4 @@ def test_between_updates_gradients_have_no_memory_and_the_state_is_elsewhere(tmp
         assert numbers["during"] >= 4 * numbers["weights"], numbers
         assert numbers["same tensors"] and numbers["in the same place"], numbers
         assert len(numbers["moved"]) > 0 and all(numbers["moved"]), numbers
+        assert len(numbers["returned"]) == 3, "when it is built and after each series of updates"

@@ -60,8 +60,8 @@ def test_a_timed_method_bills_its_object_and_gives_its_answer():
 
 def test_the_peak_of_device_memory_belongs_to_every_phase_that_was_open():
     gib = 2**30
-    peaks = Clock(9 * gib, 5 * gib, 3 * gib, 4 * gib, 7 * gib, 6 * gib)
-    timer = PhaseTimer(Clock(*range(6)), take_peak=peaks)
+    peaks = Clock(*((size * gib, (size + 2) * gib) for size in (9, 5, 3, 4, 7, 6)))
+    timer = PhaseTimer(Clock(*range(6)), take_peaks=peaks)
     with timer("update"):  # 9 before it
         with timer("forward"):  # 5 before it, 3 in it
             pass
@@ -70,4 +70,11 @@ def test_the_peak_of_device_memory_belongs_to_every_phase_that_was_open():
         pass
     found = timer.drain()
     memory = {name: value for name, value in found.items() if name.startswith("memory/")}
-    assert memory == {"memory/update_gb": 5.0, "memory/forward_gb": 3.0, "memory/refit_gb": 6.0}
+    assert memory == {
+        "memory/update_gb": 5.0,
+        "memory/update_reserved_gb": 7.0,
+        "memory/forward_gb": 3.0,
+        "memory/forward_reserved_gb": 5.0,
+        "memory/refit_gb": 6.0,
+        "memory/refit_reserved_gb": 8.0,
+    }
