@@ -1,4 +1,4 @@
-"""`simplerl plan EXPERIMENT`: checks whether a run fits a cluster, and suggests changes where it does not."""
+"""`simplerl plan EXPERIMENT`: whether a run fits a cluster, how long a step takes, and what would fit or be faster."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="simplerl plan",
-        description="Check a run's settings and its memory against a cluster, on any machine.",
+        description="Check a run's settings and its memory against a cluster and estimate the time of a step.",
     )
     parser.add_argument("experiment", metavar="EXPERIMENT", help="a name of conf/experiment, or a path to one's own")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings, as training takes them")
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         "--shape", choices=PRESETS, metavar="MODEL", help=f"in place of model.path: {', '.join(PRESETS)}"
     )
     parser.add_argument("--config-dir", metavar="DIR", help=CONFIG_DIR_HELP)
-    parser.add_argument("--suggest", action="store_true", help="rank the layouts that fit")
+    parser.add_argument("--suggest", action="store_true", help="rank the layouts that fit by the time of a step")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return parser
 

@@ -62,6 +62,7 @@ LAYOUT_KEYS = frozenset(
         "rollout.cuda_graphs",
         *(f"{role}.micro_batch_{unit}" for role in ("actor", "critic", "sft") for unit in ("size", "tokens")),
         *(f"{role}.forward_micro_batch_{unit}" for role in ("actor", "critic") for unit in ("size", "tokens")),
+        "rollout.max_batch_size",
     }
 )
 

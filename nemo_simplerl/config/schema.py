@@ -268,7 +268,7 @@ class TrainerConfig:
     eval_samples: int  # sampled responses to each problem beside the greedy one; 0: greedy alone
     # Steps between checkpoints; null: a tenth of the run, 20 at the most; 0 saves only at the end.
     save_every: int | None
-    async_save: bool  # train on while a checkpoint is written; costs host memory of what a rank writes
+    async_save: bool  # train on while a checkpoint is written; what is on the device is copied to host memory for it
     keep_last: int  # newest checkpoints kept on disk
     keep_every: int  # keep the checkpoints of every Nth step too; 0: none
     # Keep the checkpoint that is best by this metric too; null: none.

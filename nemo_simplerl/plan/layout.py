@@ -39,6 +39,10 @@ class EngineSettings:
     batch: int  # sequences decoded at once
     cache_fraction: float | None  # share of the free memory that the KV cache takes; None: what the batch needs
     sleeps: bool  # hands its memory to the trainer between rollouts
+    refills: bool = True  # begins a sequence as soon as one ends; else a batch runs until its last one ends
+    kernels_a_layer: int = 20  # of one decoding step; this many where they are fused
+    is_graphed: bool = True  # the host launches a decoding step as one graph; else kernel by kernel
+    batch_key: str | None = None  # where larger batches cost memory that is otherwise free: the key that asks for them
 
     @property
     def is_possible(self) -> bool:
@@ -58,6 +62,7 @@ class Layout:
     sequence_parallel: bool
     distributed_optimizer: bool
     offloads: bool  # between the updates of a role its optimizer waits in host memory
+    saves_behind: bool  # checkpoints are written while training goes on
     recompute: str | None  # full, selective
     param_bytes: int
     fused: bool  # Transformer Engine's kernels; else the local layers
@@ -66,6 +71,7 @@ class Layout:
     prompts: int  # a step, over all ranks
     samples_per_prompt: int
     epochs: int
+    old_logprobs_share: float  # of the samples, how many the trainer computes the old log-probabilities of
     prompt_tokens: int  # longest
     response_tokens: int  # longest
     keeps_reference: bool

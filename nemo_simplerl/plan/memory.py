@@ -16,6 +16,7 @@ _MOMENTS, _MASTER, _GRADIENT = 8, 4, 4
 # gate.
 _BATCH = 2 * 24 + 9 * 4
 _DIGEST_WORK = 3 * 2**25  # rollout/digest.py: words, weights and products of 2**22 words
+_SAVED = (" weights", " optimizer")  # of `resident`
 _PROCESS = 3 * 2**30  # host memory of a trainer process before anything is loaded; an estimate
 
 
@@ -100,11 +101,32 @@ def host_memory(layout: Layout) -> dict[str, int]:
             sum(size for name, size in held(layout, stage, updating=ROLES).items() if name.endswith(" optimizer"))
             for stage in range(layout.pipeline)
         )
+    if layout.saves_behind:
+        parts["saves' copies"] = _saves_copies(layout)
     for name, size in footprint_of(layout.engine.name).in_host_memory(layout).items():
         parts[name] = ranks * size
     if layout.reward_workers:
         parts["reward workers' limit"] = ranks * layout.reward_workers * layout.reward_worker_bytes
     return parts
+
+
+def _saves_copies(layout: Layout) -> int:
+    """Bytes that a save behind the training copies to host memory, on the node that copies most.
+
+    The first data rank writes the weights. Optimizer state is copied from the device, each piece by the rank that
+    writes it; what waits in host memory is written from there. Ranks count through tensor, data and pipeline ranks.
+    """
+    of_node = [0] * layout.cluster.nodes
+    for stage in range(layout.pipeline):
+        parts = resident(layout, stage, critic=False) | resident(layout, stage, critic=True)
+        weights, state = (sum(size for name, size in parts.items() if name.endswith(kind)) for kind in _SAVED)
+        for data in range(layout.data):
+            is_writer = data == 0 or layout.distributed_optimizer
+            size = (weights if data == 0 else 0) + (state if is_writer and not layout.offloads else 0)
+            first = (stage * layout.data + data) * layout.tensor
+            for rank in range(first, first + layout.tensor):
+                of_node[rank // layout.cluster.gpus_per_node] += size
+    return max(of_node)
 
 
 def _reference(layout: Layout) -> int:

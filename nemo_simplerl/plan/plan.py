@@ -9,7 +9,10 @@ from nemo_simplerl.plan.layout import Cluster, Layout, warnings_of
 from nemo_simplerl.plan.memory import Memory, memory
 from nemo_simplerl.plan.report import Plan
 from nemo_simplerl.plan.request import problems_of_the_cluster, requested_layout, runnable_layout
-from nemo_simplerl.plan.suggest import first_change, shortage, suggestions
+from nemo_simplerl.plan.step_time import step_time
+from nemo_simplerl.plan.suggest import faster_batch, first_change, shortage, suggestions
+
+_WORTH_A_WARNING = 0.95  # of a step's time, that a larger batch of the rollout would leave of it
 
 
 def make_plan(
@@ -30,9 +33,10 @@ def make_plan(
     return Plan(
         cluster=cluster,
         problems=problems,
-        warnings=[] if layout is None else warnings_of(layout),
+        warnings=[] if layout is None else [*warnings_of(layout), *_warnings_of_time(layout)],
         layout=layout,
         memory=used,
+        time=None if layout is None or not has_gpu else step_time(layout),
         first_change=None if layout is None or used is None or used.fits else _first_change(layout),
         suggestions=fitting if suggest else None,
         refusals=refused,
@@ -57,6 +61,23 @@ def _memory_problems(layout: Layout, used: Memory) -> list[str]:
             "the engine more memory."
         )
     return problems
+
+
+def _warnings_of_time(layout: Layout) -> list[str]:
+    """What the rollout waits for, where a larger batch would spare a good part of a step and fits."""
+    if layout.cluster.gpu.is_cpu or (change := faster_batch(layout)) is None:
+        return []
+    before, after = step_time(layout), change.time
+    if after.total.middle > _WORTH_A_WARNING * before.total.middle:
+        return []
+    found = before.decoding
+    why = "waits for launches of kernels" if found.is_host_bound else "reads all weights"
+    return [
+        f"the rollout {why} in each of {found.steps:.0f} decoding steps. {change.text} makes them "
+        f"{after.decoding.steps:.0f} and leaves {change.memory.headroom / 2**30:.1f} GiB: a rollout of "
+        f"{after.phases['rollout'].low:.0f} to {after.phases['rollout'].high:.0f} s in place of "
+        f"{before.phases['rollout'].low:.0f} to {before.phases['rollout'].high:.0f} s, estimated."
+    ]
 
 
 def _first_change(layout: Layout) -> str:

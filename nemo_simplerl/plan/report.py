@@ -3,23 +3,28 @@
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_simplerl.plan import seconds
 from nemo_simplerl.plan.layout import Cluster, Layout
 from nemo_simplerl.plan.memory import Memory
+from nemo_simplerl.plan.seconds import Seconds
 from nemo_simplerl.plan.shapes import rank_parameters
-from nemo_simplerl.plan.suggest import COST, Change, Refusal, cost
+from nemo_simplerl.plan.step_time import StepTime, mean_tokens
+from nemo_simplerl.plan.suggest import Change, Refusal
 
 _SHOWN = 5  # suggestions and refusals in the text
+_COST = "estimated seconds of a step, the middle of a range; docs/performance.md has the model and its assumptions"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The plan of a run on a cluster. layout and memory are None where the problems leave them unknown."""
+    """The plan of a run on a cluster. layout, memory and time are None where the problems leave them unknown."""
 
     cluster: Cluster
     problems: list[str]
     warnings: list[str]
     layout: Layout | None
     memory: Memory | None
+    time: StepTime | None  # of a step; None on a CPU too, whose speeds are not known
     first_change: str | None
     suggestions: list[Change] | None  # None: not asked for
     refusals: list[Refusal]
@@ -70,6 +75,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         "first_change": plan.first_change,
         "numbers": None,
         "memory": None,
+        "step_seconds": None if plan.time is None else _time_as_dict(plan.time),
     }
     if layout is not None and memory is not None:
         found["numbers"] = numbers(layout, memory)
@@ -81,13 +87,29 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
             "host_per_node": memory.host,
         }
     if plan.suggestions is not None:
-        found["cost"] = COST
+        found["cost"] = _COST
         found["suggestions"] = [
-            {"keys": change.text, "cost": round(cost(change.layout), 3), "headroom": change.memory.headroom}
+            {"keys": change.text, "cost": round(change.seconds, 3), "headroom": change.memory.headroom}
             for change in plan.suggestions
         ]
         found["refused"] = [{"tp": no.tensor, "pp": no.pipeline, "reason": no.reason} for no in plan.refusals]
     return found
+
+
+def _time_as_dict(time: StepTime) -> dict[str, Any]:
+    def ends(found: Seconds) -> list[float]:
+        return [float(f"{end:.4g}") for end in (found.low, found.high)]
+
+    return {
+        "total": ends(time.total),
+        "phases": {name: ends(found) for name, found in time.phases.items()},
+        "decoding": {
+            "steps": round(time.decoding.steps),
+            "gpu": ends(time.decoding.gpu),
+            "host": ends(time.decoding.host),
+            "is_host_bound": time.decoding.is_host_bound,
+        },
+    }
 
 
 def plan_as_text(plan: Plan) -> str:
@@ -99,9 +121,11 @@ def plan_as_text(plan: Plan) -> str:
     ]
     if plan.layout is not None and plan.memory is not None:
         lines += [*_layout_lines(plan.layout, plan.memory), "", *_memory_lines(plan.memory)]
+    if plan.layout is not None and plan.time is not None:
+        lines += ["", *_time_lines(plan.layout, plan.time)]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     if plan.suggestions is not None:
-        lines += ["", *_suggestion_lines(plan.suggestions, plan.refusals)]
+        lines += ["", *_suggestion_lines(plan.suggestions, plan.refusals, in_seconds=not cluster.gpu.is_cpu)]
     if plan.problems:
         lines += ["", f"Cannot run, {len(plan.problems)} to mend:"]
         lines += [f"  - {problem}" for problem in plan.problems]
@@ -169,12 +193,37 @@ def _kind(name: str) -> str:
     }.get(name, "buffers")
 
 
-def _suggestion_lines(fitting: list[Change], refused: list[Refusal]) -> list[str]:
-    lines = [f"Layouts that fit, cheapest first (cost = {COST}):" if fitting else "No layout fits."]
+def _time_lines(layout: Layout, time: StepTime) -> list[str]:
+    """The estimate of a step, and what the rollout waits for."""
+    phases = ", ".join(f"{name} {_range(found)}" for name, found in time.phases.items())
+    lines = [
+        f"seconds of a step, estimated for samples of {mean_tokens(layout):.0f} tokens ({seconds.LENGTH:g} of the "
+        f"longest): {_range(time.total)} ({phases})"
+    ]
+    found = time.decoding
+    work = f"{_range(found.gpu.times(1e3))} ms of work for the GPU"
+    launches = f"{_range(found.host.times(1e3))} ms of launches"
+    if not found.host.high:
+        lines.append(f"rollout: {found.steps:.0f} decoding steps of {work}")
+    elif found.is_host_bound:
+        lines.append(f"rollout: {found.steps:.0f} decoding steps, host-bound: {launches} each, beside {work}")
+    else:
+        lines.append(f"rollout: {found.steps:.0f} decoding steps of {work} each, beside {launches}")
+    return lines
+
+
+def _range(found: Seconds) -> str:
+    low, high = (f"{end:.0f}" if end >= 10 else f"{end:.2g}" for end in (found.low, found.high))
+    return low if low == high else f"{low} to {high}"
+
+
+def _suggestion_lines(fitting: list[Change], refused: list[Refusal], *, in_seconds: bool) -> list[str]:
+    lines = ["Layouts that fit, fastest first by the estimate of a step:" if fitting else "No layout fits."]
     for rank, change in enumerate(fitting[:_SHOWN], 1):
-        lines.append(
-            f"  {rank}. cost {cost(change.layout):.2f}, {_gib(change.memory.headroom)} to spare: {change.text}"
+        time = (
+            f"{_range(change.time.total)} s" if in_seconds else f"{change.seconds / fitting[0].seconds:.2f} x the time"
         )
+        lines.append(f"  {rank}. {time}, {_gib(change.memory.headroom)} to spare: {change.text}")
     if refused:
         lines.append("Others:")
         reasons: dict[str, list[str]] = {}

@@ -42,6 +42,8 @@ _OTHERS = (
     "rollout.engine",
     "rollout.verify_refit",
     "algo.kl_coef",
+    "algo.old_logprobs",
+    "trainer.async_save",
     "reward.url",
 )
 
@@ -91,6 +93,7 @@ def _layout(found: Examined, shape: ModelShape, cluster: Cluster) -> Layout:
         sequence_parallel=actor.sequence_parallel,
         distributed_optimizer=actor.use_distributed_optimizer,
         offloads=actor.offload_adam_states and not cluster.gpu.is_cpu,
+        saves_behind=config.trainer.async_save,
         recompute=actor.recompute_granularity,
         param_bytes=_BYTES[config.model.precision],
         fused=not cluster.gpu.is_cpu
@@ -101,6 +104,7 @@ def _layout(found: Examined, shape: ModelShape, cluster: Cluster) -> Layout:
         prompts=config.data.rollout_batch_size,
         samples_per_prompt=rollout.n_samples_per_prompt,
         epochs=config.algo.ppo_epochs,
+        old_logprobs_share=_old_logprobs_share(config),
         prompt_tokens=rollout.max_prompt_tokens,
         response_tokens=rollout.max_response_tokens,
         keeps_reference=config.algo.kl_coef > 0,
@@ -110,6 +114,12 @@ def _layout(found: Examined, shape: ModelShape, cluster: Cluster) -> Layout:
         reward_workers=config.reward.num_workers if has_own_workers else 0,
         reward_worker_bytes=config.reward.memory_limit_mb * 2**20,
     )
+
+
+def _old_logprobs_share(config: Config) -> float:
+    """Under `engine` the trainer computes those of the first update, a sixteenth of the rollout at most."""
+    samples = config.data.rollout_batch_size * config.rollout.n_samples_per_prompt
+    return 1.0 if config.algo.old_logprobs == "trainer" else min(config.actor.global_batch_size / samples, 1 / 16)
 
 
 def _sizes(section: ActorConfig | CriticConfig, rollout: RolloutConfig) -> Sizes:

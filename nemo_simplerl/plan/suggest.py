@@ -1,32 +1,42 @@
-"""Layouts that fit, cheapest first, and the first change to make to one that does not."""
+"""Layouts that fit, by the time that a step takes in them, and the first change to make to one that does not fit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
 from typing import Any
 
+from nemo_simplerl.plan.decoding import even_batches
 from nemo_simplerl.plan.engines.base import footprint_of
 from nemo_simplerl.plan.layout import Layout, Sizes, divides, halves
 from nemo_simplerl.plan.memory import Memory, memory
+from nemo_simplerl.plan.step_time import StepTime, step_time
 
-# The model of `cost`; none is measured.
-_RECOMPUTE = {None: 1.0, "selective": 1.03, "full": 4 / 3}  # full: a second forward pass, of 4 instead of 3
-_TENSOR = 0.04  # share of time that each further tensor rank of a node adds in communication
-_TENSOR_OVER_NODES = 0.4
-_SMALL_MICRO_BATCH = 0.15  # share of time that short matrix products lose at a micro-batch of 1; half of it at 2
+_RECOMPUTE = (None, "selective", "full")
 _MICRO_BATCHES = (1, 2, 4, 8, 16)
-COST = (
-    "recompute (1, selective 1.03, full 4/3) x (1 + 0.04 (TP - 1) in a node, 0.4 across) x pipeline bubble "
-    "(m + PP - 1) / m x (1 + 0.15 / micro batch)"
-)
+# Share of the memory that should stay free: caches and gradients come and go in blocks, which stay with torch.
+_SPARED = 0.05
 
 
 @dataclass(frozen=True)
 class Change:
-    """Settings to make, as overrides, with the layout and the memory that follow."""
+    """Settings to make, as overrides, with the layout, the memory and the time of a step that follow."""
 
     text: str
     layout: Layout
-    memory: Memory
+
+    @cached_property
+    def memory(self) -> Memory:
+        return memory(self.layout)
+
+    @cached_property
+    def time(self) -> StepTime:
+        return step_time(self.layout)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of a step, in the middle of the estimated range: what layouts are ranked by."""
+        return self.time.total.middle
 
 
 @dataclass(frozen=True)
@@ -38,17 +48,8 @@ class Refusal:
     reason: str
 
 
-def cost(layout: Layout) -> float:
-    """Time of an update per token, relative to one GPU without communication. Rough: it ranks, it predicts nothing."""
-    is_in_node = layout.cluster.gpus_per_node % layout.tensor == 0
-    communication = 1 + (_TENSOR if is_in_node else _TENSOR_OVER_NODES) * (layout.tensor - 1)
-    count = layout.micro_batches(layout.actor)
-    bubble = (count + layout.pipeline - 1) / count
-    return _RECOMPUTE[layout.recompute] * communication * bubble * (1 + _SMALL_MICRO_BATCH / layout.actor.micro)
-
-
 def suggestions(layout: Layout) -> tuple[list[Change], list[Refusal]]:
-    """For each tensor and pipeline size the cheapest layout that fits, cheapest first; and why the others do not."""
+    """For each tensor and pipeline size the fastest layout that fits, fastest first; and why the others do not."""
     fitting: list[Change] = []
     refused: list[Refusal] = []
     world, layers = layout.cluster.world_size, layout.shape.num_layers
@@ -58,20 +59,22 @@ def suggestions(layout: Layout) -> tuple[list[Change], list[Refusal]]:
             if reason is not None:
                 refused.append(Refusal(tensor, pipeline, reason))
                 continue
-            best: Change | None = None
-            for change in _variants(layout, tensor, pipeline):
-                if best is None or change.memory.fits or change.memory.headroom > best.memory.headroom:
-                    best = change
-                if change.memory.fits:
-                    break
+            best = _best(layout, tensor, pipeline)
             if best is None:
                 refused.append(Refusal(tensor, pipeline, "no micro-batch divides an update over the replicas"))
             elif best.memory.fits:
                 fitting.append(best)
             else:
                 refused.append(Refusal(tensor, pipeline, shortage(best.memory)))
-    # Among equal costs, the layout with more memory to spare comes first.
-    return sorted(fitting, key=lambda change: (cost(change.layout), -change.memory.headroom)), refused
+    # Among equals, the layout with more memory to spare comes first.
+    return sorted(fitting, key=lambda change: (round(change.seconds, 3), -change.memory.headroom)), refused
+
+
+def faster_batch(layout: Layout) -> Change | None:
+    """The larger batch of the rollout that makes a step shortest and leaves memory to spare; None where none does."""
+    found = [Change(text, changed) for text, changed in _larger_batches(layout)]
+    best = min(filter(_spares, found), key=lambda change: change.seconds, default=None)
+    return best if best is not None and best.seconds < step_time(layout).total.middle else None
 
 
 def shortage(found: Memory) -> str:
@@ -86,7 +89,7 @@ def shortage(found: Memory) -> str:
 def first_change(layout: Layout) -> tuple[Change, bool] | None:
     """The gentlest single change that makes the layout fit, and True; or the one that helps most, and False."""
     now = memory(layout)
-    tried = [Change(text, changed, memory(changed)) for text, changed in _changes(layout)]
+    tried = [Change(text, changed) for text, changed in _changes(layout)]
     if enough := next((change for change in tried if change.memory.fits), None):
         return enough, True
     best = max(tried, key=lambda change: change.memory.headroom, default=None)
@@ -130,18 +133,39 @@ def _why_not(layout: Layout, tensor: int, pipeline: int) -> str | None:
     return None if divides(layout, tensor, pipeline) else f"{tensor * pipeline} does not divide {world} ranks"
 
 
-def _variants(layout: Layout, tensor: int, pipeline: int) -> Iterator[Change]:
-    """Ways to run these sizes, cheapest first."""
+def _best(layout: Layout, tensor: int, pipeline: int) -> Change | None:
+    """The fastest way to run these sizes, with memory to spare where one of its kind has it; where none fits, the one
+    that lacks least; None where nothing divides."""
+    tried: list[Change] = []
+    for variants in _variants(layout, tensor, pipeline):
+        for is_good in (_spares, _fits):
+            if (found := next(filter(is_good, variants), None)) is not None:
+                return found
+        tried += variants
+    return max(tried, key=lambda change: change.memory.headroom, default=None)
+
+
+def _fits(change: Change) -> bool:
+    return change.memory.fits
+
+
+def _spares(change: Change) -> bool:
+    return change.memory.fits and change.memory.headroom >= _SPARED * change.memory.capacity
+
+
+def _variants(layout: Layout, tensor: int, pipeline: int) -> Iterator[list[Change]]:
+    """Ways to run these sizes, fastest first: with the engine as it is asked for or with larger batches, then with each
+    change that has it take less memory."""
     data = layout.cluster.world_size // (tensor * pipeline)
     micros = [
         micro
         for micro in _MICRO_BATCHES
         if not any(role.update % (data * micro) for role in (layout.actor, layout.critic))
     ]
-    # The engine as it is asked for, then with less memory.
-    for engine_keys, base in (("", layout), *_engine_changes(layout)):
-        found = [
-            replace(
+    for engines in ([("", layout), *_larger_batches(layout)], *([change] for change in _engine_changes(layout))):
+        found = []
+        for (engine_keys, base), micro, recompute in product(engines, micros, _RECOMPUTE):
+            variant = replace(
                 base,
                 tensor=tensor,
                 pipeline=pipeline,
@@ -151,11 +175,15 @@ def _variants(layout: Layout, tensor: int, pipeline: int) -> Iterator[Change]:
                 actor=replace(layout.actor, micro=micro),
                 critic=replace(layout.critic, micro=micro),
             )
-            for micro in micros
-            for recompute in _RECOMPUTE
-        ]
-        for variant in sorted(found, key=cost):
-            yield Change(f"{_keys(variant)} {engine_keys}".rstrip(), variant, memory(variant))
+            found.append(Change(f"{_keys(variant)} {engine_keys}".rstrip(), variant))
+        yield sorted(found, key=lambda change: change.seconds)
+
+
+def _larger_batches(layout: Layout) -> Iterator[tuple[str, Layout]]:
+    engine = layout.engine
+    for size in even_batches(layout):
+        if size > engine.batch:
+            yield f"{engine.batch_key}={size}", replace(layout, engine=replace(engine, batch=size))
 
 
 def _changes(layout: Layout) -> Iterator[tuple[str, Layout]]:

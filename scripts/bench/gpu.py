@@ -1,6 +1,7 @@
 """One GPU: model FLOPs utilisation of an actor's passes, refit and rollout of the hf engine. Prints one JSON line.
 
-usage: python scripts/bench/gpu.py [--models 0.5B,1.5B,7B] [--peak TFLOPS] [--repeats N] [--limit-s N] [--local-layers]
+usage: python scripts/bench/gpu.py [--models 0.5B,1.5B,7B] [--parts update,logprobs,refit,rollout] [--peak TFLOPS]
+                                    [--repeats N] [--limit-s N] [--local-layers]
        python scripts/bench/gpu.py --smoke                    (a toy model, also on a CPU: shows that it runs)
 
 Qwen2.5's shapes with random weights in bf16, on one rank, with Transformer Engine's layers where it imports, unless
@@ -8,8 +9,8 @@ Qwen2.5's shapes with random weights in bf16, on one rank, with Transformer Engi
 take 18 bytes a parameter, and all of them do not fit one GPU. Every figure is of the layers that ran, whose number is
 `layers`. The work: 64 sequences of 256 + 768 tokens, four to a packed row of 4,096; `update` is one actor update over
 them (16 rows, clipping and Adam's step), `logprobs` the pass without gradients, `refit` every weight into the engine,
-with digests and without, `rollout` 128 responses of 256 tokens to 16 prompts of 256. Medians of passes after one that
-is not counted; of the rollout one call after a short one.
+with digests and without, `rollout_B` for three batch sizes B as many responses of 256 tokens, decoded at once, eight to
+a prompt of 256. Medians of passes after one that is not counted; of a rollout one call after a short one.
 
 mfu = model FLOPs / seconds / peak. Model FLOPs of a forward pass, for sequences of s tokens of which r are predicted:
     2 L (h (a + 2 g) d + a d h + 3 h f) s  +  2 L a d s^2  +  2 V h r
@@ -19,7 +20,8 @@ predicted tokens alone. An update counts three of them: nothing for what is comp
 bf16 peak without sparsity, known for the H100 SXM and the H200 (989 TFLOP/s); give it with --peak for others.
 
 Each part's figures also go to stderr as they come. A part without enough memory prints `out_of_memory`, one that would
-begin after --limit-s seconds `skipped`, and the next one follows.
+begin after --limit-s seconds `skipped`, and the next one follows. `build` and, before a rollout, `refit` are not left
+out. On a device whose peak is not known, `mfu` is null.
 """
 
 import argparse
@@ -78,13 +80,14 @@ class Work:
     prompt_tokens: int
     response_tokens: int
     row_tokens: int
-    rollout_prompts: int
+    rollout_batches: tuple[int, ...]  # sequences decoded at once
     rollout_samples: int  # of each prompt
     rollout_tokens: int  # of each response
 
 
-FULL = Work(64, 256, 768, 4096, rollout_prompts=16, rollout_samples=8, rollout_tokens=256)
-SMALL = Work(8, 8, 24, 64, rollout_prompts=2, rollout_samples=2, rollout_tokens=8)
+FULL = Work(64, 256, 768, 4096, rollout_batches=(64, 208, 384), rollout_samples=8, rollout_tokens=256)
+SMALL = Work(8, 8, 24, 64, rollout_batches=(2, 4, 6), rollout_samples=2, rollout_tokens=8)
+PARTS = ("update", "logprobs", "refit", "rollout")
 
 
 class Clock:
@@ -136,6 +139,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--peak", type=float, help="TFLOP/s in bf16, of a device that is not known here")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit-s", type=float, default=400)
@@ -145,14 +149,14 @@ def arguments() -> argparse.Namespace:
     args.transformer_engine = use_transformer_engine(False if args.local_layers else None, torch.bfloat16)
     if odd := sorted(set(args.models.split(",")) - set(MODELS)):
         parser.error(f"--models knows {', '.join(MODELS)}, not {', '.join(odd)}")
+    args.parts = args.parts.split(",")
+    if odd := sorted(set(args.parts) - set(PARTS)):
+        parser.error(f"--parts knows {', '.join(PARTS)}, not {', '.join(odd)}")
     args.peak = args.peak * 1e12 if args.peak else None
     if not args.smoke:
         if not torch.cuda.is_available():
             parser.error("no CUDA device is visible; --smoke runs the same code in a toy size on the CPU")
-        name = torch.cuda.get_device_name()
-        args.peak = args.peak or PEAKS.get(name)
-        if args.peak is None:
-            parser.error(f"the peak of {name} is not known here; give its dense bf16 TFLOP/s with --peak")
+        args.peak = args.peak or PEAKS.get(torch.cuda.get_device_name())
     return args
 
 
@@ -184,9 +188,13 @@ def measure(
         "update": lambda: update(built[0], shape, work, args),
         "logprobs": lambda: logprobs(built[0], shape, work, args),
         "refit": lambda: refit(built[0], engines[0], args.repeats),
-        "rollout": lambda: rollout(engines[0], shape, work, mesh.device),
     }
+    for size in work.rollout_batches:
+        parts[f"rollout_{size}"] = lambda size=size: rollout(engines[0], size, shape, work, mesh.device)
+    wanted = {"build", *args.parts, *(["refit"] if "rollout" in args.parts else [])}
     for part, run in parts.items():
+        if part.split("_")[0] not in wanted:
+            continue
         report[part] = figures = clock.run(name, part, run)
         if part in ("build", "refit") and not figures.keys() & {"parameters", "bytes"}:
             break  # the next parts need what this one did not make
@@ -222,7 +230,7 @@ def engine_of(shape: ModelShape, work: Work, mesh: Mesh) -> HfEngine:
         return HfEngine(
             folder,
             tokenizer=None,
-            max_batch_size=work.rollout_prompts * work.rollout_samples,
+            max_batch_size=max(work.rollout_batches),
             device=mesh.device,
             dtype=torch.bfloat16,
         )
@@ -277,10 +285,10 @@ def refit(actor: Actor, engine: HfEngine, repeats: int) -> Figures:
     }
 
 
-def rollout(engine: HfEngine, shape: ModelShape, work: Work, device: torch.device) -> Figures:
-    """Figures of one call of an engine that holds weights already."""
-    prompts = torch.randint(shape.vocab_size, (work.rollout_prompts, work.prompt_tokens)).tolist()
-    seeds = list(range(work.rollout_prompts * work.rollout_samples))
+def rollout(engine: HfEngine, size: int, shape: ModelShape, work: Work, device: torch.device) -> Figures:
+    """Figures of one call, of `size` sequences, of an engine that holds weights already."""
+    prompts = torch.randint(shape.vocab_size, (size // work.rollout_samples, work.prompt_tokens)).tolist()
+    seeds = list(range(size))
 
     def generate(max_tokens: int) -> int:
         params = SamplingParams(

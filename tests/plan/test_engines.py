@@ -119,7 +119,7 @@ def test_a_plan_asks_the_footprint_of_a_new_engine(toy, tmp_path):
 
 
 def test_a_new_engine_may_refuse_a_cluster(toy, tmp_path):
-    assert "a toy with batches of 64 plays on one node." in plan_of(tmp_path, toy, nodes=2).problems
+    assert "a toy with batches of 208 plays on one node." in plan_of(tmp_path, toy, nodes=2).problems
     broken = plan_of(tmp_path, toy, "rollout.max_batch_size=many", nodes=2)
     assert not any("plays on one node" in problem for problem in broken.problems)
 

@@ -57,16 +57,6 @@ def test_the_scaling_bench_tells_what_a_token_costs_at_every_size():
     assert all("rss_growth_mb" in row for row in found["samples"])
 
 
-@pytest.mark.slow
-def test_the_gpu_bench_runs_all_its_parts_in_a_toy_size():
-    found = bench("gpu.py", "--smoke", "--peak=2", "--repeats=1")
-    toy = found["models"]["toy"]
-    for name in ("update", "logprobs"):
-        assert toy[name]["mfu"] == pytest.approx(toy[name]["tflops"] / 2, rel=1e-3)
-    assert toy["refit"]["bytes"] == 2 * toy["build"]["parameters"]
-    assert toy["refit"]["gb_per_s"] > 0 and toy["rollout"]["tokens_per_s"] > 0
-
-
 def toy_flops():
     """FLOPs of a pass of the toy without gradients: as counted, and by the formula of gpu.py."""
     import gpu

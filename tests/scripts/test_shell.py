@@ -18,6 +18,8 @@ COMMANDS = (
     "scripts/train.sh",
     "scripts/test.sh",
     "scripts/check.sh",
+    "scripts/gpu_first_hour.sh",
+    "scripts/gpu_wheels.sh",
     "scripts/slurm/submit.sh",
     "scripts/slurm/node.sh",
     "docker/run.sh",

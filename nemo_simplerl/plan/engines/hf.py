@@ -10,17 +10,28 @@ from nemo_simplerl.plan.shapes import vocab_rows
 
 # Per sequence and vocabulary entry while it samples: logits, and probabilities in float32 and float64.
 _SAMPLING_BYTES = 16
+_KERNELS = 55  # of a layer in a decoding step: 1,544 at 28 layers, counted
 
 
 class _Hf:
     """The footprint of rollout.engine=hf; see Footprint."""
 
-    keys: tuple[str, ...] = ("rollout.max_batch_size",)
+    keys: tuple[str, ...] = ("rollout.max_batch_size", "rollout.cuda_graphs")
     process_bytes = 0
     refit_buckets = 0  # it copies the trainer's tensors into place
 
     def settings(self, rollout: RolloutConfig) -> EngineSettings:
-        return EngineSettings(name="hf", tensor=1, batch=rollout.max_batch_size, cache_fraction=None, sleeps=False)
+        return EngineSettings(
+            name="hf",
+            tensor=1,
+            batch=rollout.max_batch_size,
+            cache_fraction=None,
+            sleeps=False,
+            refills=False,
+            kernels_a_layer=_KERNELS,
+            is_graphed=rollout.cuda_graphs,
+            batch_key="rollout.max_batch_size",
+        )
 
     def problems(self, config: Config, cluster: Cluster) -> Iterator[str]:
         return iter(())

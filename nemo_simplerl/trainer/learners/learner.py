@@ -82,7 +82,7 @@ class Learner:
             pg_collection=mesh.collection,
         )
         fuse_torch_adam(self.optimizer)
-        self._offload = Offload(self.model, self.optimizer, mesh.device) if offload_adam_states else None
+        self.offload = Offload(self.model, self.optimizer, mesh.device) if offload_adam_states else None
 
     @property
     def steps(self) -> int:
@@ -91,7 +91,7 @@ class Learner:
 
     def optimizer_on_device(self) -> AbstractContextManager[None]:
         """Use as a context around updates: optimizer state is moved to the device on entry and back on exit."""
-        return nullcontext() if self._offload is None else self._offload.while_updating()
+        return nullcontext() if self.offload is None else self.offload.while_updating()
 
     def forward_only(self, micro_batches: Sequence[pipeline.PipelineBatch], head: pipeline.Head) -> list[Tensor]:
         """`head` of each micro-batch, on every rank of the replica. Collective."""

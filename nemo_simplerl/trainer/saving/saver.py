@@ -1,5 +1,8 @@
 """Saving while training continues: the state is copied to host memory, and a thread on each rank writes the copy.
 
+Optimizer state that waits in host memory (learners.offload) is not copied but written from where it is: updates that
+are made meanwhile work on copies on the device, and their results wait until it is written.
+
 The threads do not communicate. The ranks agree on their main threads that all have written; rank 0's thread then
 completes the checkpoint.
 """
@@ -10,7 +13,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -97,25 +100,30 @@ class _Pending:
 class HostCopies:
     """Host copies of tensors, in memory that is reused: copying into fresh memory takes several times as long.
 
-    Pinned where the tensors are on a GPU, so that copies run at the full speed of the bus.
+    Pinned where the tensors are on a GPU, so that copies run at the full speed of the bus. plan/memory.py counts them.
     """
 
     def __init__(self) -> None:
         self._kept: dict[tuple, Tensor] = {}
 
-    def copy(self, folder: str, blocks: _Blocks) -> _Blocks:
-        """The blocks with each tensor replaced by its copy, which is complete once the device is synchronised."""
+    def copy(self, folder: str, blocks: _Blocks, in_place: Set[int]) -> _Blocks:
+        """The blocks with each tensor replaced by its copy, which is complete once the device is synchronised.
+
+        in_place: addresses of storages whose tensors need no copy.
+        """
+
+        def is_copied(block: _Block) -> bool:
+            return block.tensor is not None and block.tensor.untyped_storage().data_ptr() not in in_place
+
         missing = {
             self._place(folder, block): block.tensor
             for block in blocks.items
-            if block.tensor is not None and self._place(folder, block) not in self._kept
+            if is_copied(block) and self._place(folder, block) not in self._kept
         }
         self._kept |= zip(missing, pinned_like(list(missing.values())), strict=True)
-        return _Blocks([self._copied(folder, block) for block in blocks.items])
+        return _Blocks([self._copied(folder, block) if is_copied(block) else block for block in blocks.items])
 
     def _copied(self, folder: str, block: _Block) -> _Block:
-        if block.tensor is None:
-            return block
         copy = self._kept[self._place(folder, block)]
         return replace(block, tensor=copy.copy_(block.tensor, non_blocking=True))
 
@@ -165,12 +173,16 @@ class Saver:
         """
         self.finish_pending(block=True)
         blocks = self._blocks(learners)
+        offloads = [learner.offload for learner in learners.values() if learner.offload is not None]
         if self._copies is not None:
-            blocks = {folder: self._copies.copy(folder, part) for folder, part in blocks.items()}
+            in_place = set[int]().union(*(offload.storages() for offload in offloads))
+            blocks = {folder: self._copies.copy(folder, part, in_place) for folder, part in blocks.items()}
             if self._mesh.device.type == "cuda":
                 torch.cuda.synchronize()
         has_room = self._has_room(sum(part.num_bytes for part in blocks.values()))
         future = self._thread.submit(self._write, manifest.position, blocks, learners, files or {}, has_room)
+        for offload in offloads:
+            offload.lend(future)
         self._pending = _Pending(manifest.position, future, partial(self._all_written, manifest))
         if self._copies is None:
             self.finish_pending(block=True)

@@ -1,5 +1,6 @@
-"""Optimizer state that waits in host memory: gone between updates, and back to the bit."""
+"""Optimizer state that waits in host memory: gone between updates, back to the bit, and saved from where it waits."""
 
+import os
 from dataclasses import replace
 from itertools import product
 
@@ -17,6 +18,13 @@ from support.small_run import SMALL, assert_same_state, books, train_here
 from support.tiny import learner_of, save_hf_model, small_config
 
 OFFLOAD = "actor.offload_adam_states=true"
+# The first checkpoint, of step 1, is still being written when the updates of step 2 are made.
+SLOW_SAVE = "delay@checkpoint.write#2,seconds=4"
+
+
+def train_with_faults(faults: str, overrides: list[str]) -> None:
+    os.environ["SIMPLERL_FAULTS"] = faults
+    train_here(overrides)
 
 
 @pytest.mark.parametrize(
@@ -31,8 +39,12 @@ def test_a_run_whose_state_waits_outside_stops_and_resumes_to_the_end_of_one_who
     tmp_path, data, world_size, layout
 ):
     stays, waits = tmp_path / "stays", tmp_path / "waits"
-    for run_dir, more in ((stays, []), (waits, [OFFLOAD, "trainer.stop_after_step=2"]), (waits, [OFFLOAD])):
-        run_ranks(train_here, world_size, [*SMALL, f"trainer.run_dir={run_dir}", *data, *layout, *more])
+    first = [OFFLOAD, "trainer.stop_after_step=2", "trainer.save_every=1"]
+    for run_dir, faults, more in ((stays, "", []), (waits, SLOW_SAVE, first), (waits, "", [OFFLOAD])):
+        if more == [OFFLOAD]:
+            (waits / "checkpoints/latest").write_text("step_000001\n")  # what was written slowly
+        overrides = [*SMALL, f"trainer.run_dir={run_dir}", *data, *layout, *more]
+        run_ranks(train_with_faults, world_size, faults, overrides)
     assert books(waits) == books(stays)
     assert_same_state(stays, waits)
 

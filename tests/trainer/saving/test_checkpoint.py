@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -30,6 +31,7 @@ from nemo_simplerl.model.network import head
 from nemo_simplerl.model.network.pipeline import TokenBatch
 from nemo_simplerl.model.sharding.load import layer_offset
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
+from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.saving import checkpoint, optimizer_state, saver
@@ -82,23 +84,24 @@ def _config(model: str) -> Config:
     return small_config(model, {}, {})
 
 
-def _learners(model: str, actor: dict, precision: str = "fp32") -> tuple[dict[str, Learner], dict, Mesh]:
+def _learners(model: str, actor: dict, precision: str = "fp32", **changes) -> tuple[dict[str, Learner], dict, Mesh]:
     config = _config(model)
     optim = replace(config.actor.optim, clip_grad=0.0)
     config = replace(config, actor=replace(config.actor, **actor), model=replace(config.model, precision=precision))
     mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
     learners = {
-        role: learner_of(config, model, optim, mesh, total_updates=9, critic_seed=seed)
+        role: learner_of(config, model, optim, mesh, total_updates=9, critic_seed=seed, **changes)
         for role, seed in (("actor", None), ("critic", config.trainer.seed))
     }
     return learners, json.loads((Path(model) / "config.json").read_text()), mesh
 
 
-def _trained(model: str, actor: dict, precision: str = "fp32", updates: int = 2):
-    learners, hf, mesh = _learners(model, actor, precision)
+def _trained(model: str, actor: dict, precision: str = "fp32", updates: int = 2, **changes):
+    learners, hf, mesh = _learners(model, actor, precision, **changes)
     for learner in learners.values():
-        for _ in range(updates):
-            _update(learner, hf, mesh)
+        with learner.optimizer_on_device():
+            for _ in range(updates):
+                _update(learner, hf, mesh)
     return learners, hf, mesh
 
 
@@ -483,6 +486,47 @@ def _save_behind_training(folder: Path, model: str) -> None:
 
 def test_a_save_holds_the_state_of_its_step_while_training_goes_on_and_the_next_waits_for_it(tmp_path, models):
     run_ranks(_save_behind_training, 2, tmp_path / "checkpoints", models["tied"])
+
+
+def _save_where_it_waits(folder: Path, model: str) -> None:
+    """A save that is held up until updates have been made after it, which wait to leave their state in host memory."""
+    learners, hf, mesh = _trained(model, {"use_distributed_optimizer": True}, "bf16", offload_adam_states=True)
+    before = {name: tensor.clone() for name, tensor in _live(learners)}
+    gate, waits = threading.Event(), []
+
+    def open_gate() -> None:
+        """Once an update waits for the writer, or in 20 s."""
+        ends = time.monotonic() + 20
+        while waiting.in_words() != "checkpoint.writers" and time.monotonic() < ends:
+            time.sleep(0.01)
+        waits.append(waiting.in_words())
+        gate.set()
+
+    with _saver(folder, mesh, model) as saver:
+        saver._thread.submit(gate.wait)
+        saver.save(learners, _manifest(1, learners, mesh))
+        threading.Thread(target=open_gate).start()
+        copied = {folder for folder, *_ in saver._copies._kept}
+        assert copied == ({"actor/model_weights", "critic/model_weights"} if mesh.dp_rank == 0 else set())
+        for learner in learners.values():
+            with learner.optimizer_on_device():
+                _update(learner, hf, mesh)
+        assert waits == ["checkpoint.writers"]
+        saver.save(learners, _manifest(2, learners, mesh))
+        saver.finish()
+    after = {name: tensor.clone() for name, tensor in _live(learners)}
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    for step, expected in ((1, before), (2, after)):
+        (folder / "latest").write_text(f"step_{step:06d}\n")
+        fresh, _, _ = _learners(model, {"use_distributed_optimizer": True}, "bf16", offload_adam_states=True)
+        checkpoint.load(find_intact(folder, mesh), fresh, mesh)
+        found = dict(_live(fresh))
+        assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    _leave()
+
+
+def test_state_in_host_memory_is_saved_from_there_and_what_would_change_it_waits(tmp_path, models):
+    run_ranks(_save_where_it_waits, 2, tmp_path / "checkpoints", models["tied"])
 
 
 def _save_on_a_full_disk(folder: Path, model: str) -> list[str]:
