@@ -18,6 +18,8 @@ from packaging.utils import canonicalize_name
 
 # Python with no compiled part that the image's other packages were built against.
 REPLACEABLE = {"megatron-core"}
+# What the image's TensorRT-LLM shares with this project, and cannot be imported with another version of.
+ENGINE, SHARED = "tensorrt-llm", {"transformers"}
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,33 @@ class Lists:
     replaced: list[str]
 
 
-def lists(requirements: Iterable[str], installed: Mapping[str, str]) -> Lists:
-    """installed: canonical names and versions. Raises ValueError for one that is neither usable nor replaceable."""
-    extras = ("", "trtllm") if "tensorrt-llm" in installed else ("",)
+def imported(found: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Versions by canonical name, of names and versions in the order of Python's path: the first is what is imported.
+
+    NVIDIA's images have environments that lie over the system's, with other versions of the same packages.
+    """
+    versions: dict[str, str] = {}
+    for name, version in found:
+        versions.setdefault(canonicalize_name(name), version)
+    return versions
+
+
+def lists(requirements: Iterable[str], installed: Mapping[str, str], of_engine: Iterable[str] = ()) -> Lists:
+    """installed: canonical names and versions. of_engine: requirements of the image's TensorRT-LLM.
+
+    Raises ValueError for a package that is neither usable nor replaceable.
+    """
+    extras = ("", "trtllm") if ENGINE in installed else ("",)
     lacking: dict[str, str] = {}
     replaced: dict[str, str] = {}
-    unusable: list[str] = []
+    unusable = [
+        f"{canonicalize_name(needed.name)} {version} where its {ENGINE} {installed.get(ENGINE)} needs "
+        f"{needed.specifier}"
+        for needed in map(Requirement, of_engine)
+        if canonicalize_name(needed.name) in SHARED
+        and (version := installed.get(canonicalize_name(needed.name)))
+        and not needed.specifier.contains(version, prereleases=True)
+    ]
     for requirement in map(Requirement, requirements):
         name, marker = canonicalize_name(requirement.name), requirement.marker
         if marker and not any(marker.evaluate({"extra": extra}) for extra in extras):
@@ -52,14 +75,13 @@ def lists(requirements: Iterable[str], installed: Mapping[str, str]) -> Lists:
 
 
 def main(folder: str) -> None:
-    installed: dict[str, str] = {
-        canonicalize_name(found.metadata["Name"]): found.version for found in metadata.distributions()
-    }
+    installed = imported((found.metadata["Name"], found.version) for found in metadata.distributions())
     own = installed.pop("nemo-simplerl", None)
     if own is None:
         sys.exit("error: nemo_simplerl is not installed; pip install --no-deps it first")
     try:
-        found = lists(metadata.requires("nemo_simplerl") or [], installed)
+        of_engine = (metadata.requires(ENGINE) or []) if ENGINE in installed else []
+        found = lists(metadata.requires("nemo_simplerl") or [], installed, of_engine)
     except ValueError as error:
         sys.exit(f"error: {error}")
     for name in ("installed", "lacking", "replaced"):

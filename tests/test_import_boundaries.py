@@ -40,7 +40,7 @@ ONLY_FOR = {
     "megatron.core.parallel_state": {"parallel.mesh", "parallel.cpu"},
     "megatron.core.mpu": {"parallel.mesh", "parallel.cpu"},
     "nemo": {"model.conversion.nemo_toolkit"},
-    "tensorrt_llm": {"rollout.trtllm.engine", "rollout.trtllm.worker"},
+    "tensorrt_llm": {"rollout.trtllm.host", "rollout.trtllm.worker"},
     "ray": {"rollout.trtllm.ray_cluster"},
 }
 # Libraries that a room does without, however indirectly.

@@ -120,7 +120,7 @@ class TrtllmConfig:
     free_gpu_memory_fraction: float  # the KV cache's share of the memory that is free once the weights are there
     max_batch_size: int  # sequences decoded at once
     max_num_tokens: int  # tokens of all requests in one forward pass; no prompt may be longer
-    sampler_type: Literal["TRTLLMSampler", "TorchSampler"]  # TorchSampler has one random stream and ignores seeds
+    sampler_type: Literal["TRTLLMSampler", "TorchSampler"]  # TorchSampler ignores seeds before TensorRT-LLM 1.4
     cuda_graph: bool  # decode through captured CUDA graphs
     sleep: bool  # hand the engine's memory to the trainer between rollouts; costs host memory of the weights' size
     engine_args: dict[str, Any]  # arguments of TensorRT-LLM's own, which override all of the above

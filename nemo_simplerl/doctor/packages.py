@@ -110,13 +110,14 @@ def is_real_apex() -> bool:
 
 def engine_findings(versions: Mapping[str, str | None]) -> tuple[str, list[str]]:
     """A line that compares the installed TensorRT-LLM with the calls that the adapter makes, and the problems."""
-    from nemo_simplerl.rollout.trtllm.contract import CONTRACT, differences, installed_source
+    from nemo_simplerl.rollout.trtllm.contract import contract, differences, installed_source, source_release
 
     source = installed_source()
     if source is None:
         return f"tensorrt-llm is not installed: {OPTIONAL['tensorrt-llm']}", []
-    found = list(differences(source))
-    line = f"tensorrt-llm in {source}: {len(CONTRACT)} things that the adapter uses, {len(found)} differences"
+    found, release = differences(source), source_release(source)
+    rows = len(contract(release)) if release else 0
+    line = f"tensorrt-llm in {source}: {rows} things that the adapter uses, {len(found)} differences"
     problems = [f"tensorrt-llm {difference}" for difference in found]
     if versions["ray"] is None:
         problems.append("tensorrt-llm is installed and ray, which its refit works through, is not")

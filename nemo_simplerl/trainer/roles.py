@@ -51,6 +51,7 @@ class Roles:
     timer: PhaseTimer
     initial_weights: str = ""  # digest of the weights that the run began with
     step_state: StepState = field(default_factory=StepState)
+    sent_version: int | None = None  # of the last refit
 
     @property
     def learners(self) -> dict[str, Learner]:
@@ -147,19 +148,21 @@ class Roles:
         rollout, verify = self.config.rollout, self.config.rollout.verify_refit
         self.engine.wake()
         is_nth = isinstance(verify, int) and (version % verify == 0 or self.engine.weight_version is None)
-        return verified_refit(
+        metrics = verified_refit(
             self.engine,
             self.actor.hf_buckets(rollout.refit_bucket_mb * 2**20),
             version,
             verify=verify == "every" or is_nth,
             group=dist.group.WORLD,
         )
+        self.sent_version = version
+        return metrics
 
     @timed("eval")
     def evaluate(self, prompts: Sequence[Prompt]) -> Evaluation:
         """Answer and grade held-out prompts with the engine's weights."""
         trainer = self.config.trainer
-        self.engine.wake()
+        self._wake()
         return evaluate(
             prompts,
             self._sampler,
@@ -182,7 +185,7 @@ class Roles:
         return StepKey(step, self.engine.weight_version, digest_of(request), digest_of(settings))
 
     def _sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Completion]:
-        self.engine.wake()
+        self._wake()
         return generate_sharded(
             self._sampler,
             [prompt.token_ids for prompt in prompts],
@@ -191,6 +194,13 @@ class Roles:
             group=dist.group.WORLD,
             should_stop=self.step_state.should_stop,
         )
+
+    def _wake(self) -> None:
+        """Wake the engine, and hand it the weights again where it discarded them asleep and none came since: in a step
+        that trains the critic alone."""
+        self.engine.wake()
+        if self.engine.weight_version is None and self.sent_version is not None:
+            self.refit(self.sent_version)
 
     @property
     def _sampler(self) -> RolloutEngine | None:

@@ -23,9 +23,7 @@ def save_model(folder: Path) -> Path:
     return folder
 
 
-def start_engine(
-    folder: Path, tokenizer=None, group=None, heartbeat_s=60.0, vocab_limit=None, **settings
-) -> TrtllmEngine:
+def start_engine(folder: Path, tokenizer=None, group=None, limits=None, vocab_limit=None, **settings) -> TrtllmEngine:
     return TrtllmEngine(
         folder,
         tokenizer=tokenizer,
@@ -34,7 +32,7 @@ def start_engine(
         max_model_len=MAX_MODEL_LEN,
         settings=replace(compose(["experiment=quickstart"]).rollout.trtllm, **settings),
         group=group,
-        heartbeat_s=heartbeat_s,
+        limits=limits,
         vocab_limit=vocab_limit,
     )
 
@@ -44,7 +42,10 @@ def buckets_of(weights: dict, max_bytes: int = 100_000):
 
 
 class NothingStays:
-    """A context that fails where a process started inside outlives it. torch's helper for shared memory may stay."""
+    """A context that fails where a process started inside outlives it.
+
+    torch's helper for shared memory may stay, and so may what has ended and is not yet reaped: Ray 2.54 leaves one.
+    """
 
     def __enter__(self) -> "NothingStays":
         self._before = set(psutil.Process().children(recursive=True))
@@ -55,6 +56,10 @@ class NothingStays:
 
     def __exit__(self, *error) -> None:
         deadline = time.monotonic() + 20
-        while left := [p.name() for p in self.started() if p.is_running() and p.name() != "torch_shm_manager"]:
+        while left := [p.name() for p in self.started() if is_alive(p) and p.name() != "torch_shm_manager"]:
             assert time.monotonic() < deadline, f"still running: {left}"
             time.sleep(0.1)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -127,6 +127,35 @@ def test_ray_comes_beside_a_tensorrt_llm_that_is_there_and_never_brings_it():
     assert lacking.lists(needs, IMAGE).lacking == ["mpmath>=1.3"]
 
 
+def image(name: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Packages of an image in the order of Python's path, and what its TensorRT-LLM needs."""
+    lines = (Path(__file__).parent / f"images/{name}.txt").read_text().splitlines()
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    return [(first, second) for first, second in words if first != "needs"], [
+        second for first, second in words if first == "needs"
+    ]
+
+
+def test_the_default_base_is_given_what_it_lacks_and_keeps_its_own():
+    base = dict(text.split("=", 1) for word, text in instructions(ROOT / "docker/Dockerfile") if word == "ARG")["BASE"]
+    packages, needs = image(base.replace("nvcr.io/nvidia/", "").replace("/", "-").replace(":", "-"))
+    found = lacking.lists([*NEEDS, 'tensorrt-llm<1.5,>=1.2; extra == "trtllm"'], lacking.imported(packages), needs)
+    assert (found.lacking, found.replaced) == (["ray>=2.40"], [MEGATRON])
+    assert {"torch==2.10.0a0+b4e4ee81d3.nv25.12", "transformers==4.57.3", "numpy==1.26.4"} <= set(found.installed)
+
+
+def test_of_two_environments_that_lie_over_each_other_the_one_that_is_imported_counts():
+    packages, needs = image("nemo-26.04")
+    installed = lacking.imported(packages)
+    assert (installed["transformers"], installed["tensorrt-llm"]) == ("5.3.0", "1.2.0")
+    with pytest.raises(ValueError, match=r"transformers 5.3.0 where its tensorrt-llm 1.2.0 needs ==4.57.3; choose"):
+        lacking.lists(NEEDS, installed, needs)
+
+
+def test_the_image_does_not_tell_flashinfer_of_gpus_that_are_not_there():
+    assert ("ENV", 'TORCH_CUDA_ARCH_LIST=""') in instructions(ROOT / "docker/Dockerfile")
+
+
 def script(dockerfile: Path) -> tuple[str, dict[str, str], str, str]:
     """(shell script of the build, ENV, USER, CMD as a shell line). Raises on an instruction that it does not know."""
     lines, env, user, command = ["set -e"], {}, "0", ""

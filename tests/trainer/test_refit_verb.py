@@ -44,6 +44,25 @@ def test_after_a_failed_refit_the_next_is_verified():
     assert roles.refit(version=3)["refit/verified"] == 1
 
 
+class ForgetfulEngine(ScriptedEngine):
+    """An engine whose weights are gone when it wakes."""
+
+    def wake(self):
+        self.weight_version = None
+
+
+def test_weights_that_were_discarded_asleep_come_again_before_anything_is_sampled(monkeypatch):
+    sampled_from = []
+    note = lambda prompts, engine, *args, **kwargs: sampled_from.append(engine.weight_version)  # noqa: E731
+    monkeypatch.setattr("nemo_simplerl.trainer.roles.evaluate", note)
+    for engine, sent in ((ForgetfulEngine(8), 2), (ScriptedEngine(8), 1)):
+        roles = roles_with()
+        roles.engine, roles.grader = engine, SimpleNamespace(grade=None)
+        roles.refit(version=4)
+        roles.evaluate([])
+        assert (sampled_from.pop(), len(roles.asked)) == (4, sent)
+
+
 def test_a_refit_tells_what_it_moved_and_is_billed():
     roles = roles_with("rollout.refit_bucket_mb=7")
     num_bytes = 4 * (6 + 2**18)

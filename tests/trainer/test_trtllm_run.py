@@ -8,7 +8,8 @@ import psutil
 import pytest
 
 from fakes.double import install_double
-from fakes.small_engine import NothingStays
+from fakes.releases import build
+from fakes.small_engine import NothingStays, is_alive
 from nemo_simplerl.config.load import load
 from nemo_simplerl.data.rows import write_rows
 from nemo_simplerl.trainer.start import start_warm_start
@@ -50,12 +51,15 @@ def warm_up(overrides: list[str]) -> None:
     start_warm_start(load(overrides, world_size=1))
 
 
-def train_on_the_double(overrides: list[str]) -> list[str]:
-    """`simplerl train` on this rank, with the draws of the hf engine. Answers what its engine left running."""
-    install_double("hf_engine")
+def train_on_the_double(overrides: list[str], folder: Path) -> list[str]:
+    """`simplerl train` on this rank, with the draws of the hf engine. Answers what its engine left running.
+
+    folder: that holds the package.
+    """
+    install_double("hf_engine", folder)
     with NothingStays():
         train_here(overrides)
-    return [process.name() for process in psutil.Process().children(recursive=True)]
+    return [process.name() for process in psutil.Process().children(recursive=True) if is_alive(process)]
 
 
 def lines_of(run_dir: Path) -> list[dict]:
@@ -66,20 +70,29 @@ def responses_of(run_dir: Path) -> dict[str, bytes]:
     return {os.path.relpath(path, run_dir): path.read_bytes() for path in sorted(run_dir.glob("*/step_*.jsonl"))}
 
 
+DISCARDS = "rollout.trtllm.engine_args={sleep_config: {restore_modes: {model_weights: NONE}}}"
+
+
 @pytest.mark.parametrize(
-    ("world_size", "layout"),
+    ("world_size", "layout", "release", "engine"),
     [
-        pytest.param(1, ["algo.critic_warmup_steps=1"], id="one engine", marks=pytest.mark.slow),
         pytest.param(
-            2, ["actor.tensor_model_parallel_size=2"], id="TP2 training with two engines", marks=pytest.mark.long
+            *(1, ["algo.critic_warmup_steps=1"], "1.3", [DISCARDS]),
+            id="one engine that discards its weights asleep",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(2, ["actor.tensor_model_parallel_size=2"], "1.2", []),
+            id="TP2 training with two engines",
+            marks=pytest.mark.long,
         ),
     ],
 )
-def test_ten_steps_are_those_of_the_hf_engine(tmp_path, task, world_size, layout):
+def test_ten_steps_are_those_of_the_hf_engine(tmp_path, task, world_size, layout, release, engine):
     overrides = [*task, *layout, "rollout.verify_refit=every"]
     run_ranks(train_here, world_size, [*overrides, f"trainer.run_dir={tmp_path}/hf"])
-    on_trtllm = [*overrides, f"trainer.run_dir={tmp_path}/trtllm", "rollout.engine=trtllm"]
-    left = run_ranks(train_on_the_double, world_size, on_trtllm)
+    on_trtllm = [*overrides, f"trainer.run_dir={tmp_path}/trtllm", "rollout.engine=trtllm", *engine]
+    left = run_ranks(train_on_the_double, world_size, on_trtllm, build(release, tmp_path / "double").parent)
     assert {name for names in left for name in names} <= {"torch_shm_manager"}
     assert responses_of(tmp_path / "trtllm") == responses_of(tmp_path / "hf") != {}
     expected, found = lines_of(tmp_path / "hf"), lines_of(tmp_path / "trtllm")

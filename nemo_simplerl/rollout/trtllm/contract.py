@@ -4,69 +4,31 @@ Importing it needs a GPU and minutes; reading needs neither. `simplerl doctor` t
 assumption before a run, and names the file.
 """
 
-import ast
+import importlib.util
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-DISTRIBUTION = "tensorrt-llm"
-
-
-@dataclass(frozen=True)
-class Function:
-    """A function or method that takes these parameters; `Class.method` may be defined by a base in the same file."""
-
-    file: str
-    name: str
-    params: tuple[str, ...] = ()
-    decorator: str | None = None
-    is_async: bool = False
-    says: tuple[str, ...] = ()  # texts that its source holds
-
-
-@dataclass(frozen=True)
-class Fields:
-    """A class with these annotated fields or enumeration members, its own or those of bases in the same file."""
-
-    file: str
-    name: str
-    fields: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Says:
-    """A file whose source holds these texts."""
-
-    file: str
-    texts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Imports:
-    """A file that must import the module if it uses it: one version of 1.2 forgot to."""
-
-    file: str
-    module: str
-
-
-@dataclass(frozen=True)
-class LacksMethod:
-    """A file in which no class defines the method. Where one does, workers may be reached without Ray."""
-
-    file: str
-    method: str
-
-
-Rule = Function | Fields | Says | Imports | LacksMethod
+from nemo_simplerl.rollout.trtllm.releases import DISTRIBUTION, RELEASES, Release, release_of
+from nemo_simplerl.rollout.trtllm.source_rules import (
+    Fields,
+    Function,
+    Imports,
+    LacksMethod,
+    Rule,
+    Says,
+    broken,
+    missing_imports,
+)
 
 _LLM, _ARGS, _RLHF = "llmapi/llm.py", "llmapi/llm_args.py", "llmapi/rlhf_utils.py"
-_ASYNC, _WORKER, _EXECUTOR = "_torch/async_llm.py", "executor/ray_gpu_worker.py", "executor/ray_executor.py"
+_ASYNC, _PY_EXECUTOR = "_torch/async_llm.py", "_torch/pyexecutor/py_executor.py"
+_WORKER = ("executor/ray/gpu_worker.py", "executor/ray_gpu_worker.py")
+_EXECUTOR = ("executor/ray/executor.py", "executor/ray_executor.py")
 
-CONTRACT: tuple[Rule, ...] = (
-    Says("version.py", ('__version__ = "1.2.',)),
+_ALL: tuple[Rule, ...] = (
     Says("__init__.py", ("AsyncLLM", "LLM", "SamplingParams")),
-    Says("llmapi/__init__.py", ("KvCacheConfig", "CudaGraphConfig")),
     Function(
         _LLM,
         "LLM.__init__",
@@ -91,8 +53,9 @@ CONTRACT: tuple[Rule, ...] = (
             "max_num_tokens",
             "kv_cache_config",
             "cuda_graph_config",
-            "sampler_type",
-            "enable_sleep",
+            "scheduler_config",
+            "batch_wait_timeout_iters",
+            "batch_wait_max_tokens_ratio",
             "allreduce_strategy",
             "orchestrator_type",
             "ray_worker_extension_cls",
@@ -106,6 +69,8 @@ CONTRACT: tuple[Rule, ...] = (
     ),
     Fields(_ARGS, "KvCacheConfig", ("enable_block_reuse", "free_gpu_memory_fraction")),
     Fields(_ARGS, "CudaGraphConfig", ("enable_padding", "batch_sizes", "max_batch_size")),
+    Fields(_ARGS, "SchedulerConfig", ("capacity_scheduler_policy",)),
+    Fields(_ARGS, "CapacitySchedulerPolicy", ("MAX_UTILIZATION",)),
     Fields(
         "sampling_params.py",
         "SamplingParams",
@@ -133,12 +98,10 @@ CONTRACT: tuple[Rule, ...] = (
     Function(_ASYNC, "AsyncLLM.update_weights", ("weights",), is_async=True),
     Function(_ASYNC, "AsyncLLM.collective_rpc", ("method", "args", "kwargs", "unique_reply_rank"), is_async=True),
     Says(_ASYNC, ("NCCL", "orchestrator_type", "ray")),
-    Function(
+    Function(_RLHF, "WorkerExtension.update_weights", ("ipc_handles",), decorator="control_action_decorator"),
+    Says(
         _RLHF,
-        "WorkerExtension.update_weights",
-        ("ipc_handles",),
-        decorator="control_action_decorator",
-        says=(
+        (
             "first_pre_reload_weights",
             "get_device_uuid",
             "b64decode",
@@ -153,6 +116,7 @@ CONTRACT: tuple[Rule, ...] = (
     Function(_WORKER, "RayWorkerWrapper.call_worker_method", ("method_name",)),
     Function(_WORKER, "RayWorkerWrapper.report_device_id"),
     Function(_WORKER, "RayWorkerWrapper._inject_worker_extension", says=("already defines",)),
+    Says(_WORKER, ("self.doing_shutdown", "self.global_rank", "self.device_id")),
     Imports(_WORKER, "gc"),
     Function(_EXECUTOR, "RayExecutor.collective_rpc", ("method", "args", "kwargs", "unique_reply_rank")),
     Function(_EXECUTOR, "RayExecutor.collective_rpc_async", ("method", "args", "kwargs"), is_async=True),
@@ -161,31 +125,51 @@ CONTRACT: tuple[Rule, ...] = (
     Says(_EXECUTOR, ("TLLM_RAY_FORCE_LOCAL_CLUSTER", "ignore_reinit_error")),
     LacksMethod("executor/proxy.py", "collective_rpc"),
     LacksMethod("executor/rpc_proxy.py", "collective_rpc"),
-    Function("_ray_utils.py", "control_action_decorator"),
-    Says(
-        "_torch/virtual_memory.py",
-        (
-            '"sampler"',
-            '"drafter"',
-            '"guided_decoder"',
-            '"spec_resource_manager"',
-            '"model_extra"',
-            '"executor_extra"',
-            '"kv_cache"',
-            '"model"',
-            '"draft_model"',
-        ),
-    ),
-    Function("_torch/virtual_memory.py", "verify_sleep_wakeup_tags"),
     Function("_torch/virtual_memory.py", "release_with_tag"),
     Function("_torch/virtual_memory.py", "materialize_with_tag"),
     Function("_torch/pyexecutor/model_loader.py", "ModelLoader.reload", ("model", "weights", "allow_partial_loading")),
-    Function("_torch/pyexecutor/py_executor.py", "PyExecutor.control_action"),
-    Function("_torch/pyexecutor/py_executor.py", "PyExecutor.reset_prefix_cache"),
+    Function(_PY_EXECUTOR, "PyExecutor.control_action"),
+    Function(_PY_EXECUTOR, "PyExecutor.reset_prefix_cache"),
+    Function(_PY_EXECUTOR, "PyExecutor.start_worker", says=("self.worker_thread",)),
     Function("_torch/models/modeling_utils.py", "DecoderModelForCausalLM.load_weights", ("allow_partial_loading",)),
     Function("_torch/utils.py", "get_device_uuid", ("device_idx",)),
     Function("serialization.py", "loads"),
 )
+
+_TAGS = (
+    "SAMPLER",
+    "DRAFTER",
+    "GUIDED_DECODER",
+    "SPEC_RESOURCES",
+    "MODEL_EXTRA",
+    "EXTRA_RESOURCES",
+    "KV_CACHE",
+    "MODEL_ENGINE_MAIN",
+    "MODEL_ENGINE_DRAFT",
+)
+
+
+def contract(release: Release) -> tuple[Rule, ...]:
+    """What the adapter takes for granted of a release of TensorRT-LLM."""
+    args = (release.sleep_argument, *(("sampler_type",) if len(release.samplers) > 1 else ()))
+    types = release.memory_types.removeprefix("tensorrt_llm.").replace(".", "/") + ".py"
+    rules: list[Rule] = [*_ALL, Fields(_ARGS, "TorchLlmArgs", args), Says(types, ('"kv_cache"', "_no_capture"))]
+    if release.sleep_argument == "sleep_config":
+        rules += [
+            Fields(_ARGS, "SleepConfig", ("restore_modes",)),
+            Fields(types, "ExecutorMemoryType", (*_TAGS, "MODEL_WEIGHTS_MAIN", "MODEL_WEIGHTS_DRAFT")),
+        ]
+    else:
+        rules += [
+            Fields(types, "ExecutorMemoryType", _TAGS),
+            Function(types, "verify_sleep_wakeup_tags"),
+        ]
+    if release.has_logprobs_mode:
+        rules += [
+            Fields("sampling_params.py", "SamplingParams", ("logprobs_mode",)),
+            Fields("sampling_params.py", "LogprobMode", ("RAW", "PROCESSED")),
+        ]
+    return tuple(rules)
 
 
 def installed_source() -> Path | None:
@@ -197,107 +181,32 @@ def installed_source() -> Path | None:
     return Path(str(distribution.locate_file("tensorrt_llm")))
 
 
+def source_release(source: Path) -> Release | None:
+    """The release that the package folder says it is; None for one that the adapter does not know."""
+    file = source / "version.py"
+    said = re.search(r"""__version__ = ["']([^"']+)""", file.read_text()) if file.is_file() else None
+    return release_of(said[1]) if said else None
+
+
 def differences(source: Path) -> list[str]:
     """The rows of the contract that the package folder `source` breaks, each as `file: what is missing`."""
-    found: list[str] = []
-    sources: dict[str, _Source | str] = {}
-    for rule in CONTRACT:
-        if rule.file not in sources:
-            sources[rule.file] = _read(source, rule.file)
-        read = sources[rule.file]
-        if isinstance(read, str):
-            if read not in found and not isinstance(rule, LacksMethod):
-                found.append(read)
-        else:
-            found += [f"{rule.file}: {problem}" for problem in _problems(rule, read)]
-    return found
+    release = source_release(source)
+    if release is None:
+        return [f"version.py: says none of the releases that the adapter knows, {', '.join(RELEASES)}"]
+    return [*broken(contract(release), source), *missing_of_ray(source)]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A parsed file and its classes by name."""
-
-    text: str
-    tree: ast.Module
-    classes: dict[str, ast.ClassDef]
-
-    def lineage(self, name: str) -> Iterator[ast.ClassDef]:
-        """The class and those of its bases that this file defines."""
-        if name in self.classes:
-            yield self.classes[name]
-            for base in self.classes[name].bases:
-                yield from self.lineage(ast.unparse(base))
-
-    def function(self, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-        owner, _, function = name.rpartition(".")
-        bodies = [node.body for node in self.lineage(owner)] if owner else [self.tree.body]
-        for body in bodies:
-            for node in body:
-                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == function:
-                    return node
-        return None
-
-
-def _read(source: Path, file: str) -> _Source | str:
-    """The parsed file, or what is wrong with it."""
-    try:
-        text = (source / file).read_text()
-        tree = ast.parse(text)
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        return f"{file}: cannot be read ({error})"
-    return _Source(text, tree, {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)})
-
-
-def _problems(rule: Rule, source: _Source) -> Iterator[str]:
-    """What the file lacks of one rule, in words."""
-    if isinstance(rule, Function):
-        yield from _problems_of_function(rule, source)
-    elif isinstance(rule, Fields):
-        lineage = list(source.lineage(rule.name))
-        if not lineage:
-            yield f"there is no class {rule.name}"
-            return
-        names = {name for node in lineage for name in _field_names(node)}
-        yield from (f"{rule.name} has no field {field}" for field in rule.fields if field not in names)
-    elif isinstance(rule, Says):
-        yield from (f"nowhere says {text}" for text in rule.texts if not _says(source.text, text))
-    elif isinstance(rule, Imports):
-        used = any(isinstance(node, ast.Name) and node.id == rule.module for node in ast.walk(source.tree))
-        imported = {
-            alias.asname or alias.name
-            for node in ast.walk(source.tree)
-            if isinstance(node, (ast.Import, ast.ImportFrom))
-            for alias in node.names
-        }
-        if used and rule.module not in imported:
-            yield f"uses {rule.module} without importing it: its callers get a NameError"
-    elif any(rule.method in {getattr(item, "name", None) for item in node.body} for node in source.classes.values()):
-        yield f"a class now has {rule.method}: workers may be reached without Ray"
-
-
-def _problems_of_function(rule: Function, source: _Source) -> Iterator[str]:
-    node = source.function(rule.name)
-    if node is None:
-        yield f"there is no {rule.name}"
+def missing_of_ray(source: Path) -> Iterator[str]:
+    """What TensorRT-LLM's files import from Ray and the installed Ray does not have; nothing where there is no Ray."""
+    spec = importlib.util.find_spec("ray")
+    if spec is None or spec.origin is None:
         return
-    given = node.args
-    names = {arg.arg for arg in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg) if arg}
-    yield from (f"{rule.name} has no parameter {param}" for param in rule.params if param not in names)
-    decorators = [ast.unparse(decorator).partition("(")[0] for decorator in node.decorator_list]
-    if rule.decorator is not None and rule.decorator not in decorators:
-        yield f"{rule.name} is not decorated by {rule.decorator}"
-    if rule.is_async != isinstance(node, ast.AsyncFunctionDef):
-        yield f"{rule.name} is {'not' if rule.is_async else 'now'} async"
-    text = ast.unparse(node)
-    yield from (f"{rule.name} nowhere says {said}" for said in rule.says if not _says(text, said))
+    for missing in missing_imports(source, "ray", Path(spec.origin).parent):
+        yield f"{missing}: ray {_version('ray')} is installed, install ray>=2.49,<2.55"
 
 
-def _field_names(node: ast.ClassDef) -> Iterator[str]:
-    for item in node.body:
-        targets = [item.target] if isinstance(item, ast.AnnAssign) else getattr(item, "targets", [])
-        yield from (target.id for target in targets if isinstance(target, ast.Name))
-
-
-def _says(text: str, said: str) -> bool:
-    """Whether the text contains `said`, in either kind of quotes."""
-    return said in text or said.replace('"', "'") in text
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "of unknown version"

@@ -1,17 +1,14 @@
-"""TensorRT-LLM 1.2 as the rollout engine. Only this module and worker import it.
+"""TensorRT-LLM as the rollout engine, as the ranks that share one see it.
 
-Refitting a running engine works in 1.2 only through its Ray orchestrator, so one rank of each engine's group hosts an
-`AsyncLLM` on a private Ray cluster, whose workers share the group's GPUs with the trainer. docs/trtllm.md draws it.
+Refitting a running engine works only through its Ray orchestrator, so one rank of each engine's group hosts an
+`AsyncLLM` on a private Ray cluster (host.py), whose workers share the group's GPUs with the trainer. docs/trtllm.md
+draws it.
 """
 
-import asyncio
-import importlib.util
 import logging
-import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,13 +20,15 @@ from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
 from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
+from nemo_simplerl.rollout.trtllm.contract import installed_source, missing_of_ray
 from nemo_simplerl.rollout.trtllm.handles import Staging, device_uuid, physical_index, return_cached_memory
-from nemo_simplerl.rollout.trtllm.launch_environment import environment_of_its_own
-from nemo_simplerl.rollout.trtllm.loop_thread import LoopThread
-from nemo_simplerl.rollout.trtllm.ray_cluster import start_ray, stop_ray
+from nemo_simplerl.rollout.trtllm.host import EngineHost, Limits
+from nemo_simplerl.rollout.trtllm.releases import Release, installed_release
 from nemo_simplerl.rollout.trtllm.values import (
     cut_at_stops,
+    discards_weights,
     llm_arguments,
+    logprobs_mode,
     padding_bias,
     request_arguments,
     tokens_and_logprobs,
@@ -38,20 +37,6 @@ from nemo_simplerl.rollout.weight_state import WeightState
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-SUPPORTED = "1.2."
-# All of the engine's memory but its KV cache. 1.2 keeps the weights in host memory while it sleeps and drops the cache.
-WEIGHT_TAGS = [
-    "sampler",
-    "drafter",
-    "guided_decoder",
-    "spec_resource_manager",
-    "model_extra",
-    "executor_extra",
-    "model",
-    "draft_model",
-]
-CACHE_TAGS = ["kv_cache"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +57,9 @@ class TrtllmEngine:
     device: this rank's; the engine's worker for it lives on the same one. dtype: of the engine's weights.
     tokenizer: decodes stop strings and the text of completions. max_model_len: longest prompt + response, tokens.
     group: of gloo; None is this rank alone. vocab_limit: ids from here on, padding rows of the embedding, are never
-    sampled. heartbeat_s: seconds after which a dead worker is noticed.
-    Raises ValueError before anything starts where TensorRT-LLM 1.2 or Ray is not installed.
+    sampled. limits: how long the engine's processes may take.
+    Raises ValueError before anything starts where no release of TensorRT-LLM that is known here is installed, or no Ray
+    that it can use.
     """
 
     def __init__(
@@ -87,28 +73,29 @@ class TrtllmEngine:
         settings: TrtllmConfig,
         group: dist.ProcessGroup | None,
         vocab_limit: int | None = None,
-        heartbeat_s: float = 60.0,
+        limits: Limits | None = None,
     ):
-        require_supported_version()
+        self._release = usable_release()
         self._tokenizer, self._device, self._group, self._settings = tokenizer, device, group, settings
-        self._max_model_len, self._heartbeat_s = max_model_len, heartbeat_s
+        self._max_model_len = max_model_len
+        self._sampler = self._release.sampler(settings.sampler_type)
         self._expected = ExpectedWeights(model_path)
         self._vocab_limit = vocab_limit
         self._bias_V: torch.Tensor | None = None  # see _answers
         self._weight_state = WeightState()
         self._asleep, self._has_cache, self._closed = False, True, False
-        self._loop: LoopThread | None = None
-        self._llm: Any = None
-        self._ray_folder: Path | None = None
+        arguments = llm_arguments(str(model_path), dtype, max_model_len, settings, self._release)
+        self._forgets = settings.sleep and discards_weights(arguments)
         rank = 0 if group is None else group.rank()
         self.batch_size: int | None = None
         self.generates = rank == 0  # whether this rank is the leader
         self.sleeps_between_rollouts = True
         self._uuid = device_uuid(device, rank)
+        self._host = EngineHost(_name_of(group), self._release, limits or Limits())
         self._together(lambda: return_cached_memory(device))
         devices = self._together(lambda: RankDevice(self._uuid, physical_index(device), socket.gethostname()))
         try:
-            self._lead(lambda: self._start(llm_arguments(str(model_path), dtype, max_model_len, settings), devices))
+            self._lead(lambda: self._start(arguments, devices))
         except BaseException:
             self.close()
             raise
@@ -152,7 +139,7 @@ class TrtllmEngine:
         if not seeds:
             return []
         if not self._has_cache:
-            self._run(self._llm.resume(CACHE_TAGS))
+            self._host.restore_cache()
             self._has_cache = True
         answers = self._answers(prompts, params, seeds)
         lengths, stopped = cut_at_stops([tokens for tokens, _ in answers], stop_rule)
@@ -177,12 +164,13 @@ class TrtllmEngine:
         tensor of the vocabulary's size a request, and TorchSampler copies all of them to the GPU in every step. So
         requests carry it only once such an id has come; what came with it is drawn again.
         """
+        mode = logprobs_mode(params, self._sampler, self._release)
         while True:
             requests = [
-                (list(prompts[i // params.n]), request_arguments(params, seed, self._bias_V))
+                (list(prompts[i // params.n]), request_arguments(params, seed, self._bias_V, mode))
                 for i, seed in enumerate(seeds)
             ]
-            answers = [tokens_and_logprobs(output, params) for output in self._run(self._sample(requests))]
+            answers = [tokens_and_logprobs(output, params) for output in self._host.sample(requests)]
             largest, limit = max(max(tokens, default=0) for tokens, _ in answers), self._vocab_limit
             if limit is None or largest < limit or self._bias_V is not None:
                 return answers
@@ -197,7 +185,7 @@ class TrtllmEngine:
         if self._closed or self._asleep:
             return
         if self._settings.sleep:
-            self._lead(self._release)
+            self._lead(lambda: self._host.release(cache=self._has_cache))
             self._has_cache = False
         self._asleep = True
 
@@ -207,25 +195,15 @@ class TrtllmEngine:
             return
         if self._settings.sleep:
             self._together(lambda: return_cached_memory(self._device))
-            self._lead(lambda: self._run(self._llm.resume(WEIGHT_TAGS)))
+            self._lead(self._host.restore_weights)
         self._asleep = False
+        if self._forgets:
+            self._weight_state.invalidate("its weights were discarded while it slept")
 
     def close(self) -> None:
         """See RolloutEngine.close. Ends the workers and the Ray cluster."""
         self._closed = True
-        llm, self._llm = self._llm, None
-        folder, self._ray_folder = self._ray_folder, None
-        loop, self._loop = self._loop, None
-        try:
-            if llm is not None:
-                llm.shutdown()
-        finally:
-            if loop is not None:
-                loop.close()
-            if folder is not None:
-                stop_ray(folder)
-
-    # Called on the leader.
+        self._host.close()
 
     def _start(self, arguments: dict[str, Any], devices: Sequence[RankDevice]) -> None:
         if len({device.host for device in devices}) > 1:
@@ -233,55 +211,20 @@ class TrtllmEngine:
                 f"the ranks of one engine are on {', '.join(device.host for device in devices)}; weights are handed "
                 "over within one machine. Set rollout.trtllm.tensor_parallel_size to divide the ranks of each machine."
             )
-        numbers = [str(device.index) for device in devices if device.index is not None]
-        os.environ["TLLM_DISABLE_MPI"] = "1"  # read again while the engine runs
-        with environment_of_its_own(
-            TLLM_RAY_FORCE_LOCAL_CLUSTER="1",
-            TRT_LLM_DISABLE_LOAD_WEIGHTS_IN_PARALLEL="1",  # copies one by one: less memory in a refit
-            RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES="1",
-            **({"CUDA_VISIBLE_DEVICES": ",".join(numbers)} if numbers else {}),
-        ):
-            self._ray_folder = start_ray(num_gpus=len(devices))
-            self._loop = LoopThread("simplerl-trtllm")
-            self._run(self._build(arguments))
-        held, reported = sorted(device.uuid for device in devices), sorted(self._call("report_device_id"))
-        if held != reported:
+        gpus = [device.index for device in devices if device.index is not None]
+        reported = sorted(self._host.start(arguments, len(devices), gpus))
+        if (held := sorted(device.uuid for device in devices)) != reported:
             raise RuntimeError(
                 f"the engine's workers are on {reported}, but the ranks of its group hold {held}: weights could not be "
                 "handed over. Start one rank a GPU, with the same CUDA_VISIBLE_DEVICES on all."
             )
-
-    async def _build(self, arguments: dict[str, Any]) -> None:
-        from tensorrt_llm import AsyncLLM
-
-        self._llm = AsyncLLM(**_with_classes(arguments))
-        await self._llm.setup_async()
-
-    async def _sample(self, requests: Sequence[tuple[list[int], dict[str, Any]]]) -> list[Any]:
-        from tensorrt_llm import SamplingParams as EngineParams
-
-        work = asyncio.gather(*[self._llm.generate_async(ids, EngineParams(**given)) for ids, given in requests])
-        try:
-            while not (await asyncio.wait({work}, timeout=self._heartbeat_s))[0]:
-                # Raises when a worker has died: the requests it held would be waited for without end.
-                await self._llm.collective_rpc("report_device_id")
-            return work.result()
-        finally:
-            work.cancel()  # nothing where it has ended
-            await asyncio.gather(work, return_exceptions=True)
-
-    def _release(self) -> None:
-        # Released blocks stay in the index of reusable prompts, and would be read after the next wake.
-        self._call("simplerl_reset_prefix_cache")
-        self._run(self._llm.release(WEIGHT_TAGS + (CACHE_TAGS if self._has_cache else [])))
-
-    def _call(self, method: str, *args: Any) -> list[Any]:
-        """The result of a method of each worker, in rank order."""
-        return self._run(self._llm.collective_rpc(method, args=args))
-
-    def _run(self, work: Any) -> Any:
-        assert self._loop is not None, "only the leader talks to the engine"
-        return self._loop.run(work)
+        if self._sampler != self._settings.sampler_type:
+            log.info(f"TensorRT-LLM {self._release.name} has no {self._settings.sampler_type}: {self._sampler} samples")
+        if self._sampler not in self._release.follow_seeds:
+            log.warning(
+                f"{self._sampler} of TensorRT-LLM {self._release.name} ignores the seeds of requests: a rerun does not "
+                "repeat its samples"
+            )
 
     # Called on every rank of the group.
 
@@ -296,7 +239,7 @@ class TrtllmEngine:
         del staging
         return_cached_memory(self._device)
         arrivals.finish()
-        self._lead(lambda: self._run(self._llm.update_weights(None)))
+        self._lead(lambda: self._host.update_weights(None))
         return landed
 
     def _send(self, staging: Staging, bucket: Bucket, digests: bool) -> dict[str, int]:
@@ -309,11 +252,11 @@ class TrtllmEngine:
         every = dict(self._together(lambda: (self._uuid, handles())))
 
         def update() -> dict[str, int]:
-            self._run(self._llm.update_weights({uuid: text for uuid, (text, _) in every.items()}))
+            self._host.update_weights({uuid: text for uuid, (text, _) in every.items()})
             if not digests:
                 return {}
             second = {uuid: text for uuid, (_, text) in every.items()}
-            first, *others = self._call("simplerl_digests", second)
+            first, *others = self._host.call("simplerl_digests", second)
             if differing := [name for name in first if any(other[name] != first[name] for other in others)]:
                 raise RuntimeError(f"the engine's workers received different tensors: {', '.join(differing[:5])}")
             return first
@@ -364,30 +307,20 @@ def engine_group(size: int) -> dist.ProcessGroup | None:
     return mine
 
 
-def require_supported_version() -> None:
-    """Raises ValueError unless TensorRT-LLM 1.2 and Ray are installed. Imports neither."""
-    try:
-        version = metadata.version("tensorrt-llm")
-    except metadata.PackageNotFoundError:
-        raise ValueError(
-            "rollout.engine=trtllm needs the package tensorrt-llm 1.2, which is not installed. Work in the container "
-            "image, which has it, or set rollout.engine=hf."
-        ) from None
-    if not version.startswith(SUPPORTED):
-        raise ValueError(
-            f"rollout.engine=trtllm is written for tensorrt-llm 1.2, and {version} is installed: 1.0 and 1.1 cannot be "
-            "refitted, 1.3 renamed the calls. Install 1.2.1, or set rollout.engine=hf."
-        )
-    if importlib.util.find_spec("ray") is None:
-        raise ValueError("rollout.engine=trtllm needs the package ray, which tensorrt-llm does not bring: install it.")
+def usable_release() -> Release:
+    """The installed release of TensorRT-LLM, when the installed Ray has all that it imports. Imports neither.
+
+    Raises ValueError where it cannot be used.
+    """
+    release, source = installed_release(), installed_source()
+    if source is not None and (missing := list(missing_of_ray(source))):
+        raise ValueError(f"rollout.engine=trtllm: TensorRT-LLM cannot be imported with this Ray. {'; '.join(missing)}.")
+    return release
 
 
-def _with_classes(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, with nested sections turned into the classes that AsyncLLM takes."""
-    from tensorrt_llm.llmapi import CudaGraphConfig, KvCacheConfig
-
-    classes = {"kv_cache_config": KvCacheConfig, "cuda_graph_config": CudaGraphConfig}
-    return {
-        key: classes[key](**value) if key in classes and isinstance(value, dict) else value
-        for key, value in arguments.items()
-    }
+def _name_of(group: dist.ProcessGroup | None) -> str:
+    """An engine's name in messages: its ranks and its machine."""
+    first = dist.get_rank() if dist.is_initialized() else 0
+    last = first + (1 if group is None else group.size()) - 1
+    ranks = f"rank {first}" if first == last else f"ranks {first} to {last}"
+    return f"the TensorRT-LLM engine of {ranks} on {socket.gethostname()}"

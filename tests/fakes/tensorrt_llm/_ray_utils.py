@@ -1,4 +1,15 @@
 import functools
+from contextlib import contextmanager
+
+import ray
+
+
+@contextmanager
+def unwrap_ray_errors():
+    try:
+        yield
+    except ray.exceptions.RayTaskError as e:
+        raise e.as_instanceof_cause() from e
 
 
 def control_action_decorator(func):

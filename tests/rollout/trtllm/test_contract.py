@@ -1,29 +1,31 @@
-"""The contract with TensorRT-LLM: the double keeps it, each broken row is reported, and the real package is read where
-it is installed."""
+"""The contract with TensorRT-LLM: the double of each release keeps it, each broken row is reported, and the real
+package is read where it is installed."""
 
 import ast
-import shutil
 
 import pytest
 
-from fakes.double import FAKES
-from nemo_simplerl.rollout.trtllm.contract import (
-    CONTRACT,
+from fakes.releases import FAKES, PACKAGE, build
+from nemo_simplerl.rollout.trtllm.contract import contract, differences, installed_source, source_release
+from nemo_simplerl.rollout.trtllm.releases import RELEASES
+from nemo_simplerl.rollout.trtllm.source_rules import (
     Fields,
     Function,
     Imports,
     LacksMethod,
     Says,
-    differences,
-    installed_source,
+    broken,
+    file_of,
+    missing_imports,
 )
+
+CONTRACT = contract(RELEASES["1.2"])
 
 
 @pytest.fixture
 def package(tmp_path):
     """A copy of the double's source, for the tests to break."""
-    ignored = shutil.ignore_patterns("__pycache__")
-    return shutil.copytree(FAKES / "tensorrt_llm", tmp_path / "tensorrt_llm", ignore=ignored)
+    return build("1.2", tmp_path)
 
 
 def test_the_installed_package_keeps_the_contract():
@@ -33,15 +35,48 @@ def test_the_installed_package_keeps_the_contract():
     assert differences(source) == []
 
 
-def test_the_double_keeps_the_contract():
-    assert differences(FAKES / "tensorrt_llm") == []
+@pytest.mark.parametrize(("name", "others"), [("1.2", ["1.3", "1.4"]), ("1.3", ["1.2"]), ("1.4", ["1.2", "1.3"])])
+def test_the_double_of_each_release_keeps_that_releases_contract(tmp_path, name, others):
+    package = build(name, tmp_path)
+    assert source_release(package) is RELEASES[name]
+    assert broken(contract(RELEASES[name]), package) == []
+    # 1.4 took something away, and asks for nothing that 1.3 did not have.
+    assert [other for other, release in RELEASES.items() if broken(contract(release), package)] == others
 
 
-@pytest.mark.parametrize("file", sorted({rule.file for rule in CONTRACT if not isinstance(rule, LacksMethod)}))
+def test_what_ray_no_longer_has_is_told_with_the_file_and_the_remedy(package, tmp_path):
+    ray = tmp_path / "ray"
+    (ray / "util").mkdir(parents=True)
+    (ray / "__init__.py").touch()
+    (ray / "util/placement_group.py").write_text("class PlacementGroup: ...\ndef placement_group(): ...\n")
+    (ray / "util/scheduling_strategies.py").write_text("class PlacementGroupSchedulingStrategy: ...\n")
+    assert list(missing_imports(package, "ray", ray)) == [
+        f"executor/ray_executor.py imports {name} from ray.util.placement_group, which it has not"
+        for name in ("PlacementGroupSchedulingStrategy", "get_current_placement_group")
+    ]
+    with (ray / "util/placement_group.py").open("a") as file:
+        file.write("from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as _, x\n")
+        file.write("try:\n    get_current_placement_group = None\nexcept KeyError: ...\n")
+    [told] = missing_imports(package, "ray", ray)
+    assert "imports PlacementGroupSchedulingStrategy" in told
+    newer = build("1.4", tmp_path / "newer")  # which looks for the name in both places
+    assert list(missing_imports(newer, "ray", ray)) == []
+
+
+def test_the_installed_ray_has_all_that_each_release_imports(tmp_path):
+    pytest.importorskip("ray")
+    for name in RELEASES:
+        assert differences(build(name, tmp_path / name)) == []
+
+
+@pytest.mark.parametrize(
+    "file", sorted({file_of(rule, FAKES / PACKAGE) for rule in CONTRACT if not isinstance(rule, LacksMethod)})
+)
 def test_a_file_that_is_gone_is_told_once(package, file):
     (package / file).unlink()
-    [told] = differences(package)
-    assert told.startswith(f"{file}: cannot be read")
+    told = [told for told in differences(package) if "cannot be read" in told]
+    newest = file.replace("ray_executor", "ray/executor").replace("ray_gpu_worker", "ray/gpu_worker")
+    assert [line.partition(" (")[0] for line in told] == [f"{newest}: cannot be read"]
 
 
 def test_a_file_that_is_no_python_is_told(package):
@@ -55,34 +90,34 @@ def rows(kind):
 
 @pytest.mark.parametrize("rule", rows(Function), ids=lambda rule: rule.name)
 def test_a_function_that_is_gone_is_told_and_so_is_each_parameter_and_text(package, rule):
-    file = package / rule.file
+    file = package / file_of(rule, package)
     source = file.read_text()
     rewrite(file, Without(functions={rule.name.rpartition(".")[2]}))
-    assert f"{rule.file}: there is no {rule.name}" in differences(package)
+    assert f"{file_of(rule, package)}: there is no {rule.name}" in differences(package)
     file.write_text(source)
     rewrite(file, Without(params=set(rule.params)))
     without(file, rule.says)
     told = differences(package)
     for param in rule.params:
-        assert f"{rule.file}: {rule.name} has no parameter {param}" in told
+        assert f"{file_of(rule, package)}: {rule.name} has no parameter {param}" in told
     for text in rule.says:
-        assert f"{rule.file}: {rule.name} nowhere says {text}" in told
+        assert f"{file_of(rule, package)}: {rule.name} nowhere says {text}" in told
 
 
 @pytest.mark.parametrize("rule", rows(Fields), ids=lambda rule: rule.name)
 def test_each_field_that_is_gone_is_told(package, rule):
-    rewrite(package / rule.file, Without(fields=set(rule.fields)))
+    rewrite(package / file_of(rule, package), Without(fields=set(rule.fields)))
     told = differences(package)
     for field in rule.fields:
-        assert f"{rule.file}: {rule.name} has no field {field}" in told
+        assert f"{file_of(rule, package)}: {rule.name} has no field {field}" in told
 
 
-@pytest.mark.parametrize("rule", rows(Says), ids=lambda rule: rule.file)
+@pytest.mark.parametrize("rule", rows(Says), ids=lambda rule: str(rule.file))
 def test_each_text_that_is_gone_is_told(package, rule):
-    without(package / rule.file, rule.texts)
+    without(package / file_of(rule, package), rule.texts)
     told = differences(package)
     for text in rule.texts:
-        assert f"{rule.file}: nowhere says {text}" in told
+        assert f"{file_of(rule, package)}: nowhere says {text}" in told
 
 
 @pytest.mark.parametrize(
@@ -90,10 +125,10 @@ def test_each_text_that_is_gone_is_told(package, rule):
     [
         ("_torch/async_llm.py", "async def release", "def release", "AsyncLLM.release is not async"),
         (
-            "_ray_utils.py",
-            "def control_action_decorator",
-            "async def control_action_decorator",
-            "control_action_decorator is now async",
+            "serialization.py",
+            "def loads",
+            "async def loads",
+            "loads is now async",
         ),
         (
             "llmapi/rlhf_utils.py",
@@ -102,7 +137,7 @@ def test_each_text_that_is_gone_is_told(package, rule):
             "WorkerExtension.update_weights is not decorated by control_action_decorator",
         ),
         ("llmapi/llm_args.py", "class KvCacheConfig", "class KvConfig", "there is no class KvCacheConfig"),
-        ("version.py", "1.2.1", "1.3.0", 'nowhere says __version__ = "1.2.'),
+        ("version.py", "1.2.1", "1.5.0", "says none of the releases that the adapter knows, 1.2, 1.3, 1.4"),
     ],
 )
 def test_a_function_of_another_kind_and_another_version_are_told(package, file, before, after, told):
@@ -114,18 +149,21 @@ def test_a_function_of_another_kind_and_another_version_are_told(package, file, 
 
 def test_a_module_used_without_its_import_is_told(package):
     [rule] = rows(Imports)
-    file = package / rule.file
-    file.write_text(file.read_text().replace("def start(self) -> None: ...", "def start(self): gc.collect()"))
-    assert differences(package) == [f"{rule.file}: uses gc without importing it: its callers get a NameError"]
-    file.write_text("import gc\n" + file.read_text())
-    assert differences(package) == []
+    file = package / file_of(rule, package)
+    imports = file.read_text()
+    file.write_text(imports.replace("import gc\n", ""))
+    assert differences(package) == [
+        f"{file_of(rule, package)}: uses gc without importing it: its callers get a NameError"
+    ]
 
 
-@pytest.mark.parametrize("rule", rows(LacksMethod), ids=lambda rule: rule.file)
+@pytest.mark.parametrize("rule", rows(LacksMethod), ids=lambda rule: str(rule.file))
 def test_a_way_without_ray_is_told(package, rule):
-    file = package / rule.file
+    file = package / file_of(rule, package)
     file.write_text(file.read_text() + f"\n    def {rule.method}(self): ...\n")
-    assert differences(package) == [f"{rule.file}: a class now has {rule.method}: workers may be reached without Ray"]
+    assert differences(package) == [
+        f"{file_of(rule, package)}: a class now has {rule.method}: workers may be reached without Ray"
+    ]
 
 
 class Without(ast.NodeTransformer):
@@ -147,6 +185,9 @@ class Without(ast.NodeTransformer):
 
     def visit_AnnAssign(self, node):
         return None if ast.unparse(node.target) in self.fields else node
+
+    def visit_Assign(self, node):
+        return None if ast.unparse(node.targets[0]) in self.fields else node
 
 
 def rewrite(file, transformer):

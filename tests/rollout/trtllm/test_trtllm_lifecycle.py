@@ -14,6 +14,7 @@ from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.distribute import generate_sharded
 from nemo_simplerl.rollout.trtllm.engine import engine_group
 from nemo_simplerl.rollout.trtllm.handles import Staging
+from nemo_simplerl.rollout.trtllm.host import Limits
 from support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,7 @@ def test_an_argument_that_the_engine_does_not_know_is_told_and_nothing_stays_beh
 
 def test_a_dead_worker_is_an_error_and_close_leaves_no_process(folder, weights):
     with double_installed("own"), NothingStays() as processes:
-        engine = start_engine(folder, heartbeat_s=0.5, cuda_graph=False, sleep=False)
+        engine = start_engine(folder, limits=Limits(heartbeat=0.5), cuda_graph=False, sleep=False)
         try:
             engine.refit(buckets_of(weights), 1)
             engine.sleep()  # it keeps its memory, and refuses all the same

@@ -16,21 +16,26 @@ import torch
 from safetensors.torch import load_file
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
-from fakes.double import FAKES, double_installed
+from fakes.releases import FAKES, build
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
 from nemo_simplerl.rollout.stopping import StopRule
 from nemo_simplerl.rollout.trtllm import handles
-from nemo_simplerl.rollout.trtllm.contract import CONTRACT, Fields
-from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine, require_supported_version
+from nemo_simplerl.rollout.trtllm.contract import contract
+from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine, usable_release
 from nemo_simplerl.rollout.trtllm.launch_environment import environment_of_its_own
-from nemo_simplerl.rollout.trtllm.loop_thread import LoopThread
+from nemo_simplerl.rollout.trtllm.loop_thread import LoopThread, Overdue
+from nemo_simplerl.rollout.trtllm.releases import RELEASES, TORCH, TRTLLM, installed_release
+from nemo_simplerl.rollout.trtllm.source_rules import Fields
 from nemo_simplerl.rollout.trtllm.values import (
     cut_at_stops,
+    discards_weights,
     llm_arguments,
+    logprobs_mode,
     padding_bias,
     request_arguments,
+    sleep_tags,
     tokens_and_logprobs,
 )
 from support.tiny import save_hf_model
@@ -39,16 +44,24 @@ PARAMS = SamplingParams(n=1, max_tokens=9, temperature=0.7, top_p=1.0, top_k=0, 
 SETTINGS = compose(["experiment=quickstart"]).rollout.trtllm
 
 
-def fields_of(name):
-    return next(set(rule.fields) for rule in CONTRACT if isinstance(rule, Fields) and rule.name == name)
+def fields_of(name, release):
+    rules = [rule for rule in contract(release) if isinstance(rule, Fields) and rule.name == name]
+    return {field for rule in rules for field in rule.fields}
 
 
-def test_every_argument_that_is_passed_is_a_row_of_the_contract():
-    arguments = llm_arguments("model", torch.bfloat16, 2048, SETTINGS)
-    assert set(arguments) - {"model"} <= fields_of("TorchLlmArgs")
-    assert set(arguments["kv_cache_config"]) <= fields_of("KvCacheConfig")
-    assert set(arguments["cuda_graph_config"]) <= fields_of("CudaGraphConfig")
-    assert set(request_arguments(PARAMS, 1)) <= fields_of("SamplingParams")
+def arguments_of(settings=SETTINGS, name="1.2"):
+    return llm_arguments("model", torch.bfloat16, 2048, settings, RELEASES[name])
+
+
+@pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)
+def test_every_argument_that_is_passed_is_a_row_of_the_releases_contract(release):
+    arguments = arguments_of(name=release.name)
+    assert set(arguments) - {"model"} <= fields_of("TorchLlmArgs", release)
+    sections = {"kv_cache": "KvCache", "cuda_graph": "CudaGraph", "scheduler": "Scheduler", "sleep": "Sleep"}
+    for key, name in sections.items():
+        assert set(arguments.get(f"{key}_config", ())) <= fields_of(f"{name}Config", release)
+    asked = request_arguments(PARAMS, 1, mode=logprobs_mode(PARAMS, TORCH, release))
+    assert set(asked) <= fields_of("SamplingParams", release)
 
 
 def test_engine_arguments_follow_the_settings_and_raw_ones_lie_over_them():
@@ -57,9 +70,9 @@ def test_engine_arguments_follow_the_settings_and_raw_ones_lie_over_them():
         max_batch_size=17,
         cuda_graph=False,
         sleep=False,
-        engine_args={"kv_cache_config": {"tokens_per_block": 64}, "max_num_tokens": 5, "batch_wait_timeout_iters": 32},
+        engine_args={"kv_cache_config": {"tokens_per_block": 64}, "max_num_tokens": 5, "batch_wait_timeout_iters": 0},
     )
-    arguments = llm_arguments("model", torch.bfloat16, 2048, settings)
+    arguments = arguments_of(settings)
     assert arguments["dtype"] == "bfloat16"
     assert arguments["max_input_len"] == arguments["max_seq_len"] == 2048
     assert arguments["kv_cache_config"] == {
@@ -67,8 +80,50 @@ def test_engine_arguments_follow_the_settings_and_raw_ones_lie_over_them():
         "free_gpu_memory_fraction": settings.free_gpu_memory_fraction,
         "tokens_per_block": 64,
     }
-    assert (arguments["max_num_tokens"], arguments["batch_wait_timeout_iters"]) == (5, 32)
+    assert (arguments["max_num_tokens"], arguments["batch_wait_timeout_iters"]) == (5, 0)
     assert (arguments["cuda_graph_config"], arguments["enable_sleep"], arguments["max_batch_size"]) == (None, False, 17)
+
+
+def test_requests_are_admitted_by_the_room_that_is_there_and_prompts_wait_for_a_full_batch():
+    arguments = arguments_of()
+    assert arguments["scheduler_config"] == {"capacity_scheduler_policy": "MAX_UTILIZATION"}
+    assert (arguments["batch_wait_timeout_iters"], arguments["batch_wait_max_tokens_ratio"]) == (32, 0.5)
+
+
+def test_each_release_is_asked_to_sleep_and_to_sample_in_its_own_words():
+    asked = {name: arguments_of(name=name) for name in RELEASES}
+    words = ("enable_sleep", "sleep_config", "sampler_type")
+    assert {name: {word: given[word] for word in words if word in given} for name, given in asked.items()} == {
+        "1.2": {"enable_sleep": True, "sampler_type": TRTLLM},
+        "1.3": {"sleep_config": {"restore_modes": {"kv_cache": "NONE"}}, "sampler_type": TRTLLM},
+        "1.4": {"sleep_config": {"restore_modes": {"kv_cache": "NONE"}}},
+    }
+    assert "sleep_config" not in arguments_of(replace(SETTINGS, sleep=False), "1.3")
+    assert RELEASES["1.4"].sampler(TRTLLM) == TORCH in RELEASES["1.4"].follow_seeds
+
+
+def test_a_mode_that_discards_the_weights_is_known_and_leaves_the_caches_mode_as_it_was():
+    asked = {"sleep_config": {"restore_modes": {"model_weights": "NONE"}}}
+    arguments = arguments_of(replace(SETTINGS, engine_args=asked), "1.3")
+    assert arguments["sleep_config"]["restore_modes"] == {"kv_cache": "NONE", "model_weights": "NONE"}
+    assert discards_weights(arguments)
+    assert not discards_weights(arguments_of(name="1.3")) and not discards_weights(arguments_of())
+
+
+def test_all_memory_of_the_packages_enumeration_is_given_back_asleep():
+    tags = ["sampler", "_no_capture_init_kv_cache", "kv_cache", "model", "model_weights", "of_a_later_release"]
+    assert sleep_tags(tags) == ["sampler", "model", "model_weights", "of_a_later_release"]
+
+
+def test_log_probabilities_of_the_draw_are_asked_for_where_a_release_gives_others():
+    greedy = replace(PARAMS, temperature=0.0)
+    found = [
+        logprobs_mode(params, sampler, release)
+        for release in RELEASES.values()
+        for sampler, params in ((TRTLLM, PARAMS), (TORCH, PARAMS), (TORCH, greedy))
+    ]
+    assert found == [None, None, None, None, "PROCESSED", None, None, "PROCESSED", None]
+    assert "logprobs_mode" not in request_arguments(PARAMS, 1)
 
 
 def test_a_request_keeps_its_stop_token_and_greedy_is_the_most_probable_of_one():
@@ -132,19 +187,19 @@ def test_responses_are_cut_after_the_token_that_completes_a_stop_string():
 
 
 @pytest.mark.parametrize(
-    ("metadata", "told"),
+    ("version", "told"),
     [
         (None, "which is not installed.*rollout.engine=hf"),
-        ("1.1.0", "written for tensorrt-llm 1.2, and 1.1.0 is installed"),
+        ("1.1.0", "written for tensorrt-llm 1.2, 1.3, 1.4, and 1.1.0 is installed"),
         ("1.20.0", "1.20.0 is installed"),
-        ("1.3.0rc21", "1.3 renamed the calls"),
+        ("1.5.0rc1", "newer ones were not read"),
     ],
 )
-def test_another_version_is_refused_before_anything_starts(monkeypatch, tmp_path, metadata, told):
-    if metadata is not None:
-        folder = tmp_path / f"tensorrt_llm-{metadata}.dist-info"
+def test_another_version_is_refused_before_anything_starts(monkeypatch, tmp_path, version, told):
+    if version is not None:
+        folder = tmp_path / f"tensorrt_llm-{version}.dist-info"
         folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tensorrt-llm\nVersion: {metadata}\n")
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tensorrt-llm\nVersion: {version}\n")
         monkeypatch.syspath_prepend(tmp_path)
     elif _is_installed():
         pytest.skip("tensorrt-llm is installed here")
@@ -162,18 +217,29 @@ def test_another_version_is_refused_before_anything_starts(monkeypatch, tmp_path
 
 def _is_installed():
     try:
-        require_supported_version()
+        installed_release()
     except ValueError as error:
         return "not installed" not in str(error)
     return True
 
 
-def test_the_double_has_the_supported_version():
-    with double_installed("own"):
-        require_supported_version()
+@pytest.mark.parametrize("name", RELEASES)
+def test_the_double_of_each_release_is_one_that_can_be_used(monkeypatch, tmp_path, name):
+    build(name, tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert usable_release() is RELEASES[name]
 
 
-def test_the_extension_hides_nothing_of_the_worker_and_one_that_does_is_refused(tmp_path, monkeypatch):
+def test_a_ray_without_what_tensorrt_llm_imports_is_refused_before_anything_starts(monkeypatch, tmp_path):
+    package = build("1.2", tmp_path)
+    file = package / "executor/ray_executor.py"
+    file.write_text(file.read_text().replace("    get_current_placement_group,\n", "    gone_from_ray,\n"))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"imports gone_from_ray from ray.util.placement_group.*install ray>=2.49,<2"):
+        usable_release()
+
+
+def test_the_extension_hides_nothing_of_the_worker_and_one_that_does_is_refused(tmp_path):
     code = (
         "import sys; from tensorrt_llm.executor.ray_gpu_worker import RayGPUWorker, RayWorkerWrapper\n"
         "inject = RayWorkerWrapper.__ray_metadata__.modified_class._inject_worker_extension\n"
@@ -182,8 +248,8 @@ def test_the_extension_hides_nothing_of_the_worker_and_one_that_does_is_refused(
         "inject(RayGPUWorker, 'clashing.Extension')\n"
     )
     (tmp_path / "clashing.py").write_text("class Extension:\n    def sleep(self): ...\n")
-    paths = os.pathsep.join([str(FAKES), str(FAKES.parent.parent), str(tmp_path)])
-    environment = os.environ | {"PYTHONPATH": paths, "TLLM_DISABLE_MPI": "1"}
+    paths = [str(FAKES), str(FAKES.parent.parent), str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TLLM_DISABLE_MPI": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "simplerl_digests" in done.stdout and "update_weights" in done.stdout
     assert "Worker class RayGPUWorker already defines 'sleep', which conflicts with extension Extension." in done.stderr
@@ -236,6 +302,8 @@ def test_a_loop_thread_runs_what_is_awaited_and_raises_its_error():
     assert loop.run(where()) == loop.run(where()) == "test-loop"
     with pytest.raises(KeyError, match="wrong"):
         loop.run(where(KeyError("wrong")))
+    with pytest.raises(Overdue):
+        loop.run(asyncio.sleep(60), limit_s=0.01)
     loop.close()
     loop.close()
     assert "test-loop" not in {thread.name for thread in threading.enumerate()}

@@ -18,11 +18,6 @@ class ExecutorMemoryType(str, Enum):
     MODEL_ENGINE_DRAFT = "draft_model"
 
 
-released: set[ExecutorMemoryType] = set()
-# Tag -> what happens to its contents when it goes and when it comes back.
-contents: dict[ExecutorMemoryType, tuple[Callable[[], None], Callable[[], None]]] = {}
-
-
 def verify_sleep_wakeup_tags(tags_strs: list[str]) -> list[ExecutorMemoryType]:
     tags = []
     for tag_str in tags_strs:
@@ -34,19 +29,28 @@ def verify_sleep_wakeup_tags(tags_strs: list[str]) -> list[ExecutorMemoryType]:
     return tags
 
 
-def release_with_tag(*tags: ExecutorMemoryType) -> int:
-    for tag in tags:
+released: set[str] = set()
+# Tag -> what happens to its contents when it goes and when it comes back.
+contents: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {}
+
+
+def release_with_tag(*tags: str) -> int:
+    for tag in map(_text, tags):
         if tag in released:
-            raise RuntimeError(f"the double: memory of {tag.value!r} is released already")
+            raise RuntimeError(f"the double: memory of {tag!r} is released already")
         released.add(tag)
         contents.get(tag, (lambda: None,))[0]()
     return len(tags)
 
 
-def materialize_with_tag(*tags: ExecutorMemoryType) -> int:
-    for tag in tags:
+def materialize_with_tag(*tags: str) -> int:
+    for tag in map(_text, tags):
         if tag not in released:
-            raise RuntimeError(f"the double: memory of {tag.value!r} is there already")
+            raise RuntimeError(f"the double: memory of {tag!r} is there already")
         contents.get(tag, (None, lambda: None))[1]()
         released.remove(tag)
     return len(tags)
+
+
+def _text(tag: str) -> str:
+    return getattr(tag, "value", tag)

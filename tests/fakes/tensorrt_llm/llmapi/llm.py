@@ -41,7 +41,9 @@ class BaseLLM:
         )
         if self.args.orchestrator_type != "ray":
             raise NotImplementedError("the double: only the Ray orchestrator can be refitted")
-        self._executor = RayExecutor(self.args)
+        size = self.args.tensor_parallel_size
+        worker_kwargs = {"llm_args": self.args, "ray_worker_extension_cls": self.args.ray_worker_extension_cls}
+        self._executor = RayExecutor(worker_kwargs, size, None, is_llm_executor=True, tp_size=size)
 
     def generate_async(
         self,

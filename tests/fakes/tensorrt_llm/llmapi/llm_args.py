@@ -1,6 +1,12 @@
+from enum import Enum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+try:
+    from ray.util.placement_group import PlacementGroup
+except ImportError:
+    PlacementGroup = None
 
 
 class StrictBaseModel(BaseModel):
@@ -18,6 +24,16 @@ class CudaGraphConfig(StrictBaseModel):
     batch_sizes: list[int] | None = None
     max_batch_size: int = 0
     enable_padding: bool = False
+
+
+class CapacitySchedulerPolicy(str, Enum):
+    MAX_UTILIZATION = "MAX_UTILIZATION"
+    GUARANTEED_NO_EVICT = "GUARANTEED_NO_EVICT"
+    STATIC_BATCH = "STATIC_BATCH"
+
+
+class SchedulerConfig(StrictBaseModel):
+    capacity_scheduler_policy: CapacitySchedulerPolicy = CapacitySchedulerPolicy.GUARANTEED_NO_EVICT
 
 
 class RayPlacementConfig(StrictBaseModel):
@@ -42,6 +58,7 @@ class BaseLlmArgs(StrictBaseModel):
     max_input_len: int | None = 1024
     max_seq_len: int | None = None
     max_num_tokens: int | None = 8192
+    scheduler_config: SchedulerConfig = Field(default_factory=SchedulerConfig)
     orchestrator_type: Literal["rpc", "ray"] | None = None
 
 
@@ -51,6 +68,8 @@ class TorchLlmArgs(BaseLlmArgs):
     cuda_graph_config: CudaGraphConfig | None = Field(default_factory=CudaGraphConfig)
     sampler_type: Literal["TRTLLMSampler", "TorchSampler", "auto"] = "auto"
     enable_sleep: bool = False
+    batch_wait_timeout_iters: int = Field(default=0, ge=0)
+    batch_wait_max_tokens_ratio: float = Field(default=0, ge=0, le=1)
     allreduce_strategy: str = "AUTO"
     ray_worker_extension_cls: str | None = None
     ray_placement_config: RayPlacementConfig | None = None

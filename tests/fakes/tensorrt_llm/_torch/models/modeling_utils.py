@@ -1,11 +1,14 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tensorrt_llm._torch import cuda_stream
+
 
 class DecoderModelForCausalLM(torch.nn.Module):
     """The Hugging Face model itself, loaded module by module like the real one's fused layers.
 
-    As there, a partial load passes over names that no module has, and keeps the old values of what does not arrive.
+    As there, a partial load passes over names that no module has, and keeps the old values of what does not arrive; and
+    it queues copies that are not done when it returns.
     """
 
     def __init__(self, model_dir: str, dtype: torch.dtype):
@@ -21,7 +24,8 @@ class DecoderModelForCausalLM(torch.nn.Module):
                 if not allow_partial_loading:
                     assert full_name in weights
                 if full_name in weights:
-                    parameter.data.copy_(weights[full_name])
+                    copied = (parameter.data, weights[full_name])
+                    cuda_stream.queue(lambda copied=copied: copied[0].copy_(copied[1]))
 
     def post_load_weights(self) -> None:
         self.hf.tie_weights()

@@ -7,24 +7,37 @@ import torch
 
 from tensorrt_llm.executor.result import Logprob
 
+_TORCH_FOLLOWS_SEEDS = False
+
+
+def _is_torch(llm_args) -> bool:
+    return getattr(llm_args, "sampler_type", "TorchSampler") == "TorchSampler"
+
+
+def _is_raw(params) -> bool:
+    """Whether TorchSampler reports log-probabilities of the raw logits for these parameters."""
+    return getattr(getattr(params, "logprobs_mode", None), "name", "RAW") == "RAW"
+
 
 class OwnSampler:
     """A sampler that runs one request at a time and one forward pass a token: slow and simple.
 
-    TRTLLMSampler: a stream a seed, and log-probabilities at the sampling temperature. TorchSampler: one stream for all,
-    whatever the seeds, and log-probabilities of the raw logits.
+    TRTLLMSampler: a stream a seed, and log-probabilities at the sampling temperature. TorchSampler: up to 1.3 one
+    stream for all, whatever the seeds; log-probabilities of the raw logits, unless 1.3 or later are asked for others.
     """
 
     def __init__(self, llm_args):
         self._args = llm_args
-        self._is_torch = llm_args.sampler_type == "TorchSampler"
+        self._is_torch = _is_torch(llm_args)
         self._one_stream = torch.Generator().manual_seed(42)
 
     def __call__(self, model, requests) -> list[tuple[list[int], list[dict], bool]]:
         return [self._one(model, prompt, params) for prompt, params in requests]
 
     def _one(self, model, prompt, params):
-        stream = self._one_stream if self._is_torch else torch.Generator().manual_seed((params.seed or 0) % 2**63)
+        own = torch.Generator().manual_seed((params.seed or 0) % 2**63)
+        stream = self._one_stream if self._is_torch and not _TORCH_FOLLOWS_SEEDS else own
+        is_raw = self._is_torch and _is_raw(params)
         room = (self._args.max_seq_len or model.config.max_position_embeddings) - len(prompt)
         stops = {params.end_id, *(params.stop_token_ids or ())}
         ids, entries = [], []
@@ -33,7 +46,7 @@ class OwnSampler:
             if params.embedding_bias is not None:
                 raw = raw + params.embedding_bias
             adjusted = raw / (params.temperature or 1.0)
-            logprobs = (raw if self._is_torch else adjusted).log_softmax(-1)
+            logprobs = (raw if is_raw else adjusted).log_softmax(-1)
             likeliest = int(raw.argmax())
             token = likeliest if params.is_greedy else int(torch.multinomial(adjusted.softmax(-1), 1, generator=stream))
             entries.append({likeliest: Logprob(float(logprobs[likeliest]), 1)})
@@ -51,6 +64,7 @@ class HfEngineSampler:
         from nemo_simplerl.rollout.hf.engine import HfEngine
 
         self._max_seq_len = llm_args.max_seq_len
+        self._is_torch = _is_torch(llm_args)
         self._engine = HfEngine(
             llm_args.model,
             tokenizer=None,
@@ -64,6 +78,8 @@ class HfEngineSampler:
 
         self._engine.refit([list(model.named_parameters())], 0)
         params = requests[0][1]
+        if self._is_torch and _is_raw(params) and not params.is_greedy and params.temperature != 1:
+            raise NotImplementedError("the double: the draws of the hf engine with log-probabilities of raw logits")
         bias = params.embedding_bias
         self._engine.vocab_limit = None if bias is None else int((bias == 0).sum())
         # As the hf engine is called: once with n samples a prompt, where the requests allow it.
