@@ -4,7 +4,7 @@
 #   use_threads COUNT      OMP_NUM_THREADS for COUNT processes on this machine, unless it is set already
 #   launch NPROC ARGS...   says what it chose and replaces this shell by `python -m nemo_simplerl ARGS`, under torchrun
 #                          when there is more than one rank; what is wrong with ARGS is told before ranks are started
-#   num_gpus, num_cores, check_count, usage, fail
+#   num_gpus, num_cores, check_count, usage, fail, leave_out
 #
 # Environment:
 #   VENV     folder of the virtual environment (default: .venv beside setup.py); VENV=system installs nothing and uses
@@ -37,6 +37,12 @@ say() { printf '%s\n' "$*" >&2; }
 fail() {
   say "error: $*"
   exit 1
+}
+
+leave_out() { # WHAT AND WHY: it cannot be had here; one line, also in the file SKIPPED where one is named, and status 69
+  say "$*"
+  if [ -n "${SKIPPED:-}" ]; then printf '%s\n' "$*" >>"$SKIPPED"; fi
+  exit 69
 }
 
 usage() { # FILE: the comment at its top
@@ -191,13 +197,16 @@ make_venv() { # PYTHON
   fi
 }
 
+clear_venv() { # the lock in the folder stays: another shell may be waiting on it
+  rm -rf -- "${VENV:?}"/{bin,include,lib,lib64,pyvenv.cfg,.installed}
+}
+
 ensure_venv() {
   local python
   if [ -f "$VENV/pyvenv.cfg" ]; then
     if is_supported "$VENV/bin/python" && "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then return; fi
     say "$VENV does not work (its Python is gone or not supported, or it was left half made): making it anew"
-    # The lock in the folder stays: another shell may be waiting on it.
-    rm -rf -- "${VENV:?}"/{bin,include,lib,lib64,pyvenv.cfg,.installed}
+    clear_venv
   fi
   python=$(pick_python)
   make_venv "$python" >"$VENV/install.log" 2>&1 || {

@@ -42,6 +42,7 @@ ONLY_FOR = {
     "nemo": {"model.conversion.nemo_toolkit"},
     "tensorrt_llm": {"rollout.trtllm.host", "rollout.trtllm.worker"},
     "ray": {"rollout.trtllm.ray_cluster"},
+    "vllm": {"rollout.vllm.server", "rollout.vllm.extension"},
 }
 # Libraries that a room does without, however indirectly.
 NEVER_LOADED = {
@@ -53,7 +54,11 @@ NEVER_LOADED = {
     "plan": {"torch", "transformers", "megatron"},
 }
 # These wrap a framework that need not be installed.
-ADAPTERS = {"nemo_simplerl.model.conversion.nemo_toolkit", "nemo_simplerl.rollout.trtllm.worker"}
+ADAPTERS = {
+    "nemo_simplerl.model.conversion.nemo_toolkit",
+    "nemo_simplerl.rollout.trtllm.worker",
+    "nemo_simplerl.rollout.vllm.extension",
+}
 
 
 def modules(folder: Path, name: str) -> Iterator[tuple[str, Path]]:

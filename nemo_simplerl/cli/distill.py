@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{KEY_VARIABLE}), or a folder or file that is sampled here. Every answer is kept, in OUT.samples or in the "
         "folder OUT.teacher, so that a call that was broken off goes on.",
         epilog="Without --endpoint, settings of conf/ that concern the engine follow as KEY=VALUE: "
-        "rollout.engine=trtllm model.precision=fp32. Under torchrun the ranks share the work.",
+        "rollout.engine=vllm model.precision=fp32. Under torchrun the ranks share the work.",
     )
     parser.add_argument("problems", type=path, help=".json, .jsonl, .csv or .parquet")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the engine, without --endpoint")

@@ -1,4 +1,4 @@
-"""`simplerl doctor`: examines what is installed, the machine, and the calls of TensorRT-LLM that we make."""
+"""`simplerl doctor`: examines what is installed, the machine, and the calls of TensorRT-LLM and vLLM that we make."""
 
 import argparse
 import json
@@ -11,8 +11,8 @@ def run(argv: list[str]) -> int:
     """Prints the report. Exit status: 1 where a run would not work or something required is missing; else 0."""
     parser = argparse.ArgumentParser(
         prog="simplerl doctor",
-        description="Versions, GPUs, space, limits and names of this machine, and the installed TensorRT-LLM read "
-        "against the calls that rollout.engine=trtllm makes. Ends with 1 where a run would not work.",
+        description="Versions, GPUs, space, limits and names of this machine, and the installed TensorRT-LLM and vLLM "
+        "read against the calls that their engines make. Ends with 1 where a run would not work.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument(

@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="simplerl eval",
         description="Answer math problems with a model and grade the answers. Stopped and started again, it goes on.",
-        epilog="Settings of conf/ that concern the engine follow as KEY=VALUE: rollout.engine=trtllm "
+        epilog="Settings of conf/ that concern the engine follow as KEY=VALUE: rollout.engine=vllm "
         "model.precision=fp32. Under torchrun the ranks share the work.",
     )
     parser.add_argument("model", type=path, help="a Hugging Face folder, a .nemo, or a run's checkpoints/step_N")

@@ -21,7 +21,7 @@ COMMANDS = {
     "plan": ("nemo_simplerl.cli.plan", "whether a run fits a cluster, and what to change where it does not"),
     "report": ("nemo_simplerl.cli.report", "curves and the before-and-after table of a run directory"),
     "audit": ("nemo_simplerl.cli.audit", "likely mistakes of the grader and reward hacks in a run's responses"),
-    "doctor": ("nemo_simplerl.cli.doctor", "versions and GPU of this machine, and whether TensorRT-LLM fits"),
+    "doctor": ("nemo_simplerl.cli.doctor", "versions and GPU of this machine, and whether the engines fit"),
     "reward-server": ("nemo_simplerl.cli.reward_server", "the grader over HTTP, for training on other machines"),
 }
 

@@ -127,10 +127,27 @@ class TrtllmConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VllmConfig:
+    """vLLM as the engine, in a process of another Python environment. On GPUs it shares those of the trainer."""
+
+    python: str | None  # runs vLLM; null: $SIMPLERL_VLLM_PYTHON, else the repository's .venv-vllm/bin/python
+    tensor_parallel_size: int  # ranks that one engine spans; independent of the training layout
+    gpu_memory_utilization: float  # share of the whole GPU for its weights, activations and KV cache together
+    cpu_kv_cache_mb: int  # host memory of its KV cache where the trainer runs on CPUs
+    max_batch_size: int  # sequences decoded at once
+    max_num_tokens: int  # tokens of all requests in one forward pass; on CPUs at least one prompt and response
+    cuda_graph: bool  # compile the model and decode through captured CUDA graphs
+    sleep: bool  # hand the GPU's memory to the trainer between rollouts; every refit brings all weights anew
+    start_timeout_s: float  # seconds that the engine may take to start
+    timeout_s: float  # seconds without a sign of life from a started engine after which it is ended
+    engine_args: dict[str, Any]  # arguments of vllm.LLM, which override all of the above
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     """How completions are sampled, and by which engine."""
 
-    engine: Literal["hf", "trtllm"]  # hf: transformers in the trainer's process; trtllm: TensorRT-LLM
+    engine: Literal["hf", "trtllm", "vllm"]  # hf: transformers in the trainer's process; the others: docs/engines.md
     n_samples_per_prompt: int  # completions of each prompt in a step
     max_prompt_tokens: int  # longer prompts are treated as data.overlong_prompts says
     max_response_tokens: int  # a longer response is cut
@@ -147,6 +164,7 @@ class RolloutConfig:
     refit_bucket_mb: int  # weights travel to the engine in parts of this size; two of them take memory at a time
     consistency: ConsistencyConfig
     trtllm: TrtllmConfig  # read only where rollout.engine is trtllm
+    vllm: VllmConfig  # read only where rollout.engine is vllm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nemo_simplerl.config.engines import ENGINES
 from nemo_simplerl.doctor import machine, packages, tested
+from nemo_simplerl.doctor.vllm import look_at_vllm
 
 # Name for --require -> the packages that it stands for; "gpu" is no package.
 REQUIRABLE = {
@@ -39,7 +40,10 @@ def examine_machine(required: Sequence[str] = ()) -> Report:
     """
     versions = {name: packages.version(name) for name in (*packages.NEEDED, *packages.OPTIONAL)}
     gpus, num_gpus = machine.look_at_gpus(versions["torch"] is not None)
+    vllm = look_at_vllm(num_gpus)
+    versions["vllm"] = vllm.rows.get("vllm")  # of its own environment
     found = [
+        vllm,
         gpus,
         machine.look_at_compiler(num_gpus),
         machine.look_at_space(num_gpus),

@@ -43,6 +43,13 @@ TESTED = (
     ),
 )
 
+# The environment of rollout.engine=vllm, which has none of the trainer's packages (constraints-vllm.txt).
+VLLM = Stack(
+    versions={"python": "3.11.7", "vllm": "0.32.0", "torch": "2.13.0", "transformers": "5.19.0"},
+    ran="the tests marked `vllm`, with the CPU build",
+    time="not timed yet",
+)
+
 
 def what_ran(installed: Mapping[str, str | None]) -> str:
     """What ran with versions that are installed here, in one line."""
@@ -85,7 +92,12 @@ def _unknown(name: str, version: str) -> str:
 def _has(stack: Stack, name: str, versions: Mapping[str, str | None]) -> bool:
     """Whether the stack held this package in a version of the same minor release."""
     held, version = stack.versions.get(name), versions.get(name)
-    return held is not None and version is not None and _numbers(held)[:2] == _numbers(version)[:2]
+    return held is not None and version is not None and same_release(held, version)
+
+
+def same_release(one: str, other: str) -> bool:
+    """Whether two versions belong to one minor release, whichever patch or build they are."""
+    return _numbers(one)[:2] == _numbers(other)[:2]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

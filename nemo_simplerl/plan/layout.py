@@ -37,12 +37,13 @@ class EngineSettings:
     name: str  # as rollout.engine has it
     tensor: int  # ranks that one engine spans
     batch: int  # sequences decoded at once
-    cache_fraction: float | None  # share of the free memory that the KV cache takes; None: what the batch needs
+    cache_fraction: float | None  # share of memory that the engine takes as its keys say; None: what the batch needs
     sleeps: bool  # hands its memory to the trainer between rollouts
     refills: bool = True  # begins a sequence as soon as one ends; else a batch runs until its last one ends
     kernels_a_layer: int = 20  # of one decoding step; this many where they are fused
     is_graphed: bool = True  # the host launches a decoding step as one graph; else kernel by kernel
     batch_key: str | None = None  # where larger batches cost memory that is otherwise free: the key that asks for them
+    cpu_cache_bytes: int = 0  # of the KV cache on a CPU, where a key says it
 
     @property
     def is_possible(self) -> bool:

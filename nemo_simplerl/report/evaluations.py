@@ -17,12 +17,13 @@ _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 class EvaluationResult:
     """One results.json. `step` is the number at the end of its folder's name (eval_step_000040), if any.
 
-    `benchmarks` maps each benchmark to its measures: accuracy, low, high, length_mean.
+    `benchmarks` maps each benchmark to its measures: accuracy, low, high, length_mean. `engine` sampled the answers.
     """
 
     label: str
     step: int | None
     benchmarks: Mapping[str, Mapping[str, Any]]
+    engine: str | None
 
 
 def evaluations_of(run_dir: Path) -> list[EvaluationResult]:
@@ -40,14 +41,15 @@ def load_evaluation(path: Path) -> EvaluationResult:
     if not file.is_file():
         raise FileNotFoundError(f"{path} has no results.json; give the folder named by `simplerl eval --out`")
     try:
-        benchmarks = json.loads(file.read_bytes())["benchmarks"]
+        results = json.loads(file.read_bytes())
+        benchmarks, engine = results["benchmarks"], results.get("settings", {}).get("engine")
         for figures in benchmarks.values():
             float(figures["accuracy"]), float(figures["low"]), float(figures["high"]), float(figures["length_mean"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not what `simplerl eval` writes: {error!r}") from error
     folder = file.resolve().parent.name
     step = re.search(r"(\d+)$", folder)
-    return EvaluationResult(folder, int(step[1]) if step else None, benchmarks)
+    return EvaluationResult(folder, int(step[1]) if step else None, benchmarks, engine)
 
 
 def names_in(evaluations: Sequence[EvaluationResult]) -> list[str]:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -83,7 +84,7 @@ def _evaluations(runs: Sequence[RunData], labels: Sequence[str], extra: Sequence
         for one in evaluations_of(run.path):
             name = one.label if len(runs) == 1 else f"{label}: {one.label}"
             # Which run a step belongs to is not to be seen in one curve of several runs.
-            found.append(EvaluationResult(name, one.step if len(runs) == 1 else None, one.benchmarks))
+            found.append(replace(one, label=name, step=one.step if len(runs) == 1 else None))
     return found + [load_evaluation(Path(path)) for path in extra]
 
 
@@ -149,7 +150,10 @@ def _benchmarks(evaluations: Sequence[EvaluationResult]) -> str:
         return ""
     names = names_in(evaluations)
     head = "<td></td>" + "".join(f"<th scope=col>{escape(title_of(name))}</th>" for name in names)
-    rows = [(one.label, [_cell(one.benchmarks.get(name)) for name in names]) for one in evaluations]
+    rows = [
+        (f"{one.label}, {one.engine}" if one.engine else one.label, [_cell(one.benchmarks.get(name)) for name in names])
+        for one in evaluations
+    ]
     if set(AVERAGED) & set(names):
         rows += [
             (f"reported: {title}", [f"{row[name]:.1f} %" if name in row else "" for name in names])
@@ -160,7 +164,8 @@ def _benchmarks(evaluations: Sequence[EvaluationResult]) -> str:
         for label, cells in rows
     )
     return (
-        "<h2>Benchmarks</h2><p class=note>Accuracy with its 95 % interval; response length in tokens.</p>"
+        "<h2>Benchmarks</h2><p class=note>Accuracy with its 95 % interval; response length in tokens; the "
+        "engine that sampled.</p>"
         f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from nemo_simplerl.files import read_jsonl
 
 # In summary.json each stands with `_before` and `_after`; in metrics.jsonl under the key on the right.
@@ -22,11 +24,15 @@ RENAMED_PREFIXES = {"policy/": "actor/"}
 
 @dataclass(frozen=True)
 class RunData:
-    """The rows of metrics.jsonl by step, under today's keys, and summary.json: None until the run is over."""
+    """The rows of metrics.jsonl by step, under today's keys, and summary.json: None until the run is over.
+
+    `engine` is the rollout engine that config.yaml names, None where that says nothing of one.
+    """
 
     path: Path
     rows: tuple[dict[str, Any], ...]
     summary: dict[str, Any] | None
+    engine: str | None = None
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """The steps at which `key` was measured as a finite number, and its values."""
@@ -51,7 +57,17 @@ def load_run(run_dir: Path | str) -> RunData:
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("step"), int):
             raise ValueError(f"{metrics}, line {number} has no step")
-    return RunData(path, tuple(map(with_current_keys, rows)), _summary(path / "summary.json"))
+    engine = settings_of(path, "rollout").get("engine")
+    return RunData(path, tuple(map(with_current_keys, rows)), _summary(path / "summary.json"), engine)
+
+
+def settings_of(run_dir: Path, section: str) -> dict[str, Any]:
+    """A section of RUN_DIR/config.yaml; empty where there is none. Raises ValueError where the file is damaged."""
+    file = run_dir / "config.yaml"
+    try:
+        return dict((yaml.safe_load(file.read_text()) or {}).get(section) or {}) if file.is_file() else {}
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: bring it back from a copy, or delete it") from error
 
 
 def _summary(file: Path) -> dict[str, Any] | None:
@@ -92,7 +108,7 @@ def _current_key(key: str) -> str:
 
 def summary_so_far(run: RunData) -> dict[str, Any]:
     """The contents of summary.json; what it lacks so far comes from the first and the latest evaluation."""
-    so_far: dict[str, Any] = {"steps": run.last_step}
+    so_far: dict[str, Any] = {"steps": run.last_step} | ({} if run.engine is None else {"engine": run.engine})
     for name, key in BEFORE_AFTER.items():
         _, values = run.series(key)
         if values:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nemo_simplerl.data.problems import levels_and_subjects
+from nemo_simplerl.report.read import settings_of
 from nemo_simplerl.reward.extract import final_answers
 
 MAX_RESPONSE_CHARS = 12_000  # of one response; the middle of a longer one is left out
@@ -117,11 +116,7 @@ def _shortened(text: str) -> str:
 
 def _labels(run_dir: Path) -> dict[str, dict[str, tuple[str, str]]]:
     """Level and subject by problem id, for rollouts and for eval; empty where the problems are not on this machine."""
-    config = run_dir / "config.yaml"
-    try:
-        data = (yaml.safe_load(config.read_text()) or {}).get("data") or {} if config.is_file() else {}
-    except (yaml.YAMLError, AttributeError) as error:
-        raise ValueError(f"{config} is damaged: bring it back from a copy, or delete it") from error
+    data = settings_of(run_dir, "data")
     return {
         folder: _labels_of(run_dir, data.get(key))
         for folder, key in (("rollouts", "train_path"), ("eval", "eval_path"))

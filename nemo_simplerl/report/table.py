@@ -41,7 +41,7 @@ def rows_of(summary: Mapping[str, Any]) -> list[TableRow]:
 
 
 def caption_of(summary: Mapping[str, Any]) -> str:
-    """The settings below the table: `80 steps in 312 s, seed 1, 1 process`."""
+    """The settings below the table: `80 steps in 312 s, seed 1, 1 process, vllm engine`."""
     parts = []
     if (steps := summary.get("steps")) is not None:
         seconds = summary.get("train_seconds")
@@ -50,6 +50,8 @@ def caption_of(summary: Mapping[str, Any]) -> str:
         parts.append(f"seed {seed}")
     if (ranks := summary.get("world_size")) is not None:
         parts.append(f"{ranks} process" + ("es" if ranks != 1 else ""))
+    if (engine := summary.get("engine")) is not None:
+        parts.append(f"{engine} engine")
     return ", ".join(parts)
 
 

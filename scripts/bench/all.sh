@@ -5,7 +5,7 @@
 # usage: scripts/bench/all.sh [FIGURES.jsonl]     (default: runs/bench.jsonl; lines that are there are not measured again)
 #
 # Environment: RUNS (times that the step beside TRL's is measured; default 3), VENV, PYTHON (see scripts/env.sh), TRL_VENV
-# (environment of TRL; default .venv-trl, made here), SKIP (names of benches to leave out).
+# (environment of TRL; default .venv-trl, made here; that of vLLM is made too), SKIP (names of benches to leave out).
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
@@ -47,6 +47,9 @@ measure logprob "$PY" "$BENCH/logprob.py"
 measure scaling "$PY" "$BENCH/scaling.py"
 measure packing "$PY" "$BENCH/packing.py"
 measure rollout "$PY" "$BENCH/rollout.py"
+if engine=$("$ROOT/scripts/engine_env.sh" vllm --cpu); then
+  SIMPLERL_VLLM_PYTHON=$engine measure engines "$PY" "$BENCH/rollout.py" --against vllm
+fi
 measure convert "$PY" "$BENCH/convert.py" --repeats 4
 measure refit "$PY" "$BENCH/refit.py"
 measure checkpoint "$PY" "$BENCH/checkpoint.py"

@@ -141,6 +141,15 @@ def rollout(lines: Lines) -> str:
     return rows(*found)
 
 
+def engines(lines: Lines) -> str:
+    found = [("parameters", "precision", "hf engine, tokens/s", "vLLM, tokens/s", "hf / vLLM")]
+    for name, it in lines["engines"].items():
+        if isinstance(it, dict):
+            speeds = (f"{it[engine]:,}" for engine in ("hf", "vllm"))
+            found.append((f"{it['parameters'] / 1e6:.1f}M", name.split()[1], *speeds, it["ratio"]))
+    return rows(*found)
+
+
 def convert(lines: Lines) -> str:
     it = lines["convert"]
     ways = (("HF to `.nemo`", "to_nemo"), ("`.nemo` to HF", "to_hf"))
@@ -201,7 +210,7 @@ def quickstart(lines: Lines) -> str:
 TABLES: dict[str, Callable[[Lines], str]] = {
     table.__name__: table
     for table in (
-        *(machine, step, logprob, scaling, packing, rollout),
+        *(machine, step, logprob, scaling, packing, rollout, engines),
         *(convert, refit, checkpoint, kills, grader, quickstart),
     )
 }

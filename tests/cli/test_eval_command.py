@@ -85,7 +85,8 @@ def test_a_file_of_ones_own_is_measured_beside_a_benchmark_and_its_overlong_prob
     assert (results["my set"]["problems"], results["my set"]["unanswered"]) == (3, 1)
     answered = [json.loads(line)["id"] for line in (out / "responses/my set.jsonl").read_text().splitlines()]
     assert answered == ["my set/row-0#0", "my set/row-2#2"]
-    assert "| my set    | 3 " in (out / "results.md").read_text()
+    told = (out / "results.md").read_text()
+    assert "| my set    | 3 " in told and told.endswith("\nSampled by the hf engine, fp32.\n")
 
 
 def _refusal(folder, out, *options):
@@ -147,3 +148,22 @@ def test_a_file_alone_needs_no_benchmarks_and_a_folder_alone_is_all_eight(tmp_pa
     assert [problem.id for problem in found["own"]] == ["own/7#0"] and notes == []
     with pytest.raises(ValueError, match="aime24: neither"):
         load_all([tmp_path], None, fields)
+
+
+@pytest.mark.vllm
+def test_vllm_gives_the_answers_of_the_hf_engine_and_the_results_say_who_gave_them(tmp_path):
+    """Greedy, in float32. Heads of 32, which vLLM has on a CPU."""
+    sizes = {"hidden_size": 64, "num_layers": 2, "num_attention_heads": 2, "num_query_groups": 1, "ffn_hidden_size": 64}
+    create = CreateConfig(
+        **sizes, vocab_size=600, max_position_embeddings=256, share_embeddings_and_output_weights=True
+    )
+    create_model(tmp_path / "model", create, ["What is 1 + 1?"] * 4, seed=1)
+    rows = [{"question": f"What is {i} + 1?", "answer": f"#### {i + 1}", "idx": i} for i in range(12)]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = {}
+    for engine in ("hf", "vllm"):
+        assert run_ranks(_evaluate, 1, tmp_path, tmp_path / engine, f"rollout.engine={engine}") == [0]
+        lines = (tmp_path / engine / "responses/gsm8k.jsonl").read_text().splitlines()
+        texts[engine] = [json.loads(line)["response"] for line in lines]
+        assert f"Sampled by the {engine} engine, fp32." in (tmp_path / engine / "results.md").read_text()
+    assert texts["vllm"] == texts["hf"] and len(set(texts["hf"])) > 1

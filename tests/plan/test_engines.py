@@ -20,8 +20,17 @@ from nemo_simplerl.plan.shapes import PRESETS
 
 GIB = 2**30
 FOLDER = Path(nemo_simplerl.__file__).parent
-# The schema that lists the engines, the table of their rules and packages, what builds them, and the engine's own.
-MAY_NAME_AN_ENGINE = {"config/schema.py", "config/engines.py", "trainer/setup/engine.py", "plan/engines/trtllm.py"}
+# The schema that lists the engines, the table of their rules and packages, what builds them, the engine's own, and the
+# doctor, to whom vllm is a package.
+MAY_NAME_AN_ENGINE = {
+    "config/schema.py",
+    "config/engines.py",
+    "trainer/setup/engine.py",
+    "plan/engines/trtllm.py",
+    "plan/engines/vllm.py",
+    "rollout/vllm/values.py",  # a value of one of vLLM's arguments
+    *(f"doctor/{name}.py" for name in ("examine", "tested", "vllm")),
+}
 TOY = f"""
 from nemo_simplerl.plan.engines.base import Cache
 from nemo_simplerl.plan.layout import EngineSettings
@@ -69,7 +78,7 @@ def files_that_match(pattern: str) -> set[str]:
 
 
 def test_an_engine_is_named_in_the_schema_the_table_build_and_its_own_modules_alone():
-    assert files_that_match("""["']trtllm["']""") <= MAY_NAME_AN_ENGINE
+    assert files_that_match("""["'](trtllm|vllm)["']""") <= MAY_NAME_AN_ENGINE
     assert files_that_match(r"""engine(\.name)? *(==|!=|in) *[("']""") <= {"trainer/setup/engine.py"}
 
 

@@ -201,10 +201,14 @@ def test_evaluations_of_several_steps_are_curves_and_stand_beside_the_reported_f
 
 def test_an_evaluation_of_no_step_is_drawn_by_benchmark(tmp_path):
     extra = add_evaluation(tmp_path / "elsewhere", math500=FIGURES, mine=FIGURES)
-    page = build_page([write_run(tmp_path / "run", steps=2)], [extra])
+    sampled = add_evaluation(tmp_path / "sampled", math500=FIGURES)
+    (sampled / "results.json").write_text(
+        json.dumps({"settings": {"engine": "vllm"}, "benchmarks": {"math500": FIGURES}})
+    )
+    page = build_page([write_run(tmp_path / "run", steps=2)], [extra, sampled])
     figure = page.partition("<figcaption>Accuracy by benchmark</figcaption>")[2].partition("</figure>")[0]
     assert ">step<" not in figure and ">mine<" in figure
-    assert "<th scope=row>elsewhere</th>" in page
+    assert "<th scope=row>elsewhere</th>" in page and "<th scope=row>sampled, vllm</th>" in page
 
 
 def test_what_is_no_evaluation_is_refused_by_name(tmp_path):

@@ -85,6 +85,20 @@ def test_until_the_summary_is_written_the_latest_evaluation_stands_for_after(tmp
     assert summary_so_far(done) == SUMMARY
 
 
+def test_the_engine_of_a_run_is_told_below_its_table(tmp_path):
+    run = write_run(tmp_path / "run", summary=SUMMARY)
+    (run / "config.yaml").write_text("rollout:\n  engine: vllm\n")
+    assert plain_text(summary_so_far(load_run(run))).endswith("seed 1, 2 processes, vllm engine\n")
+
+
+@pytest.mark.parametrize("content", ["rollout: [", "rollout: vllm", "text"])
+def test_damaged_settings_of_a_run_are_named(tmp_path, content):
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match="config.yaml is damaged"):
+        load_run(run)
+
+
 def test_the_table_tells_shares_in_per_cent_and_their_change_in_points():
     assert plain_text(SUMMARY) == (
         "                         before    after        change\n"

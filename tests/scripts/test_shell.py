@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from support.programs import program
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [
     *(path for room in ("scripts", "docker") for path in (ROOT / room).rglob("*") if path.suffix in (".sh", ".sbatch")),
@@ -20,6 +22,7 @@ COMMANDS = (
     "scripts/check.sh",
     "scripts/gpu_first_hour.sh",
     "scripts/gpu_wheels.sh",
+    "scripts/engine_env.sh",
     "scripts/slurm/submit.sh",
     "scripts/slurm/node.sh",
     "docker/run.sh",
@@ -32,26 +35,6 @@ def shell(code, *, path=None, root=ROOT, **env):
     env = {"PATH": f"{path}:/usr/bin:/bin" if path else "/usr/bin:/bin", "HOME": os.environ["HOME"]} | env
     code = f'set -euo pipefail; source "{root}/scripts/env.sh"; {code}'
     return subprocess.run(["bash", "-c", code], capture_output=True, text=True, env=env)
-
-
-def program(folder, name, body):
-    """An executable shell script."""
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
-    (folder / name).chmod(0o755)
-    return folder / name
-
-
-@pytest.fixture
-def copy(tmp_path):
-    """The files that env.sh looks at, in a place with a space in its name."""
-    root = tmp_path / "a copy"
-    (root / "scripts").mkdir(parents=True)
-    shutil.copy(ROOT / "scripts/env.sh", root / "scripts")
-    shutil.copy(ROOT / "setup.py", root)
-    shutil.copy(ROOT / "constraints.txt", root)
-    shutil.copy(ROOT / "constraints-newest.txt", root)
-    return root
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS), ids=lambda path: path.name)

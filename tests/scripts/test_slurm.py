@@ -15,7 +15,8 @@ from nemo_simplerl.model.conversion.verify import different_tensors
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.trainer.setup.prepare import create_model
 from support.ports import free_port
-from support.small_run import SMALL, books, few_problems
+from support.ranks import run_ranks
+from support.small_run import SMALL, books, few_problems, train_here
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [*SMALL, "trainer.max_steps=3", "trainer.eval_every=0", "actor.tensor_model_parallel_size=2"]
@@ -85,7 +86,7 @@ def wait(slurm: Cluster, number: str, folder: Path, state: str, timeout_s: float
 
 
 def assert_whole(folder: Path) -> None:
-    """A job trained to the end on two nodes and wrote a log for each."""
+    """A job trained to the end on two nodes and wrote a log for each, and its shell says so."""
     assert (folder / "run/summary.json").is_file(), logs(folder)
     for rank in (0, 1):
         told = (folder / f"run/logs/node_{rank}.log").read_text()
@@ -93,15 +94,11 @@ def assert_whole(folder: Path) -> None:
     assert "the run is finished: run" in told_by_shell(folder)
 
 
-# One test, not two: test processes share no fixtures, and each would train the whole run again.
 @pytest.mark.long
-def test_a_job_trains_to_the_end_and_one_whose_time_is_up_queues_again_and_ends_with_the_same_weights(slurm, tmp_path):
+def test_a_job_whose_time_is_up_queues_again_trains_to_the_end_and_ends_as_a_run_without_slurm(slurm, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
-    wait(slurm, train(slurm, whole), whole, "COMPLETED")
-    assert_whole(whole)
-
     number = train(slurm, stopped, SIMPLERL_FAULTS="delay@rollout#2,seconds=6")
     wait_for_step(slurm, number, stopped, 1)
     slurm.call("scancel", "--signal=USR1", "--batch", number)
@@ -110,8 +107,10 @@ def test_a_job_trains_to_the_end_and_one_whose_time_is_up_queues_again_and_ends_
     wait(slurm, number, stopped, "COMPLETED")
     assert_whole(stopped)
     assert "USR1: asking the run to save" in told_by_shell(stopped) and "start 2:" in told_by_shell(stopped)
+    assert "start 3:" not in told_by_shell(stopped)
     assert not (stopped / "run/stopped.json").exists() and not (stopped / "run/stop").exists()
 
+    run_ranks(train_here, 2, [*TRAIN, *few_problems(whole), f"trainer.run_dir={whole}/run"])
     assert books(stopped / "run") == books(whole / "run")
     for critic in (False, True):
         ends = [open_source(folder / "run/checkpoints/step_000003", critic=critic) for folder in (stopped, whole)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from nemo_simplerl.config.engines import ENGINES
 from nemo_simplerl.config.forms.folder import form_of
 from nemo_simplerl.config.rules.runner import run_rules
 from nemo_simplerl.config.schema import Config
@@ -28,6 +29,7 @@ class Machine:
     has_wandb: bool = True
     has_gradient_fusion: bool = True  # Apex's extension
     attention: str | None = "auto"  # see attention_chosen
+    is_this_one: bool = False  # not one that is only planned for: programs of other environments are looked for
 
 
 def this_machine() -> Machine:
@@ -40,6 +42,7 @@ def this_machine() -> Machine:
         has_wandb=_is_installed("wandb"),
         has_gradient_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
         attention=attention_chosen(os.environ),
+        is_this_one=True,
     )
 
 
@@ -127,6 +130,12 @@ def _wandb_is_there(config: Config, machine: Machine) -> Iterator[str]:
             "trainer.wandb.enabled=true needs the package wandb, which is not installed. "
             'Install it with: pip install "nemo-simplerl[wandb]", or set trainer.wandb.enabled=false.'
         )
+
+
+def _engine_can_start(config: Config, machine: Machine) -> Iterator[str]:
+    if machine.is_this_one:
+        for rule in ENGINES[config.rollout.engine].machine_rules:
+            yield from rule(config)
 
 
 def _context_parallel_can_run(config: Config, machine: Machine) -> Iterator[str]:
@@ -269,6 +278,7 @@ _RULES = (
     _attention_is_left,
     _kernels_are_there,
     _wandb_is_there,
+    _engine_can_start,
     _context_parallel_can_run,
     _run_dir_can_be_written,
     _sft_output_can_be_written,

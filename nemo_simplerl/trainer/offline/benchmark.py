@@ -310,5 +310,6 @@ def _write(request: EvalRequest, settings: dict[str, Any], results: dict[str, An
     means = averages(results)
     content = {"settings": settings, "benchmarks": results, **means}
     atomic_write(request.output / "results.json", json.dumps(content, indent=2) + "\n")
-    text = results_table(results, means) + ("\n" + comparison_table(results) if request.compare else "")
+    text = results_table(results, means) + f"\nSampled by the {settings['engine']} engine, {settings['precision']}.\n"
+    text += "\n" + comparison_table(results) if request.compare else ""
     atomic_write(request.output / "results.md", text)

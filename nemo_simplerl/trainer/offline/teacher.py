@@ -76,4 +76,4 @@ def sample_solutions(
         num_files = request.samples if mesh.rank == 0 else 0
         files = [request.output / "responses" / f"sample_{k}.jsonl" for k in range(num_files)]
         rows = [{"sample": k, **row} for k, file in enumerate(files) for row in read_jsonl(file)]
-    return rows, f"{request.model} (xxh3 {weights})"
+    return rows, f"{request.model} (xxh3 {weights}, {config.rollout.engine} engine)"

@@ -48,4 +48,10 @@ def build_engine(rollout: RolloutConfig, precision: str, folder: Path, mesh: Mes
 
         group = engine_group(rollout.trtllm.tensor_parallel_size)
         return TrtllmEngine(str(folder), settings=rollout.trtllm, group=group, **values)
+    if rollout.engine == "vllm":
+        from nemo_simplerl.rollout.engine_group import consecutive_ranks
+        from nemo_simplerl.rollout.vllm.engine import VllmEngine
+
+        group = consecutive_ranks(rollout.vllm.tensor_parallel_size)
+        return VllmEngine(str(folder), settings=rollout.vllm, group=group, **values)
     raise ValueError(f"rollout.engine={rollout.engine}: build_engine makes no such engine.")

@@ -1,0 +1,1 @@
+"""Rules of the rollout engines that have settings of their own, a module each."""

@@ -1,0 +1,74 @@
+"""Rules of `rollout.engine=vllm`, which run only where it is chosen, and the ranges of its section."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from nemo_simplerl.config.rules.numbers import AT_LEAST_1, POSITIVE, near_divisors
+from nemo_simplerl.config.schema import Config
+from nemo_simplerl.config.shape import ModelShape
+
+PYTHON_VARIABLE = "SIMPLERL_VLLM_PYTHON"
+_DEFAULT_PYTHON = Path(__file__).parents[4] / ".venv-vllm/bin/python"  # scripts/engine_env.sh makes it
+MAX_TEMPERATURE = 2.0  # vLLM's own bound
+
+RANGES = {
+    "tensor_parallel_size": AT_LEAST_1,
+    "gpu_memory_utilization": "(0, 1)",
+    "cpu_kv_cache_mb": AT_LEAST_1,
+    "max_batch_size": AT_LEAST_1,
+    "max_num_tokens": AT_LEAST_1,
+    "start_timeout_s": POSITIVE,
+    "timeout_s": POSITIVE,
+}
+
+
+def engine_python(given: str | None) -> str:
+    """The interpreter that runs vLLM: rollout.vllm.python, else $SIMPLERL_VLLM_PYTHON, else the repository's own.
+
+    Raises ValueError where there is no such program.
+    """
+    chosen = given or os.environ.get(PYTHON_VARIABLE) or str(_DEFAULT_PYTHON)
+    found = shutil.which(os.path.expanduser(chosen))
+    if found is None:
+        source = "rollout.vllm.python" if given else PYTHON_VARIABLE if os.environ.get(PYTHON_VARIABLE) else "default"
+        raise ValueError(
+            f"rollout.engine=vllm: {chosen} ({source}) is no program. vLLM needs an environment of its own: make it "
+            "with `scripts/engine_env.sh vllm`, name its Python in rollout.vllm.python, or set rollout.engine=hf."
+        )
+    return os.path.abspath(found)
+
+
+def its_python_is_there(config: Config) -> Iterator[str]:
+    try:
+        engine_python(config.rollout.vllm.python)
+    except ValueError as error:
+        yield str(error)
+
+
+def temperature_is_accepted(config: Config) -> Iterator[str]:
+    temperature = config.rollout.temperature
+    if temperature > MAX_TEMPERATURE:
+        yield (
+            f"rollout.temperature={temperature} with rollout.engine=vllm, which takes at most {MAX_TEMPERATURE:g}. "
+            "Lower it, or set rollout.engine=hf."
+        )
+
+
+def engine_splits_the_heads(config: Config, shape: ModelShape) -> Iterator[str]:
+    size, heads, groups = config.rollout.vllm.tensor_parallel_size, shape.num_attention_heads, shape.num_query_groups
+    if heads % size or (groups % size and size % groups):
+        yield (
+            f"rollout.vllm.tensor_parallel_size={size} does not divide the model's {heads} attention heads and "
+            f"{groups} key-value heads. Sizes that work: {near_divisors(groups, size)}."
+        )
+
+
+def engines_fill_the_ranks(config: Config, world_size: int) -> Iterator[str]:
+    size = config.rollout.vllm.tensor_parallel_size
+    if world_size % size:
+        yield (
+            f"rollout.vllm.tensor_parallel_size={size} does not divide {world_size} ranks into engines. "
+            f"Sizes that work: {near_divisors(world_size, size)}."
+        )

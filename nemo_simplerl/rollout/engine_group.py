@@ -1,0 +1,54 @@
+"""The ranks that one engine with a process of its own serves: the first talks to it, and all hear how that ended."""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch.distributed as dist
+
+from nemo_simplerl.parallel.reductions import gather_objects
+
+T = TypeVar("T")
+
+
+def consecutive_ranks(size: int) -> dist.ProcessGroup | None:
+    """This rank's gloo group of `size` consecutive ranks, None where that is this rank alone. Collective."""
+    if size == 1:
+        return None
+    mine = None
+    for first in range(0, dist.get_world_size(), size):
+        ranks = range(first, first + size)
+        group = dist.new_group(list(ranks), backend="gloo")
+        mine = group if dist.get_rank() in ranks else mine
+    return mine
+
+
+class EngineGroup:
+    """The ranks of one engine. group: of gloo; None is this rank alone."""
+
+    def __init__(self, group: dist.ProcessGroup | None):
+        self._group = group
+        self.rank = 0 if group is None else group.rank()
+        self.size = 1 if group is None else group.size()
+        self.leads = self.rank == 0
+
+    def together(self, act: Callable[[], T]) -> list[T]:
+        """The results of every rank's `act()`, in rank order, on every rank of the group. Collective.
+
+        Raises on every rank when one fails: its own error in a group of one rank, else RuntimeError.
+        """
+        answer: T | None = None
+        error: Exception | None = None
+        try:
+            answer = act()
+        except Exception as caught:  # raised below on every rank: the others would wait for this one without end
+            error = caught
+        if error is not None and self.size == 1:
+            raise error
+        answers = gather_objects((answer, None if error is None else f"{type(error).__name__}: {error}"), self._group)
+        if failures := [f"rank {rank} of the engine's group: {text}" for rank, (_, text) in enumerate(answers) if text]:
+            raise RuntimeError("; ".join(failures)) from error
+        return cast(list[T], [value for value, _ in answers])
+
+    def lead(self, act: Callable[[], T]) -> T:
+        """The result of the first rank's `act()`, or its error, on every rank of the group. Collective."""
+        return self.together(lambda: act() if self.leads else None)[0]  # type: ignore[return-value]
