@@ -26,6 +26,8 @@ setup(
     package_dir={"nemo_simplerl.conf": "conf"},
     package_data={
         "nemo_simplerl.conf": ["*.yaml", "*/*.yaml"],
+        "nemo_simplerl.dry": ["shim.cpp"],
+        "nemo_simplerl.dry.te": ["signatures.json"],
         "nemo_simplerl.report": ["page.html", "page.css", "page.js"],
     },
     entry_points={"console_scripts": ["simplerl = nemo_simplerl.cli.main:main"]},

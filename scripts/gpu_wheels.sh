@@ -5,7 +5,8 @@
 # usage: scripts/gpu_wheels.sh FOLDER [PYTHON_VERSION]     (of the GPU's machine, default 3.12; x86-64 Linux)
 #        scripts/gpu_wheels.sh --list                      (what it would fetch)
 #
-# Environment: PYTHON (an interpreter with pip, default python3), PIP_* (pip's own).
+# Environment: EXCEPT (names that the machine has too, for a smaller folder: "matplotlib pillow grpcio"), PYTHON (an
+# interpreter with pip, default python3), PIP_* (pip's own).
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -14,7 +15,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 LEFT_OUT=" torch cuda-bindings cuda-pathfinder cuda-toolkit filelock fsspec jinja2 networkx sympy typing-extensions \
  transformers huggingface-hub tokenizers safetensors regex tqdm hf-xet httpcore2 httpx2 truststore typer shellingham numpy \
  hypothesis sortedcontainers pytest-xdist execnet ray msgpack jsonschema jsonschema-specifications referencing rpds-py \
- attrs wandb sentry-sdk platformdirs pyarrow opentelemetry-api tzdata "
+ attrs wandb sentry-sdk platformdirs pyarrow opentelemetry-api tzdata ${EXCEPT:-} "
 
 wanted() { # NAME==VERSION, a line each
   local pin

@@ -36,7 +36,8 @@ MAY_IMPORT = {
 # Rooms and libraries that only these rooms or modules may import.
 ONLY_FOR = {
     "nemo_simplerl.cli": {"cli", "__main__"},
-    "nemo_simplerl.trainer": {"trainer", "cli"},
+    "nemo_simplerl.trainer": {"trainer", "cli", "dry"},
+    "nemo_simplerl.dry": {"dry", "cli"},
     "megatron.core.parallel_state": {"parallel.mesh", "parallel.cpu"},
     "megatron.core.mpu": {"parallel.mesh", "parallel.cpu"},
     "nemo": {"model.conversion.nemo_toolkit"},

@@ -5,10 +5,14 @@ import json
 import re
 
 from nemo_simplerl.cli.start.launch import CONFIG_DIR_HELP, overrides_of
+from nemo_simplerl.dry.execute import execute
+from nemo_simplerl.dry.findings import Execution
+from nemo_simplerl.dry.report import execution_as_dict, execution_as_text
+from nemo_simplerl.dry.shim import Unavailable
 from nemo_simplerl.plan.gpus import CPU, NAMES, gpu
 from nemo_simplerl.plan.layout import Cluster
 from nemo_simplerl.plan.plan import make_plan
-from nemo_simplerl.plan.report import plan_as_dict, plan_as_text
+from nemo_simplerl.plan.report import Plan, plan_as_dict, plan_as_text
 from nemo_simplerl.plan.shapes import PRESETS
 
 
@@ -20,8 +24,30 @@ def run(argv: list[str]) -> int:
     ranks = args.gpus_per_node or (1 if args.gpu == CPU else 8)
     cluster = Cluster(nodes=args.nodes, gpus_per_node=ranks, gpu=gpu(args.gpu, ranks))
     plan = make_plan(overrides_of(args), cluster, PRESETS.get(args.shape), args.suggest)
-    print(json.dumps(plan_as_dict(plan), indent=2) if args.json else plan_as_text(plan))
-    return 0 if plan.can_run else 1
+    execution, reason = _executed(args, plan) if args.execute or args.full else (None, None)
+    if args.json:
+        found = plan_as_dict(plan)
+        if args.execute or args.full:
+            found["execution"] = None if execution is None else execution_as_dict(execution)
+            found["not_executed"] = reason
+        print(json.dumps(found, indent=2))
+    else:
+        print(plan_as_text(plan))
+        if execution is not None:
+            print("", execution_as_text(execution), sep="\n")
+        if reason is not None:
+            print(f"\nNot executed: {reason}. What stands above is the formula's alone.")
+    return 0 if plan.can_run and not (execution and execution.problems) else 1
+
+
+def _executed(args: argparse.Namespace, plan: Plan) -> tuple[Execution | None, str | None]:
+    """The plan's step on pretended GPUs, or why it was not executed."""
+    if plan.layout is None:
+        return None, "the problems above leave no layout to execute"
+    try:
+        return execute(overrides_of(args), plan.layout, full=args.full), None
+    except Unavailable as missing:
+        return None, str(missing)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config-dir", metavar="DIR", help=CONFIG_DIR_HELP)
     parser.add_argument("--suggest", action="store_true", help="rank the layouts that fit by the time of a step")
+    parser.add_argument(
+        "--execute", action="store_true", help="run a step on pretended GPUs in a child process, beside the formula"
+    )
+    parser.add_argument("--full", action="store_true", help="--execute with all layers; minutes for a large model")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return parser
 

@@ -1,6 +1,7 @@
 """The roles of a run from its configuration: what `open_run` trains with."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from nemo_simplerl.config.schema import ActorConfig, AlgoConfig, Config, ConsistencyConfig, CriticConfig
@@ -8,6 +9,7 @@ from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.model.source import kind_of, open_source, weights_fingerprint
 from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.trainer.consistency import ConsistencyGate
 from nemo_simplerl.trainer.estimators import build_estimator
 from nemo_simplerl.trainer.learners.actor import Actor
@@ -23,30 +25,57 @@ from nemo_simplerl.trainer.setup.grader import Grader
 from nemo_simplerl.trainer.setup.prepare import model_folder
 
 
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What roles are built from beside the configuration: `materials_on_disk` reads it, a dry run makes it up."""
+
+    hf: dict  # the policy's config.json
+    sources: tuple[Source, ...]  # the weights that the actor starts from, and the critic's where it has others
+    initial_weights: str  # a digest of them
+    sampling: SamplingParams
+    pad_id: int
+    eos_id: int
+    build_engine: Callable[[Mesh], RolloutEngine]  # called when the models are built. Collective
+
+
+def materials_on_disk(config: Config, model_path: str, tokenizer) -> Materials:
+    """The materials of a run whose actor starts from the weights at `model_path`."""
+    critic_path, folder = config.critic.path, model_folder(config)
+    sources = [open_source(model_path)]
+    if critic_path is not None:
+        sources.append(open_source(critic_path, critic=kind_of(critic_path) == "checkpoint"))
+    return Materials(
+        hf=read_hf_config(folder),
+        sources=tuple(sources),
+        initial_weights=" ".join(weights_fingerprint(source) for source in sources),
+        sampling=sampling_of(config.rollout, tokenizer, folder),
+        pad_id=tokenizer.pad_token_id,
+        eos_id=tokenizer.eos_token_id,
+        build_engine=lambda mesh: build_engine(config.rollout, config.model.precision, folder, mesh, tokenizer),
+    )
+
+
 def build_roles(
     config: Config,
-    model_path: str,
+    materials: Materials,
     mesh: Mesh,
-    tokenizer,
     grader: Grader,
     *,
     total_steps: int,
     step_state: StepState,
     on_phase: Callable[[str], None],
 ) -> Roles:
-    """Actor, critic, reference and engine, started from the weights at `model_path`. Collective.
+    """Actor, critic, reference and engine, started from the weights of `materials`. Collective.
 
     on_phase: called at the beginning of every phase, and before every update as actor.update or critic.update.
     """
-    algo, rollout, critic_path = config.algo, config.rollout, config.critic.path
-    sources = [open_source(model_path)]
-    if critic_path is not None:
-        sources.append(open_source(critic_path, critic=kind_of(critic_path) == "checkpoint"))
+    algo, sources, temperature = config.algo, materials.sources, config.rollout.temperature
     timer = PhaseTimer(on_enter=on_phase)
     learner = _actor_learner(config, sources[0], mesh, total_steps)
     update_loop = UpdateLoop(partial(on_phase, "actor.update"))
-    hf, temperature = read_hf_config(model_folder(config)), rollout.temperature
-    actor = Actor(learner, hf, config.actor, algo, temperature=temperature, timer=timer, update_loop=update_loop)
+    actor = Actor(
+        learner, materials.hf, config.actor, algo, temperature=temperature, timer=timer, update_loop=update_loop
+    )
 
     def build_critic() -> Critic:
         update_loop = UpdateLoop(partial(on_phase, "critic.update"))
@@ -58,20 +87,20 @@ def build_roles(
         mesh=mesh,
         actor=actor,
         estimator=build_estimator(algo, mesh, step_state, build_critic),
-        engine=build_engine(rollout, config.model.precision, model_folder(config), mesh, tokenizer),
+        engine=materials.build_engine(mesh),
         grader=grader,
         gate=build_gate(
-            rollout.consistency,
+            config.rollout.consistency,
             algo,
             mesh,
             temperature=temperature,
             global_batch_size=config.actor.global_batch_size,
         ),
-        sampling=sampling_of(rollout, tokenizer, model_folder(config)),
-        pad_id=tokenizer.pad_token_id,
-        eos_id=tokenizer.eos_token_id,
+        sampling=materials.sampling,
+        pad_id=materials.pad_id,
+        eos_id=materials.eos_id,
         timer=timer,
-        initial_weights=" ".join(weights_fingerprint(source) for source in sources),
+        initial_weights=materials.initial_weights,
         step_state=step_state,
     )
 

@@ -18,7 +18,7 @@ from nemo_simplerl.files import read_jsonl
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.report.read import with_current_keys
-from nemo_simplerl.trainer.build import build_roles
+from nemo_simplerl.trainer.build import build_roles, materials_on_disk
 from nemo_simplerl.trainer.consistency import sampling_notes
 from nemo_simplerl.trainer.guard.alarms import Alarms
 from nemo_simplerl.trainer.guard.faults import VARIABLE, Faults, installed
@@ -85,9 +85,8 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         opened.enter_context(installed(faults))  # they count the points of PPO's steps
         roles = build_roles(
             config,
-            model_path,
+            materials_on_disk(config, model_path, tokenizer),
             mesh,
-            tokenizer,
             grader,
             total_steps=total_steps,
             step_state=StepState(journal, stop.safe_point, lambda: stop.is_urgent),

@@ -233,6 +233,7 @@ def engine_of(shape: ModelShape, work: Work, mesh: Mesh) -> HfEngine:
             max_batch_size=max(work.rollout_batches),
             device=mesh.device,
             dtype=torch.bfloat16,
+            cuda_graphs=True,
         )
 
 

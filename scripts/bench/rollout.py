@@ -115,7 +115,7 @@ def take_turns(model: torch.nn.Module, prompts: list[list[int]], max_batch_size:
         speeds: dict[str, list[float]] = {"hf": [], "vllm": []}
         for version in range(rounds):
             for name, engine in (("hf", ours), ("vllm", theirs)):
-                engine.refit([list(model.named_parameters())], version)
+                engine.refit([[(name, param.detach()) for name, param in model.named_parameters()]], version)
                 speeds[name].append(tokens_per_second(engine, prompts, params, seeds))
     best = {name: round(max(of_engine)) for name, of_engine in speeds.items()}
     return {"parameters": model.num_parameters(), **best, "ratio": round(best["hf"] / best["vllm"], 2)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from nemo_simplerl.config.schema import Config, RolloutConfig
 from nemo_simplerl.plan.engines.base import Cache, Footprint, cache_bytes_per_token, engine_weights
@@ -88,7 +89,7 @@ class _Vllm:
                 yield f"rollout.vllm.tensor_parallel_size={size}", _with(layout, tensor=size)
 
 
-def _with(layout: Layout, **settings: int | float | bool) -> Layout:
+def _with(layout: Layout, **settings: Any) -> Layout:
     return replace(layout, engine=replace(layout.engine, **settings))
 
 

@@ -1,8 +1,8 @@
 """Assumptions of the adapter about vLLM, checked by reading an installed source without importing it.
 
 vLLM promises nothing below its `LLM` class, and its minor releases move things: `simplerl doctor` finds one that broke
-an assumption before a run, and names the file. tests/rollout/vllm/test_contract.py holds the adapter's own code against
-the rows, wherever it runs.
+an assumption before a run, and names the file. tests/rollout/vllm/test_vllm_contract.py holds the adapter's own code
+against the rows, wherever it runs.
 """
 
 from pathlib import Path

@@ -51,9 +51,10 @@ class Extension:
 
     def simplerl_prepare(self, vocab_limit: int | None) -> str:
         """Forbid the ids from `vocab_limit` on; returns the name of this worker's device. All workers have started."""
-        # On a CPU workers talk through shared memory that all have opened by now. Without a name no kill leaves it behind.
-        for file in Path("/dev/shm").glob(f"vllm_dist_{os.environ.get('VLLM_DIST_IDENT')}*"):
-            file.unlink(missing_ok=True)
+        # On a CPU workers talk through shared memory, which all have opened by now; nameless it is gone with them.
+        if name := os.environ.get("VLLM_DIST_IDENT"):
+            for file in Path("/dev/shm").glob(f"{name}-*cpushm*"):
+                file.unlink(missing_ok=True)
         sampler = self.model_runner.sampler
         if not isinstance(sampler, Sampler):
             raise RuntimeError("vLLM chose its second model runner, whose log-probabilities are not understood here.")

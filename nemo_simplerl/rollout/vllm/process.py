@@ -37,7 +37,7 @@ class EngineProcess:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
                     [python, "-m", _MODULE, str(theirs_reads), str(theirs_writes), str(self._folder)],
-                    env={**environment, "PYTHONPATH": str(self._folder)},
+                    env={**environment, "PYTHONPATH": str(self._folder), "TMPDIR": str(self._folder)},
                     cwd=self._folder,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
