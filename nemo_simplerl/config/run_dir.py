@@ -50,6 +50,8 @@ FREE_KEYS = frozenset(
         "reward.url",
     }
 )
+# What versions without these keys did, where conf/ now has another value.
+_FORMER: dict[str, Any] = {"rollout.cuda_graphs": False}
 # Keys that divide the work over ranks and into portions. Checkpoints are read into any layout, and every loss is a sum
 # divided once by a global count: these keys change the order of sums and so the rounding, which may tip a sampled token
 # later on.
@@ -110,7 +112,7 @@ def read_begun(run_dir: Path) -> Begun | None:
     nested, known = _nested(file), set(keys_of(Config))
     found = dict(_leaves(nested))
     gone = {key: value for key, value in found.items() if not _is_key(key, known)}
-    added = {key: value for key, value in _defaults().items() if _is_absent(key, nested)}
+    added = {key: value for key, value in (_defaults() | _FORMER).items() if _is_absent(key, nested)}
     return Begun(file, {key: found[key] for key in found if key not in gone} | added, added, gone)
 
 

@@ -10,7 +10,8 @@ from nemo_simplerl.config.rules.engines.vllm import PYTHON_VARIABLE, engine_pyth
 from nemo_simplerl.doctor.machine import MachineFindings
 from nemo_simplerl.doctor.tested import VLLM, same_release
 
-# Asked of the environment's own Python. `find_spec` of a package does not import it.
+# Asked of the environment's own Python, without the variables and packages of the user that the engine's process does
+# not get either. `find_spec` of a package does not import it.
 _PROBE = """
 import importlib.metadata, importlib.util, json, platform
 def version(name):
@@ -36,11 +37,15 @@ def look_at_vllm(num_gpus: int) -> MachineFindings:
         python = engine_python(None)
     except ValueError as error:
         return MachineFindings(problems=[str(error)] if os.environ.get(PYTHON_VARIABLE) else [])
+    unusable = f"{python}, which is to run vLLM, does not work"
     try:
-        done = subprocess.run([python, "-E", "-c", _PROBE], capture_output=True, text=True, timeout=_TIMEOUT_S)
+        done = subprocess.run([python, "-E", "-s", "-c", _PROBE], capture_output=True, text=True, timeout=_TIMEOUT_S)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
+            return MachineFindings(problems=[f"{unusable}: {last}"])
         found = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
-        return MachineFindings(problems=[f"{python}, which is to run vLLM, does not work: {error}"])
+        return MachineFindings(problems=[f"{unusable}: {error}"])
     return findings(python, found, num_gpus)
 
 

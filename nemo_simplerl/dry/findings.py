@@ -6,6 +6,7 @@ from typing import Any
 
 from nemo_simplerl.dry.collectives import Collective, differences, on_the_host
 from nemo_simplerl.dry.sample import Sample, at_depth, sample_of
+from nemo_simplerl.plan.engines.base import is_in_trainer
 from nemo_simplerl.plan.layout import Layout
 from nemo_simplerl.plan.memory import memory
 
@@ -32,7 +33,7 @@ class Row:
 
     @property
     def difference(self) -> float:
-        """Of what was executed from the formula, as a share of the formula."""
+        """How far what was executed lies from the formula, as a share of the formula."""
         return round(self.executed / self.formula - 1, 6)
 
     @property
@@ -120,8 +121,8 @@ def _rows(layout: Layout, peaks: Sequence[Mapping[str, int]]) -> list[Row]:
 
 
 def _is_executed(part: str, layout: Layout) -> bool:
-    """Whether a part of the formula is on the pretended GPU. Of engines the hf one alone is."""
-    return part not in _NOT_EXECUTED and (layout.engine.name == "hf" or not part.startswith("engine "))
+    """Whether a part of the formula is on the pretended GPU. An engine in another process is not."""
+    return part not in _NOT_EXECUTED and (is_in_trainer(layout.engine.name) or not part.startswith("engine "))
 
 
 def _peaks(of_rank: Sequence[Mapping[str, Any]], depth: int) -> dict[str, int]:

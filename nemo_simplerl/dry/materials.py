@@ -18,6 +18,7 @@ from nemo_simplerl.model.formats.safetensors_io import Spec
 from nemo_simplerl.model.network.provider import DTYPES
 from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.plan.engines.base import is_in_trainer
 from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Bucket, Completion, RolloutEngine, SamplingParams
 from nemo_simplerl.trainer.build import Materials
@@ -132,20 +133,20 @@ def prompts_of(sample: Sample) -> list[Prompt]:
 def materials(config: Config, shape: ModelShape, critic_shape: ModelShape | None, folder: Path) -> Materials:
     """Materials without bytes for models of these shapes; `folder`, an empty one, gets the policy's config.json.
 
-    The hf engine is the real one, which needs that file; of one that lives in processes of its own, and where pipeline
-    stages would have to hear of each other's weights, a BlankEngine stands in.
+    An engine in the trainer's process is the real one, which needs that file; of one in processes of its own, and where
+    pipeline stages would have to hear of each other's weights, a BlankEngine stands in.
     """
     dtype, hf = DTYPES[config.model.precision], hf_config(shape)
     (folder / "config.json").write_text(json.dumps(hf))
     sources = [blank_source(hf, dtype)]
     if critic_shape is not None:
         sources.append(blank_source(hf_config(critic_shape), dtype))
-    is_hf = config.rollout.engine == "hf"
+    is_inside = is_in_trainer(config.rollout.engine)
 
     def build(mesh: Mesh) -> RolloutEngine:
-        if is_hf and mesh.pp_size == 1:
+        if is_inside and mesh.pp_size == 1:
             return build_engine(config.rollout, config.model.precision, folder, mesh, _Vocabulary(shape.vocab_size))
-        return BlankEngine(sources[0].num_bytes if is_hf else 0, mesh.device, is_apart=not is_hf)
+        return BlankEngine(sources[0].num_bytes if is_inside else 0, mesh.device, is_apart=not is_inside)
 
     rollout = config.rollout
     sampling = SamplingParams(

@@ -56,6 +56,24 @@ class Recorder(TorchDispatchMode):
         self.memory = DeviceMemory(phase)
         self.counts: dict[str, Counts] = defaultdict(Counts)
         self.collectives: list[Collective] = []
+        self._is_in_kernel = False
+
+    def as_one_kernel(self, work: Callable) -> Callable:
+        """`work` as a compiler makes it: one launch, of which memory sees the results alone."""
+
+        def launched(*args, **kwargs):
+            self._is_in_kernel = True
+            try:
+                results = work(*args, **kwargs)
+            finally:
+                self._is_in_kernel = False
+            for result in tree_leaves(results):
+                if isinstance(result, Tensor):
+                    self.memory.see(result)
+            self.counts[self.phase()].launches += 1
+            return results
+
+        return launched
 
     def begin(self) -> int:
         """Start counting anew. Returns the bytes that are on the device already."""
@@ -170,13 +188,16 @@ class Recorder(TorchDispatchMode):
 
     def _count(self, func, name: str, args, kwargs, out, outs: list[FakeTensor]) -> None:
         on_device = [tensor for tensor in outs if tensor.device.type == "cuda"]
+        if self._is_in_kernel:
+            return
         for tensor in on_device:
             self.memory.see(tensor)
         counts = self.counts[self.phase()]
         if on_device and not func.is_view and name not in _UNWRITTEN:
             counts.launches += 1
         if (formula := flop_registry.get(func._overloadpacket)) is not None and on_device:
-            counts.flops += formula(*args, **kwargs, out_val=out)
+            operands = [arg for arg in args if not isinstance(arg, torch.dtype)]  # `out_dtype`: no formula takes it
+            counts.flops += formula(*operands, **kwargs, out_val=out)
 
 
 def known_value(tensor: Tensor) -> Tensor | None:

@@ -20,6 +20,8 @@ from nemo_simplerl.dry.te.install import install
 
 install()  # before anything imports Megatron
 
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding  # noqa: E402
+
 from nemo_simplerl.config.load import compose  # noqa: E402
 from nemo_simplerl.config.shape import ModelShape  # noqa: E402
 from nemo_simplerl.dry.collectives import traffic  # noqa: E402
@@ -72,7 +74,7 @@ class Session:
         self._fake = FakeCuda(allow_non_fake_inputs=True)  # one for all cases: its tensors may live on in caches
         self._layout: Any = None
         pretend_gpu(self.recorder)
-        pretend_fused_kernels()
+        pretend_fused_kernels(self.recorder)
         pretend_neighbours()
         self.peers.install()
 
@@ -82,6 +84,7 @@ class Session:
             self._layout = case["layout"]
             self.peers.begin_layout()
         self.peers.begin_rank()
+        RotaryEmbedding.forward.cache_clear()  # else angles of earlier cases are given back in the middle of this one
         gc.collect()
         before, started = self.recorder.begin(), time.monotonic()
         error: str | None = None

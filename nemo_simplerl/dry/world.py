@@ -37,7 +37,7 @@ def pretend_gpu(recorder: Recorder) -> None:
     }
     nothing = ("set_device", "synchronize", "empty_cache", "ipc_collect", "manual_seed", "manual_seed_all")
     for name, answer in (answers | dict.fromkeys(nothing)).items():
-        setattr(cuda, name, lambda *args, _answer=answer, **kwargs: _answer)
+        _replace(cuda, name, lambda *args, _answer=answer, **kwargs: _answer)
     cuda.random.get_rng_state = cuda.get_rng_state
     memory = recorder.memory
     cuda.memory_allocated = cuda.memory_reserved = lambda device=None: memory.now
@@ -50,17 +50,18 @@ def pretend_gpu(recorder: Recorder) -> None:
     FakeTensor.data = property(torch.Tensor.data.__get__, _set_data)  # type: ignore[attr-defined]
 
 
-def pretend_fused_kernels() -> None:
-    """Have the functions that Megatron compiles allocate what their one kernel writes and no more.
+def pretend_fused_kernels(recorder: Recorder) -> None:
+    """Have the functions that Megatron and the head compile allocate what their one kernel writes and no more.
 
     The machine is assumed to have a C compiler, as the plan assumes it has what the image has.
     """
     from megatron.core.fusions import fused_bias_swiglu
     from megatron.core.tensor_parallel import random
 
-    from nemo_simplerl.model.network import provider
+    from nemo_simplerl.model.network import head, provider
 
-    provider.can_compile = lambda: True
+    _replace(provider, "why_not_compile", lambda: None)
+    _replace(head, "_compiled", recorder.as_one_kernel)
 
     def swiglu(gate_and_up: Tensor) -> Tensor:
         torch.ops.simplerl_dry.launch([gate_and_up], 1, 0)
@@ -70,9 +71,10 @@ def pretend_fused_kernels() -> None:
         torch.ops.simplerl_dry.launch([gradient, gate_and_up], 1, 0)
         return torch.empty_like(gate_and_up)
 
-    fused_bias_swiglu.swiglu, fused_bias_swiglu.swiglu_back = swiglu, swiglu_back
-    random._get_cuda_rng_state = lambda *args, **kwargs: torch.cuda.get_rng_state()
-    random._set_cuda_rng_state = lambda *args, **kwargs: None
+    _replace(fused_bias_swiglu, "swiglu", swiglu)
+    _replace(fused_bias_swiglu, "swiglu_back", swiglu_back)
+    _replace(random, "_get_cuda_rng_state", lambda *args, **kwargs: torch.cuda.get_rng_state())
+    _replace(random, "_set_cuda_rng_state", lambda *args, **kwargs: None)
 
 
 class Peers:
@@ -100,7 +102,7 @@ class Peers:
         dist.all_gather_object = self._all_gather_object
         dist.broadcast_object_list = self._broadcast_object_list
         dist.batch_isend_irecv = self._batch_isend_irecv
-        param_and_grad_buffer._coalescing_manager = _one_by_one
+        _replace(param_and_grad_buffer, "_coalescing_manager", _one_by_one)
         # Waiting for others changes nothing where there are none.
         dist.barrier = lambda *args, **kwargs: None
 
@@ -151,8 +153,14 @@ def pretend_neighbours() -> None:
     def shapes_of_neighbours(self, tensor_send_next, tensor_send_prev, recv_prev, recv_next):
         return forward.pop(0) if recv_prev else [0] * 3, backward.pop(0) if recv_next else [0] * 3
 
-    pipeline._schedule = with_shapes
-    P2PCommunicator._communicate_shapes = shapes_of_neighbours
+    _replace(pipeline, "_schedule", with_shapes)
+    _replace(P2PCommunicator, "_communicate_shapes", shapes_of_neighbours)
+
+
+def _replace(owner: Any, name: str, value: Any) -> None:
+    """Set an attribute that is there: one that has another name now would leave what it stood for as it is."""
+    assert hasattr(owner, name), f"{owner.__name__} has no {name}, which the dry run replaces"
+    setattr(owner, name, value)
 
 
 class _Works:

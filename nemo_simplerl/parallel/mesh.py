@@ -133,9 +133,10 @@ def queue_communication_first(environ: MutableMapping[str, str], capability: Cal
     this before anything runs on the GPU. From Blackwell on (capability 10) the order needs no help. A value that is set
     stays, and is warned of.
     """
+    is_users = CONNECTIONS in environ
     found = environ.setdefault(CONNECTIONS, "1")
     if capability() >= (10, 0):
-        if found == "1":
+        if not is_users:
             del environ[CONNECTIONS]
     elif found != "1":
         log.warning(

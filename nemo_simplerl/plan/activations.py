@@ -49,10 +49,13 @@ class Pass:
         """The whole sequence before a linear layer, and its gradient: under sequence parallelism alone."""
         return 2 * self.whole_hidden if self.sequence_parallel and self.tensor > 1 else 0
 
-    @property
-    def logit_tiles(self) -> int:
-        """A tile of the logits in float32, and another of its exponentials."""
-        return 2 * min(self.tokens * vocab_rows(self.shape, self.tensor) * 4, _GPU_TILE if self.fused else _CPU_TILE)
+    def logit_tiles(self, *, update: bool) -> int:
+        """A tile of the logits in float32. Fused, an update has its gradient beside it, and a pass without gradients
+        nothing; unfused, another tile of its exponentials."""
+        tile = min(self.tokens * vocab_rows(self.shape, self.tensor) * 4, _GPU_TILE if self.fused else _CPU_TILE)
+        if not self.fused:
+            return 2 * tile
+        return tile + (tile * self.width // 4 if update else 0)
 
     @property
     def head_gradients(self) -> int:
@@ -88,25 +91,27 @@ def saved_layer(of: Pass, recompute: str | None) -> int:
 
 
 def backward_work(of: Pass) -> int:
-    """Most bytes that the backward pass of a layer holds beside what was saved: the gradients of gate and up projection
-    (2 f, while the saved product is gone) and of the residual stream (h)."""
-    return 2 * of.mlp + of.hidden + of.gathered
+    """Most bytes that the backward pass of a layer holds beside what was saved: the gradients of the residual stream
+    and of the branch (2 h), and in the MLP those of its product and of gate and up projection (3 f, while the saved
+    product is gone), or before them the gathered gradient (h of the whole sequence) and that of the product (f)."""
+    return 2 * of.hidden + max(2 * of.mlp, of.mlp + of.gathered // 2)
 
 
 def update_activations(layout: Layout, sizes: Sizes, stage: int, *, critic: bool) -> int:
     """Peak of one update's passes on a rank of a pipeline stage, bytes.
 
     1F1B keeps the activations of pipeline - stage micro-batches (eq. 5). Full recomputation keeps each layer's input,
-    N h w, and one layer's activations at a time.
+    N h w, and one layer's activations and its output, computed again, at a time.
     """
     of = pass_of(layout, sizes.micro, critic=critic)
     in_flight = min(layout.pipeline - stage, layout.micro_batches(sizes))
     num_layers = of.shape.num_layers // layout.pipeline
     layer = saved_layer(of, layout.recompute)
     if layout.recompute == "full":
-        held, work = in_flight * num_layers * of.hidden, layer - of.hidden + backward_work(of)
+        held, work = in_flight * num_layers * of.hidden, layer + backward_work(of)
     else:
         held, work = in_flight * num_layers * layer, backward_work(of)
+    held += rotary_angles(layout)
     if stage < layout.pipeline - 1:
         return held + work + 2 * of.hidden  # the output that is sent to the next stage, and its gradient
     if critic:
@@ -114,17 +119,26 @@ def update_activations(layout: Layout, sizes: Sizes, stage: int, *, critic: bool
     if of.shape.tied and stage == 0:
         work += of.table  # waits for the embedding's part of the same gradient
     cast = 0 if of.width == 4 else of.table
-    return held + max(work, saved_norm(of) + of.whole_hidden + of.head_gradients + max(of.logit_tiles, cast))
+    return held + max(
+        work, saved_norm(of) + of.whole_hidden + of.head_gradients + max(of.logit_tiles(update=True), cast)
+    )
 
 
 def forward_activations(layout: Layout, micro: int, stage: int, *, critic: bool) -> int:
     """Peak of a pass without gradients: residual stream and norm (2 h) and the MLP's inner tensors of one layer, or
-    tiles of the logits. The first stage holds the embeddings too, in two orders of their axes (2 h)."""
+    tiles of the logits. The first stage holds the embeddings too, in two orders of their axes (2 h). The gathered
+    sequence is there while gate and up projection (2 f) are made, not later."""
     of = pass_of(layout, micro, critic=critic)
-    work = (4 if stage == 0 else 2) * of.hidden + of.gathered // 2 + of.mlp * (3 if of.fused else 5)
+    inner = max(of.mlp * (3 if of.fused else 5), of.mlp * 2 + of.gathered // 2)
+    work = (4 if stage == 0 else 2) * of.hidden + inner
     if stage == layout.pipeline - 1 and not critic:
-        work = max(work, 2 * of.whole_hidden + of.logit_tiles)
-    return work
+        work = max(work, 2 * of.whole_hidden + of.logit_tiles(update=False))
+    return work + rotary_angles(layout)
+
+
+def rotary_angles(layout: Layout) -> int:
+    """Float32 angles of the longest sequence, which Megatron keeps in each of the two models."""
+    return 2 * layout.max_tokens * head_dim(layout.shape) * 4
 
 
 def pass_of(layout: Layout, micro: int, *, critic: bool) -> Pass:

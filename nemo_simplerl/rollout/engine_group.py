@@ -1,6 +1,8 @@
 """The ranks that one engine with a process of its own serves: the first talks to it, and all hear how that ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from itertools import islice
 from typing import TypeVar, cast
 
 import torch.distributed as dist
@@ -9,15 +11,21 @@ from nemo_simplerl.parallel.reductions import gather_objects
 
 T = TypeVar("T")
 
+_LEAST_TIMEOUT_S = 1800.0  # torch's own, which is long enough for what is not the engine's: a rank's export of a bucket
+_MARGIN_S = 60.0  # for the leader to end an engine that did not answer in time, and say so
 
-def consecutive_ranks(size: int) -> dist.ProcessGroup | None:
-    """This rank's gloo group of `size` consecutive ranks, None where that is this rank alone. Collective."""
+
+def consecutive_ranks(size: int, timeout_s: float = 0.0) -> dist.ProcessGroup | None:
+    """This rank's gloo group of `size` consecutive ranks, None where that is this rank alone. Collective.
+
+    timeout_s: seconds that the engine may take for one call, in which the other ranks wait for the first.
+    """
     if size == 1:
         return None
-    mine = None
+    mine, wait = None, timedelta(seconds=max(timeout_s, _LEAST_TIMEOUT_S) + _MARGIN_S)
     for first in range(0, dist.get_world_size(), size):
         ranks = range(first, first + size)
-        group = dist.new_group(list(ranks), backend="gloo")
+        group = dist.new_group(list(ranks), timeout=wait, backend="gloo")
         mine = group if dist.get_rank() in ranks else mine
     return mine
 
@@ -52,3 +60,20 @@ class EngineGroup:
     def lead(self, act: Callable[[], T]) -> T:
         """The result of the first rank's `act()`, or its error, on every rank of the group. Collective."""
         return self.together(lambda: act() if self.leads else None)[0]  # type: ignore[return-value]
+
+    def in_step(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, one at a time once every rank has its own next one. Collective.
+
+        Raises RuntimeError on every rank when making an item fails on one, as `together` does, or when the ranks' items
+        are not equally many.
+        """
+        source, held = iter(items), list[T]()
+
+        def advance() -> bool:
+            held.extend(islice(source, 1))
+            return bool(held)
+
+        while all(are_there := self.together(advance)):
+            yield held.pop()  # kept by whoever takes it alone: the sender reuses its memory
+        if any(are_there):
+            raise RuntimeError(f"the ranks of the engine's group were sent unequally many buckets: {are_there}")

@@ -51,6 +51,11 @@ class _Shipment:
                     hashed.result()
                 del bucket  # the sender makes the next one now
 
+    def drain(self) -> None:
+        """Make and drop what was not sent, of which there is some where hashing has failed."""
+        for _ in self._buckets:
+            pass
+
     def _hash(self, bucket: Bucket) -> None:
         for name, tensor in bucket:
             self.digests[name] = digest(tensor)
@@ -111,6 +116,7 @@ def _ship(engine: RolloutEngine, shipment: _Shipment, version: int, verify: bool
     finally:
         for _ in stream:  # the other ranks are in the same collectives
             pass
+        shipment.drain()
     if taken < shipment.num_buckets:
         return f"the engine took {taken} of {shipment.num_buckets} buckets"
     if engine.weight_version != version:

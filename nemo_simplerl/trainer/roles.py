@@ -51,7 +51,7 @@ class Roles:
     timer: PhaseTimer
     initial_weights: str = ""  # digest of the weights that the run began with
     step_state: StepState = field(default_factory=StepState)
-    sent_version: int | None = None  # of the last refit
+    sent_version: int | None = None  # of the last refit; None before the first and where the last one failed
 
     @property
     def learners(self) -> dict[str, Learner]:
@@ -147,7 +147,8 @@ class Roles:
         """Hand the actor's weights to the engines of all ranks. Returns metrics."""
         rollout, verify = self.config.rollout, self.config.rollout.verify_refit
         self.engine.wake()
-        is_nth = isinstance(verify, int) and (version % verify == 0 or self.engine.weight_version is None)
+        last_sent, self.sent_version = self.sent_version, None
+        is_nth = isinstance(verify, int) and (version % verify == 0 or last_sent is None)
         metrics = verified_refit(
             self.engine,
             self.actor.hf_buckets(rollout.refit_bucket_mb * 2**20),
@@ -182,7 +183,7 @@ class Roles:
             [config.algo.ppo_epochs, config.critic.global_batch_size, config.actor.global_batch_size],
         ]
         settings = [self.initial_weights, weight_affecting_settings(config)]
-        return StepKey(step, self.engine.weight_version, digest_of(request), digest_of(settings))
+        return StepKey(step, self.sent_version, digest_of(request), digest_of(settings))
 
     def _sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Completion]:
         self._wake()

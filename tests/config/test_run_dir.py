@@ -69,9 +69,11 @@ def test_other_data_or_another_model_outside_is_still_another_run(begun, tmp_pat
 def test_keys_that_an_older_version_had_not_are_taken_as_conf_has_them_and_told(begun):
     _edit(begun, "  offload_adam_states: false\n", "")
     _edit(begun, "  old_logprobs: trainer\n", "")
+    _edit(begun, "  cuda_graphs: true\n", "")
     _edit(begun, "  max_bad_updates: 10\n", "  save_evry: 7\n")
     check_run_dir(_config(begun))
     added, gone = read_begun(begun).notes
+    assert "rollout.cuda_graphs=false" in added, "as that version decoded, not as conf/ has it now"
     assert "config.yaml is of a version without these keys" in added
     assert "actor.offload_adam_states=false" in added and "algo.old_logprobs=trainer" in added
     assert "trainer.save_evry=7 is no key of this version and is not compared. Did you mean" in gone

@@ -26,7 +26,7 @@ def found(tmp_path):
 def test_the_python_that_the_variable_names_is_asked_and_vllm_is_read_without_being_imported(
     found, tmp_path, monkeypatch
 ):
-    python = program(tmp_path / "bin", "python", f"echo '{json.dumps(found)}'")
+    python = program(tmp_path / "bin", "python", f"[ \"$1 $2\" = '-E -s' ] && echo '{json.dumps(found)}'")
     monkeypatch.setenv("SIMPLERL_VLLM_PYTHON", str(python))
     told = look_at_vllm(num_gpus=0)
     assert told.rows == {
@@ -42,7 +42,11 @@ def test_an_environment_without_vllm_and_one_that_does_not_work_are_told(tmp_pat
     assert look_at_vllm(num_gpus=0).rows == {"vllm's Python": f"{sys.executable}, without vLLM"}
     monkeypatch.setenv("SIMPLERL_VLLM_PYTHON", str(program(tmp_path / "bin", "python", "exit 1")))
     (problem,) = look_at_vllm(num_gpus=0).problems
-    assert "which is to run vLLM, does not work" in problem
+    assert problem.endswith("which is to run vLLM, does not work: it ended with status 1")
+    broken = program(tmp_path / "bin", "python", "echo Traceback >&2; echo 'ImportError: no json' >&2; exit 1")
+    monkeypatch.setenv("SIMPLERL_VLLM_PYTHON", str(broken))
+    (problem,) = look_at_vllm(num_gpus=0).problems
+    assert problem.endswith("does not work: ImportError: no json")
     monkeypatch.setenv("SIMPLERL_VLLM_PYTHON", "/no/such/python")
     (problem,) = look_at_vllm(num_gpus=0).problems
     assert "/no/such/python (SIMPLERL_VLLM_PYTHON) is no program" in problem and "scripts/engine_env.sh vllm" in problem

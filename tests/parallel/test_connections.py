@@ -14,6 +14,7 @@ NAME = "CUDA_DEVICE_MAX_CONNECTIONS"
         ({NAME: "1"}, (8, 0), {NAME: "1"}, False),
         ({NAME: "8"}, (9, 0), {NAME: "8"}, True),
         ({}, (10, 0), {}, False),
+        ({NAME: "1"}, (10, 0), {NAME: "1"}, False),
         ({NAME: "32"}, (12, 0), {NAME: "32"}, False),
     ],
 )

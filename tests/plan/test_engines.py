@@ -28,7 +28,8 @@ MAY_NAME_AN_ENGINE = {
     "trainer/setup/engine.py",
     "plan/engines/trtllm.py",
     "plan/engines/vllm.py",
-    "rollout/vllm/values.py",  # a value of one of vLLM's arguments
+    "config/rules/engines/vllm.py",  # the package that is looked for
+    "rollout/vllm/values.py",  # a value of one of its arguments
     *(f"doctor/{name}.py" for name in ("examine", "tested", "vllm")),
 }
 TOY = f"""

@@ -309,3 +309,8 @@ def test_a_smaller_critic_needs_less_and_is_held_to_the_same_layout(data, tmp_pa
     )
     (problem,) = plan_of(data, critic, "actor.tensor_model_parallel_size=4").problems
     assert "does not divide the critic's 2 query groups" in problem
+
+
+def test_a_prompts_samples_are_decoded_together_however_small_the_batch(data):
+    small, whole = (plan_as_dict(plan_of(data, f"rollout.max_batch_size={size}"))["memory"] for size in ("4", "8"))
+    assert small == whole

@@ -16,8 +16,12 @@ case "$*" in
   *"import re, sys"*) exit 0 ;;
   *"import ensurepip, venv"*) exit 0 ;;
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg"; echo made >>"$TOLD" ;;
-  *" install "*) echo "$*" >>"$TOLD"; [ -z "${PIP_SAYS:-}" ] || { echo "$PIP_SAYS" >&2; exit 1; } ;;
-  *"from vllm import"*) echo imported >>"$TOLD"; [ -z "${IMPORT_SAYS:-}" ] || { echo "$IMPORT_SAYS" >&2; exit 1; } ;;
+  *" install "*)
+    echo "$*${PIP_CONSTRAINT:+ under $PIP_CONSTRAINT}" >>"$TOLD"
+    [ -z "${PIP_SAYS:-}" ] || { echo "$PIP_SAYS" >&2; exit 1; } ;;
+  *"from vllm import"*)
+    echo "imported${LD_LIBRARY_PATH:+ with $LD_LIBRARY_PATH}" >>"$TOLD"
+    [ -z "${IMPORT_SAYS:-}" ] || { echo "$IMPORT_SAYS" >&2; exit 1; } ;;
   *pytest*) echo "pytest with ${SIMPLERL_VLLM_PYTHON:-none}: $*" >>"$TOLD" ;;
 esac
 """
@@ -62,6 +66,14 @@ def test_a_machine_with_a_gpu_gets_the_cuda_build_of_the_same_version_held_by_th
     assert "no-deps" not in told[1]
 
 
+def test_neither_pins_nor_libraries_of_another_python_reach_it(run):
+    folders = "/usr/lib/python3/dist-packages/torch/lib:/usr/local/cuda/lib64:/opt/site-packages/x:/opt/lib"
+    leaked = {"PIP_CONSTRAINT": "/etc/pip/constraint.txt", "LD_LIBRARY_PATH": folders}
+    done, told = run("scripts/engine_env.sh", "vllm", **leaked)
+    assert done.returncode == 0, done.stderr
+    assert "under" not in told[1] and told[2] == "imported with /usr/local/cuda/lib64:/opt/lib"
+
+
 def test_where_pip_finds_no_build_the_reason_and_the_remedy_are_the_last_line_and_the_status_is_69(run, tmp_path):
     done, _ = run("scripts/engine_env.sh", "vllm", PIP_SAYS=NO_TORCH, SKIPPED=str(tmp_path / "skipped"))
     assert (done.returncode, done.stdout) == (69, "")
@@ -77,7 +89,7 @@ def test_a_vllm_that_does_not_import_is_an_error_and_not_left_out(run):
     assert not (run.root / ".venv-vllm/.installed").exists()
 
 
-@pytest.mark.parametrize("words", [(), ("sglang",), ("vllm", "--tpu")])
+@pytest.mark.parametrize("words", [(), ("sglang",), ("vllm", "--tpu"), ("vllm", "--cpu", "--cuda")])
 def test_another_engine_or_build_is_answered_with_the_usage(run, words):
     done, told = run("scripts/engine_env.sh", *words)
     assert (done.returncode, told) == (2, []) and "usage: scripts/engine_env.sh vllm" in done.stderr

@@ -18,7 +18,7 @@ STEPS = ["install", "machine", "gpu_tests", "bench", "quickstart", "transformer_
 THERE = {"torch", "transformers", "tokenizers", "safetensors", "numpy"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_step_runs_in_a_toy_size_on_a_cpu(tmp_path):
     command = [ROOT / "scripts/gpu_first_hour.sh", "--dry", "--out", tmp_path]
     done = subprocess.run(

@@ -1,5 +1,6 @@
 """Layouts of a small model that dry runs execute on eight pretended GPUs."""
 
+import functools
 from dataclasses import replace
 
 from nemo_simplerl.config.shape import ModelShape
@@ -8,7 +9,7 @@ from nemo_simplerl.plan.layout import Cluster, Layout
 from nemo_simplerl.plan.plan import make_plan
 
 SMALL = ModelShape(
-    num_layers=4,
+    num_layers=2,
     hidden_size=1024,
     num_attention_heads=8,
     num_query_groups=4,
@@ -24,14 +25,14 @@ _RECIPE = (
     "model.path=absent",
     "data.train_path=absent.json",
     "rollout.max_prompt_tokens=16",
-    "rollout.max_response_tokens=240",
+    "rollout.max_response_tokens=1008",
     *(f"{role}.{name}micro_batch_tokens=2048" for role in ("actor", "critic") for name in ("", "forward_")),
 )
 _PADDED = tuple(f"{role}.{name}micro_batch_tokens=null" for role in ("actor", "critic") for name in ("", "forward_"))
 LAYOUTS: dict[str, tuple[tuple[str, ...], ModelShape]] = {
     "as the recipe": ((), SMALL),
-    "TP2, nothing recomputed": (
-        ("actor.tensor_model_parallel_size=2", "actor.recompute_granularity=null"),
+    "TP4, nothing recomputed": (
+        ("actor.tensor_model_parallel_size=4", "actor.recompute_granularity=null"),
         SMALL,
     ),
     "TP1, padded rows": (
@@ -58,6 +59,7 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], ModelShape]] = {
 }
 
 
+@functools.cache
 def planned(changes: tuple[str, ...], shape: ModelShape) -> tuple[list[str], Layout]:
     """Overrides of a run of the recipe with these changes, and its layout on eight H100."""
     overrides = [*_RECIPE, *changes]

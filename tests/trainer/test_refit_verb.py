@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nemo_simplerl.config.load import compose
+from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.trainer.logging.timing import PhaseTimer
 from nemo_simplerl.trainer.roles import Roles
 from support.tiny import ScriptedEngine
@@ -40,7 +41,10 @@ def test_the_configuration_says_which_refits_are_verified(setting, verified):
 def test_after_a_failed_refit_the_next_is_verified():
     roles = roles_with("rollout.verify_refit=100")
     assert [roles.refit(version=step)["refit/verified"] for step in (1, 2)] == [1, 0]
-    roles.engine.invalidate("a rank failed")
+    buckets, roles.actor.hf_buckets = roles.actor.hf_buckets, lambda max_bytes: iter([WEIGHTS[:1], 5])
+    with pytest.raises(RuntimeError, match="refit to version 3 failed"):
+        roles.refit(version=3)
+    roles.actor.hf_buckets = buckets
     assert roles.refit(version=3)["refit/verified"] == 1
 
 
@@ -49,6 +53,23 @@ class ForgetfulEngine(ScriptedEngine):
 
     def wake(self):
         self.weight_version = None
+
+
+def test_an_engine_that_drops_its_weights_asleep_is_verified_no_more_often():
+    roles = roles_with("rollout.verify_refit=100")
+    roles.engine = ForgetfulEngine(8)
+    assert [roles.refit(version=step)["refit/verified"] for step in (1, 2, 3)] == [1, 0, 0]
+
+
+def test_a_rollout_goes_by_the_weights_that_were_sent_also_where_the_engine_has_dropped_them():
+    keys = []
+    for engine in (ForgetfulEngine(8), ScriptedEngine(8)):
+        roles = roles_with()
+        roles.engine, roles.sampling = engine, SamplingParams(1, 4, 1.0, 1.0, 0, (), ())
+        roles.refit(version=4)
+        engine.wake()
+        keys.append(roles._key([], 5, []))
+    assert keys[0] == keys[1] and keys[0].weight_version == 4
 
 
 def test_weights_that_were_discarded_asleep_come_again_before_anything_is_sampled(monkeypatch):

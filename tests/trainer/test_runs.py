@@ -147,20 +147,22 @@ def test_a_run_directory_of_other_settings_is_refused(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    ("saved", "resumed"),
+    ("saved", "resumed", "close"),
     [
         (
             (4, ["actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=2"]),
             (2, ["critic.micro_batch_size=2"]),
+            {"rel": 2e-4, "abs": 1e-5},
         ),
         (
             (2, ["actor.use_distributed_optimizer=true", *BF16, *ONE_BY_ONE]),
             (2, ["actor.pipeline_model_parallel_size=2", *BF16, *ONE_BY_ONE]),
+            {"rel": 2e-3, "abs": 1e-4},  # a weight may round the other way, which moves a gradient's norm by 8e-4
         ),
     ],
     ids=["TP2 x PP2 to DP2", "bf16, DP2 with the distributed optimizer to PP2"],
 )
-def test_another_layout_resumes_to_the_same_metrics(tmp_path, data, saved, resumed):
+def test_another_layout_resumes_to_the_same_metrics(tmp_path, data, saved, resumed, close):
     _train(tmp_path / "whole", data, "trainer.save_every=2", *saved[1], world_size=saved[0])
     check_run_dir(load([*SMALL, *data, f"trainer.run_dir={tmp_path / 'whole'}", *resumed[1]], world_size=resumed[0]))
     turned = _continued(tmp_path / "whole", 2, tmp_path / "turned")
@@ -168,7 +170,7 @@ def test_another_layout_resumes_to_the_same_metrics(tmp_path, data, saved, resum
     found, expected = _metrics(turned, after=2), _metrics(tmp_path / "whole", after=2)
     assert [line["step"] for line in found] == [3, 4]
     for got, wanted in zip(found, expected, strict=True):
-        assert got == pytest.approx(wanted, rel=2e-4, abs=1e-5)  # in bf16 a gradient's norm moves by 1.1e-4
+        assert got == pytest.approx(wanted, **close)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ DISCARDS = "rollout.trtllm.engine_args={sleep_config: {restore_modes: {model_wei
         pytest.param(
             *(1, ["algo.critic_warmup_steps=1"], "1.3", [DISCARDS]),
             id="one engine that discards its weights asleep",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.long,
         ),
         pytest.param(
             *(2, ["actor.tensor_model_parallel_size=2"], "1.2", []),

@@ -69,6 +69,11 @@ def footprint_of(engine: str) -> Footprint:
     return found
 
 
+def is_in_trainer(engine: str) -> bool:
+    """Whether an engine works in the trainer's process, not in one of its own."""
+    return footprint_of(engine).process_bytes == 0
+
+
 def engine_weights(layout: Layout) -> int:
     """Bytes of an engine's weights on one of its GPUs."""
     return rank_parameters(layout.shape, layout.engine.tensor) * layout.param_bytes
@@ -82,6 +87,10 @@ def cache_bytes_per_token(layout: Layout) -> int:
 
 
 def sequences_at_once(layout: Layout) -> int:
-    """Sequences that one engine decodes at once: its batch, or its share of a step where that is smaller."""
-    per_engine = -(-layout.samples * layout.engine.tensor // layout.cluster.world_size)
-    return max(1, min(layout.engine.batch, per_engine))
+    """Sequences that one engine decodes at once: its batch, or its share of a step where that is smaller.
+
+    A batch that runs to its end holds whole prompts, one at the least, with all samples of each.
+    """
+    unit = 1 if layout.engine.refills else layout.samples_per_prompt
+    per_engine = -(-layout.samples * layout.engine.tensor // (layout.cluster.world_size * unit))
+    return unit * max(1, min(layout.engine.batch // unit, per_engine))

@@ -38,7 +38,7 @@ class _Hf:
 
     def workspace(self, layout: Layout) -> int:
         """Bytes of the logits of one decoding step."""
-        return layout.engine.batch * vocab_rows(layout.shape, 1) * _SAMPLING_BYTES
+        return sequences_at_once(layout) * vocab_rows(layout.shape, 1) * _SAMPLING_BYTES
 
     def cache(self, layout: Layout, free_at_start: int, free_at_rollout: int) -> Cache:
         """The cache that its batch needs, or half a batch and less where the rollout has no room for that."""
@@ -48,7 +48,7 @@ class _Hf:
         sequences = batch
         if needed * per_token > free_at_rollout:
             room = max(0, free_at_rollout) // per_token
-            sequences = next((n for n in (batch, *halves(batch)) if _tokens(layout, n) <= room), 0)
+            sequences = next((n for n in (batch, *_smaller(layout)) if _tokens(layout, n) <= room), 0)
         return Cache(bytes_per_token=per_token, bytes=needed * per_token, tokens=needed, sequences=sequences)
 
     def between_rollouts(self, layout: Layout, weights: int, cache: Cache) -> dict[str, int]:
@@ -61,8 +61,13 @@ class _Hf:
         return {}
 
     def changes(self, layout: Layout) -> Iterator[tuple[str, Layout]]:
-        for size in halves(sequences_at_once(layout)):
+        for size in _smaller(layout):
             yield f"rollout.max_batch_size={size}", replace(layout, engine=replace(layout.engine, batch=size))
+
+
+def _smaller(layout: Layout) -> Iterator[int]:
+    """Half its batch, a quarter, ..., down to the samples of one prompt, which are never parted."""
+    return (size for size in halves(sequences_at_once(layout)) if size >= layout.samples_per_prompt)
 
 
 def _tokens(layout: Layout, sequences: int) -> int:

@@ -65,11 +65,12 @@ class _Vllm:
     def between_rollouts(self, layout: Layout, weights: int, cache: Cache) -> dict[str, int]:
         if layout.engine.sleeps and not layout.cluster.gpu.is_cpu:
             return {}
-        return self.before_refit(layout, weights, cache) | {"engine sampling": self.workspace(layout)}
+        return self.before_refit(layout, weights, cache)
 
     def before_refit(self, layout: Layout, weights: int, cache: Cache) -> dict[str, int]:
-        """Weights and KV cache: it starts with both, and first sleeps after a rollout."""
-        return {"engine weights": weights, "engine KV cache": cache.bytes}
+        """Weights, KV cache and its process: it starts with them, and first sleeps after a rollout."""
+        held = {"engine weights": weights, "engine KV cache": cache.bytes}
+        return held | {"engine sampling": self.workspace(layout)}
 
     def in_host_memory(self, layout: Layout) -> dict[str, int]:
         return {}

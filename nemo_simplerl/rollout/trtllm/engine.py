@@ -7,17 +7,17 @@ draws it.
 
 import logging
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from nemo_simplerl.config.schema import TrtllmConfig
-from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
+from nemo_simplerl.rollout.engine_group import EngineGroup
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
 from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
 from nemo_simplerl.rollout.trtllm.contract import installed_source, missing_of_ray
@@ -35,7 +35,6 @@ from nemo_simplerl.rollout.trtllm.values import (
 )
 from nemo_simplerl.rollout.weight_state import WeightState
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -76,8 +75,8 @@ class TrtllmEngine:
         limits: Limits | None = None,
     ):
         self._release = usable_release()
-        self._tokenizer, self._device, self._group, self._settings = tokenizer, device, group, settings
-        self._max_model_len = max_model_len
+        self._tokenizer, self._device, self._settings = tokenizer, device, settings
+        self._max_model_len, self._group = max_model_len, EngineGroup(group)
         self._sampler = self._release.sampler(settings.sampler_type)
         self._expected = ExpectedWeights(model_path)
         self._vocab_limit = vocab_limit
@@ -86,16 +85,15 @@ class TrtllmEngine:
         self._asleep, self._has_cache, self._closed = False, True, False
         arguments = llm_arguments(str(model_path), dtype, max_model_len, settings, self._release)
         self._forgets = settings.sleep and discards_weights(arguments)
-        rank = 0 if group is None else group.rank()
         self.batch_size: int | None = None
-        self.generates = rank == 0  # whether this rank is the leader
+        self.generates = self._group.leads
         self.sleeps_between_rollouts = True
-        self._uuid = device_uuid(device, rank)
+        self._uuid = device_uuid(device, self._group.rank)
         self._host = EngineHost(_name_of(group), self._release, limits or Limits())
-        self._together(lambda: return_cached_memory(device))
-        devices = self._together(lambda: RankDevice(self._uuid, physical_index(device), socket.gethostname()))
+        self._group.together(lambda: return_cached_memory(device))
+        devices = self._group.together(lambda: RankDevice(self._uuid, physical_index(device), socket.gethostname()))
         try:
-            self._lead(lambda: self._start(arguments, devices))
+            self._group.lead(lambda: self._start(arguments, devices))
         except BaseException:
             self.close()
             raise
@@ -185,7 +183,7 @@ class TrtllmEngine:
         if self._closed or self._asleep:
             return
         if self._settings.sleep:
-            self._lead(lambda: self._host.release(cache=self._has_cache))
+            self._group.lead(lambda: self._host.release(cache=self._has_cache))
             self._has_cache = False
         self._asleep = True
 
@@ -194,8 +192,8 @@ class TrtllmEngine:
         if self._closed or not self._asleep:
             return
         if self._settings.sleep:
-            self._together(lambda: return_cached_memory(self._device))
-            self._lead(self._host.restore_weights)
+            self._group.together(lambda: return_cached_memory(self._device))
+            self._group.lead(self._host.restore_weights)
         self._asleep = False
         if self._forgets:
             self._weight_state.invalidate("its weights were discarded while it slept")
@@ -231,25 +229,32 @@ class TrtllmEngine:
     def _transfer(self, buckets: Iterable[Bucket], digests: bool) -> dict[str, int]:
         staging, arrivals = Staging(self._device), Arrivals(self._expected)
         landed: dict[str, int] = {}
-        for bucket in buckets:
+        for bucket in self._group.in_step(buckets):
             arrivals.take(bucket)
-            if not arrivals.problems:  # else nothing that is sent could make the refit good
-                landed |= self._send(staging, bucket, digests)
+            landed |= self._send(staging, bucket, digests, is_good=not arrivals.problems)
             del bucket
         del staging
         return_cached_memory(self._device)
-        arrivals.finish()
-        self._lead(lambda: self._host.update_weights(None))
+        self._group.together(arrivals.finish)
+        self._group.lead(lambda: self._host.update_weights(None))
         return landed
 
-    def _send(self, staging: Staging, bucket: Bucket, digests: bool) -> dict[str, int]:
-        """Send one bucket to the workers; returns its digests, by name, when all have read it."""
+    def _send(self, staging: Staging, bucket: Bucket, digests: bool, *, is_good: bool) -> dict[str, int]:
+        """Send one bucket to the workers; returns its digests, by name, when all have read it.
 
-        def handles() -> tuple[str, str | None]:
+        Nothing is sent where it is not good on some rank: nothing that is sent later could make the refit good.
+        """
+
+        def handles() -> tuple[str, tuple[str, str | None]] | None:
+            if not is_good:
+                return None
             staging.put(bucket)
-            return staging.handles(), staging.handles() if digests else None
+            return self._uuid, (staging.handles(), staging.handles() if digests else None)
 
-        every = dict(self._together(lambda: (self._uuid, handles())))
+        sent = self._group.together(handles)
+        every = dict(each for each in sent if each is not None)
+        if len(every) < len(sent):
+            return {}
 
         def update() -> dict[str, int]:
             self._host.update_weights({uuid: text for uuid, (text, _) in every.items()})
@@ -261,29 +266,7 @@ class TrtllmEngine:
                 raise RuntimeError(f"the engine's workers received different tensors: {', '.join(differing[:5])}")
             return first
 
-        return self._lead(update)
-
-    def _lead(self, act: Callable[[], T]) -> T:
-        """The result of the leader's `act()`, or its error, on every rank of the group. Collective."""
-        return self._together(lambda: act() if self.generates else None)[0]  # type: ignore[return-value]
-
-    def _together(self, act: Callable[[], T]) -> list[T]:
-        """The results of every rank's `act()`, in rank order, on every rank of the group. Collective.
-
-        Raises on every rank when one fails: its own error in a group of one rank, else RuntimeError.
-        """
-        answer: T | None = None
-        error: Exception | None = None
-        try:
-            answer = act()
-        except Exception as caught:  # raised below on every rank: the others would wait for this one without end
-            error = caught
-        if error is not None and (self._group is None or self._group.size() == 1):
-            raise error
-        answers = gather_objects((answer, None if error is None else f"{type(error).__name__}: {error}"), self._group)
-        if failures := [f"rank {rank} of the engine's group: {text}" for rank, (_, text) in enumerate(answers) if text]:
-            raise RuntimeError("; ".join(failures)) from error
-        return cast(list[T], [value for value, _ in answers])
+        return self._group.lead(update)
 
     def _require_awake(self) -> None:
         if self._closed:
@@ -293,18 +276,6 @@ class TrtllmEngine:
 
     def _text(self, token_ids: list[int]) -> str:
         return "" if self._tokenizer is None else self._tokenizer.decode(token_ids, skip_special_tokens=True)
-
-
-def engine_group(size: int) -> dist.ProcessGroup | None:
-    """This rank's group of `size` consecutive ranks, None where that is this rank alone. Collective over the world."""
-    if size == 1:
-        return None
-    mine = None
-    for first in range(0, dist.get_world_size(), size):
-        ranks = range(first, first + size)
-        group = dist.new_group(list(ranks), backend="gloo")
-        mine = group if dist.get_rank() in ranks else mine
-    return mine
 
 
 def usable_release() -> Release:

@@ -1,27 +1,20 @@
 """A Ray cluster that only this process uses, as TensorRT-LLM needs one. The only module that imports Ray."""
 
 import logging
-import os
 import shutil
 import signal
-import tempfile
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-log = logging.getLogger(__name__)
+from nemo_simplerl.rollout.short_folder import make_short_folder
 
 _OBJECT_STORE_BYTES = 80 * 2**20  # handles and token ids pass through it, never weights
 _PREFIX = "simplerl-ray-"
-# Linux takes 107 bytes of a socket's path (sun_path with its end). Ray adds a session of 26 characters of time and the
-# process id to the folder: <folder>/session_<time>_<pid>/sockets/plasma_store.
-_SOCKET_BYTES = 107
+# Ray adds a session of 26 characters of time and the process id to the folder:
+# <folder>/session_<time>_<pid>/sockets/plasma_store.
 _BELOW_FOLDER = len("/session_") + 26 + len("_4194304/sockets/plasma_store")
-_RANDOM = 8  # characters that tempfile appends
-_ROOM = _SOCKET_BYTES - _BELOW_FOLDER - len(f"/{_PREFIX}") - _RANDOM
-_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _GRACE_S = 5.0
 
 
@@ -32,7 +25,7 @@ def start_ray(*, num_gpus: int) -> Path:
     """
     import ray
 
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=short_folder(tempfile.gettempdir(), _SHORT_FOLDERS)))
+    folder = make_short_folder(_PREFIX, _BELOW_FOLDER, "Ray")
     on_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -71,22 +64,6 @@ def is_death(error: BaseException) -> bool:
     import ray
 
     return isinstance(error, ray.exceptions.RayActorError)
-
-
-def short_folder(preferred: str, others: Sequence[str]) -> str:
-    """`preferred`, or where its path is too long for Ray's sockets, the first of `others` that will do, with a warning.
-
-    Raises OSError where none will.
-    """
-    size = len(os.fsencode(preferred))
-    if size <= _ROOM:
-        return preferred
-    too_long = f"the temporary folder {preferred} has a path of {size} bytes, and Ray's sockets take {_ROOM}"
-    for other in others:
-        if len(os.fsencode(other)) <= _ROOM and os.access(other, os.W_OK | os.X_OK):
-            log.warning(f"{too_long}: Ray gets a folder in {other} instead")
-            return other
-    raise OSError(f"{too_long}; {', '.join(others)} cannot be written. Set TMPDIR to a folder with a short path.")
 
 
 def _end_processes_of(folder: Path) -> None:

@@ -4,7 +4,6 @@ The engine lives in a process of another Python environment (child.py), which th
 """
 
 import logging
-import shutil
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from nemo_simplerl.rollout.hf_model import read_config
 from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
 from nemo_simplerl.rollout.trtllm.handles import Staging, device_uuid, return_cached_memory
 from nemo_simplerl.rollout.trtllm.values import cut_at_stops
+from nemo_simplerl.rollout.vllm.model_folder import cache_root, model_folder
 from nemo_simplerl.rollout.vllm.process import EngineProcess
 from nemo_simplerl.rollout.vllm.values import (
     CPU_HEAD_SIZES,
@@ -185,9 +185,8 @@ class VllmEngine:
         visible = [name for _, _, name in devices if name is not None]
         environment = process_environment(visible, torch.get_num_threads())
         self._process = self._start_process(self._python, environment, "the vLLM engine")
-        model = self._process.folder / "model"
-        model.mkdir()
-        shutil.copy(self._config_file, model)
+        compiles = self._device.type == "cuda" and self._settings.cuda_graph
+        model = model_folder(self._config_file, cache_root() if compiles else None, self._process.folder)
         arguments = llm_arguments(model, self._device, self._dtype, self._max_model_len, self._settings)
         limit = None if self._vocab_limit == self._expected.vocab_size else self._vocab_limit
         found = self._process.call("start", arguments, limit, timeout_s=self._settings.start_timeout_s)
@@ -218,10 +217,10 @@ class VllmEngine:
             raise
         self._has_cache = True
 
-    def _lead_call(self, method: str, *args):
-        """What the leader's `_call` returns, on every rank. Its error ends the engine's process."""
+    def _lead_call(self, method: str, *args) -> None:
+        """The leader's `_call`, where it has a process: an error ends that, and the next refit starts another one."""
         try:
-            return self._group.lead(lambda: self._call(method, *args))
+            self._group.lead(lambda: None if self._process is None else self._call(method, *args))
         except BaseException:
             self._end_process()
             raise
@@ -229,7 +228,7 @@ class VllmEngine:
     def _transfer(self, buckets: Iterable[Bucket], version: int, digests: bool) -> dict[str, int]:
         staging, arrivals = Staging(self._device), Arrivals(self._expected)
         sent_as: dict[str, str] = {}  # the first name of a parameter -> the name it came under
-        for bucket in buckets:
+        for bucket in self._group.in_step(buckets):
             arrivals.take(bucket)
             sent_as |= {self._expected.owner.get(name, name): name for name, _ in bucket}
             self._send(staging, bucket, is_good=not arrivals.problems)

@@ -50,7 +50,14 @@ class Extension:
     get_model: Callable[[], torch.nn.Module]
 
     def simplerl_prepare(self, vocab_limit: int | None) -> str:
-        """Forbid the ids from `vocab_limit` on; returns the name of this worker's device. All workers have started."""
+        """Forbid the ids from `vocab_limit` on; returns the name of this worker's device. All workers have started.
+
+        A worker that is a process of its own ignores SIGTERM and SIGINT from here on, as its parent does: a launcher
+        may tell every process, and vLLM's handlers would end it.
+        """
+        if multiprocessing.parent_process() is not None:
+            for ignored in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(ignored, signal.SIG_IGN)
         # On a CPU workers talk through shared memory, which all have opened by now; nameless it is gone with them.
         if name := os.environ.get("VLLM_DIST_IDENT"):
             for file in Path("/dev/shm").glob(f"{name}-*cpushm*"):

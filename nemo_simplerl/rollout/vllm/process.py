@@ -5,15 +5,16 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nemo_simplerl
+from nemo_simplerl.rollout.short_folder import make_short_folder
 from nemo_simplerl.rollout.vllm.wire import Channel
 
+_LONGEST_SOCKET = len("/00000000-0000-0000-0000-000000000000")  # vLLM's, of two workers or more, in TMPDIR
 _MODULE = "nemo_simplerl.rollout.vllm.child"
 _LAST_LINES = 15  # of the process's log, which an error quotes
 _GRACE_S = 10.0  # seconds that a process gets to end by itself
@@ -28,7 +29,7 @@ class EngineProcess:
     """
 
     def __init__(self, python: str, environment: Mapping[str, str], name: str):
-        self._folder = Path(tempfile.mkdtemp(prefix="simplerl-vllm-"))
+        self._folder = make_short_folder("simplerl-vllm-", _LONGEST_SOCKET, "vLLM")
         (self._folder / "nemo_simplerl").symlink_to(Path(nemo_simplerl.__file__).parent)
         self._log = self._folder / "log.txt"
         (theirs_reads, ours_writes), (ours_reads, theirs_writes) = os.pipe(), os.pipe()
@@ -52,7 +53,8 @@ class EngineProcess:
         finally:
             os.close(theirs_reads)
             os.close(theirs_writes)
-        self._end_in_words: str | None = None
+        self._status: str | None = None  # how the process ended, in words; None while it runs
+        self._last_lines = ""  # of its log then, for an error message
         self.name = f"{name} (process {self._process.pid}, {python})"
 
     @property
@@ -75,29 +77,30 @@ class EngineProcess:
             while (answer := self._channel.receive(timeout_s))[0] == "alive":
                 pass
         except EOFError:
-            raise RuntimeError(f"{self.name} ended in `{method}` with {self._end()}") from None
+            self._end()
+            raise RuntimeError(f"{self.name} ended in `{method}` with {self._status}{self._last_lines}") from None
         except TimeoutError:
-            told = f"gave no sign of life for {timeout_s:g} s in `{method}` and was ended with"
-            raise RuntimeError(f"{self.name} {told} {self._end()}") from None
+            self._end()
+            told = f"gave no sign of life for {timeout_s:g} s in `{method}` and was ended"
+            raise RuntimeError(f"{self.name} {told}{self._last_lines}") from None
         except BaseException:  # an interrupt: the answer that is still to come belongs to no later call
             self._end()
             raise
         kind, value = answer
         if kind == "error":
-            raise RuntimeError(f"{self.name} failed in `{method}`: {value.rstrip('.')}; it ended with {self._end()}")
+            self._end()
+            told = f"failed in `{method}`: {value.rstrip('.')}; it was ended"
+            raise RuntimeError(f"{self.name} {told}{self._last_lines}")
         return value
 
     def close(self) -> None:
         """End the process and what it started, and delete its folder. Harmless when ended."""
         self._end()
 
-    def _end(self) -> str:
-        """End the process and what it started; returns its exit status and the end of its log, for an error message."""
-        if self._end_in_words is None:
-            self._end_in_words = self._end_it()
-        return self._end_in_words
-
-    def _end_it(self) -> str:
+    def _end(self) -> None:
+        """End the process and what it started, once, and keep how it ended and the end of its log."""
+        if self._status is not None:
+            return
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
         self._channel.close()  # it ends itself at the end of the pipe, and leaves nothing behind
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -107,8 +110,9 @@ class EngineProcess:
             os.killpg(self._process.pid, signal.SIGKILL)  # itself where it has not ended, and what it started
         status = self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
-        told = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        return "; the end of its log:\n  ".join([told, *(["\n  ".join(lines[-_LAST_LINES:])] if lines else [])])
+        self._status = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        if lines:
+            self._last_lines = "\n  ".join(["; the end of its log:", *lines[-_LAST_LINES:]])
 
     def _wait_for_helpers(self) -> None:
         """Wait a moment for the helpers of the ended process, which free its shared memory."""

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from nemo_simplerl.config.rules.engines.vllm import MAX_TEMPERATURE
+from nemo_simplerl.config.rules.engines.vllm import refused_temperature
 from nemo_simplerl.config.schema import VllmConfig
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.trtllm.launch_environment import environment_of_its_own
 
 # Those that the kernels of vLLM 0.32 have on a CPU. Another is refused by the first request only.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+_PACKAGES = {"site-packages", "dist-packages"}
 
 Answer = tuple[list[int], list[float], str]  # token ids, their log-probabilities, the reason of the end
 
@@ -64,6 +66,8 @@ def process_environment(devices: Sequence[str], threads: int) -> dict[str, str]:
         inherited = dict(os.environ)
     for name in ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "LD_PRELOAD"):
         inherited.pop(name, None)
+    if libraries := inherited.pop("LD_LIBRARY_PATH", ""):
+        inherited["LD_LIBRARY_PATH"] = _without_packages(libraries)
     ours = {
         "PYTHONUNBUFFERED": "1",
         "PYTHONNOUSERSITE": "1",
@@ -83,6 +87,12 @@ def process_environment(devices: Sequence[str], threads: int) -> dict[str, str]:
     return inherited | ours
 
 
+def _without_packages(libraries: str) -> str:
+    """The folders of LD_LIBRARY_PATH that lie in no folder of Python packages, as another Python's torch does."""
+    folders = libraries.split(":")
+    return ":".join(folder for folder in folders if not _PACKAGES & set(Path(folder).parts))
+
+
 def visible_name(device: torch.device, environment: Mapping[str, str] = os.environ) -> str | None:
     """What CUDA_VISIBLE_DEVICES calls this GPU, or would; None for a CPU."""
     if device.type != "cuda":
@@ -93,12 +103,9 @@ def visible_name(device: torch.device, environment: Mapping[str, str] = os.envir
 
 
 def request_arguments(params: SamplingParams, seed: int) -> dict[str, Any]:
-    """Keyword arguments of vLLM's SamplingParams for one sample. Raises ValueError on a temperature it refuses."""
-    if params.temperature > MAX_TEMPERATURE:
-        raise ValueError(
-            f"temperature={params.temperature} with rollout.engine=vllm, which takes at most {MAX_TEMPERATURE:g}. "
-            "Lower it, or set rollout.engine=hf."
-        )
+    """Keyword arguments of vLLM's SamplingParams for one sample. ValueError on a temperature it does not take."""
+    if reason := refused_temperature(params.temperature):
+        raise ValueError(reason)
     greedy = params.temperature == 0
     return {
         "max_tokens": params.max_tokens,

@@ -12,6 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from nemo_simplerl.parallel.waits import waiting
+from nemo_simplerl.trainer.guard.stop import Stopping
 from nemo_simplerl.trainer.learners.host_memory import pinned_like
 from nemo_simplerl.trainer.learners.optimizer_parts import inner_optimizers, moments_of, stepped_parts
 
@@ -42,12 +43,17 @@ class Offload:
 
     @contextmanager
     def while_updating(self) -> Iterator[None]:
-        """Use as a context around updates: the state is on the device inside, in host memory outside."""
+        """Use as a context around updates: the state is on the device inside, in host memory outside.
+
+        An error that ends the run is not kept waiting for a save to be written: the state stays where it is.
+        """
         self._to_device()
         try:
             yield
-        finally:
+        except Stopping:  # between two updates: a save follows
             self._to_host()
+            raise
+        self._to_host()
 
     def storages(self) -> set[int]:
         """Addresses of the storages that hold the state now: host memory, outside of updates."""

@@ -8,10 +8,11 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ import torch.distributed as dist
 import xxhash
 from torch import Tensor
 
-from nemo_simplerl.config.schema import Config
+from nemo_simplerl.config.schema import Config, RolloutConfig
 from nemo_simplerl.data.problems import Problem, Prompt, render_prompts
 from nemo_simplerl.eval.benchmarks import BENCHMARKS
 from nemo_simplerl.eval.generation import generate_graded
@@ -119,7 +120,13 @@ def run_benchmarks(request: EvalRequest, config: Config, problems: Mapping[str, 
         with (
             closing(build_grader(config.reward)) as grader,
             closing(
-                build_engine(config.rollout, config.model.precision, model_folder(config), mesh, tokenizer)
+                build_engine(
+                    fitted(config.rollout, chain.from_iterable(prompts.values())),
+                    config.model.precision,
+                    model_folder(config),
+                    mesh,
+                    tokenizer,
+                )
             ) as engine,
         ):
             weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
@@ -141,6 +148,14 @@ def run_benchmarks(request: EvalRequest, config: Config, problems: Mapping[str, 
                 results = {known: results[known] for known in [*BENCHMARKS, *results] if known in results}
                 _write(request, settings, results, mesh)
         return {"settings": settings, "benchmarks": results, **averages(results)}
+
+
+def fitted(rollout: RolloutConfig, prompts: Iterable[Prompt]) -> RolloutConfig:
+    """`rollout` for an engine that takes the longest of these prompts and no longer one.
+
+    An engine may keep memory for one response of the greatest length, which is the model's whole context otherwise.
+    """
+    return dataclasses.replace(rollout, max_prompt_tokens=max((len(prompt.token_ids) for prompt in prompts), default=1))
 
 
 def settings_of(config: Config, weights: str, limit: int | None, params: SamplingParams) -> dict[str, Any]:

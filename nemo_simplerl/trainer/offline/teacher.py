@@ -20,6 +20,7 @@ from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.offline.benchmark import (
     EvalRequest,
     check_settings,
+    fitted,
     load_engine,
     prompts_digest,
     run_one,
@@ -64,7 +65,9 @@ def sample_solutions(
         with (
             closing(build_grader(config.reward)) as grader,
             closing(
-                build_engine(config.rollout, config.model.precision, model_folder(config), mesh, tokenizer)
+                build_engine(
+                    fitted(config.rollout, prompts), config.model.precision, model_folder(config), mesh, tokenizer
+                )
             ) as engine,
         ):
             weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)

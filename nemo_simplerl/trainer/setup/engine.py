@@ -8,6 +8,7 @@ from nemo_simplerl.model.network.provider import DTYPES
 from nemo_simplerl.model.readers.small_files import end_ids
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
+from nemo_simplerl.rollout.engine_group import consecutive_ranks
 from nemo_simplerl.rollout.hf.engine import HfEngine
 
 
@@ -44,14 +45,14 @@ def build_engine(rollout: RolloutConfig, precision: str, folder: Path, mesh: Mes
     if rollout.engine == "hf":
         return HfEngine(str(folder), max_batch_size=rollout.max_batch_size, cuda_graphs=rollout.cuda_graphs, **values)
     if rollout.engine == "trtllm":
-        from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine, engine_group
+        from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine
 
-        group = engine_group(rollout.trtllm.tensor_parallel_size)
+        group = consecutive_ranks(rollout.trtllm.tensor_parallel_size)
         return TrtllmEngine(str(folder), settings=rollout.trtllm, group=group, **values)
     if rollout.engine == "vllm":
-        from nemo_simplerl.rollout.engine_group import consecutive_ranks
         from nemo_simplerl.rollout.vllm.engine import VllmEngine
 
-        group = consecutive_ranks(rollout.vllm.tensor_parallel_size)
-        return VllmEngine(str(folder), settings=rollout.vllm, group=group, **values)
+        settings = rollout.vllm
+        group = consecutive_ranks(settings.tensor_parallel_size, max(settings.start_timeout_s, settings.timeout_s))
+        return VllmEngine(str(folder), settings=settings, group=group, **values)
     raise ValueError(f"rollout.engine={rollout.engine}: build_engine makes no such engine.")

@@ -8,6 +8,7 @@ from nemo_simplerl.config.rules.engines.vllm import PYTHON_VARIABLE, engine_pyth
 from nemo_simplerl.config.rules.machine import Machine, check_machine
 from nemo_simplerl.config.run_dir import FREE_KEYS
 from nemo_simplerl.config.shape import read_shape
+from support.programs import program
 
 VLLM = "rollout.engine=vllm"
 
@@ -19,6 +20,10 @@ def problems_of(*overrides: str, world_size: int = 4) -> list[str]:
 
 # quickstart: 4 heads, 2 key-value heads.
 RULES = [
+    (
+        ["rollout.temperature=0.004"],
+        "rollout.temperature=0.004 with rollout.engine=vllm, which samples at 0.01",
+    ),
     (["rollout.temperature=2.5"], "rollout.temperature=2.5 with rollout.engine=vllm, which takes at most 2."),
     (["rollout.vllm.tensor_parallel_size=3"], "4 attention heads and 2 key-value heads. Sizes that work: 1 or 2"),
     (["rollout.vllm.tensor_parallel_size=3"], "does not divide 4 ranks into engines. Sizes that work: 1, 2 or 4"),
@@ -48,7 +53,13 @@ def test_a_python_that_is_not_there_is_told_before_work_starts():
     assert "/no/python (rollout.vllm.python) is no program" in problem and "scripts/engine_env.sh vllm" in problem
     assert machine_problems("rollout.vllm.python=/no/python") == []
     assert machine_problems(VLLM, "rollout.vllm.python=/no/python", is_this_one=False) == [], "planned for another"
-    assert machine_problems(VLLM, "rollout.vllm.python=sh") == []
+
+
+def test_a_program_that_is_no_python_with_vllm_is_told_too(tmp_path):
+    [problem] = machine_problems(VLLM, "rollout.vllm.python=true")
+    assert "/true is no Python with vLLM. Make one with `scripts/engine_env.sh vllm`" in problem
+    with_vllm = program(tmp_path, "python", "echo True")
+    assert machine_problems(VLLM, f"rollout.vllm.python={with_vllm}") == []
 
 
 def test_the_python_comes_from_the_setting_then_the_variable_then_the_repository(monkeypatch, tmp_path):

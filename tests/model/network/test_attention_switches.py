@@ -38,9 +38,9 @@ def test_what_is_switched_off_is_told_to_megatron_which_then_accepts_the_environ
     # As Megatron's constructor does it, twice: actor and critic.
     for name in SWITCHES:
         monkeypatch.delenv(name, raising=False)
-    model = SimpleNamespace(config=SimpleNamespace(attention_backend=backend))
+    config = SimpleNamespace(attention_backend=backend, flash_attention_version=None)  # the latter of 0.19
     for _ in range(2):
-        LanguageModule._set_attention_backend(model)
+        LanguageModule._set_attention_backend(SimpleNamespace(config=config))
         assert attention_backend(os.environ) == backend
 
 

@@ -8,19 +8,21 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from nemo_simplerl.rollout.short_folder import room_for, short_folder
 from nemo_simplerl.rollout.trtllm import ray_cluster
-from nemo_simplerl.rollout.trtllm.ray_cluster import short_folder, start_ray
+from nemo_simplerl.rollout.trtllm.ray_cluster import start_ray
 
 
 def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_passed_over_and_it_is_said(tmp_path, caplog):
     session = "/session_2026-11-28_21-00-00_123456_4194304/sockets/plasma_store"
     longest = "/" + "x" * (107 - len("/simplerl-ray-abcdefgh") - len(session) - 1)
-    assert short_folder(longest, ()) == longest
+    ray = {"room": room_for(ray_cluster._PREFIX, ray_cluster._BELOW_FOLDER), "owner": "Ray"}
+    assert short_folder(longest, (), **ray) == longest
     too_long = longest + "y"
-    assert short_folder(too_long, ("/no/such/folder", "/tmp")) == "/tmp"
+    assert short_folder(too_long, ("/no/such/folder", "/tmp"), **ray) == "/tmp"
     assert f"the temporary folder {too_long} has a path of {len(too_long)} bytes" in caplog.text
     with pytest.raises(OSError, match="Set TMPDIR to a folder with a short path"):
-        short_folder(too_long, ("/no/such/folder", str(tmp_path / ("z" * 60))))
+        short_folder(too_long, ("/no/such/folder", str(tmp_path / ("z" * 60))), **ray)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fakes.small_engine import NothingStays, buckets_of, save_model, start_engin
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.distribute import generate_sharded
-from nemo_simplerl.rollout.trtllm.engine import engine_group
+from nemo_simplerl.rollout.engine_group import consecutive_ranks
 from nemo_simplerl.rollout.trtllm.handles import Staging
 from nemo_simplerl.rollout.trtllm.host import Limits
 from support.ranks import run_ranks
@@ -75,13 +75,18 @@ def release_slowly(marker):
     AsyncLLM.release = slow
 
 
+def cut_short(weights):
+    yield list(weights.items())[:2]
+    raise OSError("no memory left for a bucket")
+
+
 def on_two_ranks(folder):
     """Digests, samples and errors of one engine of two ranks, as this rank sees them."""
     dist.init_process_group("gloo")
     install_double("own")
     weights = load_file(folder / "model.safetensors")
     told = {}
-    engine = start_engine(folder, group=engine_group(2), tensor_parallel_size=2)
+    engine = start_engine(folder, group=consecutive_ranks(2), tensor_parallel_size=2)
     try:
         told["digests"] = engine.refit(buckets_of(weights), 1, digests=True)
         if engine.generates:
@@ -101,6 +106,12 @@ def on_two_ranks(folder):
         told["failure"], told["version"] = str(error.value), engine.weight_version
         if dist.get_rank() == 1:
             Staging.handles = kept
+        damaged = cut_short(weights) if dist.get_rank() == 1 else buckets_of(weights)
+        with pytest.raises(RuntimeError, match="rank 1 of the engine's group: OSError: no memory"):
+            engine.refit(damaged, 2)
+        lacking = {name: tensor for name, tensor in weights.items() if dist.get_rank() == 0 or "norm" not in name}
+        with pytest.raises(RuntimeError, match="rank 1 of the engine's group: ValueError: .*norm"):
+            engine.refit([list(lacking.items())], 2)
         engine.refit(buckets_of(weights), 3)
         sampler = engine if engine.generates else None
         told["second"] = generate_sharded(sampler, [[5, 9], [7]], SAMPLED, [1, 2, 3, 4], group=dist.group.WORLD)

@@ -152,6 +152,7 @@ def test_a_refit_that_begins_inside_another_voids_both(engine, folder):
         ([[5]], replace(GREEDY, stop_token_ids=(VOCAB,)), [0], "no ids of the model's vocabulary"),
         ([[5]], replace(GREEDY, stop=("x",)), [0], "need a tokenizer"),
         ([[5]], replace(GREEDY, temperature=2.5), [0], "takes at most 2"),
+        ([[5]], replace(GREEDY, temperature=0.009), [0], "samples at 0.01 or more"),
     ],
 )
 def test_what_would_end_vllm_or_be_cut_in_silence_is_refused_before_it_is_sent(
@@ -196,6 +197,29 @@ def test_a_closed_engine_and_one_asleep_refuse_to_work(engine, folder):
     engine.close()
     with pytest.raises(RuntimeError, match="closed"):
         engine.generate([[5]], GREEDY, [0])
+
+
+def test_an_engine_that_failed_in_its_wake_is_woken_and_refitted_in_the_order_that_its_errors_say(
+    engine, folder, monkeypatch
+):
+    refit(engine, folder)
+    first = engine._process
+    first.sleep = lambda *args: None
+    monkeypatch.setattr(type(engine), "_frees_memory", True)
+    engine.sleep()
+
+    def fail(method, *args):
+        raise RuntimeError("no memory left to wake in")
+
+    first.fault = fail
+    with pytest.raises(RuntimeError, match="no memory left"):
+        engine.wake()
+    assert first.is_closed
+    with pytest.raises(RuntimeError, match=r"asleep; call wake\(\) first"):
+        engine.refit([], 2)
+    engine.wake()
+    refit(engine, folder, 2)
+    assert engine.generate([[5]], GREEDY, [0])[0].weight_version == 2
 
 
 def test_a_gpu_drops_its_weights_in_its_sleep_and_takes_its_cache_back_last(engine, folder, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import psutil
@@ -91,9 +92,9 @@ def test_it_answers_and_leaves_nothing_when_closed(start):
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("fail", r"the toy \(process \d+, .*python\) failed in `fail`: ValueError: no such weights"),
+        ("fail", r"the toy \(process \d+, .*python\) failed in `fail`: ValueError: no such weights; it was ended; "),
         ("die", "the toy .* ended in `die` with signal SIGKILL; the end of its log:\n  out of memory, said the kernel"),
-        ("hang", "the toy .* gave no sign of life for 0.5 s in `hang` and was ended"),
+        ("hang", "the toy .* gave no sign of life for 0.5 s in `hang` and was ended$"),
     ],
 )
 def test_every_error_names_the_engine_and_ends_it(start, monkeypatch, method, told):
@@ -103,6 +104,13 @@ def test_every_error_names_the_engine_and_ends_it(start, monkeypatch, method, to
     with pytest.raises(RuntimeError, match=told):
         process.call(method, timeout_s=0.5 if method == "hang" else 20)
     assert is_gone(process.pid, 0.1) and not process.folder.exists()
+
+
+def test_its_folder_leaves_room_for_vllms_sockets_however_long_the_temporary_one_is(start, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    assert len(f"{start().folder}/{uuid.uuid4()}") <= 107
 
 
 def test_a_program_that_does_not_start_is_quoted(tmp_path):

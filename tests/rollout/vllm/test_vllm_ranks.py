@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,11 +23,18 @@ from support.vllm_engine import GREEDY, PROMPTS, DoubleProcess, buckets_of, make
 
 O_PROJ = "model.layers.1.self_attn.o_proj.weight"
 LAST_BIT = 64 * 64 * 32 - 9  # of its last column, which the second worker holds
+
+
+def cannot_be_made(name, tensor):
+    raise OSError("no memory left for a bucket")
+
+
 FAULTS = {
     f"holds other values than were sent: {O_PROJ}": lambda name, tensor: [(name, flipped(tensor, LAST_BIT))],
     f"missing {O_PROJ}": lambda name, tensor: [],
     f"duplicate {O_PROJ}": lambda name, tensor: [(name, tensor)] * 2,
     f"unknown {O_PROJ}s": lambda name, tensor: [(name + "s", tensor)],
+    "OSError: no memory left for a bucket": cannot_be_made,
 }
 SAMPLED = replace(GREEDY, n=4, temperature=0.7)
 
@@ -100,6 +108,9 @@ def test_a_damaged_refit_on_one_rank_is_heard_on_both_and_nothing_is_sampled(tmp
 def one_engine_of_two_ranks(folders: list[Path], python: str) -> dict:
     join()
     engine = make_engine(folders[0], python, group=consecutive_ranks(2), tensor_parallel_size=2)
+    if engine.generates:
+        for process in [psutil.Process(engine._process.pid), *psutil.Process(engine._process.pid).children()]:
+            process.send_signal(signal.SIGTERM)  # as a launcher does that ends a job
     seen = []
     for version, folder in enumerate([*folders, *folders]):
         refit(engine, folder, version)

@@ -8,6 +8,7 @@ import torch
 
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.vllm.model_folder import cache_root, model_folder
 from nemo_simplerl.rollout.vllm.values import (
     check_answers,
     llm_arguments,
@@ -57,6 +58,26 @@ def test_the_process_gets_neither_the_launchers_variables_nor_the_trainers_pytho
     assert found["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     on_gpus = process_environment(["2", "3"], threads=1)
     assert on_gpus["CUDA_VISIBLE_DEVICES"] == "2,3" and "TORCHDYNAMO_DISABLE" not in on_gpus
+
+
+def test_the_process_gets_no_library_of_another_python(monkeypatch):
+    theirs = "/usr/local/lib/python3.12/dist-packages/torch/lib:/opt/venv/lib/python3.11/site-packages/torch/lib"
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{theirs}:/usr/local/cuda/lib64:/opt/my-site-packages")
+    assert process_environment([], 1)["LD_LIBRARY_PATH"] == "/usr/local/cuda/lib64:/opt/my-site-packages"
+
+
+def test_the_same_model_has_the_same_path_where_vllm_keeps_what_it_compiled(tmp_path):
+    for name in ("one", "other", "changed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{1}" if name == "changed" else "{}")
+    root, process = cache_root({"XDG_CACHE_HOME": str(tmp_path)}), tmp_path / "process"
+    process.mkdir()
+    one, other, changed = (
+        model_folder(tmp_path / name / "config.json", root, process) for name in ("one", "other", "changed")
+    )
+    assert one == other != changed and root in one.parents
+    assert [file.name for file in one.iterdir()] == ["config.json"] and (changed / "config.json").read_text() == "{1}"
+    assert model_folder(tmp_path / "one/config.json", Path("/proc/none"), process) == process / "model"
 
 
 def test_a_gpu_is_named_as_the_launcher_names_it():

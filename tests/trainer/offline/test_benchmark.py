@@ -1,11 +1,13 @@
 """The folder of `simplerl eval`: what it was made with, and what may be added to it."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
+from nemo_simplerl.config.load import compose
 from nemo_simplerl.trainer.offline import benchmark
-from nemo_simplerl.trainer.offline.benchmark import _earlier, _of_reader, _whole_chunks, write_settings
+from nemo_simplerl.trainer.offline.benchmark import _earlier, _of_reader, _whole_chunks, fitted, write_settings
 
 
 def test_benchmarks_may_be_added_to_a_folder_and_their_files_may_not_change(tmp_path):
@@ -14,6 +16,13 @@ def test_benchmarks_may_be_added_to_a_folder_and_their_files_may_not_change(tmp_
         write_settings(tmp_path, settings)
     with pytest.raises(ValueError, match="amc23_problems_xxh3 was 'a' and is 'c'.*Choose another --out"):
         write_settings(tmp_path, first | {"amc23_problems_xxh3": "c"})
+
+
+def test_an_engine_is_sized_by_the_longest_prompt_that_is_there_and_not_by_the_models_context():
+    rollout = compose(["experiment=quickstart", "rollout.max_prompt_tokens=30000"]).rollout
+    sized = fitted(rollout, [SimpleNamespace(token_ids=[5] * length) for length in (3, 40, 7)])
+    assert (sized.max_prompt_tokens, sized.max_response_tokens) == (40, rollout.max_response_tokens)
+    assert fitted(rollout, []).max_prompt_tokens == 1
 
 
 def test_damaged_settings_are_refused_by_name(tmp_path):

@@ -60,7 +60,8 @@ def test_an_old_run_stopped_within_a_step_ends_that_step_as_the_old_version_woul
     assert len(responses.splitlines()) == 16
     assert (moved / "checkpoints/latest").read_text().split()[0] == "step_000004"
     told = (moved / "messages.jsonl").read_text()
-    assert "of a version without these keys" in told and "actor.offload_adam_states=false, algo.old_logprobs" in told
+    assert "of a version without these keys" in told and "actor.offload_adam_states=false, " in told
+    assert ", algo.old_logprobs=trainer." in told
     assert "actor.offload_adam=false is no key of this version" in told
 
 

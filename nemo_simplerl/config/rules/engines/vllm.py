@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from nemo_simplerl.config.shape import ModelShape
 
 PYTHON_VARIABLE = "SIMPLERL_VLLM_PYTHON"
 _DEFAULT_PYTHON = Path(__file__).parents[4] / ".venv-vllm/bin/python"  # scripts/engine_env.sh makes it
-MAX_TEMPERATURE = 2.0  # vLLM's own bound
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM's own bounds; lower ones but 0 it raises to its least in silence
 
 RANGES = {
     "tensor_parallel_size": AT_LEAST_1,
@@ -42,18 +43,43 @@ def engine_python(given: str | None) -> str:
 
 def its_python_is_there(config: Config) -> Iterator[str]:
     try:
-        engine_python(config.rollout.vllm.python)
+        python = engine_python(config.rollout.vllm.python)
     except ValueError as error:
         yield str(error)
+        return
+    asked = [python, "-E", "-s", "-c", "from importlib.util import find_spec; print(bool(find_spec('vllm')))"]
+    if _printed(asked) != "True":
+        yield (
+            f"rollout.engine=vllm: {python} is no Python with vLLM. Make one with `scripts/engine_env.sh vllm`, name "
+            "another in rollout.vllm.python, or set rollout.engine=hf."
+        )
+
+
+def _printed(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def refused_temperature(temperature: float) -> str | None:
+    """Why vLLM does not sample at this temperature, and what would work, in words; None where it does."""
+    if temperature > MAX_TEMPERATURE:
+        return (
+            f"temperature={temperature} with rollout.engine=vllm, which takes at most {MAX_TEMPERATURE:g}. "
+            "Lower it, or set rollout.engine=hf."
+        )
+    if 0 < temperature < MIN_TEMPERATURE:
+        return (
+            f"temperature={temperature} with rollout.engine=vllm, which samples at {MIN_TEMPERATURE:g} or more. "
+            "Raise it, take 0 (greedy) where that is allowed, or set rollout.engine=hf."
+        )
+    return None
 
 
 def temperature_is_accepted(config: Config) -> Iterator[str]:
-    temperature = config.rollout.temperature
-    if temperature > MAX_TEMPERATURE:
-        yield (
-            f"rollout.temperature={temperature} with rollout.engine=vllm, which takes at most {MAX_TEMPERATURE:g}. "
-            "Lower it, or set rollout.engine=hf."
-        )
+    if reason := refused_temperature(config.rollout.temperature):
+        yield f"rollout.{reason}"
 
 
 def engine_splits_the_heads(config: Config, shape: ModelShape) -> Iterator[str]:
