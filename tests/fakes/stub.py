@@ -1,10 +1,10 @@
-"""A package that keeps a contract (rollout/trtllm/source_rules.py has the kinds of rows) and has nothing else."""
+"""A package that keeps a contract (rollout/own_process/source_rules.py has the kinds of rows) and has nothing else."""
 
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from nemo_simplerl.rollout.trtllm.source_rules import Fields, Function, Place, Rule, Says
+from nemo_simplerl.rollout.own_process.source_rules import Fields, Function, Place, Rule, Says
 
 
 def write_stub(folder: Path, contract: Iterable[Rule]) -> Path:

@@ -14,8 +14,8 @@ from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.rules.engines.vllm import engine_python
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.digest import digest
+from nemo_simplerl.rollout.own_process.handles import open_handles
 from nemo_simplerl.rollout.refit import bucketed
-from nemo_simplerl.rollout.trtllm.handles import open_handles
 from nemo_simplerl.rollout.vllm.engine import VllmEngine
 
 EOS = 200  # of config.json; PROMPTS ends one with it, and the models repeat what they read

@@ -86,6 +86,12 @@ def cache_bytes_per_token(layout: Layout) -> int:
     return 2 * shape.num_layers * groups * head_dim(shape) * layout.param_bytes
 
 
+def wider_sizes(layout: Layout) -> Iterator[int]:
+    """Ranks that one engine could span beyond those it does: they divide a node's GPUs and the key-value groups."""
+    node, groups = layout.cluster.gpus_per_node, layout.shape.num_query_groups
+    return (size for size in range(layout.engine.tensor + 1, node + 1) if groups % size == 0 and node % size == 0)
+
+
 def sequences_at_once(layout: Layout) -> int:
     """Sequences that one engine decodes at once: its batch, or its share of a step where that is smaller.
 

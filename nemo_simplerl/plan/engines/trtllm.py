@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from nemo_simplerl.config.schema import Config, RolloutConfig
-from nemo_simplerl.plan.engines.base import Cache, Footprint, cache_bytes_per_token, engine_weights
+from nemo_simplerl.plan.engines.base import Cache, Footprint, cache_bytes_per_token, engine_weights, wider_sizes
 from nemo_simplerl.plan.layout import Cluster, EngineSettings, Layout
 
 
@@ -67,10 +67,9 @@ class _Trtllm:
             yield f"rollout.trtllm.free_gpu_memory_fraction={step / 20:g}", replace(layout, engine=less)
         if not engine.sleeps:
             yield "rollout.trtllm.sleep=true", replace(layout, engine=replace(engine, sleeps=True))
-        for size in range(engine.tensor + 1, layout.cluster.gpus_per_node + 1):
-            if layout.shape.num_query_groups % size == 0 and layout.cluster.gpus_per_node % size == 0:
-                wider = replace(engine, tensor=size)
-                yield f"rollout.trtllm.tensor_parallel_size={size}", replace(layout, engine=wider)
+        for size in wider_sizes(layout):
+            wider = replace(engine, tensor=size)
+            yield f"rollout.trtllm.tensor_parallel_size={size}", replace(layout, engine=wider)
 
 
 def _fraction(layout: Layout) -> float:

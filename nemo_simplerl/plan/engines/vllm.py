@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from nemo_simplerl.config.schema import Config, RolloutConfig
-from nemo_simplerl.plan.engines.base import Cache, Footprint, cache_bytes_per_token, engine_weights
+from nemo_simplerl.plan.engines.base import Cache, Footprint, cache_bytes_per_token, engine_weights, wider_sizes
 from nemo_simplerl.plan.layout import Cluster, EngineSettings, Layout, halves
 
 _GPU_PROCESS = 3 * 2**30  # an estimate: another CUDA context, CUDA graphs, the forward pass
@@ -85,9 +85,8 @@ class _Vllm:
             yield f"rollout.vllm.gpu_memory_utilization={step / 20:g}", _with(layout, cache_fraction=step / 20)
         if not engine.sleeps:
             yield "rollout.vllm.sleep=true", _with(layout, sleeps=True)
-        for size in range(engine.tensor + 1, layout.cluster.gpus_per_node + 1):
-            if layout.shape.num_query_groups % size == 0 and layout.cluster.gpus_per_node % size == 0:
-                yield f"rollout.vllm.tensor_parallel_size={size}", _with(layout, tensor=size)
+        for size in wider_sizes(layout):
+            yield f"rollout.vllm.tensor_parallel_size={size}", _with(layout, tensor=size)
 
 
 def _with(layout: Layout, **settings: Any) -> Layout:

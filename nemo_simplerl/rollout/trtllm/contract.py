@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from nemo_simplerl.rollout.trtllm.releases import DISTRIBUTION, RELEASES, Release, release_of
-from nemo_simplerl.rollout.trtllm.source_rules import (
+from nemo_simplerl.rollout.own_process.source_rules import (
     Fields,
     Function,
     Imports,
@@ -21,6 +20,7 @@ from nemo_simplerl.rollout.trtllm.source_rules import (
     broken,
     missing_imports,
 )
+from nemo_simplerl.rollout.trtllm.releases import DISTRIBUTION, RELEASES, Release, release_of
 
 _LLM, _ARGS, _RLHF = "llmapi/llm.py", "llmapi/llm_args.py", "llmapi/rlhf_utils.py"
 _ASYNC, _PY_EXECUTOR = "_torch/async_llm.py", "_torch/pyexecutor/py_executor.py"

@@ -17,15 +17,15 @@ import torch.distributed as dist
 
 from nemo_simplerl.config.schema import TrtllmConfig
 from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
-from nemo_simplerl.rollout.engine_group import EngineGroup
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
+from nemo_simplerl.rollout.own_process.answers import completions_of
+from nemo_simplerl.rollout.own_process.engine_group import EngineGroup
+from nemo_simplerl.rollout.own_process.handles import Staging, device_uuid, physical_index, return_cached_memory
 from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
 from nemo_simplerl.rollout.trtllm.contract import installed_source, missing_of_ray
-from nemo_simplerl.rollout.trtllm.handles import Staging, device_uuid, physical_index, return_cached_memory
 from nemo_simplerl.rollout.trtllm.host import EngineHost, Limits
 from nemo_simplerl.rollout.trtllm.releases import Release, installed_release
 from nemo_simplerl.rollout.trtllm.values import (
-    cut_at_stops,
     discards_weights,
     llm_arguments,
     logprobs_mode,
@@ -140,18 +140,7 @@ class TrtllmEngine:
             self._host.restore_cache()
             self._has_cache = True
         answers = self._answers(prompts, params, seeds)
-        lengths, stopped = cut_at_stops([tokens for tokens, _ in answers], stop_rule)
-        return [
-            Completion(
-                token_ids=tuple(tokens[:length]),
-                logprobs=tuple(logprobs[:length]),
-                text=self._text(tokens[:length]),
-                finish_reason="stop" if is_stopped else "length",
-                weight_version=version,
-                seed=seed,
-            )
-            for (tokens, logprobs), length, is_stopped, seed in zip(answers, lengths, stopped, seeds, strict=True)
-        ]
+        return completions_of(answers, seeds, stop_rule, self._tokenizer, version)
 
     def _answers(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
@@ -273,9 +262,6 @@ class TrtllmEngine:
             raise RuntimeError("the engine is closed; make a new one.")
         if self._asleep:
             raise RuntimeError("the engine is asleep; call wake() first.")
-
-    def _text(self, token_ids: list[int]) -> str:
-        return "" if self._tokenizer is None else self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
 def usable_release() -> Release:

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nemo_simplerl.rollout.trtllm.launch_environment import environment_of_its_own
+from nemo_simplerl.rollout.own_process.launch_environment import environment_of_its_own
 from nemo_simplerl.rollout.trtllm.loop_thread import LoopThread, Overdue
 from nemo_simplerl.rollout.trtllm.ray_cluster import is_death, start_ray, stop_ray
 from nemo_simplerl.rollout.trtllm.releases import Release

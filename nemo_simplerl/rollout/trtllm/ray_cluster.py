@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from nemo_simplerl.rollout.short_folder import make_short_folder
+from nemo_simplerl.rollout.own_process.short_folder import make_short_folder
 
 _OBJECT_STORE_BYTES = 80 * 2**20  # handles and token ids pass through it, never weights
 _PREFIX = "simplerl-ray-"

@@ -1,14 +1,12 @@
 """Our settings as TensorRT-LLM's arguments, and its outputs as tokens and log-probabilities. Does not import it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from nemo_simplerl.config.schema import TrtllmConfig
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.stopping import StopRule
 from nemo_simplerl.rollout.trtllm.releases import TORCH, Release
 
 _NEVER = -1.0e9  # a logit whose probability is 0 in float32
@@ -141,17 +139,3 @@ def tokens_and_logprobs(output: Any, params: SamplingParams) -> tuple[list[int],
         raise RuntimeError(f"the engine gives no log-probability of token {missing[0]}, which it sampled.")
     # By token: beside the sampled token an entry may hold the most probable one, and hold it first.
     return token_ids, [entry[token].logprob for token, entry in zip(token_ids, choice.logprobs, strict=True)]
-
-
-def cut_at_stops(responses: Sequence[Sequence[int]], stop_rule: StopRule) -> tuple[list[int], list[bool]]:
-    """Length of each response up to and including the token of its first stop, and whether there is one."""
-    lengths = np.array([len(ids) for ids in responses])
-    tokens_RT = np.zeros((len(responses), int(lengths.max(initial=0))), dtype=np.int64)
-    for row, ids in enumerate(responses):
-        tokens_RT[row, : len(ids)] = ids
-    stopped = np.zeros(len(responses), dtype=bool)
-    for step in range(tokens_RT.shape[1]):
-        rows_B = np.flatnonzero((lengths > step) & ~stopped)
-        ended_B = rows_B[stop_rule.stopped(tokens_RT, rows_B, step)]
-        lengths[ended_B], stopped[ended_B] = step + 1, True
-    return lengths.tolist(), stopped.tolist()

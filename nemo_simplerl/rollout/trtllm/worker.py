@@ -14,7 +14,7 @@ import torch
 from tensorrt_llm.llmapi.rlhf_utils import WorkerExtension
 
 from nemo_simplerl.rollout.digest import digest
-from nemo_simplerl.rollout.trtllm.handles import open_handles
+from nemo_simplerl.rollout.own_process.handles import open_handles
 from nemo_simplerl.rollout.trtllm.values import EVENT_LOOP_REPORT
 
 

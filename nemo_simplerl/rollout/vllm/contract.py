@@ -7,7 +7,7 @@ against the rows, wherever it runs.
 
 from pathlib import Path
 
-from nemo_simplerl.rollout.trtllm.source_rules import Fields, Function, Rule, Says, broken
+from nemo_simplerl.rollout.own_process.source_rules import Fields, Function, Rule, Says, broken
 
 _LLM, _ENGINE, _OUTPUTS = "entrypoints/llm.py", "v1/engine/llm_engine.py", "outputs.py"
 _LINEAR, _EMBEDDING, _LAYERS = (

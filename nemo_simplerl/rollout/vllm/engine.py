@@ -14,12 +14,12 @@ import torch.distributed as dist
 from nemo_simplerl.config.rules.engines.vllm import engine_python
 from nemo_simplerl.config.schema import VllmConfig
 from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
-from nemo_simplerl.rollout.engine_group import EngineGroup
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
 from nemo_simplerl.rollout.hf_model import read_config
+from nemo_simplerl.rollout.own_process.answers import completions_of
+from nemo_simplerl.rollout.own_process.engine_group import EngineGroup
+from nemo_simplerl.rollout.own_process.handles import Staging, device_uuid, return_cached_memory
 from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
-from nemo_simplerl.rollout.trtllm.handles import Staging, device_uuid, return_cached_memory
-from nemo_simplerl.rollout.trtllm.values import cut_at_stops
 from nemo_simplerl.rollout.vllm.model_folder import cache_root, model_folder
 from nemo_simplerl.rollout.vllm.process import EngineProcess
 from nemo_simplerl.rollout.vllm.values import (
@@ -126,18 +126,8 @@ class VllmEngine:
             self._end_process()  # after an error in a step vLLM answers nothing more
             self.invalidate(f"{type(error).__name__} in its last generation")
             raise
-        lengths, stopped = cut_at_stops([tokens for tokens, _, _ in answers], stop_rule)
-        return [
-            Completion(
-                token_ids=tuple(tokens[:length]),
-                logprobs=tuple(logprobs[:length]),
-                text=self._text(tokens[:length]),
-                finish_reason="stop" if is_stopped else "length",
-                weight_version=version,
-                seed=seed,
-            )
-            for (tokens, logprobs, _), length, is_stopped, seed in zip(answers, lengths, stopped, seeds, strict=True)
-        ]
+        given = [(tokens, logprobs) for tokens, logprobs, _ in answers]
+        return completions_of(given, seeds, stop_rule, self._tokenizer, version)
 
     def sleep(self) -> None:
         """See RolloutEngine.sleep. On a GPU, with `settings.sleep`, weights and KV cache are dropped."""
@@ -265,9 +255,6 @@ class VllmEngine:
             raise RuntimeError("the engine is closed; make a new one.")
         if self._asleep:
             raise RuntimeError("the engine is asleep; call wake() first.")
-
-    def _text(self, token_ids: list[int]) -> str:
-        return "" if self._tokenizer is None else self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
 def _require_head_size(model_path: str | Path, device: torch.device) -> None:

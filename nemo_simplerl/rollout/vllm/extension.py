@@ -20,7 +20,7 @@ from vllm.model_executor.layers import utils as linear_layers
 from vllm.v1.sample.sampler import Sampler
 
 from nemo_simplerl.rollout.digest import digest
-from nemo_simplerl.rollout.trtllm.handles import device_uuid, open_handles
+from nemo_simplerl.rollout.own_process.handles import device_uuid, open_handles
 from nemo_simplerl.rollout.vllm.held import held_tensors
 from nemo_simplerl.rollout.vllm.sampling import over_all_ids
 

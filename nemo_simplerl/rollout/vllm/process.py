@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nemo_simplerl
-from nemo_simplerl.rollout.short_folder import make_short_folder
+from nemo_simplerl.rollout.own_process.short_folder import make_short_folder
 from nemo_simplerl.rollout.vllm.wire import Channel
 
 _LONGEST_SOCKET = len("/00000000-0000-0000-0000-000000000000")  # vLLM's, of two workers or more, in TMPDIR

@@ -10,7 +10,7 @@ import torch
 from nemo_simplerl.config.rules.engines.vllm import refused_temperature
 from nemo_simplerl.config.schema import VllmConfig
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.trtllm.launch_environment import environment_of_its_own
+from nemo_simplerl.rollout.own_process.launch_environment import environment_of_its_own
 
 # Those that the kernels of vLLM 0.32 have on a CPU. Another is refused by the first request only.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)

@@ -8,8 +8,8 @@ from nemo_simplerl.model.network.provider import DTYPES
 from nemo_simplerl.model.readers.small_files import end_ids
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
-from nemo_simplerl.rollout.engine_group import consecutive_ranks
 from nemo_simplerl.rollout.hf.engine import HfEngine
+from nemo_simplerl.rollout.own_process.engine_group import consecutive_ranks
 
 
 def sampling_of(rollout: RolloutConfig, tokenizer, folder: Path) -> SamplingParams:

@@ -6,9 +6,7 @@ import ast
 import pytest
 
 from fakes.releases import FAKES, PACKAGE, build
-from nemo_simplerl.rollout.trtllm.contract import contract, differences, installed_source, source_release
-from nemo_simplerl.rollout.trtllm.releases import RELEASES
-from nemo_simplerl.rollout.trtllm.source_rules import (
+from nemo_simplerl.rollout.own_process.source_rules import (
     Fields,
     Function,
     Imports,
@@ -18,6 +16,8 @@ from nemo_simplerl.rollout.trtllm.source_rules import (
     file_of,
     missing_imports,
 )
+from nemo_simplerl.rollout.trtllm.contract import contract, differences, installed_source, source_release
+from nemo_simplerl.rollout.trtllm.releases import RELEASES
 
 CONTRACT = contract(RELEASES["1.2"])
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from nemo_simplerl.rollout.short_folder import room_for, short_folder
+from nemo_simplerl.rollout.own_process.short_folder import room_for, short_folder
 from nemo_simplerl.rollout.trtllm import ray_cluster
 from nemo_simplerl.rollout.trtllm.ray_cluster import start_ray
 

@@ -13,7 +13,7 @@ from nemo_simplerl.data.tokenizer import build_tokenizer
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.hf.engine import HfEngine
-from nemo_simplerl.rollout.trtllm.handles import Staging
+from nemo_simplerl.rollout.own_process.handles import Staging
 from support.links import flipped, on
 
 pytestmark = pytest.mark.slow

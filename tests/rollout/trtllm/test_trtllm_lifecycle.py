@@ -12,8 +12,8 @@ from fakes.small_engine import NothingStays, buckets_of, save_model, start_engin
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.distribute import generate_sharded
-from nemo_simplerl.rollout.engine_group import consecutive_ranks
-from nemo_simplerl.rollout.trtllm.handles import Staging
+from nemo_simplerl.rollout.own_process.engine_group import consecutive_ranks
+from nemo_simplerl.rollout.own_process.handles import Staging
 from nemo_simplerl.rollout.trtllm.host import Limits
 from support.ranks import run_ranks
 

@@ -20,16 +20,16 @@ from fakes.releases import FAKES, build
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
+from nemo_simplerl.rollout.own_process import handles
+from nemo_simplerl.rollout.own_process.answers import cut_at_stops
+from nemo_simplerl.rollout.own_process.launch_environment import environment_of_its_own
+from nemo_simplerl.rollout.own_process.source_rules import Fields
 from nemo_simplerl.rollout.stopping import StopRule
-from nemo_simplerl.rollout.trtllm import handles
 from nemo_simplerl.rollout.trtllm.contract import contract
 from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine, usable_release
-from nemo_simplerl.rollout.trtllm.launch_environment import environment_of_its_own
 from nemo_simplerl.rollout.trtllm.loop_thread import LoopThread, Overdue
 from nemo_simplerl.rollout.trtllm.releases import RELEASES, TORCH, TRTLLM, installed_release
-from nemo_simplerl.rollout.trtllm.source_rules import Fields
 from nemo_simplerl.rollout.trtllm.values import (
-    cut_at_stops,
     discards_weights,
     llm_arguments,
     logprobs_mode,
@@ -311,7 +311,7 @@ def test_a_loop_thread_runs_what_is_awaited_and_raises_its_error():
 
 OPEN = """
 import sys
-from nemo_simplerl.rollout.trtllm.handles import open_handles
+from nemo_simplerl.rollout.own_process.handles import open_handles
 for name, tensor in open_handles(sys.stdin.read(), 0):
     print(name, tensor.dtype, tuple(tensor.shape), tensor.double().sum().item())
 """

@@ -10,7 +10,7 @@ from fakes.stub import write_stub
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.rules.engines.vllm import engine_python
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.trtllm.source_rules import Fields, Function, Says
+from nemo_simplerl.rollout.own_process.source_rules import Fields, Function, Says
 from nemo_simplerl.rollout.vllm import contract, values
 from nemo_simplerl.rollout.vllm.contract import CONTRACT, differences
 

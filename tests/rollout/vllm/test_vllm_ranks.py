@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.distribute import generate_sharded
-from nemo_simplerl.rollout.engine_group import consecutive_ranks
+from nemo_simplerl.rollout.own_process.engine_group import consecutive_ranks
 from nemo_simplerl.rollout.refit import verified_refit
 from support.links import Linked, flipped, on
 from support.ranks import run_ranks

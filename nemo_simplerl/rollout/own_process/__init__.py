@@ -1,0 +1,1 @@
+"""What engines that live in processes of their own have in common."""
