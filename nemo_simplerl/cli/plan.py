@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import sys
 
 from nemo_simplerl.cli.start.launch import CONFIG_DIR_HELP, overrides_of
 from nemo_simplerl.dry.execute import execute
@@ -24,19 +25,20 @@ def run(argv: list[str]) -> int:
     ranks = args.gpus_per_node or (1 if args.gpu == CPU else 8)
     cluster = Cluster(nodes=args.nodes, gpus_per_node=ranks, gpu=gpu(args.gpu, ranks))
     plan = make_plan(overrides_of(args), cluster, PRESETS.get(args.shape), args.suggest)
-    execution, reason = _executed(args, plan) if args.execute or args.full else (None, None)
+    executes = args.execute or args.full
+    if not args.json:
+        print(plan_as_text(plan), flush=True)
+    execution, reason = _executed(args, plan) if executes else (None, None)
     if args.json:
         found = plan_as_dict(plan)
-        if args.execute or args.full:
+        if executes:
             found["execution"] = None if execution is None else execution_as_dict(execution)
             found["not_executed"] = reason
         print(json.dumps(found, indent=2))
-    else:
-        print(plan_as_text(plan))
-        if execution is not None:
-            print("", execution_as_text(execution), sep="\n")
-        if reason is not None:
-            print(f"\nNot executed: {reason}. What stands above is the formula's alone.")
+    elif execution is not None:
+        print("", execution_as_text(execution), sep="\n")
+    elif reason is not None:
+        print(f"\nNot executed: {reason}. What stands above is the formula's alone.")
     return 0 if plan.can_run and not (execution and execution.problems) else 1
 
 
@@ -44,6 +46,7 @@ def _executed(args: argparse.Namespace, plan: Plan) -> tuple[Execution | None, s
     """The plan's step on pretended GPUs, or why it was not executed."""
     if plan.layout is None:
         return None, "the problems above leave no layout to execute"
+    print("executing a step on pretended GPUs, which takes minutes for a large model ...", file=sys.stderr, flush=True)
     try:
         return execute(overrides_of(args), plan.layout, full=args.full), None
     except Unavailable as missing:
@@ -68,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--execute", action="store_true", help="run a step on pretended GPUs in a child process, beside the formula"
     )
-    parser.add_argument("--full", action="store_true", help="--execute with all layers; minutes for a large model")
+    parser.add_argument("--full", action="store_true", help="the same with all layers; many minutes for a large model")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return parser
 
