@@ -114,9 +114,11 @@ def _ship(engine: RolloutEngine, shipment: _Shipment, version: int, verify: bool
         landed = engine.refit(stream, version, digests=verify)
         taken = shipment.num_buckets
     finally:
-        for _ in stream:  # the other ranks are in the same collectives
-            pass
-        shipment.drain()
+        try:
+            for _ in stream:  # the other ranks are in the same collectives
+                pass
+        finally:
+            shipment.drain()
     if taken < shipment.num_buckets:
         return f"the engine took {taken} of {shipment.num_buckets} buckets"
     if engine.weight_version != version:

@@ -6,6 +6,7 @@ import pytest
 
 from nemo_simplerl.plan import seconds
 from nemo_simplerl.plan.decoding import decoding, even_batches
+from nemo_simplerl.plan.engines.base import footprint_of, wider_sizes
 from nemo_simplerl.plan.gpus import gpu
 from nemo_simplerl.plan.layout import Cluster, Layout
 from nemo_simplerl.plan.memory import memory
@@ -147,3 +148,19 @@ def test_the_estimate_is_told_as_ranges_with_what_bounds_the_rollout(data):
     assert [one["cost"] for one in found["suggestions"]] == sorted(one["cost"] for one in found["suggestions"])
     of_cpu = plan_of(data, "model.precision=fp32", name="cpu")
     assert of_cpu.time is None and plan_as_dict(of_cpu)["step_seconds"] is None
+
+
+def test_an_update_computes_the_output_layer_four_times_and_each_pass_once(recipe, monkeypatch):
+    monkeypatch.setattr(seconds, "HEAD", (1e-9, 1e-9))  # so slow that nothing else counts
+    phases = step_time(recipe).phases
+    assert phases["actor update"].low == pytest.approx(4 / 2 * phases["log-probabilities"].low, rel=1e-3), "two passes"
+
+
+def test_no_change_parts_the_samples_of_a_prompt(recipe):
+    texts = [text for text, _ in footprint_of("hf").changes(batch_of(recipe, 64))]
+    assert texts == ["rollout.max_batch_size=32", "rollout.max_batch_size=16", "rollout.max_batch_size=8"]
+
+
+def test_an_engine_spans_what_divides_a_node_and_the_key_value_groups(recipe):
+    assert list(wider_sizes(recipe)) == [2, 4]  # of 8 GPUs and 4 groups
+    assert list(wider_sizes(replace(recipe, cluster=replace(recipe.cluster, gpus_per_node=6)))) == [2]

@@ -155,6 +155,25 @@ def test_an_engine_that_fails_midway_has_taken_every_bucket(engine, weights):
     assert_refused_until_refitted(engine, weights)
 
 
+@pytest.mark.parametrize("fails_first", ["the hashing", "the engine"])
+def test_a_hashing_that_fails_leaves_no_bucket_unmade(engine, weights, monkeypatch, fails_first):
+    sent = []
+
+    def buckets():
+        for bucket in bucketed(weights.items(), 100_000):
+            sent.append(len(bucket))
+            yield bucket
+
+    def fail(*_):
+        raise MemoryError("no room for it")
+
+    monkeypatch.setattr("nemo_simplerl.rollout.refit.digest", fail)
+    linked = Linked(engine, fail) if fails_first == "the engine" else engine
+    with pytest.raises(RuntimeError, match="MemoryError: no room"):
+        verified_refit(linked, buckets(), 2, verify=True, group=None)
+    assert sum(sent) == len(weights)
+
+
 def test_a_refit_begun_before_another_has_ended_voids_both(engine, weights):
     inner = []
 

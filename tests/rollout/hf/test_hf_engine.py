@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.hf.decode import decode
 from nemo_simplerl.rollout.hf.engine import HfEngine
+from nemo_simplerl.rollout.hf.fixed_cache import FixedShapeCache
 from nemo_simplerl.rollout.hf.kv_cache import ATTENTION, SharedPromptCache, padding_mask
 from nemo_simplerl.rollout.hf.sampling import uniforms
 from nemo_simplerl.rollout.stopping import StopRule
@@ -182,12 +183,18 @@ def test_a_response_longer_than_the_first_cache_is_decoded_right(decoding_model)
     assert (found.logprobs_RT == expected.logprobs_RT).all()
 
 
-def test_decoding_through_graphs_gives_the_same_responses(decoding_model):
+@pytest.mark.parametrize(
+    ("stop_token_ids", "first_columns"),
+    [(tuple(range(0, 131, 9)), 2), ((), 2), ((), 16)],
+    ids=["rows end", "memory grows", "the window grows"],
+)
+def test_decoding_through_graphs_gives_the_same_responses(decoding_model, monkeypatch, stop_token_ids, first_columns):
     """Rows end at different times, the cache grows, and a graph knows nothing that the host counted."""
-    params = replace(SAMPLED, n=12, top_p=0.9, stop_token_ids=tuple(range(0, 131, 9)))
+    monkeypatch.setattr(FixedShapeCache, "window", 3)
+    params = replace(SAMPLED, n=12, top_p=0.9, stop_token_ids=stop_token_ids, max_tokens=12)
     expected = decoded(decoding_model, params)
     with RecordedGraph() as graph:
-        found = decoded(decoding_model, params, capture=graph.capture, first_columns=2)
+        found = decoded(decoding_model, params, capture=graph.capture, first_columns=first_columns)
     assert len(graph.captured) > 2, "fewer rows and more columns were to need graphs of their own"
     assert (found.lengths_R == expected.lengths_R).all() and (found.is_stopped_R == expected.is_stopped_R).all()
     for row, length in enumerate(expected.lengths_R):
