@@ -1,17 +1,24 @@
 """The benches run in their smallest form and print one JSON line; the formulas in them count what is computed."""
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from nemo_simplerl.data.sampler import sample_seed
+from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.rollout.hf import engine as hf_engine
 from support.ranks import run_ranks
+from support.tiny import save_hf_model
 
 BENCHES = Path(__file__).parents[2] / "scripts/bench"
 sys.path.insert(0, str(BENCHES))
@@ -45,6 +52,22 @@ def test_the_logprob_bench_finds_tiles_small_and_exact():
         assert differences.keys() == {"logprob", "entropy", "hidden_gradient", "weight_gradient"}
     assert max(found["largest_difference"]["tiled_from_float64"].values()) < 1e-5
     assert found["seconds"].keys() == {"tiled", "dense"}
+
+
+def test_the_step_bench_gives_every_response_the_length_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHES / "sides"))
+    ours = importlib.import_module("ours")
+    monkeypatch.setattr(hf_engine, "decode", hf_engine.decode)  # put back when the test ends
+    folder = save_hf_model(tmp_path / "model")
+    engine = hf_engine.HfEngine(folder, tokenizer=None, max_batch_size=4)
+    engine.refit([list(load_file(folder / "model.safetensors").items())], 1)
+    params = SamplingParams(n=2, max_tokens=8, temperature=1.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=(3,))
+    roles = SimpleNamespace(sampling=params, config=SimpleNamespace(trainer=SimpleNamespace(seed=1)))
+    lengths = [3, 8, 1, 5]
+    ours.force_lengths(roles, lengths, 1)
+    seeds = [sample_seed(1, 1, position, k) for position in range(2) for k in range(2)]
+    sampled = engine.generate([[5, 9, 11], [7]], params, seeds)
+    assert [len(completion.token_ids) for completion in sampled] == lengths
 
 
 @pytest.mark.slow

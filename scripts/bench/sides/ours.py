@@ -122,9 +122,9 @@ def force_lengths(roles: Roles, lengths: Sequence[int], step: int) -> None:
     ]
     length_of = dict(zip(uniforms(seeds, 1)[:, 0].tolist(), lengths, strict=True))
 
-    def decode(model, prompts, prompt_of_R, uniforms_RT, params, stop_rule, vocab_limit):
+    def decode(model, prompts, prompt_of_R, uniforms_RT, params, stop_rule, vocab_limit, **bounds):
         fixed = FixedLengths(np.array([length_of[draw] for draw in uniforms_RT[:, 0].tolist()]))
-        return decode_by_stop_rule(model, prompts, prompt_of_R, uniforms_RT, params, fixed, vocab_limit)
+        return decode_by_stop_rule(model, prompts, prompt_of_R, uniforms_RT, params, fixed, vocab_limit, **bounds)
 
     engine.decode = decode
 
