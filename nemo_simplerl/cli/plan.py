@@ -19,12 +19,15 @@ from nemo_simplerl.plan.shapes import PRESETS
 
 def run(argv: list[str]) -> int:
     """Prints the plan. Exit status: 0, 1 where the run is not possible, 2 for a wrong command line."""
-    args = _parser().parse_intermixed_args(argv)
+    parser = _parser()
+    args = parser.parse_intermixed_args(argv)
+    if args.files and args.shape:
+        parser.error("--shape is for a model that is not on this disk, and --files refuses such a run")
     is_override = re.match(r"[\w.]+=", args.experiment)
     args.overrides.insert(0, args.experiment if is_override else f"experiment={args.experiment}")
     ranks = args.gpus_per_node or (1 if args.gpu == CPU else 8)
     cluster = Cluster(nodes=args.nodes, gpus_per_node=ranks, gpu=gpu(args.gpu, ranks))
-    plan = make_plan(overrides_of(args), cluster, PRESETS.get(args.shape), args.suggest)
+    plan = make_plan(overrides_of(args), cluster, PRESETS.get(args.shape), args.suggest, args.files)
     executes = args.execute or args.full
     if not args.json:
         print(plan_as_text(plan), flush=True)
@@ -65,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu", choices=NAMES, default="h100-80g", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument(
         "--shape", choices=PRESETS, metavar="MODEL", help=f"in place of model.path: {', '.join(PRESETS)}"
+    )
+    parser.add_argument(
+        "--files", action="store_true", help="refuse a run whose model or data is not on this disk, as submit.sh does"
     )
     parser.add_argument("--config-dir", metavar="DIR", help=CONFIG_DIR_HELP)
     parser.add_argument("--suggest", action="store_true", help="rank the layouts that fit by the time of a step")

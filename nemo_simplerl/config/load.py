@@ -8,6 +8,7 @@ transformers is imported.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_simplerl.config.build import build, keys_of
@@ -30,6 +31,7 @@ class Examined:
 
     config: Config
     shape: ModelShape | None  # None: not known
+    has_files: bool  # the shape was read from model.path, and the run's files were looked for
     critic_shape: ModelShape | None  # None: not known, or the actor's
     problems: list[str]
     reported: frozenset[str]
@@ -47,21 +49,30 @@ def load(overrides: Sequence[str], world_size: int | None) -> Config:
 
 
 def examine(
-    overrides: Sequence[str], world_size: int | None, machine: Machine, shape: ModelShape | None = None
+    overrides: Sequence[str],
+    world_size: int | None,
+    machine: Machine,
+    shape: ModelShape | None = None,
+    known: Mapping[str, ModelShape] = {},
 ) -> Examined:
     """The configuration of a run on `machine`, which need not be this one, with its problems; raises none of them.
 
-    shape: of the model, where its folder is not on this disk.
+    shape: of the model, whatever model.path says. known: shapes of models by name, for a model.path that ends in such
+    a name and is not on this disk. With either, no file of the run is looked for here.
     """
     findings = Findings()
     config, sources = _compose(overrides, findings)
-    shape = shape or _shape(config, findings)
+    shape = shape or _known_shape(config, findings, known)
+    if has_files := shape is None:
+        shape = _shape(config, findings)
     critic_shape = _critic_shape(config, findings)
     findings.problems += check(config, shape, world_size, frozenset(findings.reported), critic_shape)
+    machine = dataclasses.replace(machine, has_files=has_files)
     findings.problems += check_machine(config, machine, frozenset(findings.reported))
     return Examined(
         config=config,
         shape=shape,
+        has_files=has_files,
         critic_shape=critic_shape,
         problems=sources.named(findings.problems),
         reported=frozenset(findings.reported),
@@ -163,6 +174,14 @@ def _plain(tree: "DictConfig", findings: Findings) -> dict[str, Any]:
             *failures,
         )
     return resolved.values
+
+
+def _known_shape(config: Config, findings: Findings, known: Mapping[str, ModelShape]) -> ModelShape | None:
+    """The known shape of the model that model.path names, where nothing is there and nothing would be made there."""
+    if any(map(decides_shape, findings.reported)) or config.model.create is not None:
+        return None
+    path = Path(config.model.path)
+    return None if path.exists() else known.get(path.name)
 
 
 def _shape(config: Config, findings: Findings) -> ModelShape | None:

@@ -1,14 +1,16 @@
 """Makes the plan of a run: whether it fits a cluster, and what to change where it does not."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from nemo_simplerl.config.load import examine
+from nemo_simplerl.config.load import Examined, examine
 from nemo_simplerl.config.rules.machine import Machine
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan.layout import Cluster, Layout, warnings_of
 from nemo_simplerl.plan.memory import Memory, memory
 from nemo_simplerl.plan.report import Plan
 from nemo_simplerl.plan.request import problems_of_the_cluster, requested_layout, runnable_layout
+from nemo_simplerl.plan.shapes import PRESETS
 from nemo_simplerl.plan.step_time import step_time
 from nemo_simplerl.plan.suggest import faster_batch, first_change, shortage, suggestions
 
@@ -16,14 +18,22 @@ _WORTH_A_WARNING = 0.95  # of a step's time, that a larger batch of the rollout 
 
 
 def make_plan(
-    overrides: Sequence[str], cluster: Cluster, shape: ModelShape | None = None, suggest: bool = False
+    overrides: Sequence[str],
+    cluster: Cluster,
+    shape: ModelShape | None = None,
+    suggest: bool = False,
+    needs_files: bool = False,
 ) -> Plan:
     """The plan of a run on `cluster`, with every problem by the rules that training checks, and those of memory.
 
-    shape: of a model that is not on this disk. The cluster's machines are assumed to have what the container has.
+    shape: of the model, whatever model.path says; where model.path is not on this disk and ends in the name of a
+    well-known model, that one's is taken unless `needs_files`. The cluster's machines are assumed to have what the
+    container has.
     """
-    has_gpu = not cluster.gpu.is_cpu
-    found = examine(overrides, cluster.world_size, Machine(has_gpu=has_gpu, has_transformer_engine=has_gpu), shape)
+    has_gpu, known = not cluster.gpu.is_cpu, {} if needs_files else PRESETS
+    found = examine(
+        overrides, cluster.world_size, Machine(has_gpu=has_gpu, has_transformer_engine=has_gpu), shape, known
+    )
     problems = [*found.problems, *problems_of_the_cluster(found, cluster)]
     layout, wished = runnable_layout(found, cluster), requested_layout(found, cluster)
     used = None if layout is None else memory(layout)
@@ -32,6 +42,7 @@ def make_plan(
     fitting, refused = suggestions(wished) if suggest and wished is not None else ([], [])
     return Plan(
         cluster=cluster,
+        source=_source(found, shape),
         problems=problems,
         warnings=[] if layout is None else [*warnings_of(layout), *_warnings_of_time(layout)],
         layout=layout,
@@ -40,6 +51,19 @@ def make_plan(
         first_change=None if layout is None or used is None or used.fits else _first_change(layout),
         suggestions=fitting if suggest else None,
         refusals=refused,
+    )
+
+
+def _source(found: Examined, shape: ModelShape | None) -> str | None:
+    """Where the model's sizes are from, where not from its folder: a line for the reader."""
+    if found.has_files:
+        return None
+    if shape is not None:
+        return "sizes of --shape; files of the run were not looked for"
+    path = found.config.model.path
+    return (
+        f"{path} is not on this disk: sizes are those published for {Path(path).name}, and files of the run were not "
+        "looked for"
     )
 
 

@@ -20,6 +20,7 @@ class Plan:
     """The plan of a run on a cluster. layout, memory and time are None where the problems leave them unknown."""
 
     cluster: Cluster
+    source: str | None  # where the model's sizes are from; None: from model.path
     problems: list[str]
     warnings: list[str]
     layout: Layout | None
@@ -70,6 +71,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
             "gpu": cluster.gpu.name,
             "gpu_bytes": cluster.gpu.total,
         },
+        "source": plan.source,
         "problems": plan.problems,
         "warnings": plan.warnings,
         "first_change": plan.first_change,
@@ -119,6 +121,8 @@ def plan_as_text(plan: Plan) -> str:
         f"{cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name} ({_gib(cluster.gpu.total)} each), "
         f"{cluster.world_size} ranks"
     ]
+    if plan.source is not None:
+        lines.append(plan.source)
     if plan.layout is not None and plan.memory is not None:
         lines += [*_layout_lines(plan.layout, plan.memory), "", *_memory_lines(plan.memory)]
     if plan.layout is not None and plan.time is not None:

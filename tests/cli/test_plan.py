@@ -47,11 +47,40 @@ def test_json_is_one_object(data, capsys):
     assert found["first_change"].startswith("actor.offload_adam_states=true")
 
 
-@pytest.mark.parametrize("argv", [[], [*RECIPE, "--gpu", "abacus"], [*RECIPE, "--nodes", "0"], [*RECIPE, "--fast"]])
+@pytest.mark.parametrize(
+    "argv", [[], [*RECIPE, "--gpu", "abacus"], [*RECIPE, "--nodes", "0"], [*RECIPE, "--fast"], [*RECIPE, "--files"]]
+)
 def test_a_wrong_command_line_exits_with_2(argv, capsys):
     with pytest.raises(SystemExit) as ended:
         run(argv)
     assert ended.value.code == 2
+
+
+MISTAKES = ["actor.tensor_model_parallel_size=3", "rollout.max_response_tokens=9000", "actor.global_batch_size=130"]
+
+
+def test_a_well_known_model_is_planned_without_its_folder_and_says_whose_sizes_it_took(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SIMPLERL_MODEL_DIR", raising=False)
+    assert run([RECIPE[0]]) == 0
+    printed = capsys.readouterr().out
+    assert "sizes are those published for Qwen2.5-Math-7B" in printed and "GiB on the fullest GPU" in printed
+    assert run([RECIPE[0], *MISTAKES]) == 1
+    printed = capsys.readouterr().out
+    assert all(mistake.split("=")[0] in printed for mistake in MISTAKES), "all are named at once"
+
+
+def test_a_run_about_to_be_queued_needs_its_files_on_this_disk(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SIMPLERL_MODEL_DIR", raising=False)
+    assert run([RECIPE[0], "--files"]) == 1
+    printed = capsys.readouterr().out
+    assert "holds no config.json" in printed and "data.train_path" in printed
+
+
+def test_a_model_of_no_known_name_needs_its_folder(data, capsys):
+    assert run([RECIPE[0], data, "model.path=models/mine"]) == 1
+    assert "models/mine" in capsys.readouterr().out
 
 
 def test_the_quickstart_can_be_planned_for_a_laptop(capsys):

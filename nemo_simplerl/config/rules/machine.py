@@ -29,6 +29,7 @@ class Machine:
     has_wandb: bool = True
     has_gradient_fusion: bool = True  # Apex's extension
     attention: str | None = "auto"  # see attention_chosen
+    has_files: bool = True  # the run's problems and demonstrations would be where this machine has them
     is_this_one: bool = False  # not one that is only planned for: programs of other environments are looked for
 
 
@@ -171,22 +172,23 @@ def _critic_can_be_read(config: Config, machine: Machine) -> Iterator[str]:
 
 
 def _train_file_exists(config: Config, machine: Machine) -> Iterator[str]:
-    yield from _file("data.train_path", config.data.train_path, config)
+    yield from _file("data.train_path", config.data.train_path, config, machine)
 
 
 def _eval_file_exists(config: Config, machine: Machine) -> Iterator[str]:
     if config.data.eval_path is not None:
-        yield from _file("data.eval_path", config.data.eval_path, config)
+        yield from _file("data.eval_path", config.data.eval_path, config, machine)
 
 
 def _sft_file_exists(config: Config, machine: Machine) -> Iterator[str]:
     if config.sft.output is not None and config.data.sft_path is not None:
-        yield from _file("data.sft_path", config.data.sft_path, config)
+        yield from _file("data.sft_path", config.data.sft_path, config, machine)
 
 
 def _sft_eval_file_exists(config: Config, machine: Machine) -> Iterator[str]:
     path = config.data.sft_eval_path
-    if config.sft.output is not None and config.sft.eval_every and path is not None and not Path(path).is_file():
+    is_read = machine.has_files and config.sft.output is not None and config.sft.eval_every
+    if is_read and path is not None and not Path(path).is_file():
         yield (
             f"data.sft_eval_path={path!r} is not a file (looked for {Path(path).absolute()}). Give a file of held-out "
             "demonstrations, or data.sft_eval_path=null."
@@ -213,7 +215,9 @@ def _tokenizer_exists(config: Config, machine: Machine) -> Iterator[str]:
         )
 
 
-def _file(key: str, path: str, config: Config) -> Iterator[str]:
+def _file(key: str, path: str, config: Config, machine: Machine) -> Iterator[str]:
+    if not machine.has_files:
+        return
     if not os.path.isfile(path) and config.data.generate is None:
         yield (
             f"{key}={path!r} is not a file (looked for {Path(path).absolute()}). Give {key}=FILE, or "
