@@ -21,11 +21,11 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float,
     next_values_BT = torch.nn.functional.pad(values_BT[:, 1:], (0, 1))
     deltas_BT = rewards_BT + gamma * next_values_BT - values_BT
     # Prompt positions precede the response, so the sum has run on into them.
-    advantages_BT = torch.where(is_response_BT, _discounted_sum(deltas_BT, gamma * lam), 0.0)
+    advantages_BT = torch.where(is_response_BT, discounted_sum(deltas_BT, gamma * lam), 0.0)
     return advantages_BT, advantages_BT + values_BT
 
 
-def _discounted_sum(terms_BT: Tensor, discount: float) -> Tensor:
+def discounted_sum(terms_BT: Tensor, discount: float) -> Tensor:
     """S[t] = terms[t] + discount * S[t+1], in log2 T passes over all columns instead of one pass a column.
 
     The sum of the next k terms, and discount**k times the sum of the k terms after those, is the sum of the next 2k

@@ -119,7 +119,7 @@ def read_begun(run_dir: Path) -> Begun | None:
 def check_run_dir(config: Config) -> None:
     """Raises ConfigErrors naming every key that differs from the configuration the directory was begun with.
 
-    Keys of FREE_KEYS and LAYOUT_KEYS may differ, and those that trainer.resume_allow names or holds the section of.
+    Keys of `_free_keys` may differ, and those that trainer.resume_allow names or holds the section of.
     Paths are compared as places: those inside the run directory wherever it lies now.
     """
     begun = read_begun(Path(config.trainer.run_dir))
@@ -127,7 +127,7 @@ def check_run_dir(config: Config) -> None:
         return
     now = dict(_leaves(to_dict(config)))
     before_placed, now_placed = _placed(begun.values), _placed(now)
-    allowed = FREE_KEYS | LAYOUT_KEYS | set(config.trainer.resume_allow)
+    allowed = _free_keys(config) | set(config.trainer.resume_allow)
     changed = sorted(key for key in before_placed.keys() | now.keys() if before_placed.get(key) != now_placed.get(key))
     problems = [
         f"{key}={now.get(key)}, but the run in {begun.file.parent} was begun with {begun.values.get(key)}"
@@ -149,7 +149,12 @@ def weight_affecting_settings(config: Config) -> dict[str, Any]:
     Paths inside the run directory are relative to it: a run that is moved is the same run.
     """
     values = _placed(dict(_leaves(to_dict(config))))
-    return {key: value for key, value in values.items() if not _is_allowed(key, FREE_KEYS | LAYOUT_KEYS)}
+    return {key: value for key, value in values.items() if not _is_allowed(key, _free_keys(config))}
+
+
+def _free_keys(config: Config) -> frozenset[str]:
+    """Keys and sections that may differ between two parts of a run: without a critic, its settings too."""
+    return FREE_KEYS | LAYOUT_KEYS | (frozenset() if config.algo.has_critic else {"critic"})
 
 
 def _nested(file: Path) -> Mapping[str, Any]:

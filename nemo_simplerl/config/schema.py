@@ -149,6 +149,9 @@ class RolloutConfig:
 
     engine: Literal["hf", "trtllm", "vllm"]  # hf: transformers in the trainer's process; the others: docs/engines.md
     n_samples_per_prompt: int  # completions of each prompt in a step
+    # mixed: a prompt whose responses are all right or all wrong makes room for another prompt (DAPO).
+    keep_groups: Literal["all", "mixed"]
+    max_rounds: int  # sampling rounds of a step under `mixed`; what is then lacking is filled with groups left out
     max_prompt_tokens: int  # longer prompts are treated as data.overlong_prompts says
     max_response_tokens: int  # a longer response is cut
     temperature: float  # above 0; evaluation has a greedy setting of its own
@@ -175,6 +178,10 @@ class RewardConfig:
     correct: float  # reward of a boxed answer that is right
     incorrect: float  # reward of a boxed answer that is wrong
     no_answer: float  # reward of a response without a boxed answer
+    # Responses that end in the last so many tokens before rollout.max_response_tokens lose up to overlong_penalty, in
+    # proportion (DAPO); null: none do.
+    overlong_buffer_tokens: int | None
+    overlong_penalty: float  # what a response that reaches the limit loses
     num_workers: int  # grading processes of each rank
     timeout_s: float  # a response that takes longer to grade counts as incorrect
     memory_limit_mb: int  # memory that one grading process may use
@@ -182,26 +189,53 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AlgoConfig:
-    """Proximal policy optimization (PPO) with generalized advantage estimation (GAE)."""
+    """The policy-gradient algorithm: PPO with a critic, or one of its kin. docs/algorithms.md has the equations."""
 
+    # How advantages are estimated. gae: from a critic's values. group: a response's score above the mean of its
+    # prompt's responses (GRPO). rloo: above the mean of the others. reinforce_pp: the reward to go, without a baseline.
+    # reinforce_pp_baseline: score above the prompt's mean, without the group's deviation. Only gae has a critic.
+    advantage: Literal["gae", "group", "rloo", "reinforce_pp", "reinforce_pp_baseline"]
     gamma: float  # discount of later rewards, a token
     gae_lambda: float  # 0 trusts the critic's next value alone, 1 the observed rewards alone
-    kl_coef: float  # weight of the KL penalty in each token's reward; 0: no reference policy is kept
-    kl_estimator: Literal["k1", "k2", "k3", "abs"]  # of the divergence from the reference policy, token by token
-    reward_clip: float | None  # bound on the absolute value of a response's reward, before the KL penalty is added
+    gae_lambda_critic: float | None  # the same for the returns that the critic is fitted to; null: gae_lambda
+    # gae_lambda of a response of l tokens becomes 1 - 1 / (alpha * l), and 0 where that is negative; null: gae_lambda.
+    gae_length_alpha: float | None
+    divide_by_std: bool  # advantages of `group` are divided by the deviation of the prompt's scores
     normalize_advantages: bool  # whiten advantages over the whole rollout
+    kl_coef: float  # weight of the KL penalty, in each token's reward or in the loss; 0: no reference policy is kept
+    kl_estimator: Literal["k1", "k2", "k3", "abs"]  # of the divergence from the reference policy, token by token
+    kl_in: Literal["reward", "loss"]  # where the KL penalty is counted
+    kl_importance_weight: bool  # in the loss, each token's estimate is multiplied by the policy ratio
+    reward_clip: float | None  # bound on the absolute value of a response's reward, before the KL penalty is added
+    # clip: the smaller of the clipped and the unclipped objective (PPO). cispo: the clipped ratio as a constant weight
+    # of the log-probability.
+    policy_loss: Literal["clip", "cispo"]
     ratio_eps: float  # the policy ratio is clipped to 1 - ratio_eps ... 1 + ratio_eps
+    ratio_eps_high: float | None  # the upper bound is 1 + ratio_eps_high; null: 1 + ratio_eps
+    dual_clip: float | None  # bound on the ratio of tokens with a negative advantage; null: none
+    ratio_level: Literal["token", "sequence"]  # sequence: the geometric mean of a response's token ratios (GSPO)
+    cispo_ratio_min: float  # smallest weight of cispo; 0: no bound
+    cispo_ratio_max: float  # largest weight of cispo
     value_clip: float | None  # bound on a value's change in a step; null: the plain squared error
     entropy_bonus: float  # weight of the policy's entropy in the loss
-    loss_aggregation: Literal["token_mean", "seq_mean"]  # every token, or every response, counts the same
+    positive_nll_coef: float  # weight of the negative log-likelihood of right responses in the loss; 0: none
+    # What counts the same in a loss: every token, or every response; token_sum_over_max divides the sum over tokens by
+    # responses times rollout.max_response_tokens, a constant (Dr. GRPO).
+    loss_aggregation: Literal["token_mean", "seq_mean", "token_sum_over_max"]
     ppo_epochs: int  # passes over each rollout
     critic_warmup_steps: int  # first steps that train only the critic
+    critic_warmup_lambda: float | None  # in these steps in place of the critic's lambda; 1: Monte-Carlo returns
     truncated: Literal["penalize", "mask"]  # responses cut at the limit: trained as graded, or left out of both losses
     overwrite_truncated_with_eos: bool  # true, as in the original recipe: a cut response ends in an EOS never sampled
     old_logprobs: Literal["trainer", "engine"]  # who computes them; "engine" spares most of a forward pass
     logprob_temperature: Literal["sampling", "one"]  # "one", as in the original recipe: sampled at T, trained at 1
     logprob_precision: Literal["fp32", "model"]  # "model", as in the original recipe: log-softmax in bf16
     ratio_tolerance: float | None  # bound on |ratio - 1| at the first update of a step; null only reports it
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether advantages are estimated from a critic's values; without one, no key of `critic` is read."""
+        return self.advantage == "gae"
 
 
 @dataclass(frozen=True, kw_only=True)

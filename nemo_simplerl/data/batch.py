@@ -35,6 +35,7 @@ class Batch:
     engine_logprobs_BT: Tensor  # float32, as the rollout engine reported them, 0 outside the mask
     engine_mask_BT: Tensor  # float32, mask_BT without the tokens that the engine never sampled
     scores_B: Tensor  # float32, the reward of the whole response
+    groups_B: Tensor  # int64, the position of the row's prompt in the step; equal in all samples of one prompt
     truncated_B: Tensor  # bool, the response ended by length
 
     def __len__(self) -> int:
@@ -67,6 +68,7 @@ class Batch:
             engine_logprobs_BT=self.engine_logprobs_BT[rows, : length - 1],
             engine_mask_BT=self.engine_mask_BT[rows, : length - 1],
             scores_B=self.scores_B[rows],
+            groups_B=self.groups_B[rows],
             truncated_B=self.truncated_B[rows],
             columns={name: column_BT[rows, : length - 1] for name, column_BT in columns_BT.items()},
             rows=torch.arange(len(self), device=self.tokens_BS.device)[rows],
@@ -88,6 +90,7 @@ def collate(
     completions: Sequence[Response],
     scores: Sequence[float],
     *,
+    groups: Sequence[int] | None = None,
     pad_id: int,
     truncated: Literal["penalize", "mask"],
     overwrite_truncated_with_eos: int | None,
@@ -95,6 +98,7 @@ def collate(
 ) -> Batch:
     """Make a batch of one row a completion: row i is prompts[i] followed by completions[i].
 
+    `groups`: the position of each row's prompt in the step; None, where no group is asked for, makes each row its own.
     `truncated`: responses ended by length are trained as graded ("penalize") or left out of the losses
     ("mask"). `overwrite_truncated_with_eos`: an EOS id that takes the place of their last token, though the
     policy never sampled it (a quirk of the SimpleRL recipe); None leaves them alone. The engine has no
@@ -131,6 +135,7 @@ def collate(
         engine_logprobs_BT=engine_logprobs_BT.to(device),
         engine_mask_BT=engine_mask_BT.to(device),
         scores_B=torch.tensor([float(score) for score in scores], device=device),
+        groups_B=torch.tensor(range(len(prompts)) if groups is None else groups, dtype=torch.int64, device=device),
         truncated_B=truncated_B.to(device),
     )
 

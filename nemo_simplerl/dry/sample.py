@@ -4,7 +4,7 @@ import math
 import random
 from dataclasses import dataclass, replace
 
-from nemo_simplerl.plan.layout import Layout, Sizes
+from nemo_simplerl.plan.layout import Layout
 
 _UPDATES = 2  # the second finds what the first leaves behind
 _SHORTEST = 8  # tokens of a response
@@ -29,7 +29,7 @@ def sample_of(layout: Layout) -> tuple[Sample, Layout]:
     An update of a data rank has enough of the longest samples to fill the micro-batches that the pipeline holds at
     once, and some more of which a few are shorter, so that ranks differ. Updates draw from all samples at random.
     """
-    sizes = (layout.actor, layout.critic)
+    sizes = layout.sizes.values()
     whole = math.lcm(*(1 if one.is_packed else one.micro for one in sizes))  # padded rows fall into whole micro-batches
     full = max(layout.pipeline * max(one.micro for one in sizes), *(-(-one.forward_micro // _UPDATES) for one in sizes))
     wanted = -(-(full + max(2, *(one.micro for one in sizes))) // whole) * whole
@@ -39,13 +39,11 @@ def sample_of(layout: Layout) -> tuple[Sample, Layout]:
     rng = random.Random(0)
     short = [rng.randint(min(_SHORTEST, longest), longest) for _ in range(num_short)]
     return Sample(layout.prompt_tokens, (*short, *[longest] * (update * _UPDATES - num_short))), replace(
-        layout,
+        layout.resized(update=update),
         prompts=update * _UPDATES,
         samples_per_prompt=1,
         epochs=1,
         verifies_refit=False,
-        actor=_resized(layout.actor, update),
-        critic=_resized(layout.critic, update),
     )
 
 
@@ -56,8 +54,7 @@ def overrides_of(layout: Layout) -> list[str]:
         "rollout.n_samples_per_prompt=1",
         "rollout.verify_refit=off",  # digests are values
         "rollout.consistency.policy=warn",
-        f"actor.global_batch_size={layout.actor.update}",
-        f"critic.global_batch_size={layout.critic.update}",
+        *(f"{role}.global_batch_size={sizes.update}" for role, sizes in layout.sizes.items()),
         "algo.ppo_epochs=1",
         "algo.ratio_tolerance=null",
         "trainer.max_steps=1",
@@ -89,7 +86,3 @@ def ranks_of(layout: Layout) -> list[int]:
     *earlier, last = range(0, layout.pipeline * stage_size, stage_size)
     peers = [last, last + layout.tensor - 1, last + stage_size - layout.tensor]
     return list(dict.fromkeys([*peers, *reversed(earlier)]))
-
-
-def _resized(sizes: Sizes, update: int) -> Sizes:
-    return replace(sizes, update=update)

@@ -1,7 +1,8 @@
 """A run's layout on a cluster: the numbers that memory and time depend on."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan.gpus import Gpu
@@ -56,7 +57,7 @@ class Layout:
     """One way to lay a run out. Counts are per rank unless said otherwise."""
 
     shape: ModelShape
-    critic_shape: ModelShape | None = None  # None: the actor's
+    critic_shape: ModelShape | None = None  # None: the actor's, or no critic
     cluster: Cluster
     tensor: int
     pipeline: int
@@ -68,7 +69,7 @@ class Layout:
     param_bytes: int
     fused: bool  # Transformer Engine's kernels; else the local layers
     actor: Sizes
-    critic: Sizes
+    critic: Sizes | None  # None: advantages are estimated without one
     prompts: int  # a step, over all ranks
     samples_per_prompt: int
     epochs: int
@@ -87,9 +88,19 @@ class Layout:
         return self.critic_shape if critic and self.critic_shape is not None else self.shape
 
     @property
+    def sizes(self) -> dict[str, Sizes]:
+        """The batch sizes of each model that is trained, by its role."""
+        return {"actor": self.actor} if self.critic is None else {"actor": self.actor, "critic": self.critic}
+
+    def resized(self, **changes: Any) -> "Layout":
+        """The layout with these changes to the batch sizes of every role."""
+        roles: dict[str, Any] = {role: replace(sizes, **changes) for role, sizes in self.sizes.items()}
+        return replace(self, **roles)
+
+    @property
     def shapes(self) -> dict[str, ModelShape]:
-        """The shape of each role's model."""
-        return {"actor": self.shape, "critic": self.shape_of(critic=True)}
+        """The shape of each model that is trained, by its role."""
+        return {role: self.shape_of(critic=role == "critic") for role in self.sizes}
 
     @property
     def data(self) -> int:
@@ -142,7 +153,7 @@ def warnings_of(layout: Layout) -> list[str]:
         warnings.append(
             "actor.sequence_parallel=false keeps the norms' activations whole on every tensor rank; true splits them."
         )
-    for name, sizes in (("actor", layout.actor), ("critic", layout.critic)):
+    for name, sizes in layout.sizes.items():
         count = layout.micro_batches(sizes)
         if count < 2 * layout.pipeline and layout.pipeline > 1:
             idle = (layout.pipeline - 1) / (count + layout.pipeline - 1)

@@ -8,13 +8,12 @@ from nemo_simplerl.plan.engines.base import Cache, engine_weights, footprint_of
 from nemo_simplerl.plan.layout import Layout
 from nemo_simplerl.plan.shapes import largest_tensor, qkv_width, rank_parameters
 
-ROLES = ("actor", "critic")
 # Adam in float32: two moments; in bf16 training the weights' float32 masters too. Gradients are summed in float32.
 _MOMENTS, _MASTER, _GRADIENT = 8, 4, 4
 # A rollout as tensors, bytes per sample and position: tokens (8) and four masks or log-probabilities (16), the same
-# again in the updates' order, and nine float32 columns: old, reference, values, KL, rewards, two advantages, returns,
-# gate.
-_BATCH = 2 * 24 + 9 * 4
+# again in the updates' order, and seven float32 columns: old, reference, KL, rewards, two advantages, gate; a critic's
+# values and returns beside them.
+_BATCH, _CRITIC_COLUMNS = 2 * 24 + 7 * 4, 2 * 4
 _DIGEST_WORK = 3 * 2**25  # rollout/digest.py: words, weights and products of 2**22 words
 _SAVED = (" weights", " optimizer")  # of `resident`
 _PROCESS = 3 * 2**30  # host memory of a trainer process before anything is loaded; an estimate
@@ -81,9 +80,9 @@ def resident(layout: Layout, stage: int, *, critic: bool, stepped: bool = True) 
 
 
 def held(layout: Layout, stage: int, *, updating: Sequence[str], stepped: bool = True) -> dict[str, int]:
-    """`resident` of both roles together; where they offload, gradients and optimizer of those in `updating` alone."""
+    """`resident` of all roles together; where they offload, gradients and optimizer of those in `updating` alone."""
     parts: dict[str, int] = {}
-    for role in ROLES:
+    for role in layout.sizes:
         for name, size in resident(layout, stage, critic=role == "critic", stepped=stepped).items():
             if role in updating or not layout.offloads or name == f"{role} weights":
                 parts[name] = size
@@ -98,7 +97,11 @@ def host_memory(layout: Layout) -> dict[str, int]:
         parts["reference weights"] = ranks * _reference(layout)
     if layout.offloads:
         parts["offloaded optimizers"] = ranks * max(
-            sum(size for name, size in held(layout, stage, updating=ROLES).items() if name.endswith(" optimizer"))
+            sum(
+                size
+                for name, size in held(layout, stage, updating=tuple(layout.sizes)).items()
+                if name.endswith(" optimizer")
+            )
             for stage in range(layout.pipeline)
         )
     if layout.saves_behind:
@@ -118,7 +121,7 @@ def _saves_copies(layout: Layout) -> int:
     """
     of_node = [0] * layout.cluster.nodes
     for stage in range(layout.pipeline):
-        parts = resident(layout, stage, critic=False) | resident(layout, stage, critic=True)
+        parts = held(layout, stage, updating=tuple(layout.sizes))
         weights, state = (sum(size for name, size in parts.items() if name.endswith(kind)) for kind in _SAVED)
         for data in range(layout.data):
             is_writer = data == 0 or layout.distributed_optimizer
@@ -139,7 +142,8 @@ def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cac
     reference = (
         {"reference weights": _reference(layout)} if layout.cluster.gpu.is_cpu and layout.keeps_reference else {}
     )
-    making, made = (held(layout, stage, updating=roles, stepped=False) | reference for roles in (("critic",), ()))
+    *_, last_built = layout.sizes
+    making, made = (held(layout, stage, updating=roles, stepped=False) | reference for roles in ((last_built,), ()))
     still = held(layout, stage, updating=()) | reference
     engine = footprint_of(layout.engine.name)
     weights, work = engine_weights(layout), engine.workspace(layout)
@@ -147,13 +151,14 @@ def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cac
         layout, capacity - sum(made.values()) - weights, capacity - sum(still.values()) - weights - work
     )
     kept = engine.between_rollouts(layout, weights, cache)
-    batch = {"rollout batch": -(-layout.samples // layout.data) * layout.max_tokens * _BATCH}
+    position = _BATCH if layout.critic is None else _BATCH + _CRITIC_COLUMNS
+    batch = {"rollout batch": -(-layout.samples // layout.data) * layout.max_tokens * position}
     refit = engine.before_refit(layout, weights, cache) | refit_buffers(layout)
     # The distributed optimizer moves the weights into one buffer, and both copies exist for a moment.
-    moving = {"weights on their way": making["critic weights"]} if layout.distributed_optimizer else {}
+    moving = {"weights on their way": making[f"{last_built} weights"]} if layout.distributed_optimizer else {}
     forward = max(
-        forward_activations(layout, layout.actor.forward_micro, stage, critic=False),
-        forward_activations(layout, layout.critic.forward_micro, stage, critic=True),
+        forward_activations(layout, sizes.forward_micro, stage, critic=role == "critic")
+        for role, sizes in layout.sizes.items()
     )
     phases = [
         max(Phase("start", making | moving), Phase("start", made | refit), key=lambda phase: phase.peak),
@@ -171,7 +176,7 @@ def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cac
                 | batch
                 | {"activations": update_activations(layout, sizes, stage, critic=role == "critic")},
             )
-            for role, sizes in (("critic", layout.critic), ("actor", layout.actor))
+            for role, sizes in reversed(layout.sizes.items())
         ),
         Phase("refit", still | refit),
     ]

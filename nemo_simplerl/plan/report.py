@@ -40,7 +40,7 @@ def numbers(layout: Layout, memory: Memory) -> dict[str, Any]:
     longest = layout.prompt_tokens + layout.response_tokens
     roles = {
         f"{name}_{key}": value
-        for name, sizes in (("actor", layout.actor), ("critic", layout.critic))
+        for name, sizes in layout.sizes.items()
         for key, value in {
             "updates_per_step": layout.samples * layout.epochs // sizes.update,
             "micro_batches_per_update": layout.micro_batches(sizes),
@@ -152,7 +152,7 @@ def _layout_lines(layout: Layout, memory: Memory) -> list[str]:
             f"{name}: {found[f'{name}_updates_per_step']} updates a step, "
             f"{'at most ' if sizes.is_packed else ''}{found[f'{name}_micro_batches_per_update']} micro-batches of "
             f"{sizes.micro} {'of the longest samples' if sizes.is_packed else 'each'}"
-            for name, sizes in (("actor", layout.actor), ("critic", layout.critic))
+            for name, sizes in layout.sizes.items()
         ),
         f"rollout: {found['engines']} {layout.engine.name} engines, {found['kv_tokens_per_engine']} KV tokens of "
         f"{found['kv_bytes_per_token']} bytes each, {found['sequences_at_once_per_engine']} of the longest sequences "

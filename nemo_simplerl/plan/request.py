@@ -41,6 +41,7 @@ _OTHERS = (
     "actor.recompute_granularity",
     "rollout.engine",
     "rollout.verify_refit",
+    "algo.advantage",
     "algo.kl_coef",
     "algo.old_logprobs",
     "trainer.async_save",
@@ -53,7 +54,7 @@ def runnable_layout(found: Examined, cluster: Cluster) -> Layout | None:
     layout = requested_layout(found, cluster)
     if layout is None or not divides(layout, layout.tensor, layout.pipeline):
         return None
-    if not all(layout.can_cut(sizes) for sizes in (layout.actor, layout.critic)):
+    if not all(map(layout.can_cut, layout.sizes.values())):
         return None
     return layout
 
@@ -100,7 +101,7 @@ def _layout(found: Examined, shape: ModelShape, cluster: Cluster) -> Layout:
         and config.model.transformer_engine is not False
         and config.model.precision == "bf16",
         actor=_sizes(actor, rollout),
-        critic=_sizes(critic, rollout),
+        critic=_sizes(critic, rollout) if config.algo.has_critic else None,
         prompts=config.data.rollout_batch_size,
         samples_per_prompt=rollout.n_samples_per_prompt,
         epochs=config.algo.ppo_epochs,

@@ -39,7 +39,9 @@ class StepTime:
 def step_time(layout: Layout) -> StepTime:
     """The estimate for sequences whose mean length is seconds.LENGTH of the longest."""
     found = decoding(layout)
-    passes = _forward(layout, critic=False).times(layout.old_logprobs_share) + _forward(layout, critic=True)
+    passes = _forward(layout, critic=False).times(layout.old_logprobs_share)
+    if layout.critic is not None:
+        passes += _forward(layout, critic=True)
     if layout.keeps_reference:
         # The weights change places with the reference's, and back.
         moved = 4 * resident(layout, 0, critic=False)["actor weights"]
@@ -48,8 +50,10 @@ def step_time(layout: Layout) -> StepTime:
         {
             "rollout": found.seconds + _prefill(layout),
             "log-probabilities": passes,
-            "critic update": _updates(layout, layout.critic, critic=True),
-            "actor update": _updates(layout, layout.actor, critic=False),
+            **{
+                f"{role} update": _updates(layout, sizes, critic=role == "critic")
+                for role, sizes in reversed(layout.sizes.items())
+            },
             "refit": _refit(layout),
         },
         found,

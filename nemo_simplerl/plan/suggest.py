@@ -106,7 +106,7 @@ def _keys(layout: Layout) -> str:
             f"actor.sequence_parallel={flags[layout.sequence_parallel]}",
             f"actor.use_distributed_optimizer={flags[layout.distributed_optimizer]}",
             f"actor.recompute_granularity={layout.recompute or 'null'}",
-            *(_micro_batch(role, getattr(layout, role), layout) for role in ("actor", "critic")),
+            *(_micro_batch(role, sizes, layout) for role, sizes in layout.sizes.items()),
         ]
     )
 
@@ -158,22 +158,18 @@ def _variants(layout: Layout, tensor: int, pipeline: int) -> Iterator[list[Chang
     change that has it take less memory."""
     data = layout.cluster.world_size // (tensor * pipeline)
     micros = [
-        micro
-        for micro in _MICRO_BATCHES
-        if not any(role.update % (data * micro) for role in (layout.actor, layout.critic))
+        micro for micro in _MICRO_BATCHES if not any(sizes.update % (data * micro) for sizes in layout.sizes.values())
     ]
     for engines in ([("", layout), *_larger_batches(layout)], *([change] for change in _engine_changes(layout))):
         found = []
         for (engine_keys, base), micro, recompute in product(engines, micros, _RECOMPUTE):
             variant = replace(
-                base,
+                base.resized(micro=micro),
                 tensor=tensor,
                 pipeline=pipeline,
                 sequence_parallel=tensor > 1,
                 distributed_optimizer=data > 1,
                 recompute=recompute,
-                actor=replace(layout.actor, micro=micro),
-                critic=replace(layout.critic, micro=micro),
             )
             found.append(Change(f"{_keys(variant)} {engine_keys}".rstrip(), variant))
         yield sorted(found, key=lambda change: change.seconds)
@@ -195,8 +191,7 @@ def _changes(layout: Layout) -> Iterator[tuple[str, Layout]]:
     if not layout.offloads and not layout.cluster.gpu.is_cpu:
         yield "actor.offload_adam_states=true", replace(layout, offloads=True)
     yield from _engine_changes(layout)
-    for role in ("actor", "critic"):
-        sizes: Sizes = getattr(layout, role)
+    for role, sizes in layout.sizes.items():
         for micro in halves(sizes.micro):
             fewer = replace(sizes, micro=micro)
             yield _micro_batch(role, fewer, layout), _with(layout, role, fewer)

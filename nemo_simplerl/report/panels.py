@@ -95,6 +95,13 @@ PANELS = (
         note="1 is a perfect critic, 0 one that knows the mean. Below -1 is not shown.",
     ),
     Panel(
+        "Equal groups",
+        "share of prompts",
+        (Series("advantage/equal_groups_share", "all responses earn the same"),),
+        "share",
+        note="Prompts whose responses are all rewarded alike: without a critic they teach nothing.",
+    ),
+    Panel(
         "Gradient norm",
         "largest of a step's updates",
         (Series("actor/grad_norm_max", "actor"), Series("critic/grad_norm_max", "critic")),

@@ -65,7 +65,7 @@ def build_roles(
     step_state: StepState,
     on_phase: Callable[[str], None],
 ) -> Roles:
-    """Actor, critic, reference and engine, started from the weights of `materials`. Collective.
+    """Actor, estimator, reference and engine, started from the weights of `materials`. Collective.
 
     on_phase: called at the beginning of every phase, and before every update as actor.update or critic.update.
     """
@@ -86,7 +86,7 @@ def build_roles(
         config=config,
         mesh=mesh,
         actor=actor,
-        estimator=build_estimator(algo, mesh, step_state, build_critic),
+        estimator=build_estimator(algo, config.data.rollout_batch_size, mesh, step_state, build_critic),
         engine=materials.build_engine(mesh),
         grader=grader,
         gate=build_gate(

@@ -5,10 +5,17 @@ Legend: B samples of this data rank, T predicted tokens.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
+from nemo_simplerl.algo.advantages import (
+    equal_groups_share,
+    group_advantages,
+    leave_one_out_advantages,
+    rewards_to_go,
+)
 from nemo_simplerl.algo.gae import gae
 from nemo_simplerl.config.schema import AlgoConfig
 from nemo_simplerl.data.batch import Batch
@@ -16,14 +23,14 @@ from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.learners.critic import Critic
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.updates import UpdateLoop
-from nemo_simplerl.trainer.logging.metrics import estimate_metrics, update_metrics
+from nemo_simplerl.trainer.logging.metrics import advantage_metrics, estimate_metrics, update_metrics
 from nemo_simplerl.trainer.saving.step_state import StepState, kept_in_step
 
 
 @dataclass(frozen=True)
 class Estimate:
     advantages_BT: Tensor  # float32, before whitening
-    returns_BT: Tensor  # float32, what a critic is fitted to
+    returns_BT: Tensor  # float32, what a critic is fitted to; without one nobody reads it
     columns_BT: dict[str, Tensor]  # what the estimator's own models computed, by name
     metrics: dict[str, float]
 
@@ -37,7 +44,7 @@ class Estimator(Protocol):
     learners: Mapping[str, Learner]
     update_loops: Mapping[str, UpdateLoop]
 
-    def estimate(self, batch: Batch, rewards_BT: Tensor) -> Estimate:
+    def estimate(self, step: int, batch: Batch, rewards_BT: Tensor) -> Estimate:
         """The advantage of every response token under the models from before the step's first update. Collective."""
 
     def update(self, batch: Batch, estimate: Estimate) -> dict[str, float]:
@@ -57,7 +64,7 @@ class GaeWithCritic:
         """float32 [B, T]: the critic's values from before the step's first update. Collective."""
         return self.critic.values(batch)
 
-    def estimate(self, batch: Batch, rewards_BT: Tensor) -> Estimate:
+    def estimate(self, step: int, batch: Batch, rewards_BT: Tensor) -> Estimate:
         """See Estimator.estimate."""
         values_BT, algo = self.values(batch), self.algo
         advantages_BT, returns_BT = gae(rewards_BT, values_BT, batch.mask_BT, gamma=algo.gamma, lam=algo.gae_lambda)
@@ -70,8 +77,87 @@ class GaeWithCritic:
         return update_metrics("critic", self.critic.update(batch, values_BT, estimate.returns_BT))
 
 
+class NoModels:
+    """The part of an estimator that trains nothing: the actor alone is built, saved and updated."""
+
+    learners: Mapping[str, Learner] = {}
+    update_loops: Mapping[str, UpdateLoop] = {}
+
+    def update(self, batch: Batch, estimate: Estimate) -> dict[str, float]:
+        """See Estimator.update."""
+        return {}
+
+
+class GroupBaseline(NoModels):
+    """Each response's reward above that of the other responses to its prompt, the same for all of its tokens.
+
+    compare: (rewards [B], groups_B, num_groups, group=) -> advantages [B], a function of algo.advantages.
+
+    A KL penalty in the rewards is summed over the response first, as in verl and TRL: the comparison then takes the
+    mean of the penalty off as well. Taken off each token afterwards, as OpenRLHF does, it would push down every token
+    of a policy that has moved, the first ones of a response most.
+    """
+
+    def __init__(self, compare: Callable[..., Tensor], num_groups: int, mesh: Mesh):
+        self.compare, self.num_groups, self.mesh = compare, num_groups, mesh
+
+    def estimate(self, step: int, batch: Batch, rewards_BT: Tensor) -> Estimate:
+        """See Estimator.estimate."""
+        groups = (batch.groups_B, self.num_groups)
+        advantages_B = self.compare(rewards_BT.double().sum(dim=1), *groups, group=self.mesh.data)
+        advantages_BT = advantages_B[:, None] * batch.mask_BT
+        metrics = advantage_metrics(batch.mask_BT, advantages_BT, self.mesh.data)
+        metrics["advantage/equal_groups_share"] = float(equal_groups_share(batch.scores_B, *groups, self.mesh.data))
+        return Estimate(advantages_BT, advantages_BT, {}, metrics)
+
+
+class RewardsToGo(NoModels):
+    """The reward from each token on, KL penalty included, without a baseline: whitening over the rollout is REINFORCE++
+    (arXiv:2501.03262)."""
+
+    def __init__(self, gamma: float, mesh: Mesh):
+        self.gamma, self.mesh = gamma, mesh
+
+    def estimate(self, step: int, batch: Batch, rewards_BT: Tensor) -> Estimate:
+        """See Estimator.estimate."""
+        advantages_BT = rewards_to_go(rewards_BT, batch.mask_BT, self.gamma)
+        metrics = advantage_metrics(batch.mask_BT, advantages_BT, self.mesh.data)
+        return Estimate(advantages_BT, advantages_BT, {}, metrics)
+
+
 def build_estimator(
-    algo: AlgoConfig, mesh: Mesh, step_state: StepState, build_critic: Callable[[], Critic]
+    algo: AlgoConfig, num_prompts: int, mesh: Mesh, step_state: StepState, build_critic: Callable[[], Critic]
 ) -> Estimator:
-    """The estimator of a run. One without a critic does not call `build_critic`, and none is built. Collective."""
-    return GaeWithCritic(build_critic(), algo, mesh, step_state)
+    """The estimator of a run with `num_prompts` prompts a step. Collective.
+
+    One without a critic does not call `build_critic`, and none is built.
+    """
+    if algo.advantage == "gae":
+        return GaeWithCritic(build_critic(), algo, mesh, step_state)
+    if algo.advantage == "reinforce_pp":
+        return RewardsToGo(algo.gamma, mesh)
+    compare = {
+        "group": partial(group_advantages, divide_by_std=algo.divide_by_std),
+        "rloo": leave_one_out_advantages,
+        "reinforce_pp_baseline": partial(group_advantages, divide_by_std=False),
+    }[algo.advantage]
+    return GroupBaseline(compare, num_prompts, mesh)
+
+
+def notes_without_critic(algo: AlgoConfig) -> list[str]:
+    """One message on the settings that a run without a critic does not read; none for a run with one."""
+    if algo.has_critic:
+        return []
+    unread = "the keys of critic, algo.gae_lambda and algo.value_clip are not read"
+    return [f"algo.advantage={algo.advantage} trains no critic: {unread}"]
+
+
+def kl_warnings(algo: AlgoConfig) -> list[str]:
+    """One message where a KL penalty would be blown up to the size of a reward."""
+    if not (algo.advantage == "group" and algo.divide_by_std and algo.kl_coef and algo.kl_in == "reward"):
+        return []
+    return [
+        "algo.kl_in=reward with algo.divide_by_std=true: where all responses to a prompt earn the same, the KL penalty "
+        "alone differs, and divided by its own deviation it is as large as any reward. algo.kl_in=loss keeps it at "
+        "algo.kl_coef."
+    ]

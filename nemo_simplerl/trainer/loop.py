@@ -48,7 +48,7 @@ def learn(
 
     kl_BT = kl_penalty(old_logprobs_BT, ref_logprobs_BT, algo.kl_estimator)
     rewards_BT = token_rewards(batch.scores_B, kl_BT, batch.mask_BT, algo.kl_coef, algo.reward_clip)
-    estimate = roles.estimate(batch, rewards_BT)  # GAE over the critic's values: estimators.py
+    estimate = roles.estimate(step, batch, rewards_BT)  # by a critic or from the rewards alone: estimators.py
     roles.require_finite(step, completions, old_logprobs=old_logprobs_BT, **estimate.columns_BT)
     advantages_BT = estimate.advantages_BT
     if algo.normalize_advantages:

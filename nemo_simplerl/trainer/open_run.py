@@ -20,6 +20,7 @@ from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.report.read import with_current_keys
 from nemo_simplerl.trainer.build import build_roles, materials_on_disk
 from nemo_simplerl.trainer.consistency import sampling_notes
+from nemo_simplerl.trainer.estimators import kl_warnings, notes_without_critic
 from nemo_simplerl.trainer.guard.alarms import Alarms
 from nemo_simplerl.trainer.guard.faults import VARIABLE, Faults, installed
 from nemo_simplerl.trainer.guard.finite import delete_bad_updates
@@ -50,6 +51,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     trainer, run_dir, is_first_rank = config.trainer, Path(config.trainer.run_dir), mesh.rank == 0
     found = _checkpoint_to_resume(trainer, mesh)
     replaced = check_inputs(config, run_dir / CHECKPOINTS) if found else []
+    left_aside = [] if found is None else _roles_left_aside(config, found)
     earlier = _earlier_life(trainer, found, mesh)
     tokenizer = tokenizer_of(model_folder(config))
     prompts, eval_prompts, notes = _prompts(config, tokenizer)
@@ -72,9 +74,10 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     ):
         run_log.config(to_yaml(config))
         run_log.open_wandb(trainer.wandb, to_dict(config))
-        for note in (*determinism.notes(trainer.deterministic), *(found.notes if found else ()), *replaced, *notes):
+        of_found = (*(found.notes if found else ()), *replaced)
+        for note in (*determinism.notes(trainer.deterministic), *of_found, *notes_without_critic(config.algo), *notes):
             log.info(note)
-        for warning in (*earlier, *sampling_notes(config.rollout)):
+        for warning in (*earlier, *left_aside, *sampling_notes(config.rollout), *kl_warnings(config.algo)):
             log.warning(warning)
         grader = opened.enter_context(closing(build_grader(config.reward)))
         model_path = config.model.path
@@ -149,6 +152,35 @@ def _earlier_life(trainer: TrainerConfig, found: Found | None, mesh: Mesh) -> li
     if problem is not None:
         raise ValueError(problem)
     return notes
+
+
+def _roles_left_aside(config: Config, found: Found) -> list[str]:
+    """A message on a critic that the checkpoint has and the run leaves aside, as trainer.resume_allow asks.
+
+    Raises ValueError where checkpoint and configuration have other roles and that was not asked for, or cannot be done.
+    """
+    saved, algo = found.manifest, config.algo
+    had_critic, path = "critic" in saved.updates, found.path
+    if had_critic == algo.has_critic:
+        return []
+    if not had_critic:
+        raise ValueError(
+            f"{path} was saved by a run without a critic, and algo.advantage={algo.advantage} needs one. Go on with "
+            f"the algo.advantage of {config.trainer.run_dir}/config.yaml, or begin a run with a fresh critic from its "
+            f"policy: model.path={path} with another trainer.run_dir."
+        )
+    asked = {"algo", "algo.advantage"} & set(config.trainer.resume_allow)
+    if not asked:
+        raise ValueError(
+            f"{path} holds a critic, and algo.advantage={algo.advantage} trains none. To go on without it, give "
+            "trainer.resume_allow=[algo.advantage]: the critic is then left aside. algo.advantage=gae goes on with it."
+        )
+    if saved.updates_in_step:
+        raise ValueError(
+            f"{path} was saved in the middle of a step that trains a critic, which algo.advantage={algo.advantage} "
+            "cannot finish. Finish it with algo.advantage=gae, or name an older checkpoint in checkpoints/latest."
+        )
+    return [f"the critic in {path} is left aside: algo.advantage={algo.advantage} trains none"]
 
 
 def _check_length(config: Config, total_steps: int, *, done: int) -> None:

@@ -91,6 +91,7 @@ class Roles:
             [prompts[i // self.sampling.n].token_ids for i in rows],
             [completions[i] for i in rows],
             [scores[i] for i in rows],
+            groups=[i // self.sampling.n for i in rows],
             pad_id=self.pad_id,
             truncated=algo.truncated,
             overwrite_truncated_with_eos=self.eos_id if algo.overwrite_truncated_with_eos else None,
@@ -110,9 +111,9 @@ class Roles:
         """float32 [B, T]: log-probabilities under the policy that training started from."""
         return self.actor.reference_logprobs(batch)
 
-    def estimate(self, batch: Batch, rewards_BT: Tensor) -> Estimate:
+    def estimate(self, step: int, batch: Batch, rewards_BT: Tensor) -> Estimate:
         """Advantages of the response tokens: see Estimator.estimate."""
-        return self.estimator.estimate(batch, rewards_BT)
+        return self.estimator.estimate(step, batch, rewards_BT)
 
     def require_finite(self, step: int, completions: Sequence[Completion], **columns_BT: torch.Tensor) -> None:
         """Raise RuntimeError naming the samples where a column of any rank holds NaN or infinity."""
@@ -127,7 +128,7 @@ class Roles:
         return even_share(
             torch.randperm(num_samples, generator=generator).tolist(),
             [len(completion.token_ids) for completion in completions],
-            window=math.gcd(config.actor.global_batch_size, config.critic.global_batch_size),
+            window=math.gcd(*self._update_sizes),
             rank=self.mesh.dp_rank,
             num_ranks=self.mesh.dp_size,
         )
@@ -174,13 +175,18 @@ class Roles:
             group=dist.group.WORLD,
         )
 
+    @property
+    def _update_sizes(self) -> list[int]:
+        """Samples of an update of each model, in the order of their updates."""
+        return [getattr(self.config, role).global_batch_size for role in (*self.estimator.learners, "actor")]
+
     def _key(self, prompts: Sequence[Prompt], step: int, seeds: Sequence[int]) -> StepKey:
         config = self.config
         request = [
             [(prompt.token_ids, prompt.problem.answer) for prompt in prompts],
             asdict(self.sampling),
             seeds,
-            [config.algo.ppo_epochs, config.critic.global_batch_size, config.actor.global_batch_size],
+            [config.algo.ppo_epochs, *self._update_sizes],
         ]
         settings = [self.initial_weights, weight_affecting_settings(config)]
         return StepKey(step, self.sent_version, digest_of(request), digest_of(settings))

@@ -1,10 +1,10 @@
-"""Whitening and its moments, on one rank and over two."""
+"""Whitening and its moments, on one rank and over two; over two, comparisons within a group as well."""
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from nemo_simplerl.algo.advantages import masked_moments, whiten
+from nemo_simplerl.algo.advantages import group_advantages, leave_one_out_advantages, masked_moments, whiten
 from nemo_simplerl.algo.loss import explained_variance
 from support.ranks import run_ranks
 
@@ -52,6 +52,13 @@ def _rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return advantages_BT, values_BT, (torch.rand(5, 9, generator=generator) < 0.6).float()
 
 
+def _compared(rows: slice, group=None) -> torch.Tensor:
+    """Advantages [2, B] of some rows of two groups, whose samples lie on both ranks: GRPO's and RLOO's."""
+    scores_B, groups_B = torch.tensor([0.1, 0.7, -0.4, 0.3, 0.9])[rows], torch.tensor([0, 1, 1, 0, 0])[rows]
+    divided_B = group_advantages(scores_B, groups_B, 2, divide_by_std=True, group=group)
+    return torch.stack([divided_B, leave_one_out_advantages(scores_B, groups_B, 2, group)])
+
+
 def _whiten_my_rows() -> tuple:
     """Rank 0 holds four rows and rank 1 holds one."""
     dist.init_process_group("gloo")
@@ -62,6 +69,7 @@ def _whiten_my_rows() -> tuple:
         whiten(advantages_BT, mask_BT, group),
         masked_moments(advantages_BT, mask_BT, group),
         explained_variance(values_BT, advantages_BT, mask_BT, group),
+        _compared(rows, group),
     )
 
 
@@ -70,6 +78,7 @@ def test_two_ranks_equal_one_rank_with_all_the_rows():
     per_rank = run_ranks(_whiten_my_rows, 2)
     whitened_BT = torch.cat([answer[0] for answer in per_rank])
     assert torch.equal(whitened_BT, whiten(advantages_BT, mask_BT))
-    for _, moments, explained in per_rank:
+    assert torch.equal(torch.cat([answer[3] for answer in per_rank], dim=1), _compared(slice(None)))
+    for _, moments, explained, _ in per_rank:
         torch.testing.assert_close(moments, masked_moments(advantages_BT, mask_BT))
         torch.testing.assert_close(explained, explained_variance(values_BT, advantages_BT, mask_BT))

@@ -296,6 +296,8 @@ def test_arguments_that_make_no_sense_are_told_in_one_line(made, tmp_path, capsy
 def test_a_critic_is_converted_as_one_or_not_at_all(made, tmp_path, capsys):
     arguments = ["--from", "hf", "--to", "nemo", made["critic"]]
     assert_refused(arguments, tmp_path / "out", capsys, "is a critic: it holds a value head; add --critic")
+    arguments = ["--from", "checkpoint", "--to", "hf", "--critic", made["checkpoint"]]
+    assert_refused(arguments, tmp_path / "out", capsys, "holds no critic, an actor alone")
 
 
 def test_a_target_that_cannot_be_written_is_told_before_anything_is(made, tmp_path, capsys, monkeypatch):

@@ -113,12 +113,10 @@ def test_a_unit_that_is_added_by_the_recipe_is_converted(copy):
     assert run(copy, "-c", code) == "correct incorrect"
 
 
-def test_the_estimator_of_the_recipe_sums_the_rewards_to_come(copy):
+def test_the_estimator_of_the_recipe_takes_the_mean_of_the_step_off_each_score(copy):
     follow("An advantage estimator", copy)
     code = (
-        "import torch; from nemo_simplerl.algo.reward_to_go import reward_to_go\n"
-        "rewards_BT, mask_BT = torch.tensor([[9.0, 1.0, 2.0, 4.0, 9.0]]), torch.tensor([[0, 1, 1, 1, 0]])\n"
-        "print(reward_to_go(rewards_BT, mask_BT, gamma=0.5).tolist())"
+        "import torch; from nemo_simplerl.algo.batch_baseline import above_batch_mean\n"
+        "print(above_batch_mean(torch.tensor([1.0, 0.0, 2.0, -1.0])).tolist())"
     )
-    # 4; 2 + 4 / 2; 1 + 4 / 2. What stands outside the response counts for nothing.
-    assert run(copy, "-c", code) == "[[0.0, 3.0, 4.0, 4.0, 0.0]]"
+    assert run(copy, "-c", code) == "[0.5, -0.5, 1.5, -1.5]"

@@ -7,7 +7,7 @@ import pytest
 from nemo_simplerl.plan.gpus import gpu
 from nemo_simplerl.plan.layout import Cluster
 from nemo_simplerl.plan.plan import make_plan
-from nemo_simplerl.plan.report import Plan, plan_as_dict
+from nemo_simplerl.plan.report import Plan, plan_as_dict, plan_as_text
 from nemo_simplerl.plan.shapes import PRESETS
 
 RECIPE = "experiment=simplerl_zero_qwen2.5_math_7b"
@@ -314,3 +314,23 @@ def test_a_smaller_critic_needs_less_and_is_held_to_the_same_layout(data, tmp_pa
 def test_a_prompts_samples_are_decoded_together_however_small_the_batch(data):
     small, whole = (plan_as_dict(plan_of(data, f"rollout.max_batch_size={size}"))["memory"] for size in ("4", "8"))
     assert small == whole
+
+
+def test_without_a_critic_neither_its_memory_nor_its_time_is_planned_nor_its_settings_named(data):
+    group = ["algo.advantage=group", "critic.global_batch_size=96", "critic.micro_batch_tokens=1"]
+    with_critic, without = plan_of(data, STAYS), plan_of(data, STAYS, *group, suggest=True)
+    assert without.suggestions and "critic" not in plan_as_text(without) + json.dumps(plan_as_dict(without))
+    before, after = ({phase.name: phase for phase in plan.memory.phases} for plan in (with_critic, without))
+    assert [name for name in before if name not in after] == ["critic update"]
+    # Of 7.07 B parameters at TP 2: weights in bf16, gradients in float32, and a quarter of 12 bytes of Adam's state.
+    of_critic = (2 + 4 + 12 / 4) * 7_070_626_304 / 2
+    for name in ("log-probabilities", "actor update", "refit"):
+        freed = before[name].parts.keys() - after[name].parts.keys()
+        assert freed == {f"critic {kind}" for kind in ("weights", "gradients", "optimizer")}
+        assert before[name].peak - after[name].peak >= 0.99 * of_critic
+    columns = before["actor update"].parts["rollout batch"] - after["actor update"].parts["rollout batch"]
+    assert columns == 2048 * 4024 * 2 * 4  # values and returns of a replica's samples, float32
+    assert without.memory.host["saves' copies"] < 0.55 * with_critic.memory.host["saves' copies"]
+    phases = with_critic.time.phases
+    spared = phases["critic update"].middle + phases["log-probabilities"].middle / 3  # one of three equal passes
+    assert with_critic.time.total.middle - without.time.total.middle == pytest.approx(spared, rel=0.1)

@@ -52,6 +52,7 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], ModelShape]] = {
         ),
         SMALL,
     ),
+    "without a critic": (("algo.advantage=group",), SMALL),
     "tied qwen3, entropy bonus": (
         ("actor.tensor_model_parallel_size=2", "algo.entropy_bonus=0.001"),
         TIED_QWEN3,

@@ -1,34 +1,75 @@
 """An estimator is a value: one without a critic goes through ppo_step, and trains the actor alone."""
 
 import weakref
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from nemo_simplerl.trainer.estimators import Estimate
+from nemo_simplerl.config.load import compose
+from nemo_simplerl.config.schema import AlgoConfig
+from nemo_simplerl.trainer.estimators import Estimator, build_estimator, kl_warnings, notes_without_critic
 from nemo_simplerl.trainer.loop import ppo_step
+from nemo_simplerl.trainer.saving.step_state import StepState
 from support.gate import PROMPTS
 from support.ranks import run_ranks
 from support.tiny import save_hf_model, scripted_roles
 
+# Rewards of two prompts' responses, one on each token; the second response to prompt 1 has one token, the others two.
+REWARDS_BT = torch.tensor([[0.0, -0.1, 1.1], [-0.2, 0.2, 0], [0, 0, 0.5], [0, 0, 2.0]])
+MASK_BT = torch.tensor([[0.0, 1, 1], [1, 1, 0], [0, 1, 1], [0, 0, 1]])
+BATCH = SimpleNamespace(mask_BT=MASK_BT, groups_B=torch.tensor([0, 0, 1, 1]), scores_B=torch.tensor([1.0, 0, 2, 2]))
+ALGO = compose(["experiment=quickstart"]).algo
 
-class ScoreEverywhere:
-    """The advantage of every response token is the score of its response."""
 
-    learners: dict = {}
-    update_loops: dict = {}
+def _no_critic():
+    raise AssertionError("a critic is built")
 
-    def estimate(self, batch, rewards_BT):
-        advantages_BT = batch.scores_B[:, None] * batch.mask_BT
-        return Estimate(advantages_BT, advantages_BT, columns_BT={}, metrics={"score/seen": 1.0})
 
-    def update(self, batch, estimate):
-        return {}
+def _without_critic(algo: AlgoConfig, advantage: str, mesh=None, num_prompts: int = 4, **changes) -> Estimator:
+    algo = replace(algo, advantage=advantage, **changes)
+    return build_estimator(algo, num_prompts, mesh or SimpleNamespace(data=None), StepState(), _no_critic)
+
+
+# Sums of rewards: 1 and 0, 0.5 and 2. Their means: 0.5 and 1.25.
+@pytest.mark.parametrize(
+    ("advantage", "changes", "expected"),
+    [
+        ("group", {"divide_by_std": False}, [0.5, -0.5, -0.75, 0.75]),
+        ("group", {}, [2**-0.5, -(2**-0.5), -(2**-0.5), 2**-0.5]),
+        ("rloo", {}, [1.0, -1.0, -1.5, 1.5]),
+        ("reinforce_pp_baseline", {}, [0.5, -0.5, -0.75, 0.75]),
+        ("reinforce_pp", {}, [[0, 1.0, 1.1], [0, 0.2, 0], [0, 0.5, 0.5], [0, 0, 2.0]]),
+        ("reinforce_pp", {"gamma": 0.5}, [[0, 0.45, 1.1], [-0.1, 0.2, 0], [0, 0.25, 0.5], [0, 0, 2.0]]),
+    ],
+)
+def test_each_estimator_sums_the_rewards_with_their_kl_and_compares_as_it_says(advantage, changes, expected):
+    estimate = _without_critic(ALGO, advantage, **changes).estimate(1, BATCH, REWARDS_BT)
+    expected_BT = torch.tensor(expected).view(4, -1) * MASK_BT
+    torch.testing.assert_close(estimate.advantages_BT, expected_BT, rtol=1e-5, atol=1e-6)
+    assert estimate.metrics["advantage/std"] > 0 and estimate.columns_BT == {}
+    if advantage != "reinforce_pp":
+        # By scores alone: the KL does not make two responses that were graded alike different.
+        assert estimate.metrics["advantage/equal_groups_share"] == 0.5
+
+
+def test_what_a_run_without_a_critic_does_not_read_and_what_blows_up_its_kl_is_told():
+    def told(**changes):
+        algo = replace(ALGO, **changes)
+        return [*notes_without_critic(algo), *kl_warnings(algo)]
+
+    assert told() == []
+    (unread,) = told(advantage="rloo")
+    assert "algo.advantage=rloo trains no critic" in unread
+    assert len(told(advantage="group")) == 2 and "as large as any reward" in told(advantage="group")[1]
+    assert len(told(advantage="group", divide_by_std=False)) == len(told(advantage="group", kl_in="loss")) == 1
 
 
 def _step(folder: str) -> dict:
     with scripted_roles(folder, {}, {}) as roles:
-        critic, roles.estimator = roles.estimator.critic, ScoreEverywhere()
+        critic = roles.estimator.critic
+        roles.estimator = _without_critic(roles.config.algo, "group", roles.mesh)
         roles.refit(0)
         weights = [
             [param.detach().clone() for param in learner.gpt.parameters()]
@@ -76,5 +117,5 @@ def test_the_batch_is_gone_when_the_refit_needs_its_memory(found):
 def test_an_estimator_without_a_critic_trains_saves_and_reports_the_actor_alone(found):
     assert found["moved"] == [True, False] and found["roles"] == ["actor"]
     assert found["kept"] == (["old_logprobs"], ["actor"])
-    assert found["samples"] == 8 and found["metrics"]["score/seen"] == 1.0
+    assert found["samples"] == 8 and found["metrics"]["advantage/std"] > 0
     assert not [name for name in found["metrics"] if name.startswith("critic/")]

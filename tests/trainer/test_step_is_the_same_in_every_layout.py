@@ -1,14 +1,21 @@
 """One PPO step from the same weights and completions: the same numbers in every layout and micro-batch size."""
 
 import random
+from dataclasses import replace
 
 import pytest
+import torch.distributed as dist
 
+from nemo_simplerl.algo.advantages import whiten
+from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Problem, Prompt
+from nemo_simplerl.trainer.estimators import Estimator, build_estimator
 from nemo_simplerl.trainer.loop import ppo_step
+from nemo_simplerl.trainer.roles import Roles
 from support.ranks import run_ranks
 from support.tiny import save_hf_model, scripted_roles
 
+WITHOUT_CRITIC = ("group", "rloo", "reinforce_pp", "reinforce_pp_baseline")
 LAYOUTS = {
     "TP2": (2, {"tensor_model_parallel_size": 2}),
     "TP2 with sequence parallel": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
@@ -33,10 +40,33 @@ def _prompts() -> list[Prompt]:
     ]
 
 
-def _two_steps(folder: str, actor: dict, algo: dict) -> list[dict[str, float]]:
+def _steps(folder: str, actor: dict, algo: dict) -> list[dict[str, float]]:
+    """The metrics of two steps with a critic and of one without, and a number of each estimator that has none."""
     with scripted_roles(folder, actor, algo) as roles:
         roles.refit(0)
-        return [ppo_step(step, _prompts(), roles)[0] for step in (1, 2)]
+        with_critic = [ppo_step(step, _prompts(), roles)[0] for step in (1, 2)]
+        estimators = {name: _without_critic(roles, name) for name in WITHOUT_CRITIC}
+        roles.estimator = estimators["group"]
+        without = ppo_step(3, _prompts(), roles)[0]
+        return [*with_critic, without, {name: _checksum(roles, one) for name, one in estimators.items()}]
+
+
+def _without_critic(roles: Roles, name: str) -> Estimator:
+    algo = replace(roles.config.algo, advantage=name)
+    return build_estimator(algo, len(_prompts()), roles.mesh, roles.step_state, lambda: None)
+
+
+def _checksum(roles: Roles, estimator: Estimator) -> float:
+    """The whitened advantages of the last step's samples, each times a number that its token decides, summed."""
+    completions = roles.step_state.record.completions
+    _, scores = roles.grade(_prompts(), completions)
+    batch = roles.batch(_prompts(), completions, scores, step=3)
+    of_token_BT = batch.tokens_BS[:, 1:].float() / 131
+    rewards_BT = token_rewards(batch.scores_B, of_token_BT, batch.mask_BT, kl_coef=0.1)
+    advantages_BT = estimator.estimate(3, batch, rewards_BT).advantages_BT
+    total = (whiten(advantages_BT, batch.loss_mask_BT, roles.mesh.data) * of_token_BT).double().sum()
+    dist.all_reduce(total, group=roles.mesh.data)
+    return float(total)
 
 
 def _assert_same(found: list[dict], expected: list[dict], layout: str) -> None:
@@ -56,28 +86,28 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_rank(model):
-    return run_ranks(_two_steps, 1, model, {}, {})[0]
+    return run_ranks(_steps, 1, model, {}, {})[0]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_agree_with_one_rank(model, one_rank, layout):
     world_size, actor = LAYOUTS[layout]
-    for found in run_ranks(_two_steps, world_size, model, actor, {}):
+    for found in run_ranks(_steps, world_size, model, actor, {}):
         _assert_same(found, one_rank, layout)
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_micro_batch_sizes_agree(model, one_rank, size):
-    sizes = {"micro_batch_size": size, "forward_micro_batch_size": size}
-    (found,) = run_ranks(_two_steps, 1, model, sizes, {})
-    _assert_same(found, one_rank, f"micro-batches of {size}")
+@pytest.mark.parametrize(("unit", "size"), [("size", 1), ("size", 2), ("tokens", 40)])
+def test_micro_batch_sizes_and_packed_rows_agree(model, one_rank, unit, size):
+    sizes = {f"micro_batch_{unit}": size, f"forward_micro_batch_{unit}": size}
+    (found,) = run_ranks(_steps, 1, model, sizes, {})
+    _assert_same(found, one_rank, f"micro-batches of {size} {unit}")
 
 
 @pytest.mark.parametrize(
     "algo", [{"loss_aggregation": "seq_mean", "truncated": "mask", "entropy_bonus": 0.01, "ppo_epochs": 2}]
 )
 def test_layouts_agree_in_the_other_variants_too(model, algo):
-    (expected,) = run_ranks(_two_steps, 1, model, {}, algo)
+    (expected,) = run_ranks(_steps, 1, model, {}, algo)
     actor = {"tensor_model_parallel_size": 2, "micro_batch_size": 1}
-    for found in run_ranks(_two_steps, 4, model, actor, algo):
+    for found in run_ranks(_steps, 4, model, actor, algo):
         _assert_same(found, expected, "TP2 x DP2")

@@ -44,6 +44,50 @@ def masked_responses_get_no_eos(config: Config) -> Iterator[str]:
         )
 
 
+_GROUPS = ("group", "rloo", "reinforce_pp_baseline")  # values of algo.advantage that compare responses to one prompt
+
+
+def group_has_others(config: Config) -> Iterator[str]:
+    advantage = config.algo.advantage
+    if advantage in _GROUPS and config.rollout.n_samples_per_prompt == 1:
+        yield (
+            f"algo.advantage={advantage} holds a response against the others to its prompt, and "
+            "rollout.n_samples_per_prompt=1 samples no other: every advantage would be 0. Set "
+            "rollout.n_samples_per_prompt=2 or more (4 to 16 are usual), or algo.advantage=gae or reinforce_pp."
+        )
+
+
+def nothing_is_asked_of_no_critic(config: Config) -> Iterator[str]:
+    algo = config.algo
+    asked = {
+        "critic.path": (config.critic.path, None),
+        "algo.gae_lambda_critic": (algo.gae_lambda_critic, None),
+        "algo.gae_length_alpha": (algo.gae_length_alpha, None),
+        "algo.critic_warmup_steps": (algo.critic_warmup_steps, 0),
+        "algo.critic_warmup_lambda": (algo.critic_warmup_lambda, None),
+    }
+    for key, (value, unset) in asked.items():
+        if not algo.has_critic and value != unset:
+            yield (
+                f"{key}={value} is about a critic's values, and algo.advantage={algo.advantage} has no critic. Set "
+                f"{key}={'null' if unset is None else unset}, or algo.advantage=gae."
+            )
+
+
+def estimator_reads_its_settings(config: Config) -> Iterator[str]:
+    algo = config.algo
+    if algo.advantage in _GROUPS and algo.gamma != 1:
+        yield (
+            f"algo.gamma={algo.gamma} discounts later rewards, and algo.advantage={algo.advantage} adds the rewards of "
+            "a response up undiscounted. Set algo.gamma=1.0, or algo.advantage=gae or reinforce_pp."
+        )
+    if algo.advantage != "group" and not algo.divide_by_std:
+        yield (
+            "algo.divide_by_std=false leaves out a division that only algo.advantage=group makes, not "
+            f"{algo.advantage}. Set algo.divide_by_std=true, or algo.advantage=group."
+        )
+
+
 def critic_warmup_ends(config: Config) -> Iterator[str]:
     warmup, steps = config.algo.critic_warmup_steps, config.trainer.max_steps
     if steps is not None and warmup >= steps:

@@ -51,6 +51,12 @@ def _is_in_range(config: Config, key: str, interval: str) -> Iterator[str]:
         yield f"{key}={value} is out of range; accepted: {interval_in_words(interval)}."
 
 
+def _of_critic(config: Config, rule: Rule, **facts: object) -> Iterator[str]:
+    """What a rule of the critic's settings yields; nothing where none is trained."""
+    if config.algo.has_critic:
+        yield from rule(config, section="critic", **facts)
+
+
 def _of_engine(config: Config, name: str, rule: Rule, **facts: object) -> Iterator[str]:
     """What a rule of one engine yields; nothing where another engine is chosen."""
     if config.rollout.engine == name:
@@ -63,9 +69,16 @@ _RULES: tuple[Rule, ...] = (
         partial(trainer.data_file_has_a_known_ending, key=f"data.{name}_path")
         for name in ("train", "eval", "sft", "sft_eval")
     ),
-    *(partial(layout.updates_fill_the_rollout, section=section) for section in ("actor", "critic")),
-    *(partial(algo.lr_falls, section=section) for section in ("actor", "critic", "sft")),
-    *(partial(algo.something_is_learnt, section=section) for section in ("actor", "critic", "sft")),
+    partial(layout.updates_fill_the_rollout, section="actor"),
+    *(partial(algo.lr_falls, section=section) for section in ("actor", "sft")),
+    *(partial(algo.something_is_learnt, section=section) for section in ("actor", "sft")),
+    *(
+        partial(_of_critic, rule=rule)
+        for rule in (layout.updates_fill_the_rollout, algo.lr_falls, algo.something_is_learnt)
+    ),
+    algo.group_has_others,
+    algo.nothing_is_asked_of_no_critic,
+    algo.estimator_reads_its_settings,
     layout.sequence_parallel_needs_tensor_parallel,
     model.transformer_engine_is_for_bf16,
     reward.rewards_are_ordered,
@@ -100,6 +113,7 @@ _CRITIC_RULES: tuple[Rule, ...] = (
 )
 _WORLD_RULES: tuple[Rule, ...] = (
     layout.layout_fits_the_ranks,
-    *(partial(layout.batch_splits, section=section) for section in ("actor", "critic", "sft")),
+    *(partial(layout.batch_splits, section=section) for section in ("actor", "sft")),
+    partial(_of_critic, rule=layout.batch_splits),
     *(partial(_of_engine, name=name, rule=rule) for name, engine in ENGINES.items() for rule in engine.world_rules),
 )

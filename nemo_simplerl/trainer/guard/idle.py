@@ -30,11 +30,17 @@ def idle(metrics: Mapping[str, Any], config: Config) -> dict[str, str]:
             f"every response of the step earned the same reward ({verdict}): nothing tells a better answer from a "
             f"worse one. Read its rollouts; {_REMEDIES[verdict]}."
         )
+    if metrics.get("advantage/equal_groups_share") == 1.0 and "reward" not in found:
+        found["groups"] = (
+            f"no prompt of the step has responses of different rewards, and algo.advantage={config.algo.advantage} "
+            "compares those to one prompt: nothing tells a better answer from a worse one. Raise "
+            "rollout.n_samples_per_prompt, or bring problems that are answered right some of the time."
+        )
     if metrics.get("actor/grad_norm_max") == 0.0 and not masked:
         found["gradient"] = (
             "the policy's gradients are exactly 0, so the step taught it nothing: every advantage is 0, or every token "
-            "is left out of the loss (algo.truncated, rollout.consistency.policy=mask). Look at critic/advantage_std, "
-            "rollout/truncated_share and consistency/weight_mean in metrics.jsonl."
+            "is left out of the loss (algo.truncated, rollout.consistency.policy=mask). Look at critic/advantage_std "
+            "(without a critic advantage/std), rollout/truncated_share and consistency/weight_mean in metrics.jsonl."
         )
     return found
 

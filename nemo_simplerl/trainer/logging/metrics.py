@@ -68,6 +68,12 @@ def estimate_metrics(
     return metrics
 
 
+def advantage_metrics(mask_BT: Tensor, advantages_BT: Tensor, group: dist.ProcessGroup) -> dict[str, float]:
+    """Advantages without a critic, before whitening, over the response tokens of all data ranks. Collective."""
+    mean, variance = masked_moments(advantages_BT, mask_BT, group)
+    return {"advantage/mean": float(mean), "advantage/std": float(variance.sqrt())}
+
+
 def update_metrics(role: str, updates: Sequence[dict[str, float]]) -> dict[str, float]:
     """Metrics of one model's updates in a step: means, the largest of `_max` keys and of the gradient norm, the last
     learning rate.

@@ -16,6 +16,7 @@ from nemo_simplerl.config.shape import ModelShape, read_shape
 
 CPU = Machine(has_gpu=False, has_transformer_engine=False)
 GPU = Machine(has_gpu=True, has_transformer_engine=True)
+GROUP = ["algo.advantage=group"]
 ONE_TEMPERATURE = ["algo.logprob_temperature=one", "rollout.temperature=0.6"]  # sampled at 0.6, trained at 1
 
 
@@ -62,6 +63,14 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
         (["critic.optim.lr=0", "critic.optim.min_lr=0"], 1, "critic.optim.lr=0 never changes a weight"),
         (["sft.optim.lr=0", "sft.optim.min_lr=0"], 1, "sft.output=null to do without"),
         (["algo.reward_clip=1", "reward.correct=3", "reward.incorrect=2", "reward.no_answer=1"], 1, "clip=3.0 or more"),
+        ([*GROUP, "rollout.n_samples_per_prompt=1"], 1, "n_samples_per_prompt=2 or more"),
+        ([*GROUP, "critic.path=saved"], 1, "critic.path=null, or algo.advantage=gae"),
+        (["algo.advantage=reinforce_pp", "algo.gae_lambda_critic=1.0"], 1, "Set algo.gae_lambda_critic=null"),
+        (["algo.advantage=rloo", "algo.gae_length_alpha=0.05"], 1, "algo.advantage=rloo has no critic"),
+        ([*GROUP, "algo.critic_warmup_steps=2"], 1, "Set algo.critic_warmup_steps=0"),
+        ([*GROUP, "algo.critic_warmup_lambda=1.0"], 1, "Set algo.critic_warmup_lambda=null"),
+        ([*GROUP, "algo.gamma=0.9"], 1, "Set algo.gamma=1.0"),
+        (["algo.divide_by_std=false"], 1, "only algo.advantage=group makes, not gae"),
         (["rollout.temperature=0"], 1, "a number above 0"),
         (["rollout.verify_refit=0"], 1, "at least 1"),
         (["rollout.consistency.max_share=1.1"], 1, "a number in [0, 1]"),
@@ -91,6 +100,9 @@ def test_one_broken_rule_is_one_problem(overrides, world_size, told):
         (["critic.optim.lr=0", "critic.optim.min_lr=0", "critic.path=saved"], 1),
         (["sft.optim.lr=0", "sft.optim.min_lr=0", "sft.output=null"], 1),
         ([*ONE_TEMPERATURE, "rollout.consistency.policy=warn"], 1),
+        ([*GROUP, "critic.global_batch_size=96", "critic.micro_batch_size=7", "critic.optim.lr=0"], 1),
+        (["algo.advantage=reinforce_pp", "rollout.n_samples_per_prompt=1", "algo.gamma=0.9"], 1),
+        ([*GROUP, "rollout.n_samples_per_prompt=2", "algo.divide_by_std=false"], 1),
         (["rollout.consistency.policy=stop", "algo.logprob_temperature=one", "rollout.temperature=1"], 1),
         (["algo.old_logprobs=engine", "rollout.consistency.policy=stop"], 1),
         (["actor.tensor_model_parallel_size=2", "data.rollout_batch_size=64"], None),

@@ -30,6 +30,12 @@ def test_one_reward_for_all_is_told_with_what_would_help():
     assert _idle(*one, **alone | {"reward__correct_share": 1.0}) == {}  # a sample is always like itself
 
 
+def test_prompts_whose_responses_all_earn_the_same_are_told_where_responses_are_compared_with_each_other():
+    found = _idle("algo.advantage=rloo", advantage__equal_groups_share=1.0)
+    assert found.keys() == {"groups"} and "algo.advantage=rloo" in found["groups"]
+    assert _idle("algo.advantage=rloo", advantage__equal_groups_share=0.99) == {}
+
+
 def test_gradients_of_0_and_responses_that_are_all_left_out_are_told():
     assert _idle(actor__grad_norm_max=0.0).keys() == {"gradient"}
     assert _idle(actor__grad_norm_max=None) == {}  # the critic's warm-up, or updates left out
