@@ -3,17 +3,28 @@
 import os
 import time
 from functools import partial
+from pathlib import Path
 
 from nemo_simplerl.cli import report
 from nemo_simplerl.cli.start.guard import is_first_rank
 from nemo_simplerl.cli.start.launch import launch
 from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.config.schema import Config
+from nemo_simplerl.data.rows import read_rows
+from nemo_simplerl.data.sampler import require_enough
 
 
 def run(argv: list[str]) -> int:
     """Exit status of `simplerl train OVERRIDES`; 75 (EX_TEMPFAIL) where it was stopped: started again, it goes on."""
-    return launch("train", argv, check_run_dir, partial(_start, time.monotonic()))
+    return launch("train", argv, _check, partial(_start, time.monotonic()))
+
+
+def _check(config: Config) -> None:
+    """Raises ValueError for a directory of another run, and for too few problems to sample others in place of some."""
+    check_run_dir(config)
+    data, rollout = config.data, config.rollout
+    if rollout.keep_groups == "mixed" and Path(data.train_path).is_file():
+        require_enough(len(read_rows(data.train_path)), data.rollout_batch_size, rollout.max_rounds)
 
 
 def _start(started: float, config: Config) -> int:

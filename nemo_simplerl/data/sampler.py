@@ -1,42 +1,67 @@
-"""The prompts of a step, the seeds of its samples and each rank's share, as functions of the step alone."""
+"""The prompts of a step, the seeds of its samples and each rank's share, as functions of the run's position."""
 
 import hashlib
 import random
 from collections.abc import Sequence
 
 
-class StepSampler:
-    """Batches of prompt indices, in a new seeded order each episode (one pass over the prompts).
+def require_enough(num_prompts: int, batch_size: int, max_rounds: int = 1) -> None:
+    """Raise ValueError where not even one step can be filled, or a second round of it would find no other prompt."""
+    found = f"a step takes {batch_size} prompts and there are {num_prompts}"
+    if not 1 <= batch_size <= num_prompts:
+        raise ValueError(f"{found}; set data.rollout_batch_size between 1 and {num_prompts}, or bring more problems")
+    if max_rounds > 1 and batch_size == num_prompts:
+        raise ValueError(
+            f"{found}, so rollout.keep_groups=mixed has no other to take in place of one that it leaves out; set "
+            f"data.rollout_batch_size below {num_prompts}, bring more problems, or set rollout.keep_groups=all"
+        )
 
-    An episode ends when no full batch is left, as in the SimpleRL recipe: the prompts that remain are left out.
+
+class StepSampler:
+    """The prompts that steps take, in a new seeded order each episode (one pass over the prompts).
+
+    A position counts the prompts that a run has passed, over all its episodes; a step is handed those that follow.
+    max_rounds: how many batches a step may take. With 1, an episode ends when no full batch is left, as in the SimpleRL
+    recipe: the prompts that remain are left out. With more, none are, and a step may reach into the next episode.
     Raises ValueError where not even one batch can be filled.
     """
 
-    def __init__(self, num_prompts: int, batch_size: int, *, seed: int, shuffle: bool):
-        if not 1 <= batch_size <= num_prompts:
-            raise ValueError(
-                f"a step takes {batch_size} prompts and there are {num_prompts}; "
-                f"set data.rollout_batch_size between 1 and {num_prompts}, or bring more problems"
-            )
+    def __init__(self, num_prompts: int, batch_size: int, *, seed: int, shuffle: bool, max_rounds: int = 1):
+        require_enough(num_prompts, batch_size, max_rounds)
         self.num_prompts, self.batch_size, self.seed, self.shuffle = num_prompts, batch_size, seed, shuffle
+        self.max_rounds = max_rounds
 
     @property
     def steps_per_episode(self) -> int:
+        """Steps of an episode of which each takes one batch."""
         return self.num_prompts // self.batch_size
 
-    def episode(self, step: int) -> int:
-        """The pass that the step (counted from 0) belongs to, from 0."""
-        return step // self.steps_per_episode
+    def position_of(self, step: int) -> int:
+        """The position at which a step, counted from 0, begins where each takes one batch."""
+        episode, step_in_episode = divmod(step, self.steps_per_episode)
+        return episode * self.num_prompts + step_in_episode * self.batch_size
 
-    def indices(self, step: int) -> list[int]:
-        """The `batch_size` distinct prompts of a step, the same on every rank and in every run."""
-        start = step % self.steps_per_episode * self.batch_size
-        return self._order(self.episode(step))[start : start + self.batch_size]
+    def offered(self, position: int) -> dict[int, int]:
+        """The prompts that the step at `position` may take, in order, each with the position after it.
+
+        Distinct indices, the same on every rank and in every run: a prompt of the next episode that the step has met
+        already is passed.
+        """
+        if self.max_rounds == 1 and position % self.num_prompts + self.batch_size > self.num_prompts:
+            position += -position % self.num_prompts
+        found: dict[int, int] = {}
+        while True:
+            episode, first = divmod(position, self.num_prompts)
+            for index in self._order(episode)[first:]:
+                position += 1
+                found.setdefault(index, position)
+                if len(found) == min(self.max_rounds * self.batch_size, self.num_prompts):
+                    return found
 
     def leftover(self, total_steps: int) -> str | None:
         """A message where prompts are left over at the end of every episode of a run of `total_steps`; None else."""
         count = self.num_prompts % self.batch_size
-        if count == 0 or total_steps < self.steps_per_episode:
+        if count == 0 or total_steps < self.steps_per_episode or self.max_rounds > 1:
             return None
         is_once = not self.shuffle or total_steps < 2 * self.steps_per_episode
         fate = "they are never trained on" if is_once else "other ones each time"

@@ -52,6 +52,8 @@ def overrides_of(layout: Layout) -> list[str]:
     return [
         f"data.rollout_batch_size={layout.prompts}",
         "rollout.n_samples_per_prompt=1",
+        "rollout.keep_groups=all",  # as verdicts are
+        "rollout.max_rounds=10",  # which then has no effect
         "rollout.verify_refit=off",  # digests are values
         "rollout.consistency.policy=warn",
         *(f"{role}.global_batch_size={sizes.update}" for role, sizes in layout.sizes.items()),

@@ -72,6 +72,7 @@ class Layout:
     critic: Sizes | None  # None: advantages are estimated without one
     prompts: int  # a step, over all ranks
     samples_per_prompt: int
+    max_rounds: int  # of sampling, of which each but the first is for prompts in place of those left out
     epochs: int
     old_logprobs_share: float  # of the samples, how many the trainer computes the old log-probabilities of
     prompt_tokens: int  # longest
@@ -152,6 +153,12 @@ def warnings_of(layout: Layout) -> list[str]:
     if layout.tensor > 1 and not layout.sequence_parallel:
         warnings.append(
             "actor.sequence_parallel=false keeps the norms' activations whole on every tensor rank; true splits them."
+        )
+    if layout.max_rounds > 1:
+        warnings.append(
+            f"rollout.keep_groups=mixed: figures of the rollout are those of its first round, of {layout.prompts} "
+            f"prompts. A step samples others in place of those it leaves out, in up to {layout.max_rounds} rounds: "
+            "twice as much where it keeps half of them."
         )
     for name, sizes in layout.sizes.items():
         count = layout.micro_batches(sizes)

@@ -10,9 +10,8 @@ from nemo_simplerl.algo.advantages import whiten
 from nemo_simplerl.algo.kl import kl_penalty
 from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Prompt
-from nemo_simplerl.eval.run import sample_rows
 from nemo_simplerl.rollout.base import Completion
-from nemo_simplerl.trainer.logging.metrics import reference_metrics, sample_metrics
+from nemo_simplerl.trainer.logging.metrics import reference_metrics
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.run import Run
 
@@ -20,17 +19,18 @@ from nemo_simplerl.trainer.run import Run
 def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[str, float], list[dict]]:
     """Sample, grade, learn from it, and hand the new policy to the engine. Collective: call on every rank.
 
-    Steps count from 1. Returns the step's metrics and its samples as rows for the run directory.
+    Steps count from 1. prompts: those that the step may take, in order. Returns the step's metrics and its samples as
+    rows for the run directory.
     """
-    completions = roles.generate(prompts, step)
-    grades, scores = roles.grade(prompts, completions)
+    groups = roles.sample(prompts, step)  # and graded: in one round, or in those of DAPO (groups.py)
+    trained = groups.trained
 
-    metrics = sample_metrics(completions, grades, scores)
-    metrics |= learn(step, prompts, completions, scores, roles)
+    metrics = groups.metrics
+    metrics |= learn(step, trained.prompts, trained.completions, trained.scores, roles)
     if step > roles.config.algo.critic_warmup_steps:
         metrics |= roles.refit(version=step)
 
-    return metrics, sample_rows(prompts, completions, grades, scores)
+    return metrics, groups.rows
 
 
 def learn(
@@ -69,7 +69,7 @@ def train(run: Run) -> None:
     if run.is_new:
         run.log_step(0, refit_metrics | run.evaluate(0))
     for step in range(done + 1, run.last_step + 1):
-        metrics, samples = ppo_step(step, run.prompts_of(step), run.roles)
+        metrics, samples = ppo_step(step, run.next_prompts(), run.roles)
         run.log_samples(step, samples)
         run.log_step(step, metrics | run.evaluate(step))
         run.save(step)

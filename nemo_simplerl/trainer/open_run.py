@@ -55,10 +55,9 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     earlier = _earlier_life(trainer, found, mesh)
     tokenizer = tokenizer_of(model_folder(config))
     prompts, eval_prompts, notes = _prompts(config, tokenizer)
-    sampler = StepSampler(len(prompts), config.data.rollout_batch_size, seed=trainer.seed, shuffle=config.data.shuffle)
+    sampler = _sampler(config, len(prompts))
     total_steps = trainer.max_steps or trainer.num_episodes * sampler.steps_per_episode
-    if leftover := sampler.leftover(total_steps):
-        notes.append(leftover)
+    notes += _length_notes(config, sampler, total_steps)
     _check_length(config, total_steps, done=0 if found is None else found.manifest.position.steps_begun)
     faults = Faults.parse(os.environ.get(VARIABLE, ""), mesh.rank)
     stop = Stop(run_dir, is_first_rank=is_first_rank, max_time=trainer.max_time, started=started)
@@ -120,6 +119,28 @@ def _prompts(config: Config, tokenizer) -> tuple[list[Prompt], list[Prompt], lis
         data, tokenizer, data.eval_path, max_tokens=max_tokens, limit=data.eval_limit
     )
     return prompts, eval_prompts, notes + eval_notes
+
+
+def _sampler(config: Config, num_prompts: int) -> StepSampler:
+    rollout, data = config.rollout, config.data
+    return StepSampler(
+        num_prompts,
+        data.rollout_batch_size,
+        seed=config.trainer.seed,
+        shuffle=data.shuffle,
+        max_rounds=rollout.max_rounds if rollout.keep_groups == "mixed" else 1,
+    )
+
+
+def _length_notes(config: Config, sampler: StepSampler, total_steps: int) -> list[str]:
+    """What to know of how the steps of the run go through its prompts, in words."""
+    notes = [leftover] if (leftover := sampler.leftover(total_steps)) else []
+    if config.rollout.keep_groups == "mixed" and config.trainer.max_steps is None:
+        notes.append(
+            f"rollout.keep_groups=mixed: the {total_steps} steps of trainer.num_episodes={config.trainer.num_episodes} "
+            f"are counted as if each took {sampler.batch_size} prompts; it takes more, in more passes over the data"
+        )
+    return notes
 
 
 def _checkpoint_to_resume(trainer: TrainerConfig, mesh: Mesh) -> Found | None:

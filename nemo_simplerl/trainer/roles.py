@@ -1,5 +1,6 @@
 """The roles of a run (actor, estimator, engine, grader) and the verbs that `ppo_step` is made of."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,11 +18,13 @@ from nemo_simplerl.eval.run import Evaluation, evaluate, grade_sharded, response
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.reward.grade import reward_of
 from nemo_simplerl.reward.serving.pool import Grade
+from nemo_simplerl.reward.shaping import terms_of
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
 from nemo_simplerl.rollout.refit import verified_refit
 from nemo_simplerl.trainer.consistency import ConsistencyGate, GateResult
 from nemo_simplerl.trainer.estimators import Estimate, Estimator
+from nemo_simplerl.trainer.groups import Rollout, SampledGroups
 from nemo_simplerl.trainer.guard.finite import require_finite
 from nemo_simplerl.trainer.learners.actor import Actor
 from nemo_simplerl.trainer.learners.learner import Learner
@@ -30,6 +33,8 @@ from nemo_simplerl.trainer.logging.timing import PhaseTimer, timed
 from nemo_simplerl.trainer.saving.record import StepKey, digest_of
 from nemo_simplerl.trainer.saving.step_state import StepState, kept_in_step
 from nemo_simplerl.trainer.setup.grader import Grader
+
+log = logging.getLogger(__name__)
 
 _EVALUATION_STREAM = 1  # keeps evaluation's sample seeds apart from training's, which count steps
 
@@ -58,26 +63,54 @@ class Roles:
         """The models that are trained, saved and exported, by role."""
         return {"actor": self.actor.learner, **self.estimator.learners}
 
-    @timed("rollout")
-    def generate(self, prompts: Sequence[Prompt], step: int) -> list[Completion]:
-        """Begin the step, and sample n completions of each prompt. Returns all of them, in order, on every rank."""
-        seeds = [
-            sample_seed(self.config.trainer.seed, step, position, k)
-            for position in range(len(prompts))
-            for k in range(self.sampling.n)
-        ]
+    def sample(self, prompts: Sequence[Prompt], step: int) -> SampledGroups:
+        """Begin the step, and sample and grade the groups that it trains on. Returns all of them on every rank.
+
+        With rollout.keep_groups=all it takes all the prompts in one round. With mixed it takes data.rollout_batch_size
+        of them, and in further rounds as many of those that follow as fill the step: see groups.py.
+        """
+        rollout, only_mixed = self.config.rollout, self.config.rollout.keep_groups == "mixed"
+        wanted = self.config.data.rollout_batch_size if only_mixed else len(prompts)
+        groups = SampledGroups(wanted, self.sampling.n, only_mixed)
         update_loops = {**self.estimator.update_loops, "actor": self.actor.update_loop}
-        self.step_state.begin(self._key(prompts, step, seeds), update_loops)
-        completions = self.step_state.completions(lambda: self._sample(prompts, seeds))
+        self.step_state.begin(self._key(prompts, step, self._seeds(step, range(len(prompts)))), update_loops)
+        while count := groups.next_round(len(prompts), rollout.max_rounds):
+            positions = range(len(groups.sampled.prompts), len(groups.sampled.prompts) + count)
+            self._sample_round([prompts[i] for i in positions], positions, step, groups)
         if self.engine.sleeps_between_rollouts:
-            self.engine.sleep()
-        return completions
+            with self.timer("rollout"):
+                self.engine.sleep()
+        if (warning := groups.warning(rollout.max_rounds)) is not None:
+            log.warning(f"step {step}: {warning}")
+        return groups
+
+    def _sample_round(self, prompts: list[Prompt], positions: range, step: int, groups: SampledGroups) -> None:
+        """Sample and grade the prompts that have these positions in the step, and add them to the groups."""
+        completions = self.generate(prompts, positions, step)
+        grades, rewards = self.grade(prompts, positions, completions)
+        lengths = [len(completion.token_ids) for completion in completions]
+        terms = [terms_of(length, self.sampling.max_tokens, self.config.reward) for length in lengths]
+        scores = [reward + sum(named.values()) for reward, named in zip(rewards, terms, strict=True)]
+        groups.add(Rollout(prompts, completions, grades, scores), terms)
+
+    @timed("rollout")
+    def generate(self, prompts: Sequence[Prompt], positions: range, step: int) -> list[Completion]:
+        """Sample n completions of each prompt. Returns all of them, in order, on every rank.
+
+        positions: those of the prompts in the step.
+        """
+        seeds = self._seeds(step, positions)
+        return self.step_state.completions(self._rows(positions), lambda: self._sample(prompts, seeds))
 
     @timed("reward")
-    def grade(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[list[Grade], list[float]]:
-        """Grade and reward every completion. Returns all of them on every rank."""
+    def grade(
+        self, prompts: Sequence[Prompt], positions: range, completions: Sequence[Completion]
+    ) -> tuple[list[Grade], list[float]]:
+        """Grade every completion. Returns all grades, and the rewards of their verdicts, on every rank."""
         responses = responses_of(prompts, completions, self.sampling.n)
-        grades = self.step_state.grades(lambda: grade_sharded(self.grader.grade, responses, dist.group.WORLD))
+        grades = self.step_state.grades(
+            self._rows(positions), lambda: grade_sharded(self.grader.grade, responses, dist.group.WORLD)
+        )
         return grades, [reward_of(grade.verdict, self.config.reward) for grade in grades]
 
     def batch(
@@ -86,7 +119,7 @@ class Roles:
         """This data rank's samples of the rollout as tensors."""
         algo = self.config.algo
         rows = self.local_rows(completions, step)
-        self.step_state.assign_rows(rows)
+        self.step_state.assign_rows(rows, [len(completion.token_ids) for completion in completions])
         return collate(
             [prompts[i // self.sampling.n].token_ids for i in rows],
             [completions[i] for i in rows],
@@ -179,6 +212,15 @@ class Roles:
     def _update_sizes(self) -> list[int]:
         """Samples of an update of each model, in the order of their updates."""
         return [getattr(self.config, role).global_batch_size for role in (*self.estimator.learners, "actor")]
+
+    def _seeds(self, step: int, positions: range) -> list[int]:
+        """The seeds of the samples of the prompts that have these positions in the step."""
+        seed = self.config.trainer.seed
+        return [sample_seed(seed, step, position, k) for position in positions for k in range(self.sampling.n)]
+
+    def _rows(self, positions: range) -> range:
+        """Indices of their samples among all that the step samples."""
+        return range(positions.start * self.sampling.n, positions.stop * self.sampling.n)
 
     def _key(self, prompts: Sequence[Prompt], step: int, seeds: Sequence[int]) -> StepKey:
         config = self.config

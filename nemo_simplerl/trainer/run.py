@@ -49,6 +49,7 @@ class Run:
     stop: Stop
     alarms: Alarms
     steps_done: int = 0
+    prompts_passed: int = 0  # the position in the sampler's order of prompts after those steps
     scores: dict[str, float] = field(default_factory=dict)  # of the evaluation after the last step, if it had one
 
     @property
@@ -67,9 +68,9 @@ class Run:
         every = self.config.trainer.save_every
         return max(min(self.total_steps // 10, _MOST_STEPS_UNSAVED), 1) if every is None else every
 
-    def prompts_of(self, step: int) -> list[Prompt]:
-        """The prompts of a step; steps count from 1, the sampler from 0."""
-        return [self.prompts[i] for i in self.sampler.indices(step - 1)]
+    def next_prompts(self) -> list[Prompt]:
+        """The prompts that the step after those that are done may take, in order."""
+        return [self.prompts[i] for i in self.sampler.offered(self.prompts_passed)]
 
     def weight_version(self, step: int) -> int:
         """The step whose update produced the actor's weights after `step` steps."""
@@ -81,8 +82,9 @@ class Run:
             log.info(f"a checkpoint every {self.save_every} of {self.total_steps} steps (trainer.save_every=null)")
         if self.found is None:
             return 0
-        self.steps_done = self.found.manifest.step
         mesh, saved = self.roles.mesh, self.found.manifest
+        self.steps_done, passed = saved.step, saved.prompts_passed
+        self.prompts_passed = self.sampler.position_of(saved.step) if passed is None else passed
         checkpoint.load(self.found, self.roles.learners, mesh)
         if (record := checkpoint.load_record(self.found, mesh)) is not None:
             self.roles.step_state.restore(record)
@@ -123,6 +125,9 @@ class Run:
         for text in self.alarms.check(metrics):
             log.warning(f"step {step}: {text}")
         self.steps_done = step
+        if step > 0:
+            num_sampled = len(self.roles.step_state.record.completions or []) // self.roles.sampling.n
+            self.prompts_passed = list(self.sampler.offered(self.prompts_passed).values())[num_sampled - 1]
 
     def save(self, step: int) -> None:
         """Complete the last save if it is written, and begin another where this step has one. Collective."""
@@ -196,6 +201,7 @@ class Run:
             position,
             self.roles.learners,
             self.roles.mesh,
+            prompts_passed=self.prompts_passed,
             weight_version=self.weight_version(position.steps),
             evaluation={} if position.updates else self.scores,
             config_xxh3=xxhash.xxh3_64_hexdigest(to_yaml(self.config).encode()),

@@ -3,38 +3,43 @@ import re
 
 import pytest
 
-from nemo_simplerl.data.sampler import StepSampler, even_share, sample_seed
+from nemo_simplerl.data.sampler import StepSampler, even_share, require_enough, sample_seed
+
+
+def _indices(sampler: StepSampler, step: int) -> list[int]:
+    """The prompts of a step, counted from 0, of a run whose steps take a batch each."""
+    return list(sampler.offered(sampler.position_of(step)))
 
 
 def test_an_episode_takes_each_prompt_at_most_once_and_drops_the_rest():
     sampler = StepSampler(11, 3, seed=1, shuffle=True)
     assert sampler.steps_per_episode == 3
     for episode in range(4):
-        taken = [index for step in range(3) for index in sampler.indices(3 * episode + step)]
+        taken = [index for step in range(3) for index in _indices(sampler, 3 * episode + step)]
         assert len(taken) == len(set(taken)) == 9
         assert set(taken) <= set(range(11))
-    assert [sampler.episode(step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+    assert [sampler.position_of(step) for step in range(7)] == [0, 3, 6, 11, 14, 17, 22]
 
 
 def test_the_dropped_prompts_change_from_episode_to_episode():
     sampler = StepSampler(11, 3, seed=1, shuffle=True)
-    seen = {index for step in range(30) for index in sampler.indices(step)}
+    seen = {index for step in range(30) for index in _indices(sampler, step)}
     assert seen == set(range(11))
 
 
 def test_each_episode_and_each_seed_has_its_own_order():
-    order = [StepSampler(50, 50, seed=seed, shuffle=True).indices(step) for seed in (1, 2) for step in (0, 1)]
+    order = [_indices(StepSampler(50, 50, seed=seed, shuffle=True), step) for seed in (1, 2) for step in (0, 1)]
     assert len({tuple(indices) for indices in order}) == 4
 
 
 def test_a_resumed_run_needs_the_step_number_alone():
     sampler = StepSampler(20, 4, seed=3, shuffle=True)
-    ahead = [sampler.indices(step) for step in range(12)]
-    assert [StepSampler(20, 4, seed=3, shuffle=True).indices(step) for step in reversed(range(12))] == ahead[::-1]
+    ahead = [_indices(sampler, step) for step in range(12)]
+    assert [_indices(StepSampler(20, 4, seed=3, shuffle=True), step) for step in reversed(range(12))] == ahead[::-1]
 
 
 def test_the_order_is_the_same_on_every_machine():
-    assert StepSampler(10, 5, seed=42, shuffle=True).indices(0) == [9, 5, 2, 7, 0]
+    assert _indices(StepSampler(10, 5, seed=42, shuffle=True), 0) == [9, 5, 2, 7, 0]
 
 
 @pytest.mark.parametrize(
@@ -52,9 +57,38 @@ def test_prompts_left_over_in_every_episode_are_counted(num_prompts, shuffle, to
     assert found is None if told is None else re.search(told, found)
 
 
+def test_the_position_after_a_step_leads_to_the_next_one_and_over_what_an_episode_leaves():
+    sampler = StepSampler(11, 3, seed=1, shuffle=True)
+    position = 0
+    for step in range(9):
+        offered = sampler.offered(position)
+        assert list(offered) == _indices(sampler, step)
+        position = list(offered.values())[-1]
+    assert position == 31, "3 * 11, less the 2 that the third episode will leave"
+
+
+def test_a_step_of_several_rounds_is_offered_distinct_prompts_and_what_it_does_not_take_comes_next():
+    sampler = StepSampler(10, 2, seed=1, shuffle=True, max_rounds=3)
+    first, second = (list(StepSampler(10, 10, seed=1, shuffle=True).offered(start)) for start in (0, 10))
+    assert sampler.offered(0) == dict(zip(first[:6], range(1, 7), strict=True))
+    assert list(sampler.offered(3)) == first[3:9]
+    beyond = sampler.offered(8)  # two of this episode, and of the next one those that are not among them
+    assert list(beyond)[:2] == first[8:] and list(beyond)[2:] == [i for i in second if i not in first[8:]][:4]
+    assert len(set(beyond)) == 6 and list(beyond.values())[:2] == [9, 10]
+    assert beyond[list(beyond)[-1]] == 10 + second.index(list(beyond)[-1]) + 1
+    assert sampler.leftover(1000) is None
+    assert len(StepSampler(10, 4, seed=1, shuffle=True, max_rounds=9).offered(7)) == 10, "each prompt once"
+
+
+def test_as_many_prompts_as_a_step_takes_leave_none_for_a_second_round():
+    require_enough(5, 5)
+    with pytest.raises(ValueError, match="takes 5 prompts and there are 5, so rollout.keep_groups=mixed has no other"):
+        StepSampler(5, 5, seed=1, shuffle=True, max_rounds=2)
+
+
 def test_without_shuffle_the_file_order_is_kept():
     sampler = StepSampler(5, 2, seed=1, shuffle=False)
-    assert [sampler.indices(step) for step in range(3)] == [[0, 1], [2, 3], [0, 1]]
+    assert [_indices(sampler, step) for step in range(3)] == [[0, 1], [2, 3], [0, 1]]
 
 
 def test_a_recipe_episode_has_eight_steps():

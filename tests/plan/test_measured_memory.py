@@ -84,6 +84,7 @@ def plan_layout(
         critic=sizes,
         prompts=SAMPLES,
         samples_per_prompt=1,
+        max_rounds=1,
         epochs=1,
         old_logprobs_share=1.0,
         prompt_tokens=LENGTH // 2,

@@ -146,6 +146,11 @@ def test_tensor_parallelism_across_nodes_runs_with_a_warning(data):
     assert not any("span nodes" in warning for warning in plan_of(data).warnings)
 
 
+def test_further_rounds_of_sampling_are_told_beside_the_figures_of_the_first(data):
+    warnings = plan_of(data, "rollout.keep_groups=mixed", "rollout.max_rounds=4").warnings
+    assert any("first round" in warning and "in up to 4 rounds" in warning for warning in warnings)
+
+
 def test_the_machine_that_plans_needs_no_gpu_and_no_transformer_engine(data):
     assert plan_of(data, "model.transformer_engine=true").problems == []
     cpu = plan_of(data, "model.transformer_engine=true", name="cpu", ranks=4)

@@ -35,7 +35,7 @@ class RoundingEngine(HfEngine):
 
 def _gate(roles: Roles, step: int = 1):
     """The gate's answer on a rollout, and its batch."""
-    completions = roles.generate(PROMPTS, step)
+    completions = roles.sample(PROMPTS, step).sampled.completions
     batch = roles.batch(PROMPTS, completions, [0.0] * len(completions), step)
     return roles.consistency_gate(batch, roles.actor.logprobs(batch), step), batch
 

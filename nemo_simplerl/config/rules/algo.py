@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from nemo_simplerl.config.schema import Config
 
+_MAX_ROUNDS = 10  # of conf/rollout/default.yaml, where nobody asked for another number
+
 
 def lr_falls(config: Config, section: str) -> Iterator[str]:
     optim = getattr(config, section).optim
@@ -85,6 +87,33 @@ def estimator_reads_its_settings(config: Config) -> Iterator[str]:
         yield (
             "algo.divide_by_std=false leaves out a division that only algo.advantage=group makes, not "
             f"{algo.advantage}. Set algo.divide_by_std=true, or algo.advantage=group."
+        )
+
+
+def mixed_groups_can_be_found(config: Config) -> Iterator[str]:
+    rollout = config.rollout
+    if rollout.keep_groups == "all":
+        if rollout.max_rounds != _MAX_ROUNDS:
+            yield (
+                f"rollout.max_rounds={rollout.max_rounds} has no effect with rollout.keep_groups=all, whose steps take "
+                f"one round. Set rollout.keep_groups=mixed, or leave it at {_MAX_ROUNDS}."
+            )
+        return
+    asked = "rollout.keep_groups=mixed keeps prompts with right and wrong responses"
+    if rollout.n_samples_per_prompt == 1:
+        yield (
+            f"{asked}, and with rollout.n_samples_per_prompt=1 none has both. Give 2 or more, such as 8, or "
+            "rollout.keep_groups=all."
+        )
+    elif rollout.top_k == 1:
+        yield (
+            f"{asked}, and with rollout.top_k=1 all responses to a prompt are the same. Set rollout.top_k=0, or "
+            "rollout.keep_groups=all."
+        )
+    if rollout.max_rounds == 1:
+        yield (
+            f"{asked} and samples others in place of the rest, for which rollout.max_rounds=1 leaves no round: such a "
+            f"step is that of rollout.keep_groups=all. Give rollout.max_rounds=2 or more, such as {_MAX_ROUNDS}."
         )
 
 

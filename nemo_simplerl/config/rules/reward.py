@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from nemo_simplerl.config.schema import Config
 
+_OVERLONG_PENALTY = 1.0  # of conf/reward/default.yaml, where nobody asked for another
+
 
 def rewards_are_ordered(config: Config) -> Iterator[str]:
     reward = config.reward
@@ -14,6 +16,29 @@ def rewards_are_ordered(config: Config) -> Iterator[str]:
             f"reward.correct={reward.correct}, reward.incorrect={reward.incorrect}, "
             f"reward.no_answer={reward.no_answer} would teach wrong answers. "
             "Needed: correct > incorrect >= no_answer, such as 1.0, -0.5, -1.0."
+        )
+
+
+def overlong_responses_lose_something(config: Config) -> Iterator[str]:
+    buffer, penalty = config.reward.overlong_buffer_tokens, config.reward.overlong_penalty
+    limit = config.rollout.max_response_tokens
+    if buffer is None:
+        if penalty != _OVERLONG_PENALTY:
+            yield (
+                f"reward.overlong_penalty={penalty} has no effect with reward.overlong_buffer_tokens=null, under which "
+                f"no response loses anything for its length. Give reward.overlong_buffer_tokens, such as "
+                f"{max(limit // 5, 1)}, or leave the penalty at {_OVERLONG_PENALTY}."
+            )
+    elif buffer >= limit:
+        yield (
+            f"reward.overlong_buffer_tokens={buffer} leaves no response of rollout.max_response_tokens={limit} without "
+            f"a loss: it would teach to answer in few tokens. Set it below {limit}, such as {max(limit // 5, 1)}."
+        )
+    elif penalty == 0:
+        yield (
+            "reward.overlong_penalty=0.0 takes nothing from the responses that reward.overlong_buffer_tokens="
+            f"{buffer} names. Give a penalty above 0, such as {_OVERLONG_PENALTY}, or "
+            "reward.overlong_buffer_tokens=null."
         )
 
 

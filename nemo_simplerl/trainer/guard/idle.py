@@ -51,6 +51,8 @@ def _only_reward(metrics: Mapping[str, Any], config: Config) -> str | None:
     given = [name for name in _VERDICTS if shares[name] > 0]
     samples, clip = config.data.rollout_batch_size * config.rollout.n_samples_per_prompt, config.algo.reward_clip
     bound = float("inf") if clip is None else clip
+    if metrics.get("reward/overlong_mean"):
+        return None  # responses of different lengths earn different rewards
     if samples == 1 or len({max(-bound, min(bound, reward_of(name, config.reward))) for name in given}) != 1:
         return None
     return max(given, key=shares.__getitem__)

@@ -83,7 +83,8 @@ def layout_of(mesh: Mesh) -> dict[str, int]:
 def manifest_of(position: TrainingPosition, learners: Mapping[str, Learner], mesh: Mesh, **facts: Any) -> Manifest:
     """The manifest of what the learners hold now, without its files, which the saver adds.
 
-    facts: the fields that the caller knows: weight_version, evaluation, config_xxh3.
+    facts: the fields that the caller knows: weight_version, evaluation, config_xxh3; and prompts_passed, but for the
+    warm start.
     """
     return Manifest(
         step=position.steps,

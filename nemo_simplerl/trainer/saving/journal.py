@@ -67,7 +67,7 @@ class Journal:
         except (OSError, ValueError) as error:
             log.warning(f"{path} is not used: {error}.")
             return None
-        known = "sampled" if found.grades is None else "sampled and graded"
+        known = "sampled and graded" if found.is_graded else "sampled"
         log.info(f"step {key.step} was {known} before the run ended; it goes on from the journal")
         return content
 

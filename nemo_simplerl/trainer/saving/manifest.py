@@ -38,6 +38,7 @@ class Manifest:
 
     step: int  # steps done
     updates_in_step: int = 0  # updates of both roles made in the step after them
+    prompts_passed: int | None = None  # by those steps, over all episodes; None: a full batch by each
     weight_version: int
     updates: dict[str, int]  # by role: updates of its optimizer, those left out included
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # by role: updates left out

@@ -43,7 +43,10 @@ class StepKey:
 
 @dataclass
 class StepRecord:
-    """The step's rollout, of all samples in order, and its finished updates. None stands for what is not known yet."""
+    """The step's rollout, of all samples in order, and its finished updates. None stands for what is not known yet.
+
+    The last round's completions may have no grades yet. Columns are of the samples that are trained on.
+    """
 
     key: StepKey
     completions: list[Completion] | None = None
@@ -55,6 +58,11 @@ class StepRecord:
     def num_updates(self) -> int:
         """Finished updates of all roles together."""
         return sum(map(len, self.finished_updates.values()))
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether every completion has its grade."""
+        return self.completions is not None and len(self.completions) == len(self.grades or [])
 
     def to_bytes(self) -> bytes:
         """Serialize as an .npz of arrays, none of them pickled. The completions must be there."""

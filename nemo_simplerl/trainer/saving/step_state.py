@@ -46,7 +46,8 @@ class StepState:
         self._journal, self._safe_point = journal, safe_point
         self._restored: StepRecord | None = None
         self._record: StepRecord | None = None
-        self._rows: list[int] = []  # this data rank's samples of the rollout
+        self._rows: list[int] = []  # this data rank's samples of those that are trained on
+        self._lengths: list[int] = []  # response tokens of each of the latter
         self._local: dict[str, np.ndarray] = {}  # one number a response token of theirs, by column
         self.was_sampled_before = False
 
@@ -78,32 +79,42 @@ class StepState:
             )
         if found is None and self._journal is not None:
             found = self._journal.find(key)
-        self._record, self._rows, self._local = found or StepRecord(key), [], {}
+        self._record, self._rows, self._lengths, self._local = found or StepRecord(key), [], [], {}
         self.was_sampled_before = self._record.completions is not None
         for role, update_loop in update_loops.items():
             update_loop.skip_finished(self._record.finished_updates.setdefault(role, []))
 
-    def completions(self, sample: Callable[[], list[Completion]]) -> list[Completion]:
-        """All completions of the rollout, from the record or else from `sample`. Collective."""
-        if self.record.completions is None:
+    def completions(self, samples: range, sample: Callable[[], list[Completion]]) -> list[Completion]:
+        """The completions of a round, from the record or else from `sample`. Collective.
+
+        samples: their indices among all that the step samples; those before them are in the record.
+        """
+        known = self.record.completions or []
+        if len(known) < samples.stop:
+            assert len(known) == samples.start, "a round is recorded as a whole"
             try:
-                self.record.completions = sample()
+                known = self.record.completions = known + sample()
             except BrokenOff:
                 self._safe_point()
                 raise
             self._write()
-        return self.record.completions
+        return known[samples.start : samples.stop]
 
-    def grades(self, grade: Callable[[], list[Grade]]) -> list[Grade]:
-        """The grade of every completion, from the record or else from `grade`. Collective."""
-        if self.record.grades is None:
-            self.record.grades = grade()
+    def grades(self, samples: range, grade: Callable[[], list[Grade]]) -> list[Grade]:
+        """The grades of a round's completions, from the record or else from `grade`. Collective."""
+        known = self.record.grades or []
+        if len(known) < samples.stop:
+            assert len(known) == samples.start, "a round is recorded as a whole"
+            known = self.record.grades = known + grade()
             self._write()
-        return self.record.grades
+        return known[samples.start : samples.stop]
 
-    def assign_rows(self, rows: Sequence[int]) -> None:
-        """Say which samples of the rollout are this data rank's, in the order of its batch."""
-        self._rows = list(rows)
+    def assign_rows(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """Say which of the samples that are trained on are this data rank's, in the order of its batch.
+
+        lengths: response tokens of all that are trained on.
+        """
+        self._rows, self._lengths = list(rows), list(lengths)
 
     def column(self, name: str, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
         """float32 [B, T] of this data rank's samples, from the record or else from `compute`. Collective."""
@@ -120,11 +131,6 @@ class StepState:
         for name in self._local:
             self.record.columns[name] = whole_column([local[name] for _, local in shares], rows, self._lengths)
         return self.record
-
-    @property
-    def _lengths(self) -> list[int]:
-        assert self.record.completions is not None
-        return [len(completion.token_ids) for completion in self.record.completions]
 
     def _write(self) -> None:
         if self._journal is not None:

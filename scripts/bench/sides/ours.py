@@ -40,7 +40,7 @@ def main(model: str, variant: str, num_prompts: str, *overrides: str) -> None:
                 step += 1
                 if given.is_varied:
                     force_lengths(run.roles, given.lengths, step)
-                ppo_step(step, run.prompts_of(step), run.roles)
+                ppo_step(step, run.next_prompts(), run.roles)
                 seconds = {name.removeprefix("time/"): value for name, value in run.roles.timer.drain().items()}
                 turns.end(
                     generation=seconds["rollout"],

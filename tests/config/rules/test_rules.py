@@ -80,6 +80,13 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
         (["algo.old_logprobs=engine", "algo.overwrite_truncated_with_eos=true"], 1, "an EOS that the engine never"),
         (["algo.old_logprobs=engine", *ONE_TEMPERATURE], 1, "takes them at rollout.temperature=0.6"),
         ([*ONE_TEMPERATURE, "rollout.consistency.policy=correct"], 1, "rollout.consistency.policy=correct"),
+        (["rollout.max_rounds=9"], 1, "rollout.max_rounds=9 has no effect with rollout.keep_groups=all"),
+        (["rollout.keep_groups=mixed", "rollout.max_rounds=1"], 1, "leaves no round"),
+        (["rollout.keep_groups=mixed", "rollout.n_samples_per_prompt=1"], 1, "n_samples_per_prompt=1 none has both"),
+        (["rollout.keep_groups=mixed", "rollout.top_k=1"], 1, "all responses to a prompt are the same"),
+        (["reward.overlong_penalty=0.5"], 1, "no effect with reward.overlong_buffer_tokens=null"),
+        (["reward.overlong_buffer_tokens=96"], 1, "max_response_tokens=96 without a loss"),
+        (["reward.overlong_buffer_tokens=8", "reward.overlong_penalty=0"], 1, "takes nothing from the responses"),
         ([*ONE_TEMPERATURE, "rollout.consistency.policy=stop"], 1, "rollout.temperature=0.6 every token differs"),
     ],
 )
@@ -105,11 +112,18 @@ def test_one_broken_rule_is_one_problem(overrides, world_size, told):
         ([*GROUP, "rollout.n_samples_per_prompt=2", "algo.divide_by_std=false"], 1),
         (["rollout.consistency.policy=stop", "algo.logprob_temperature=one", "rollout.temperature=1"], 1),
         (["algo.old_logprobs=engine", "rollout.consistency.policy=stop"], 1),
+        (["rollout.keep_groups=mixed", "rollout.max_rounds=2", "rollout.n_samples_per_prompt=2"], 1),
+        (["reward.overlong_buffer_tokens=95", "reward.overlong_penalty=0.5"], 1),
         (["actor.tensor_model_parallel_size=2", "data.rollout_batch_size=64"], None),
     ],
 )
 def test_values_at_the_edge_of_a_rule_pass(overrides, world_size):
     assert problems_of(*overrides, world_size=world_size) == []
+
+
+def test_the_values_at_which_a_key_without_effect_is_nobodys_wish_are_those_of_conf():
+    config, _ = quickstart()
+    assert (config.rollout.max_rounds, config.reward.overlong_penalty) == (10, 1.0)
 
 
 def test_without_a_shape_its_rules_are_silent():

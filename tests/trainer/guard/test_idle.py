@@ -26,6 +26,7 @@ def test_one_reward_for_all_is_told_with_what_would_help():
     assert _idle(**both) == {}
     assert _idle("reward.incorrect=-1", **both).keys() == {"reward"}
     assert _idle("algo.reward_clip=0.5", **both).keys() == {"reward"}
+    assert _idle(**both | {"reward__no_answer_share": 0.0, "reward__overlong_mean": -0.1}) == {}  # lengths differ
     one = ["data.rollout_batch_size=1", "rollout.n_samples_per_prompt=1"]
     assert _idle(*one, **alone | {"reward__correct_share": 1.0}) == {}  # a sample is always like itself
 

@@ -1,0 +1,129 @@
+"""The groups of a step, each a prompt with its n graded responses: which are trained on, and how many more to sample.
+
+Under rollout.keep_groups=mixed a step keeps the groups in which some responses are right and some are not, and samples
+further prompts in place of the others: the dynamic sampling of DAPO (arXiv:2503.14476, equation 11). What counts is the
+verdict, whatever a response's length costs it: with overlong shaping an all-right group has unequal rewards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from nemo_simplerl.data.problems import Prompt
+from nemo_simplerl.eval.run import sample_rows
+from nemo_simplerl.reward.serving.pool import Grade
+from nemo_simplerl.rollout.base import Completion
+from nemo_simplerl.trainer.logging.metrics import sample_metrics
+
+
+class Rollout(NamedTuple):
+    """Prompts, and n completions of each in turn, with their grades and scores."""
+
+    prompts: list[Prompt]
+    completions: list[Completion]
+    grades: list[Grade]
+    scores: list[float]
+
+
+@dataclass
+class SampledGroups:
+    """The groups that a step has sampled so far, in order; `add` is called once a round.
+
+    wanted: groups that the step trains on. n: responses of each. only_mixed: whether the others make room for further
+    prompts.
+    """
+
+    wanted: int
+    n: int
+    only_mixed: bool
+    sampled: Rollout = field(default_factory=lambda: Rollout([], [], [], []))
+    terms: list[dict[str, float]] = field(default_factory=list)  # of each response's score, beside its verdict's reward
+    rounds: int = 0
+
+    def add(self, graded: Rollout, terms: Sequence[dict[str, float]]) -> None:
+        """Take the groups of one round."""
+        for mine, new in zip(self.sampled, graded, strict=True):
+            mine.extend(new)
+        self.terms.extend(terms)
+        self.rounds += 1
+
+    @property
+    def num_correct(self) -> list[int]:
+        """Right responses of each group."""
+        is_correct = [grade.verdict == "correct" for grade in self.sampled.grades]
+        return [sum(is_correct[start : start + self.n]) for start in range(0, len(is_correct), self.n)]
+
+    @property
+    def kept(self) -> list[bool]:
+        """Whether each group need not make room for another."""
+        return [not self.only_mixed or 0 < count < self.n for count in self.num_correct]
+
+    def next_round(self, num_offered: int, max_rounds: int) -> int:
+        """Prompts to sample next; 0 where the step is full, was given all its rounds, or met every prompt on offer."""
+        left = num_offered - len(self.sampled.prompts)
+        return round_size(self.kept, self.wanted, most=min(self.wanted, left if self.rounds < max_rounds else 0))
+
+    @property
+    def trained(self) -> Rollout:
+        """The groups that the step trains on, in the order of sampling."""
+        chosen = chosen_groups(self.kept, self.wanted)
+        samples = [group * self.n + k for group in chosen for k in range(self.n)]
+        prompts, *columns = self.sampled
+        return Rollout([prompts[group] for group in chosen], *([column[i] for i in samples] for column in columns))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics of all that was sampled, whether it is trained on or not."""
+        metrics = sample_metrics(*self.sampled[1:])
+        for name in self.terms[0]:
+            metrics[f"reward/{name}_mean"] = sum(term[name] for term in self.terms) / len(self.terms)
+        if self.only_mixed:
+            metrics |= {
+                "rollout/rounds": float(self.rounds),
+                "rollout/prompts_sampled": float(len(self.sampled.prompts)),
+                "rollout/groups_all_correct": float(self.num_correct.count(self.n)),
+                "rollout/groups_none_correct": float(self.num_correct.count(0)),
+                "rollout/groups_left_out": float(len(self.sampled.prompts) - self.wanted),
+                "rollout/groups_filled": float(max(self.wanted - sum(self.kept), 0)),
+            }
+        return metrics
+
+    @property
+    def rows(self) -> list[dict]:
+        """A row for each response that was sampled, for the run directory."""
+        rows = [row | terms for row, terms in zip(sample_rows(*self.sampled), self.terms, strict=True)]
+        if self.only_mixed:
+            chosen = set(chosen_groups(self.kept, self.wanted))
+            rows = [row | {"trained_on": i // self.n in chosen} for i, row in enumerate(rows)]
+        return rows
+
+    def warning(self, max_rounds: int) -> str | None:
+        """What to say where groups without a difference fill the step, in words; None where it is full without."""
+        mixed, num_prompts = sum(self.kept), len(self.sampled.prompts)
+        if mixed >= self.wanted:
+            return None
+        right, wrong = self.num_correct.count(self.n), self.num_correct.count(0)
+        limit = "raise rollout.max_rounds" if self.rounds == max_rounds else "bring more problems: it has met them all"
+        easier = "bring harder problems" if right > wrong else "bring easier ones, and check their gold answers"
+        return (
+            f"{mixed} of {num_prompts} prompts had right and wrong responses after {self.rounds} rounds ({right} had "
+            f"only right ones, {wrong} none), and {self.wanted - mixed} of the others fill the step of {self.wanted}: "
+            f"a baseline of the group learns nothing from them{', nor from this step' if mixed == 0 else ''}. To find "
+            f"more, {easier}, raise rollout.n_samples_per_prompt, or {limit}."
+        )
+
+
+def round_size(kept: Sequence[bool], wanted: int, *, most: int) -> int:
+    """Prompts to sample next, at most `most`: as many as fill the step at the share of groups kept so far.
+
+    kept: whether each group sampled so far is trained on, of which the step wants `wanted`.
+    """
+    lacking, num_kept = max(wanted - sum(kept), 0), sum(kept)
+    expected = -(-lacking * len(kept) // num_kept) if num_kept else most
+    return min(expected, most) if lacking else 0
+
+
+def chosen_groups(kept: Sequence[bool], wanted: int) -> list[int]:
+    """The groups that are trained on, in order: the first `wanted` of those kept, filled up with the first others."""
+    first_kept_then_others = sorted(range(len(kept)), key=lambda group: not kept[group])
+    return sorted(first_kept_then_others[:wanted])

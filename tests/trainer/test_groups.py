@@ -1,0 +1,100 @@
+"""Groups by hand: which are trained on, how many prompts a round takes, and what is told of those left out."""
+
+import pytest
+
+from nemo_simplerl.data.problems import Problem, Prompt
+from nemo_simplerl.reward.serving.pool import Grade
+from nemo_simplerl.rollout.base import Completion
+from nemo_simplerl.trainer.groups import Rollout, SampledGroups, chosen_groups, round_size
+
+ALL_RIGHT, MIXED, ALL_WRONG = (True, True), (True, False), (False, False)
+
+
+def _round(*groups: tuple[bool, bool], lengths: tuple[int, int] = (1, 2)) -> Rollout:
+    """Groups of two responses each, right or wrong; the score is their length."""
+    flags = [is_right for group in groups for is_right in group]
+    tokens = list(lengths) * len(groups)
+    return Rollout(
+        [Prompt(Problem(f"{i}", "", "1", None, None), "", (5,)) for i in range(len(groups))],
+        [Completion((7,) * count, (-1.0,) * count, "", "stop", 0, i) for i, count in enumerate(tokens)],
+        [Grade("correct" if flag else "incorrect", "ok", 0.0) for flag in flags],
+        [float(count) for count in tokens],
+    )
+
+
+def _sampled(*rounds: Rollout, wanted: int, only_mixed: bool = True, **terms: float) -> SampledGroups:
+    groups = SampledGroups(wanted, 2, only_mixed)
+    for one in rounds:
+        groups.add(one, [terms] * len(one.completions))
+    return groups
+
+
+@pytest.mark.parametrize(
+    ("kept", "wanted", "most", "expected"),
+    [
+        ([], 8, 8, 8),  # the first round
+        ([True] * 4 + [False] * 4, 8, 8, 8),  # half are kept: 4 lacking / 0.5
+        ([True] * 6 + [False] * 2, 8, 8, 3),  # 2 / 0.75, rounded up
+        ([True] * 7 + [False], 8, 8, 2),
+        ([True] + [False] * 7, 8, 8, 8),  # 56 would be expected, a round takes a batch at most
+        ([False] * 8, 8, 8, 8),  # nothing tells the share
+        ([True] * 6 + [False] * 2, 8, 1, 1),  # no more are on offer
+        ([True] * 8, 8, 8, 0),
+        ([True] * 9, 8, 8, 0),
+        ([True] * 4 + [False] * 4, 8, 0, 0),  # all rounds are used
+    ],
+)
+def test_a_round_takes_what_is_lacking_by_the_share_kept_so_far(kept, wanted, most, expected):
+    assert round_size(kept, wanted, most=most) == expected
+
+
+def test_the_first_kept_are_trained_on_and_the_first_others_fill_the_step():
+    assert chosen_groups([False, True, False, True, True], 2) == [1, 3]  # the surplus of the last round is left out
+    assert chosen_groups([False, True, False, True, False], 4) == [0, 1, 2, 3]
+    assert chosen_groups([False, False, False], 2) == [0, 1]
+
+
+def test_a_step_of_all_groups_takes_one_round_whatever_its_verdicts():
+    groups = _sampled(wanted=2, only_mixed=False)
+    assert groups.next_round(2, 10) == 2
+    groups.add(_round(ALL_RIGHT, ALL_WRONG), [{}] * 4)
+    assert groups.next_round(2, 10) == 0
+    assert groups.trained == groups.sampled and groups.warning(10) is None
+    assert not [name for name in groups.metrics if "groups" in name or "rounds" in name or "overlong" in name]
+    assert all("trained_on" not in row and "overlong" not in row for row in groups.rows)
+
+
+def test_a_step_of_mixed_groups_goes_on_until_it_is_full_and_counts_what_it_left_out():
+    groups = _sampled(_round(ALL_RIGHT, MIXED, ALL_WRONG), wanted=3)
+    assert groups.next_round(9, 10) == 3  # 2 lacking, one of three kept: 6, and a batch at most
+    assert groups.next_round(4, 10) == 1 and groups.next_round(9, 1) == 0
+    groups.add(_round(MIXED, ALL_WRONG, MIXED), [{}] * 6)
+    assert groups.next_round(9, 10) == 0
+    trained = groups.trained
+    assert [prompt.problem.id for prompt in trained.prompts] == ["1", "0", "2"]
+    assert [grade.verdict for grade in trained.grades] == ["correct", "incorrect"] * 3
+    assert [completion.seed for completion in trained.completions] == [2, 3, 0, 1, 4, 5] and len(trained.scores) == 6
+    assert [row["trained_on"] for row in groups.rows] == [flag for flag in (0, 1, 0, 1, 0, 1) for _ in range(2)]
+    metrics = groups.metrics
+    counts = {name.partition("/")[2]: metrics[name] for name in metrics if "groups_" in name}
+    assert counts == {"groups_all_correct": 1, "groups_none_correct": 2, "groups_left_out": 3, "groups_filled": 0}
+    assert (metrics["rollout/rounds"], metrics["rollout/prompts_sampled"]) == (2, 6)
+    assert metrics["reward/correct_share"] == 5 / 12, "of all that was sampled"
+    assert groups.warning(10) is None
+
+
+def test_what_rounds_did_not_find_is_filled_with_a_word_on_why_and_what_to_try():
+    partly = _sampled(_round(ALL_RIGHT, MIXED, ALL_RIGHT), wanted=3)
+    assert len(partly.trained.prompts) == 3 and partly.metrics["rollout/groups_filled"] == 2
+    assert "1 of 3 prompts had right and wrong responses after 1 rounds (2 had only right ones, 0" in partly.warning(1)
+    assert "harder problems" in partly.warning(1) and "raise rollout.max_rounds" in partly.warning(1)
+    assert "it has met them all" in partly.warning(9), "rounds were left, and no prompts"
+    never = _sampled(_round(ALL_WRONG, ALL_WRONG), wanted=2).warning(1)
+    assert "learns nothing from them, nor from this step" in never and "bring easier ones" in never
+
+
+def test_groups_are_mixed_by_their_verdicts_whatever_their_length_costs():
+    groups = _sampled(_round(ALL_RIGHT, MIXED, lengths=(1, 9)), wanted=1, overlong=-0.5)
+    assert groups.kept == [False, True], "unequal scores alone do not make a group mixed"
+    assert groups.metrics["reward/overlong_mean"] == -0.5 and groups.rows[0]["overlong"] == -0.5
+    assert (groups.rows[1]["verdict"], groups.rows[1]["reward"]) == ("correct", 9.0)
