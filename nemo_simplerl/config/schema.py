@@ -214,8 +214,8 @@ class AlgoConfig:
     ratio_eps_high: float | None  # the upper bound is 1 + ratio_eps_high; null: 1 + ratio_eps
     dual_clip: float | None  # bound on the ratio of tokens with a negative advantage; null: none
     ratio_level: Literal["token", "sequence"]  # sequence: the geometric mean of a response's token ratios (GSPO)
-    cispo_ratio_min: float  # smallest weight of cispo; 0: no bound
-    cispo_ratio_max: float  # largest weight of cispo
+    cispo_ratio_min: float  # smallest weight of cispo; 0: no bound; read only where policy_loss is cispo
+    cispo_ratio_max: float  # largest weight of cispo, the bound itself (5.0, not 1 + 4.0)
     value_clip: float | None  # bound on a value's change in a step; null: the plain squared error
     entropy_bonus: float  # weight of the policy's entropy in the loss
     positive_nll_coef: float  # weight of the negative log-likelihood of right responses in the loss; 0: none
@@ -236,6 +236,16 @@ class AlgoConfig:
     def has_critic(self) -> bool:
         """Whether advantages are estimated from a critic's values; without one, no key of `critic` is read."""
         return self.advantage == "gae"
+
+    @property
+    def kl_coef_of_reward(self) -> float:
+        """Weight of the KL penalty in each token's reward."""
+        return self.kl_coef if self.kl_in == "reward" else 0.0
+
+    @property
+    def kl_coef_of_loss(self) -> float:
+        """Weight of the KL penalty in the policy's loss."""
+        return self.kl_coef if self.kl_in == "loss" else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ class Batch:
     scores_B: Tensor  # float32, the reward of the whole response
     groups_B: Tensor  # int64, the position of the row's prompt in the step; equal in all samples of one prompt
     truncated_B: Tensor  # bool, the response ended by length
+    is_correct_B: Tensor  # bool, the response was graded as right
 
     def __len__(self) -> int:
         return self.tokens_BS.shape[0]
@@ -70,6 +71,7 @@ class Batch:
             scores_B=self.scores_B[rows],
             groups_B=self.groups_B[rows],
             truncated_B=self.truncated_B[rows],
+            is_correct_B=self.is_correct_B[rows],
             columns={name: column_BT[rows, : length - 1] for name, column_BT in columns_BT.items()},
             rows=torch.arange(len(self), device=self.tokens_BS.device)[rows],
             is_packed=False,
@@ -84,6 +86,14 @@ class MicroBatch(Batch):
     rows: Tensor  # int64, of the batch, in the order of lengths_B
     is_packed: bool
 
+    @property
+    def sequences_BT(self) -> Tensor:
+        """int64 [B, T]: the number of the sequence, in the order of lengths_B, that each predicted token is of."""
+        numbers_B = torch.arange(len(self.lengths_B), device=self.lengths_B.device)
+        if self.is_packed:
+            return numbers_B.repeat_interleave(self.lengths_B, output_size=self.tokens_BS.shape[1])[None, :-1]
+        return numbers_B[:, None].expand_as(self.mask_BT)
+
 
 def collate(
     prompts: Sequence[Sequence[int]],
@@ -91,6 +101,7 @@ def collate(
     scores: Sequence[float],
     *,
     groups: Sequence[int] | None = None,
+    is_correct: Sequence[bool] | None = None,
     pad_id: int,
     truncated: Literal["penalize", "mask"],
     overwrite_truncated_with_eos: int | None,
@@ -99,6 +110,7 @@ def collate(
     """Make a batch of one row a completion: row i is prompts[i] followed by completions[i].
 
     `groups`: the position of each row's prompt in the step; None, where no group is asked for, makes each row its own.
+    `is_correct`: whether each was graded as right; None, where nothing is graded, makes none right.
     `truncated`: responses ended by length are trained as graded ("penalize") or left out of the losses
     ("mask"). `overwrite_truncated_with_eos`: an EOS id that takes the place of their last token, though the
     policy never sampled it (a quirk of the SimpleRL recipe); None leaves them alone. The engine has no
@@ -137,6 +149,7 @@ def collate(
         scores_B=torch.tensor([float(score) for score in scores], device=device),
         groups_B=torch.tensor(range(len(prompts)) if groups is None else groups, dtype=torch.int64, device=device),
         truncated_B=truncated_B.to(device),
+        is_correct_B=torch.tensor(is_correct or [False] * len(prompts), device=device),
     )
 
 

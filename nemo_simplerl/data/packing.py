@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nemo_simplerl.data.batch import Batch, MicroBatch
 
-_WHOLE = ("lengths_B", "prompt_lengths_B", "scores_B", "groups_B", "truncated_B")
+_WHOLE = ("lengths_B", "prompt_lengths_B", "scores_B", "groups_B", "truncated_B", "is_correct_B")
 
 
 def packed_micro_batches(batch: Batch, max_tokens: int, **columns_BT: Tensor) -> list[MicroBatch]:

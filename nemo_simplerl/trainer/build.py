@@ -73,14 +73,22 @@ def build_roles(
     timer = PhaseTimer(on_enter=on_phase)
     learner = _actor_learner(config, sources[0], mesh, total_steps)
     update_loop = UpdateLoop(partial(on_phase, "actor.update"))
+    longest = config.rollout.max_response_tokens
     actor = Actor(
-        learner, materials.hf, config.actor, algo, temperature=temperature, timer=timer, update_loop=update_loop
+        learner,
+        materials.hf,
+        config.actor,
+        algo,
+        temperature=temperature,
+        max_response_tokens=longest,
+        timer=timer,
+        update_loop=update_loop,
     )
 
     def build_critic() -> Critic:
         update_loop = UpdateLoop(partial(on_phase, "critic.update"))
         learner = _critic_learner(config, sources[-1], mesh, total_steps)
-        return Critic(learner, config.critic, algo, timer=timer, update_loop=update_loop)
+        return Critic(learner, config.critic, algo, max_response_tokens=longest, timer=timer, update_loop=update_loop)
 
     return Roles(
         config=config,
@@ -139,6 +147,20 @@ def _critic_learner(config: Config, source: Source, mesh: Mesh, total_steps: int
 def _updates_per_step(config: Config, role: ActorConfig | CriticConfig) -> int:
     samples = config.data.rollout_batch_size * config.rollout.n_samples_per_prompt
     return config.algo.ppo_epochs * samples // role.global_batch_size
+
+
+def objective_notes(config: Config) -> list[str]:
+    """One message where settings bound ratios that are all 1: those of the one update of a step."""
+    algo = config.algo
+    asked = [f"algo.{key}" for key in ("ratio_eps_high", "dual_clip") if getattr(algo, key) is not None]
+    asked += ["algo.ratio_level=sequence"] * (algo.ratio_level == "sequence")
+    asked += ["algo.policy_loss=cispo"] * (algo.policy_loss == "cispo")
+    if not asked or algo.old_logprobs == "engine" or _updates_per_step(config, config.actor) > 1:
+        return []
+    return [
+        f"{' and '.join(asked)}: without effect, since a step has one update and every policy ratio is 1 at a step's "
+        "first update. A smaller actor.global_batch_size, or algo.ppo_epochs=2, makes more updates of a step."
+    ]
 
 
 def build_gate(

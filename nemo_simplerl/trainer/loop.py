@@ -10,7 +10,7 @@ from nemo_simplerl.algo.advantages import whiten
 from nemo_simplerl.algo.kl import kl_penalty
 from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Prompt
-from nemo_simplerl.rollout.base import Completion
+from nemo_simplerl.trainer.groups import Rollout
 from nemo_simplerl.trainer.logging.metrics import reference_metrics
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.run import Run
@@ -23,33 +23,29 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
     rows for the run directory.
     """
     groups = roles.sample(prompts, step)  # and graded: in one round, or in those of DAPO (groups.py)
-    trained = groups.trained
 
-    metrics = groups.metrics
-    metrics |= learn(step, trained.prompts, trained.completions, trained.scores, roles)
+    metrics = groups.metrics | learn(step, groups.trained, roles)
     if step > roles.config.algo.critic_warmup_steps:
         metrics |= roles.refit(version=step)
 
     return metrics, groups.rows
 
 
-def learn(
-    step: int, prompts: Sequence[Prompt], completions: Sequence[Completion], scores: Sequence[float], roles: Roles
-) -> dict[str, float]:
+def learn(step: int, rollout: Rollout, roles: Roles) -> dict[str, float]:
     """Estimate advantages, update critic then actor. Collective. Returns metrics.
 
     The batch and all that is computed from it end here: the refit needs their memory.
     """
     algo, data_group = roles.config.algo, roles.mesh.data
-    batch = roles.batch(prompts, completions, scores, step)
+    batch = roles.batch(rollout, step)
     old_logprobs_BT = roles.old_logprobs(batch)
     gate = roles.consistency_gate(batch, old_logprobs_BT, step)
     ref_logprobs_BT = roles.reference_logprobs(batch) if algo.kl_coef else old_logprobs_BT
 
     kl_BT = kl_penalty(old_logprobs_BT, ref_logprobs_BT, algo.kl_estimator)
-    rewards_BT = token_rewards(batch.scores_B, kl_BT, batch.mask_BT, algo.kl_coef, algo.reward_clip)
+    rewards_BT = token_rewards(batch.scores_B, kl_BT, batch.mask_BT, algo.kl_coef_of_reward, algo.reward_clip)
     estimate = roles.estimate(step, batch, rewards_BT)  # by a critic or from the rewards alone: estimators.py
-    roles.require_finite(step, completions, old_logprobs=old_logprobs_BT, **estimate.columns_BT)
+    roles.require_finite(step, rollout.completions, old_logprobs=old_logprobs_BT, **estimate.columns_BT)
     advantages_BT = estimate.advantages_BT
     if algo.normalize_advantages:
         advantages_BT = whiten(advantages_BT, batch.loss_mask_BT, data_group)
@@ -58,7 +54,7 @@ def learn(
     metrics |= reference_metrics(batch.mask_BT, old_logprobs_BT, ref_logprobs_BT, data_group)
     metrics |= roles.update_critic(batch, estimate)
     if step > algo.critic_warmup_steps:
-        metrics |= roles.update_actor(batch, old_logprobs_BT, advantages_BT, gate.weights_BT)
+        metrics |= roles.update_actor(batch, old_logprobs_BT, ref_logprobs_BT, advantages_BT, gate.weights_BT)
     return metrics
 
 

@@ -18,7 +18,7 @@ from nemo_simplerl.files import read_jsonl
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.report.read import with_current_keys
-from nemo_simplerl.trainer.build import build_roles, materials_on_disk
+from nemo_simplerl.trainer.build import build_roles, materials_on_disk, objective_notes
 from nemo_simplerl.trainer.consistency import sampling_notes
 from nemo_simplerl.trainer.estimators import kl_warnings, notes_without_critic
 from nemo_simplerl.trainer.guard.alarms import Alarms
@@ -76,7 +76,8 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         of_found = (*(found.notes if found else ()), *replaced)
         for note in (*determinism.notes(trainer.deterministic), *of_found, *notes_without_critic(config.algo), *notes):
             log.info(note)
-        for warning in (*earlier, *left_aside, *sampling_notes(config.rollout), *kl_warnings(config.algo)):
+        warnings = (*sampling_notes(config.rollout), *kl_warnings(config.algo), *objective_notes(config))
+        for warning in (*earlier, *left_aside, *warnings):
             log.warning(warning)
         grader = opened.enter_context(closing(build_grader(config.reward)))
         model_path = config.model.path

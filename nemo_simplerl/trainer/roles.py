@@ -113,11 +113,9 @@ class Roles:
         )
         return grades, [reward_of(grade.verdict, self.config.reward) for grade in grades]
 
-    def batch(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], scores: Sequence[float], step: int
-    ) -> Batch:
+    def batch(self, rollout: Rollout, step: int) -> Batch:
         """This data rank's samples of the rollout as tensors."""
-        algo = self.config.algo
+        algo, (prompts, completions, grades, scores) = self.config.algo, rollout
         rows = self.local_rows(completions, step)
         self.step_state.assign_rows(rows, [len(completion.token_ids) for completion in completions])
         return collate(
@@ -125,6 +123,7 @@ class Roles:
             [completions[i] for i in rows],
             [scores[i] for i in rows],
             groups=[i // self.sampling.n for i in rows],
+            is_correct=[grades[i].verdict == "correct" for i in rows],
             pad_id=self.pad_id,
             truncated=algo.truncated,
             overwrite_truncated_with_eos=self.eos_id if algo.overwrite_truncated_with_eos else None,
@@ -171,10 +170,16 @@ class Roles:
         return self.estimator.update(batch, estimate)
 
     def update_actor(
-        self, batch: Batch, old_logprobs_BT: Tensor, advantages_BT: Tensor, gate_weights_BT: Tensor
+        self,
+        batch: Batch,
+        old_logprobs_BT: Tensor,
+        ref_logprobs_BT: Tensor,
+        advantages_BT: Tensor,
+        gate_weights_BT: Tensor,
     ) -> dict[str, float]:
         """Train the policy on the rollout: see Actor.update. Returns metrics."""
-        return update_metrics("actor", self.actor.update(batch, old_logprobs_BT, advantages_BT, gate_weights_BT))
+        updates = self.actor.update(batch, old_logprobs_BT, ref_logprobs_BT, advantages_BT, gate_weights_BT)
+        return update_metrics("actor", updates)
 
     @timed("refit")
     def refit(self, version: int) -> dict[str, float]:

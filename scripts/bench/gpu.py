@@ -221,7 +221,9 @@ def actor_of(shape: ModelShape, config: Config, mesh: Mesh, *, transformer_engin
             else:
                 param.normal_(0, 0.02)
     learner = Learner(gpt, config.actor.optim, mesh, total_updates=1000, use_distributed_optimizer=False)
-    return Actor(learner, hf, config.actor, config.algo, temperature=1.0, timer=PhaseTimer())
+    longest = config.rollout.max_response_tokens
+    timer = PhaseTimer()
+    return Actor(learner, hf, config.actor, config.algo, temperature=1.0, max_response_tokens=longest, timer=timer)
 
 
 def engine_of(shape: ModelShape, work: Work, mesh: Mesh) -> HfEngine:
@@ -256,7 +258,9 @@ def update(actor: Actor, shape: ModelShape, work: Work, args: argparse.Namespace
     old_logprobs_BT = actor.logprobs(batch)
     ones_BT = torch.ones_like(old_logprobs_BT)
     device = batch.tokens_BS.device
-    seconds = median_seconds(lambda: actor.update(batch, old_logprobs_BT, ones_BT, ones_BT), args.repeats, device)
+    seconds = median_seconds(
+        lambda: actor.update(batch, old_logprobs_BT, old_logprobs_BT, ones_BT, ones_BT), args.repeats, device
+    )
     return utilisation(seconds, 3 * forward_flops(shape, work), work, args.peak) | peak_memory(device)
 
 

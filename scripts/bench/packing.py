@@ -127,8 +127,10 @@ def build(config: Config, path: Path, mesh) -> tuple[Actor, Critic]:
         for seed in (None, config.trainer.seed)
     ]
     timer = PhaseTimer()
-    actor = Actor(learners[0], read_hf_config(path), config.actor, config.algo, temperature=1.0, timer=timer)
-    return actor, Critic(learners[1], config.critic, config.algo, timer=timer)
+    longest = config.rollout.max_response_tokens
+    hf, algo = read_hf_config(path), config.algo
+    actor = Actor(learners[0], hf, config.actor, algo, temperature=1.0, max_response_tokens=longest, timer=timer)
+    return actor, Critic(learners[1], config.critic, algo, max_response_tokens=longest, timer=timer)
 
 
 def rollout(samples: int) -> Batch:
@@ -157,7 +159,7 @@ def step(actor: Actor, critic: Critic, batch: Batch) -> dict[str, float]:
     values_BT = critic.values(batch)
     marks.append(time.perf_counter())
     ones_BT = torch.ones_like(batch.mask_BT)
-    actor.update(batch, old_logprobs_BT, ones_BT, ones_BT)
+    actor.update(batch, old_logprobs_BT, old_logprobs_BT, ones_BT, ones_BT)
     marks.append(time.perf_counter())
     critic.update(batch, values_BT, ones_BT)
     marks.append(time.perf_counter())

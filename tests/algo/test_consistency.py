@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nemo_simplerl.algo.consistency import beyond_bound, difference_metrics, difference_sums, importance_weights
-from nemo_simplerl.algo.loss import policy_loss
+from nemo_simplerl.algo.loss import PolicyObjective, policy_loss
 from nemo_simplerl.parallel.reductions import all_reduce_metrics
 
 # d = trainer - engine is 0.5, -0.25, 0 | 1. The zeros of the mask are a prompt, an EOS never sampled, and padding.
@@ -103,8 +103,7 @@ def _gradient(weights_BT, advantages, logprobs_BT=None):
         torch.tensor([advantages]),
         torch.zeros(1, 3),
         weights_BT / 3,
-        ratio_eps=0.2,
-        entropy_bonus=0.0,
+        PolicyObjective(ratio_eps=0.2),
     )
     loss.backward()
     return float(loss.detach()), logprobs_BT.grad

@@ -23,6 +23,8 @@ def test_sequences_stand_end_to_end_with_a_zero_between_their_columns():
     assert micro.mask_BT.tolist() == [[0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 1]]
     assert micro.columns["numbers_BT"].tolist() == [[5, 6, 7, 8, 0, 9, 10, 11, 12, 0, 1, 2]]
     assert micro.scores_B.tolist() == [1.0, -1.0, -0.5]
+    assert micro.sequences_BT.tolist() == [[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2]]
+    assert batch.micro_batches(2)[0].sequences_BT.tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]
 
 
 def test_together_undoes_both_cuts():

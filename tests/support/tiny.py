@@ -188,13 +188,14 @@ def scripted_roles(folder: str, actor_changes: dict, algo_changes: dict) -> Iter
     grader = RewardPool(1, timeout_s=20.0, memory_limit_mb=1024)
     learner = learner_of(config, folder, optim, mesh, total_updates=8)
     critic_learner = learner_of(config, folder, optim, mesh, total_updates=8, critic_seed=config.trainer.seed)
-    critic = Critic(critic_learner, config.critic, config.algo, timer=timer)
+    length = 12
+    critic = Critic(critic_learner, config.critic, config.algo, max_response_tokens=length, timer=timer)
     step_state = StepState()
-    sampling = SamplingParams(n=2, max_tokens=12, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=(0,))
+    sampling = SamplingParams(n=2, max_tokens=length, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=(0,))
     yield Roles(
         config=config,
         mesh=mesh,
-        actor=Actor(learner, hf, config.actor, config.algo, temperature=0.7, timer=timer),
+        actor=Actor(learner, hf, config.actor, config.algo, temperature=0.7, max_response_tokens=length, timer=timer),
         estimator=GaeWithCritic(critic, config.algo, mesh, step_state),
         engine=ScriptedEngine(hf["vocab_size"]),
         grader=grader,

@@ -8,7 +8,9 @@ import torch
 
 from nemo_simplerl.config.load import compose, to_yaml
 from nemo_simplerl.config.run_dir import check_run_dir
+from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.hf.engine import HfEngine
+from nemo_simplerl.trainer.groups import Rollout
 from nemo_simplerl.trainer.loop import ppo_step
 from nemo_simplerl.trainer.roles import Roles
 from support.gate import PROMPTS, GuessingEngine, change_gate, logged_messages, use_engine
@@ -36,7 +38,8 @@ class RoundingEngine(HfEngine):
 def _gate(roles: Roles, step: int = 1):
     """The gate's answer on a rollout, and its batch."""
     completions = roles.sample(PROMPTS, step).sampled.completions
-    batch = roles.batch(PROMPTS, completions, [0.0] * len(completions), step)
+    wrong = [Grade("incorrect", "ok", 0.0)] * len(completions)
+    batch = roles.batch(Rollout(PROMPTS, completions, wrong, [0.0] * len(completions)), step)
     return roles.consistency_gate(batch, roles.actor.logprobs(batch), step), batch
 
 
@@ -146,7 +149,7 @@ def _losses(folder: str, policy: str) -> None:
         roles.actor.update = lambda *given: seen.setdefault("updates", update(*seen.setdefault("given", given)))
         metrics = ppo_step(1, PROMPTS, roles)[0]
         assert len(messages) == 1
-        batch, old_BT, advantages_BT, weights_BT = seen["given"]
+        batch, old_BT, _, advantages_BT, weights_BT = seen["given"]
         difference_BT = old_BT - batch.engine_logprobs_BT
         is_response_BT = batch.mask_BT > 0
         if policy == "mask":

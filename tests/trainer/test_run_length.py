@@ -1,4 +1,4 @@
-"""How often a run saves where nothing says so, and a run whose critic's warm-up would take all of it."""
+"""How often a run saves where nothing says so, a warm-up that would take all of it, and settings it tells of."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from nemo_simplerl.config.load import compose
+from nemo_simplerl.trainer.build import objective_notes
 from nemo_simplerl.trainer.consistency import sampling_notes
 from nemo_simplerl.trainer.open_run import _check_length
 from nemo_simplerl.trainer.run import Run
@@ -47,3 +48,12 @@ def test_a_cut_of_the_sampled_tokens_is_told_with_what_the_gate_compares():
     (note,) = sampling_notes(replace(CONFIG.rollout, top_p=0.9, top_k=50))
     assert note.startswith("rollout.top_p=0.9 and rollout.top_k=50: sampling is off-policy.")
     assert "consistency gate compares" in note and "does not see the cut" in note
+
+
+def test_bounds_on_ratios_that_stay_1_are_told():
+    asked = replace(CONFIG, algo=replace(CONFIG.algo, ratio_eps_high=0.28, ratio_level="sequence"))
+    one_update = replace(asked, actor=replace(asked.actor, global_batch_size=256))
+    (note,) = objective_notes(one_update)
+    assert note.startswith("algo.ratio_eps_high and algo.ratio_level=sequence: without effect, since a step has one")
+    assert objective_notes(asked) == objective_notes(replace(one_update, algo=CONFIG.algo)) == []
+    assert objective_notes(replace(one_update, algo=replace(asked.algo, old_logprobs="engine"))) == []

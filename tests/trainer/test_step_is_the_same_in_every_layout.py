@@ -9,7 +9,9 @@ import torch.distributed as dist
 from nemo_simplerl.algo.advantages import whiten
 from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Problem, Prompt
+from nemo_simplerl.reward.grade import reward_of
 from nemo_simplerl.trainer.estimators import Estimator, build_estimator
+from nemo_simplerl.trainer.groups import Rollout
 from nemo_simplerl.trainer.loop import ppo_step
 from nemo_simplerl.trainer.roles import Roles
 from support.ranks import run_ranks
@@ -58,9 +60,9 @@ def _without_critic(roles: Roles, name: str) -> Estimator:
 
 def _checksum(roles: Roles, estimator: Estimator) -> float:
     """The whitened advantages of the last step's samples, each times a number that its token decides, summed."""
-    completions = roles.step_state.record.completions
-    _, scores = roles.grade(_prompts(), completions)
-    batch = roles.batch(_prompts(), completions, scores, step=3)
+    record = roles.step_state.record
+    scores = [reward_of(grade.verdict, roles.config.reward) for grade in record.grades]
+    batch = roles.batch(Rollout(_prompts(), record.completions, record.grades, scores), step=3)
     of_token_BT = batch.tokens_BS[:, 1:].float() / 131
     rewards_BT = token_rewards(batch.scores_B, of_token_BT, batch.mask_BT, kl_coef=0.1)
     advantages_BT = estimator.estimate(3, batch, rewards_BT).advantages_BT
@@ -103,11 +105,26 @@ def test_micro_batch_sizes_and_packed_rows_agree(model, one_rank, unit, size):
     _assert_same(found, one_rank, f"micro-batches of {size} {unit}")
 
 
-@pytest.mark.parametrize(
-    "algo", [{"loss_aggregation": "seq_mean", "truncated": "mask", "entropy_bonus": 0.01, "ppo_epochs": 2}]
-)
-def test_layouts_agree_in_the_other_variants_too(model, algo):
-    (expected,) = run_ranks(_steps, 1, model, {}, algo)
-    actor = {"tensor_model_parallel_size": 2, "micro_batch_size": 1}
-    for found in run_ranks(_steps, 4, model, actor, algo):
-        _assert_same(found, expected, "TP2 x DP2")
+# What the default leaves out, in one run: sums over a sequence, counts over right responses, bounds of their own.
+OTHERS = {
+    "loss_aggregation": "token_sum_over_max",
+    "truncated": "mask",
+    "entropy_bonus": 0.01,
+    "ppo_epochs": 2,
+    "kl_in": "loss",
+    "kl_estimator": "k3",
+    "kl_importance_weight": True,
+    "ratio_level": "sequence",
+    "ratio_eps_high": 0.28,
+    "dual_clip": 3.0,
+    "positive_nll_coef": 0.1,
+}
+
+
+def test_layouts_agree_in_the_other_variants_too(model):
+    (expected,) = run_ranks(_steps, 1, model, {}, OTHERS)
+    assert expected[1]["actor/kl_loss"] > 0 and expected[0]["actor/positive_nll"] > 0
+    assert 0 == expected[1]["actor/dual_clip_fraction"] < expected[1]["actor/clip_fraction"]
+    actor = {"tensor_model_parallel_size": 2, "micro_batch_tokens": 24, "forward_micro_batch_tokens": 61}
+    for found in run_ranks(_steps, 4, model, actor, OTHERS):
+        _assert_same(found, expected, "TP2 x DP2 in packed rows")

@@ -124,3 +124,46 @@ def critic_warmup_ends(config: Config) -> Iterator[str]:
             f"algo.critic_warmup_steps={warmup} leaves the actor no step of trainer.max_steps={steps}. "
             f"Set algo.critic_warmup_steps={steps - 1} or less, or trainer.max_steps={warmup + 1} or more."
         )
+
+
+def clip_bounds_are_in_order(config: Config) -> Iterator[str]:
+    algo = config.algo
+    high = algo.ratio_eps if algo.ratio_eps_high is None else algo.ratio_eps_high
+    if algo.policy_loss == "clip" and algo.dual_clip is not None and algo.dual_clip <= 1 + high:
+        key = "ratio_eps" if algo.ratio_eps_high is None else "ratio_eps_high"
+        yield (
+            f"algo.dual_clip={algo.dual_clip:g} lies within the clip, whose upper bound is 1 + algo.{key} = "
+            f"{1 + high:g}: it would stop tokens that the clip lets learn. Set algo.dual_clip above that (3 and 10 are "
+            "usual), or null."
+        )
+    if algo.policy_loss == "cispo" and not algo.cispo_ratio_min <= 1 <= algo.cispo_ratio_max:
+        yield (
+            f"algo.cispo_ratio_min={algo.cispo_ratio_min:g} and algo.cispo_ratio_max={algo.cispo_ratio_max:g} do not "
+            "have 1 between them, the ratio of a policy that has not moved. They are the bounds themselves, not "
+            "distances from 1: 0 and 5 are usual."
+        )
+
+
+def surrogate_reads_its_settings(config: Config) -> Iterator[str]:
+    algo = config.algo
+    for key in ("ratio_eps_high", "dual_clip"):
+        value = getattr(algo, key)
+        if algo.policy_loss == "cispo" and value is not None:
+            yield (
+                f"algo.{key}={value:g} bounds the ratio of algo.policy_loss=clip, and cispo has bounds of its own. Set "
+                f"algo.{key}=null (algo.cispo_ratio_max bounds cispo's ratio from above), or algo.policy_loss=clip."
+            )
+
+
+def kl_in_the_loss_teaches(config: Config) -> Iterator[str]:
+    algo = config.algo
+    if algo.kl_coef_of_loss and algo.kl_estimator == "k1" and not algo.kl_importance_weight:
+        yield (
+            "algo.kl_in=loss with algo.kl_estimator=k1 has a gradient of 0 in expectation: it adds noise and holds the "
+            "policy to nothing. Set algo.kl_estimator=k2 or k3, algo.kl_importance_weight=true, or algo.kl_in=reward."
+        )
+    if algo.kl_in == "reward" and algo.kl_importance_weight:
+        yield (
+            "algo.kl_importance_weight=true weighs the KL penalty of the loss, and algo.kl_in=reward puts none there. "
+            "Set algo.kl_importance_weight=false, or algo.kl_in=loss."
+        )

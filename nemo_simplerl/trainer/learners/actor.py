@@ -4,13 +4,15 @@ Legend: B samples of this data rank, S sequence length, T = S - 1 predicted toke
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from nemo_simplerl.algo.loss import Metrics, policy_loss
+from nemo_simplerl.algo.kl import kl_loss
+from nemo_simplerl.algo.loss import Metrics, PolicyObjective, policy_loss, positive_nll
 from nemo_simplerl.config.schema import ActorConfig, AlgoConfig
 from nemo_simplerl.data.batch import Batch, MicroBatch
 from nemo_simplerl.data.packing import unpack_to_batch
@@ -36,11 +38,13 @@ class Actor:
         algo: AlgoConfig,
         *,
         temperature: float,
+        max_response_tokens: int,
         timer: PhaseTimer,
         update_loop: UpdateLoop | None = None,
     ):
         self.learner, self.hf, self.config, self.algo, self.timer = learner, hf, config, algo, timer
         self.update_loop = update_loop or UpdateLoop()
+        self.max_response_tokens, self.objective = max_response_tokens, objective_of(algo)
         self.temperature = temperature if algo.logprob_temperature == "sampling" else 1.0
         self._reference = _host_copy(learner.gpt) if algo.kl_coef else None
 
@@ -60,23 +64,33 @@ class Actor:
 
     @timed("actor_update")
     def update(
-        self, batch: Batch, old_logprobs_BT: Tensor, advantages_BT: Tensor, gate_weights_BT: Tensor
+        self,
+        batch: Batch,
+        old_logprobs_BT: Tensor,
+        ref_logprobs_BT: Tensor,
+        advantages_BT: Tensor,
+        gate_weights_BT: Tensor,
     ) -> list[dict[str, float]]:
         """PPO updates over the rollout, mini-batch by mini-batch. Returns the metrics of each.
 
-        `gate_weights_BT` multiplies the weight of each token in the loss and in its metrics; the counts that divide
-        both stay those of the whole update. Raises RuntimeError when the ratio at the first update is further from 1
-        than algo.ratio_tolerance.
+        `ref_logprobs_BT` is read where the loss has a KL term. `gate_weights_BT` multiplies the weight of each token in
+        every term of the loss and in its metrics; the counts that divide them stay those of the whole update. Raises
+        RuntimeError when the ratio at the first update is further from 1 than algo.ratio_tolerance.
         """
+        algo = self.algo
+        columns = {"ref_logprobs_BT": ref_logprobs_BT} if algo.kl_coef_of_loss else {}
         minis = mini_batches(
             batch,
             self.config,
-            aggregation=self.algo.loss_aggregation,
-            epochs=self.algo.ppo_epochs,
+            aggregation=algo.loss_aggregation,
+            max_tokens=self.max_response_tokens,
+            epochs=algo.ppo_epochs,
             mesh=self.learner.mesh,
+            weigh_correct=algo.positive_nll_coef > 0,
             old_logprobs_BT=old_logprobs_BT,
             advantages_BT=advantages_BT,
             gate_weights_BT=gate_weights_BT,
+            **columns,
         )
         with self.learner.optimizer_on_device():
             return self.update_loop.run(minis, self._update)
@@ -97,17 +111,35 @@ class Actor:
         return metrics
 
     def _loss(self, hidden_SBH: Tensor, micro: MicroBatch) -> tuple[Tensor, Metrics]:
-        algo = self.algo
+        """The micro-batch's share of the update's loss. A term whose coefficient is 0 is not computed."""
+        algo, columns = self.algo, micro.columns
         logprobs_BT, entropy_BT = self._head(head.logprobs_entropy, hidden_SBH, micro)
-        return policy_loss(
+        gate_BT, old_logprobs_BT = columns["gate_weights_BT"], columns["old_logprobs_BT"]
+        weights_BT, metric_weights_BT = columns["weights_BT"] * gate_BT, columns.get("metric_weights_BT")
+        loss, metrics = policy_loss(
             logprobs_BT,
-            micro.columns["old_logprobs_BT"],
-            micro.columns["advantages_BT"],
+            old_logprobs_BT,
+            columns["advantages_BT"],
             entropy_BT,
-            micro.columns["weights_BT"] * micro.columns["gate_weights_BT"],
-            ratio_eps=algo.ratio_eps,
-            entropy_bonus=algo.entropy_bonus,
+            weights_BT,
+            self.objective,
+            micro.sequences_BT if algo.ratio_level == "sequence" else None,
+            None if metric_weights_BT is None else metric_weights_BT * gate_BT,
         )
+        if algo.kl_coef_of_loss:
+            kl = kl_loss(
+                logprobs_BT,
+                columns["ref_logprobs_BT"],
+                old_logprobs_BT,
+                weights_BT,
+                estimator=algo.kl_estimator,
+                importance_weight=algo.kl_importance_weight,
+            )
+            loss, metrics["kl_loss"] = loss + algo.kl_coef_of_loss * kl, kl.detach()
+        if algo.positive_nll_coef:
+            nll = positive_nll(logprobs_BT, columns["correct_weights_BT"] * gate_BT)
+            loss, metrics["positive_nll"] = loss + algo.positive_nll_coef * nll, nll.detach()
+        return loss, metrics
 
     def _head(self, compute: Callable[..., Result], hidden_SBH: Tensor, micro: MicroBatch) -> Result:
         return compute(
@@ -137,6 +169,11 @@ class Actor:
             current = param.clone()  # on the device, since page-locked memory alone copies at the bus's full speed
             param.copy_(stored, non_blocking=True)
             stored.copy_(current, non_blocking=True)
+
+
+def objective_of(algo: AlgoConfig) -> PolicyObjective:
+    """The part of the policy's loss that the settings of `algo` by the same names choose."""
+    return PolicyObjective(**{field.name: getattr(algo, field.name) for field in fields(PolicyObjective)})
 
 
 @torch.no_grad()

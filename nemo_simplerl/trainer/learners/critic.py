@@ -25,11 +25,12 @@ class Critic:
         config: CriticConfig,
         algo: AlgoConfig,
         *,
+        max_response_tokens: int,
         timer: PhaseTimer,
         update_loop: UpdateLoop | None = None,
     ):
         self.learner, self.config, self.algo, self.timer = learner, config, algo, timer
-        self.update_loop = update_loop or UpdateLoop()
+        self.max_response_tokens, self.update_loop = max_response_tokens, update_loop or UpdateLoop()
 
     @timed("values")
     def values(self, batch: Batch) -> Tensor:
@@ -45,6 +46,7 @@ class Critic:
             batch,
             self.config,
             aggregation=self.algo.loss_aggregation,
+            max_tokens=self.max_response_tokens,
             epochs=self.algo.ppo_epochs,
             mesh=self.learner.mesh,
             old_values_BT=old_values_BT,
@@ -63,6 +65,7 @@ class Critic:
             micro.columns["returns_BT"],
             micro.columns["weights_BT"],
             value_clip=self.algo.value_clip,
+            metric_weights_BT=micro.columns.get("metric_weights_BT"),
         )
 
     def _values(self, hidden_SBH: Tensor, micro: MicroBatch) -> Tensor:

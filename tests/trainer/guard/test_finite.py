@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from nemo_simplerl.data.problems import Problem, Prompt
+from nemo_simplerl.reward.serving.pool import Grade
+from nemo_simplerl.trainer.groups import Rollout
 from nemo_simplerl.trainer.guard.finite import BadUpdates, delete_bad_updates, read_micro_batches, require_finite
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.logging.metrics import update_metrics
@@ -45,7 +47,8 @@ def _batch(roles):
     roles.engine.weight_version = 0
     prompts = [Prompt(Problem(str(i), "", "1", None, None), "", tuple(range(1, 6 + i))) for i in range(4)]
     completions = roles.engine.generate(None, roles.sampling, random.Random(5).sample(range(1000), 8))
-    return roles.batch(prompts, completions, [1.0, -0.5] * 4, 1)
+    grades = [Grade("correct", "ok", 0.0), Grade("incorrect", "ok", 0.0)] * 4
+    return roles.batch(Rollout(prompts, completions, grades, [1.0, -0.5] * 4), 1)
 
 
 def _state(learner: Learner) -> list[torch.Tensor]:
@@ -123,7 +126,7 @@ def _poisoned_actor(model: str) -> list[dict]:
         advantages_BT, ones_BT = batch.mask_BT.clone(), torch.ones_like(batch.mask_BT)
         rows = batch.lengths_B[:4].argsort(descending=True)  # the samples of the first update
         advantages_BT[rows[0]] = torch.inf
-        return roles.actor.update(batch, old_BT, advantages_BT, ones_BT)
+        return roles.actor.update(batch, old_BT, old_BT, advantages_BT, ones_BT)
 
 
 def test_the_first_update_of_a_step_may_be_the_bad_one(model):

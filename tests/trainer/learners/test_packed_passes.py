@@ -1,5 +1,6 @@
 """Packed passes give what padded ones give: log-probabilities, values, losses and gradients, in every layout."""
 
+import copy
 import random
 from dataclasses import replace
 
@@ -9,6 +10,9 @@ from megatron.core.distributed import finalize_model_grads
 
 from nemo_simplerl.data.problems import Problem, Prompt
 from nemo_simplerl.model.network import pipeline
+from nemo_simplerl.reward.serving.pool import Grade
+from nemo_simplerl.trainer.groups import Rollout
+from nemo_simplerl.trainer.learners.actor import objective_of
 from nemo_simplerl.trainer.learners.minibatches import mini_batches
 from nemo_simplerl.trainer.loop import ppo_step
 from nemo_simplerl.trainer.warm_start.run import sft_loss
@@ -56,23 +60,33 @@ def test_two_steps_in_packed_rows_have_the_metrics_of_padded_ones(model, layout)
 
 
 def _gradients(folder: str, layout: dict) -> list[float]:
-    """Largest difference between gradients of packed and padded passes over the largest gradient, of three losses."""
+    """Largest difference between gradients of packed and padded passes over the largest gradient, of all losses."""
     with scripted_roles(folder, layout, {}) as roles:
         roles.engine.weight_version = 0
         prompts, mesh = _prompts(), roles.mesh
         completions = roles.engine.generate(None, roles.sampling, random.Random(5).sample(range(1000), 8))
-        batch = roles.batch(prompts, completions, [1.0, -0.5] * 4, 1)
+        grades = [Grade("correct", "ok", 0.0), Grade("incorrect", "ok", 0.0)] * 4
+        batch = roles.batch(Rollout(prompts, completions, grades, [1.0, -0.5] * 4), 1)
         noise_BT = torch.randn(batch.mask_BT.shape, generator=torch.Generator().manual_seed(mesh.dp_rank))
         columns = {"old_logprobs_BT": noise_BT - 5.0, "advantages_BT": noise_BT, "gate_weights_BT": batch.mask_BT}
-        columns |= {"old_values_BT": noise_BT * 0.1, "returns_BT": noise_BT}
+        columns |= {"old_values_BT": noise_BT * 0.1, "returns_BT": noise_BT, "ref_logprobs_BT": noise_BT.flip(0) - 5.0}
         actor, critic = roles.actor, roles.estimator.critic
 
         def language_loss(*args):
             return sft_loss(actor.learner.gpt, *args, actor.hf["vocab_size"], mesh)
 
+        def loss_under(**algo):
+            changed = copy.copy(actor)
+            changed.algo = replace(actor.algo, **algo)
+            changed.objective = objective_of(changed.algo)
+            return changed._loss
+
         found = []
+        kl = {"kl_in": "loss", "kl_coef": 0.1, "kl_estimator": "k3"}
         for learner, sizes, loss in (
             (actor.learner, actor.config, actor._loss),
+            (actor.learner, actor.config, loss_under(ratio_level="sequence", ratio_eps_high=0.9, **kl)),
+            (actor.learner, actor.config, loss_under(policy_loss="cispo", positive_nll_coef=0.5)),
             (actor.learner, actor.config, language_loss),
             (critic.learner, critic.config, critic._loss),
         ):
@@ -84,7 +98,10 @@ def _gradients(folder: str, layout: dict) -> list[float]:
 
 
 def _gradient(learner, batch, sizes, loss, columns) -> torch.Tensor:
-    mini = next(mini_batches(batch, sizes, aggregation="token_mean", epochs=1, mesh=learner.mesh, **columns))
+    minis = mini_batches(
+        batch, sizes, aggregation="token_mean", epochs=1, mesh=learner.mesh, weigh_correct=True, **columns
+    )
+    mini = next(minis)
     assert all(micro.is_packed == (sizes.micro_batch_tokens is not None) for micro in mini)
     learner.model.zero_grad_buffer()
     pipeline.forward_backward(learner.model, mini, loss, learner.mesh)
