@@ -4,6 +4,7 @@
 # usage: scripts/quickstart.sh [OVERRIDE...]
 #   NPROC=2 scripts/quickstart.sh                                         two processes
 #   scripts/quickstart.sh trainer.run_dir=runs/mine trainer.seed=3        any setting of conf/ can be overridden
+#   scripts/quickstart.sh trainer.run_dir=runs/grpo algo=grpo             by another recipe of conf/algo
 #
 # Environment: NPROC (default 1), VENV, PYTHON (see scripts/env.sh).
 set -euo pipefail

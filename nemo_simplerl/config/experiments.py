@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nemo_simplerl
-from nemo_simplerl.config.errors import Findings
+from nemo_simplerl.config.errors import Findings, suggest
 from nemo_simplerl.user_files import read_text
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _OWN = "simplerl_own_file"  # the name by which Hydra finds a file of the user's own
 _PACKAGE = re.compile(r"^\s*#\s*@package\b", re.MULTILINE)
+_GLOBAL = re.compile(r"^\s*#\s*@package\s+_global_\s*$", re.MULTILINE)
+_SCALE = "to_scale"  # a section of conf/config.yaml, which says what it is for
+_TAKEN = re.compile(rf"\$\{{{_SCALE}\.(\w+)\}}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +98,24 @@ def compose_files(chosen: Choices, findings: Findings) -> "DictConfig | None":
             findings.add(f"{files}: {_own_words(error, chosen)}.")
             return None
     OmegaConf.set_struct(tree, False)
+    return _to_scale(tree, findings)
+
+
+def _to_scale(tree: "DictConfig", findings: Findings) -> "DictConfig":
+    """The tree without its section `to_scale`, whose values stand where a recipe of conf/algo takes them."""
+    from omegaconf import OmegaConf
+
+    written: Any = OmegaConf.to_container(tree, resolve=False)
+    known, given = _content(conf_dir() / "config.yaml")[_SCALE], written.pop(_SCALE)
+    del tree[_SCALE]
+    values = given if isinstance(given, Mapping) else {}
+    for name in map(str, values.keys() - known.keys()):
+        closest = suggest(name, known) or f" Known: {', '.join(known)}."
+        findings.add(f"{_SCALE}.{name} is a value that no recipe takes.{closest}")
+    for section, keys in written.items():
+        for key, text in keys.items() if isinstance(keys, Mapping) else ():
+            if (taken := _TAKEN.fullmatch(str(text))) and taken[1] in values:
+                tree[section][key] = values[taken[1]]
     return tree
 
 
@@ -102,7 +123,7 @@ def keys_in(chosen: Choices) -> dict[Path, set[str]]:
     """The dotted keys and sections that each of the user's own files sets."""
     found = {}
     for group, file in chosen.own.items():
-        prefix = "" if group == "experiment" else f"{group}."
+        prefix = "" if group == "experiment" or _GLOBAL.search(read_text(file)) else f"{group}."
         found[file] = {prefix + key for key in _keys(_content(file))}
     return found
 

@@ -110,14 +110,14 @@ class GivenStep(StepState):
         super().__init__()
         self._given = sample.response_tokens
 
-    def completions(self, samples, sample) -> list[Completion]:
+    def completions(self, sample, count) -> list[Completion]:
         self.record.completions = [
             Completion((_TOKEN,) * tokens, (_LOGPROB,) * tokens, "", "stop", 0, seed)
             for seed, tokens in enumerate(self._given)
         ]
         return self.record.completions
 
-    def grades(self, samples, grade) -> list[Grade]:
+    def grades(self, grade, count) -> list[Grade]:
         return [Grade(("correct", "incorrect")[index % 2], "ok", 0.0) for index in range(len(self._given))]
 
     def column(self, name: str, batch: Batch, compute) -> Tensor:

@@ -14,9 +14,10 @@ from nemo_simplerl.algo.advantages import (
     equal_groups_share,
     group_advantages,
     leave_one_out_advantages,
+    masked_moments,
     rewards_to_go,
 )
-from nemo_simplerl.algo.gae import gae
+from nemo_simplerl.algo.gae import gae, length_adaptive_lambda
 from nemo_simplerl.config.schema import AlgoConfig
 from nemo_simplerl.data.batch import Batch
 from nemo_simplerl.parallel.mesh import Mesh
@@ -52,7 +53,11 @@ class Estimator(Protocol):
 
 
 class GaeWithCritic:
-    """Generalised advantage estimation over the values of a critic (arXiv:1506.02438)."""
+    """Generalised advantage estimation over the values of a critic (arXiv:1506.02438).
+
+    The returns that the critic is fitted to may have a lambda of their own (VC-PPO, arXiv:2503.01491), and another one
+    in the first steps, which train the critic alone.
+    """
 
     def __init__(self, critic: Critic, algo: AlgoConfig, mesh: Mesh, step_state: StepState):
         self.critic, self.algo, self.mesh, self.step_state = critic, algo, mesh, step_state
@@ -66,15 +71,33 @@ class GaeWithCritic:
 
     def estimate(self, step: int, batch: Batch, rewards_BT: Tensor) -> Estimate:
         """See Estimator.estimate."""
-        values_BT, algo = self.values(batch), self.algo
-        advantages_BT, returns_BT = gae(rewards_BT, values_BT, batch.mask_BT, gamma=algo.gamma, lam=algo.gae_lambda)
+        values_BT, lam = self.values(batch), self._lambda(batch)
+        estimate_by = partial(gae, rewards_BT, values_BT, batch.mask_BT, gamma=self.algo.gamma)
+        advantages_BT, returns_BT = estimate_by(lam=lam)
+        if (critic_lambda := self._critic_lambda(step)) is not None:
+            _, returns_BT = estimate_by(lam=critic_lambda)
         metrics = estimate_metrics(batch.mask_BT, values_BT, advantages_BT, returns_BT, self.mesh.data)
+        if isinstance(lam, Tensor):
+            lam_BT = lam.expand_as(batch.mask_BT)
+            metrics["critic/lambda_mean"] = float(masked_moments(lam_BT, batch.mask_BT, self.mesh.data)[0])
         return Estimate(advantages_BT, returns_BT, {"values": values_BT}, metrics)
 
     def update(self, batch: Batch, estimate: Estimate) -> dict[str, float]:
         """See Estimator.update."""
         values_BT = estimate.columns_BT["values"]
         return update_metrics("critic", self.critic.update(batch, values_BT, estimate.returns_BT))
+
+    def _lambda(self, batch: Batch) -> float | Tensor:
+        """Lambda of the advantages: a number, or one for each response [B, 1]."""
+        alpha = self.algo.gae_length_alpha
+        return self.algo.gae_lambda if alpha is None else length_adaptive_lambda(batch.mask_BT, alpha)
+
+    def _critic_lambda(self, step: int) -> float | None:
+        """Lambda of the returns; None where it is that of the advantages."""
+        algo = self.algo
+        if step <= algo.critic_warmup_steps and algo.critic_warmup_lambda is not None:
+            return algo.critic_warmup_lambda
+        return algo.gae_lambda_critic
 
 
 class NoModels:

@@ -5,7 +5,7 @@ further prompts in place of the others: the dynamic sampling of DAPO (arXiv:2503
 verdict, whatever a response's length costs it: with overlong shaping an all-right group has unequal rewards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,21 +29,35 @@ class Rollout(NamedTuple):
 class SampledGroups:
     """The groups that a step has sampled so far, in order; `add` is called once a round.
 
-    wanted: groups that the step trains on. n: responses of each. only_mixed: whether the others make room for further
-    prompts.
+    offered: the prompts that the step may take, in order. wanted: groups that it trains on. n: responses of each.
+    only_mixed: whether the others make room for further prompts, in at most `max_rounds` rounds. terms_of: the terms of
+    a response's score, beside the reward of its verdict, by its number of tokens.
     """
 
+    step: int
+    offered: Sequence[Prompt]
     wanted: int
     n: int
     only_mixed: bool
+    max_rounds: int
+    terms_of: Callable[[int], dict[str, float]]
     sampled: Rollout = field(default_factory=lambda: Rollout([], [], [], []))
-    terms: list[dict[str, float]] = field(default_factory=list)  # of each response's score, beside its verdict's reward
+    terms: list[dict[str, float]] = field(default_factory=list)  # of each response
     rounds: int = 0
 
-    def add(self, graded: Rollout, terms: Sequence[dict[str, float]]) -> None:
-        """Take the groups of one round."""
-        for mine, new in zip(self.sampled, graded, strict=True):
-            mine.extend(new)
+    def add(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        grades: Sequence[Grade],
+        rewards: Sequence[float],
+    ) -> None:
+        """Take the groups of one round. rewards: of the verdicts; the other terms of the scores are added to them."""
+        terms = [self.terms_of(len(completion.token_ids)) for completion in completions]
+        self.sampled.prompts.extend(prompts)
+        self.sampled.completions.extend(completions)
+        self.sampled.grades.extend(grades)
+        self.sampled.scores.extend(reward + sum(named.values()) for reward, named in zip(rewards, terms, strict=True))
         self.terms.extend(terms)
         self.rounds += 1
 
@@ -58,10 +72,10 @@ class SampledGroups:
         """Whether each group need not make room for another."""
         return [not self.only_mixed or 0 < count < self.n for count in self.num_correct]
 
-    def next_round(self, num_offered: int, max_rounds: int) -> int:
-        """Prompts to sample next; 0 where the step is full, was given all its rounds, or met every prompt on offer."""
-        left = num_offered - len(self.sampled.prompts)
-        return round_size(self.kept, self.wanted, most=min(self.wanted, left if self.rounds < max_rounds else 0))
+    def next_prompts(self) -> list[Prompt]:
+        """Those to sample next; none where the step is full, was given all its rounds, or met every one on offer."""
+        left = self.offered[len(self.sampled.prompts) :] if self.rounds < self.max_rounds else []
+        return list(left[: round_size(self.kept, self.wanted, most=min(self.wanted, len(left)))])
 
     @property
     def trained(self) -> Rollout:
@@ -97,13 +111,16 @@ class SampledGroups:
             rows = [row | {"trained_on": i // self.n in chosen} for i, row in enumerate(rows)]
         return rows
 
-    def warning(self, max_rounds: int) -> str | None:
+    @property
+    def warning(self) -> str | None:
         """What to say where groups without a difference fill the step, in words; None where it is full without."""
         mixed, num_prompts = sum(self.kept), len(self.sampled.prompts)
         if mixed >= self.wanted:
             return None
         right, wrong = self.num_correct.count(self.n), self.num_correct.count(0)
-        limit = "raise rollout.max_rounds" if self.rounds == max_rounds else "bring more problems: it has met them all"
+        limit = (
+            "raise rollout.max_rounds" if self.rounds == self.max_rounds else "bring more problems: it has met them all"
+        )
         easier = "bring harder problems" if right > wrong else "bring easier ones, and check their gold answers"
         return (
             f"{mixed} of {num_prompts} prompts had right and wrong responses after {self.rounds} rounds ({right} had "

@@ -22,7 +22,11 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
     Steps count from 1. prompts: those that the step may take, in order. Returns the step's metrics and its samples as
     rows for the run directory.
     """
-    groups = roles.sample(prompts, step)  # and graded: in one round, or in those of DAPO (groups.py)
+    groups = roles.begin(prompts, step)
+    for new_prompts in roles.rounds(groups):  # one, or DAPO's: until enough groups are mixed (groups.py)
+        completions = roles.generate(new_prompts, step)
+        grades, rewards = roles.grade(new_prompts, completions)
+        groups.add(new_prompts, completions, grades, rewards)
 
     metrics = groups.metrics | learn(step, groups.trained, roles)
     if step > roles.config.algo.critic_warmup_steps:

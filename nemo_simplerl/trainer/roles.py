@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -63,53 +63,45 @@ class Roles:
         """The models that are trained, saved and exported, by role."""
         return {"actor": self.actor.learner, **self.estimator.learners}
 
-    def sample(self, prompts: Sequence[Prompt], step: int) -> SampledGroups:
-        """Begin the step, and sample and grade the groups that it trains on. Returns all of them on every rank.
-
-        With rollout.keep_groups=all it takes all the prompts in one round. With mixed it takes data.rollout_batch_size
-        of them, and in further rounds as many of those that follow as fill the step: see groups.py.
-        """
-        rollout, only_mixed = self.config.rollout, self.config.rollout.keep_groups == "mixed"
-        wanted = self.config.data.rollout_batch_size if only_mixed else len(prompts)
-        groups = SampledGroups(wanted, self.sampling.n, only_mixed)
+    def begin(self, prompts: Sequence[Prompt], step: int) -> SampledGroups:
+        """Begin the step, whose groups are sampled from the first of these prompts on. Collective."""
+        rollout, reward = self.config.rollout, self.config.reward
+        only_mixed = rollout.keep_groups == "mixed"
         update_loops = {**self.estimator.update_loops, "actor": self.actor.update_loop}
         self.step_state.begin(self._key(prompts, step, self._seeds(step, range(len(prompts)))), update_loops)
-        while count := groups.next_round(len(prompts), rollout.max_rounds):
-            positions = range(len(groups.sampled.prompts), len(groups.sampled.prompts) + count)
-            self._sample_round([prompts[i] for i in positions], positions, step, groups)
+        return SampledGroups(
+            step=step,
+            offered=prompts,
+            wanted=self.config.data.rollout_batch_size if only_mixed else len(prompts),
+            n=self.sampling.n,
+            only_mixed=only_mixed,
+            max_rounds=rollout.max_rounds,
+            terms_of=lambda num_tokens: terms_of(num_tokens, self.sampling.max_tokens, reward),
+        )
+
+    def rounds(self, groups: SampledGroups) -> Iterator[list[Prompt]]:
+        """The prompts of each round, until the step has the groups that it trains on: see groups.py. Collective."""
+        while new := groups.next_prompts():
+            yield new
         if self.engine.sleeps_between_rollouts:
             with self.timer("rollout"):
                 self.engine.sleep()
-        if (warning := groups.warning(rollout.max_rounds)) is not None:
-            log.warning(f"step {step}: {warning}")
-        return groups
-
-    def _sample_round(self, prompts: list[Prompt], positions: range, step: int, groups: SampledGroups) -> None:
-        """Sample and grade the prompts that have these positions in the step, and add them to the groups."""
-        completions = self.generate(prompts, positions, step)
-        grades, rewards = self.grade(prompts, positions, completions)
-        lengths = [len(completion.token_ids) for completion in completions]
-        terms = [terms_of(length, self.sampling.max_tokens, self.config.reward) for length in lengths]
-        scores = [reward + sum(named.values()) for reward, named in zip(rewards, terms, strict=True)]
-        groups.add(Rollout(prompts, completions, grades, scores), terms)
+        if (warning := groups.warning) is not None:
+            log.warning(f"step {groups.step}: {warning}")
 
     @timed("rollout")
-    def generate(self, prompts: Sequence[Prompt], positions: range, step: int) -> list[Completion]:
-        """Sample n completions of each prompt. Returns all of them, in order, on every rank.
-
-        positions: those of the prompts in the step.
-        """
-        seeds = self._seeds(step, positions)
-        return self.step_state.completions(self._rows(positions), lambda: self._sample(prompts, seeds))
+    def generate(self, prompts: Sequence[Prompt], step: int) -> list[Completion]:
+        """Sample n completions of each prompt of a round. Returns all of them, in order, on every rank."""
+        first = self.step_state.num_sampled // self.sampling.n
+        seeds = self._seeds(step, range(first, first + len(prompts)))
+        return self.step_state.completions(lambda: self._sample(prompts, seeds), len(seeds))
 
     @timed("reward")
-    def grade(
-        self, prompts: Sequence[Prompt], positions: range, completions: Sequence[Completion]
-    ) -> tuple[list[Grade], list[float]]:
-        """Grade every completion. Returns all grades, and the rewards of their verdicts, on every rank."""
+    def grade(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[list[Grade], list[float]]:
+        """Grade and reward every completion of a round. Returns all of them on every rank."""
         responses = responses_of(prompts, completions, self.sampling.n)
         grades = self.step_state.grades(
-            self._rows(positions), lambda: grade_sharded(self.grader.grade, responses, dist.group.WORLD)
+            lambda: grade_sharded(self.grader.grade, responses, dist.group.WORLD), len(responses)
         )
         return grades, [reward_of(grade.verdict, self.config.reward) for grade in grades]
 
@@ -222,10 +214,6 @@ class Roles:
         """The seeds of the samples of the prompts that have these positions in the step."""
         seed = self.config.trainer.seed
         return [sample_seed(seed, step, position, k) for position in positions for k in range(self.sampling.n)]
-
-    def _rows(self, positions: range) -> range:
-        """Indices of their samples among all that the step samples."""
-        return range(positions.start * self.sampling.n, positions.stop * self.sampling.n)
 
     def _key(self, prompts: Sequence[Prompt], step: int, seeds: Sequence[int]) -> StepKey:
         config = self.config

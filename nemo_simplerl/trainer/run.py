@@ -126,8 +126,8 @@ class Run:
             log.warning(f"step {step}: {text}")
         self.steps_done = step
         if step > 0:
-            num_sampled = len(self.roles.step_state.record.completions or []) // self.roles.sampling.n
-            self.prompts_passed = list(self.sampler.offered(self.prompts_passed).values())[num_sampled - 1]
+            num_prompts = self.roles.step_state.num_sampled // self.roles.sampling.n
+            self.prompts_passed = list(self.sampler.offered(self.prompts_passed).values())[num_prompts - 1]
 
     def save(self, step: int) -> None:
         """Complete the last save if it is written, and begin another where this step has one. Collective."""

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures everything that docs/benchmarks.md tells and writes its tables anew. For a quiet machine: about 70 minutes on
-# two cores, and longer where other work disturbs it.
+# Measures everything that docs/benchmarks.md and docs/algorithms.md tell and writes their tables anew. For a quiet
+# machine: about two and a half hours on two cores, and longer where other work disturbs it.
 #
 # usage: scripts/bench/all.sh [FIGURES.jsonl]     (default: runs/bench.jsonl; lines that are there are not measured again)
 #
@@ -58,4 +58,12 @@ measure "kills of two ranks" "$PY" "$BENCH/kills.py" --ranks 2
 measure grader "$PY" "$BENCH/grader.py"
 measure quickstart "$PY" "$BENCH/quickstart.py"
 measure "quickstart TP2" "$PY" "$BENCH/quickstart.py" --nproc 2 --seeds 1 actor.tensor_model_parallel_size=2
+warm_starts=$(mktemp -d)
+trap 'rm -rf "$warm_starts"' EXIT
+for seed in 1 2 3; do
+  for recipe in default grpo dr_grpo rloo reinforce_pp dapo gspo vapo; do
+    measure "algorithms $recipe $seed" "$PY" "$BENCH/algorithms.py" --recipes "$recipe" --seeds "$seed" \
+      --warm-starts "$warm_starts"
+  done
+done
 "$PY" "$BENCH/page.py" "$OUT"

@@ -1,6 +1,6 @@
-"""Writes the tables of docs/benchmarks.md from the lines of JSON that all.sh has collected.
+"""Writes the tables of the pages of docs/ that hold measurements from the lines of JSON that all.sh has collected.
 
-usage: python scripts/bench/page.py FIGURES.jsonl [PAGE]
+usage: python scripts/bench/page.py FIGURES.jsonl [PAGE ...]     (default: docs/benchmarks.md docs/algorithms.md)
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`. One whose figures are not in the file is left as it is.
 """
@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/benchmarks.md"
+PAGES = tuple(Path(__file__).resolve().parents[2] / "docs" / name for name in ("benchmarks.md", "algorithms.md"))
 
 
 class NotMeasured(KeyError):
@@ -27,9 +27,15 @@ class Lines(dict[str, dict]):
         raise NotMeasured(name)
 
 
-def main(figures: str, page: Path = PAGE) -> None:
-    lines = map(json.loads, Path(figures).read_text().splitlines())
-    page.write_text(filled(page.read_text(), Lines({line["as"]: line for line in lines})))
+def main(figures: str, *pages: Path) -> None:
+    lines = Lines({name_of(line): line for line in map(json.loads, Path(figures).read_text().splitlines())})
+    for page in pages or PAGES:
+        page.write_text(filled(page.read_text(), lines))
+
+
+def name_of(line: dict) -> str:
+    """The name that all.sh gave a line, or that of a line of algorithms.py itself."""
+    return line["as"] if "as" in line else f"{line['bench']} {line['recipe']} {line['seed']}"
 
 
 def filled(text: str, lines: Lines) -> str:
@@ -202,16 +208,40 @@ def quickstart(lines: Lines) -> str:
     for name, suffix in (("quickstart", ""), ("quickstart TP2", ", two processes, TP 2")):
         for run in lines[name]["runs"]:
             names = ("eval/accuracy", "eval/sampled_accuracy", "eval/format_rate")
-            ends = (" -> ".join(f"{share} %" for share in run[figure]) for figure in names)
+            ends = (_ends(run[figure]) for figure in names)
             found.append((f"seed {run['seed']}{suffix}", *ends, round(run["seconds"])))
     return rows(*found)
+
+
+def algorithms(lines: Lines) -> str:
+    runs = [line for name, line in lines.items() if name.startswith("algorithms ")]
+    if not runs:
+        raise NotMeasured("algorithms default 1")
+    seeds = sorted({run["seed"] for run in runs})
+    of_recipe = {name: [run for run in runs if run["recipe"] == name] for name in {run["recipe"]: None for run in runs}}
+    steps = {name: statistics.median(run["step_seconds"] for run in found) for name, found in of_recipe.items()}
+    head = [f"seed {seed}, greedy" for seed in seeds]
+    found = [("recipe", *head, "sampled, at the end", "s a step", "of PPO's", "s a run", "peak memory, MB")]
+    for name, of_name in of_recipe.items():
+        by_seed = {run["seed"]: run for run in of_name}
+        greedy = [_ends(by_seed[seed]["eval/accuracy"]) if seed in by_seed else "" for seed in seeds]
+        sampled = " / ".join(str(run["eval/sampled_accuracy"][1]) for run in of_name)
+        whole = round(statistics.median(run["seconds"] for run in of_name))
+        ratio = f"{steps[name] / steps['default']:.2f}" if "default" in steps else ""
+        peak = f"{max(run['peak_mb'] for run in of_name):,}"
+        found.append((f"`{name}`", *greedy, f"{sampled} %", f"{steps[name]:.2f}", ratio, whole, peak))
+    return rows(*found)
+
+
+def _ends(shares: list[float]) -> str:
+    return " -> ".join(f"{share} %" for share in shares)
 
 
 TABLES: dict[str, Callable[[Lines], str]] = {
     table.__name__: table
     for table in (
         *(machine, step, logprob, scaling, packing, rollout, engines),
-        *(convert, refit, checkpoint, kills, grader, quickstart),
+        *(convert, refit, checkpoint, kills, grader, quickstart, algorithms),
     )
 }
 

@@ -39,10 +39,18 @@ def run(seed: int, nproc: int, overrides: list[str]) -> dict:
             check=True,
         )
         seconds = round(time.monotonic() - began, 1)
-        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        return {"seed": seed, "seconds": seconds, **ends_of(metrics_of(run_dir))}
+
+
+def metrics_of(run_dir: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl, one a step."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def ends_of(lines: list[dict]) -> dict[str, list[float]]:
+    """The first and the last evaluation, in per cent, by figure."""
     measured = [line for line in lines if FIGURES[0] in line]
-    ends = {name: [round(100 * line[name], 1) for line in (measured[0], measured[-1])] for name in FIGURES}
-    return {"seed": seed, "seconds": seconds, **ends}
+    return {name: [round(100 * line[name], 1) for line in (measured[0], measured[-1])] for name in FIGURES}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""GAE by hand, and against three plain loops in float64."""
+"""GAE by hand, and against three plain loops in float64; lambdas of a row's own."""
 
 import pytest
 import torch
 
-from nemo_simplerl.algo.gae import gae
+from nemo_simplerl.algo.gae import gae, length_adaptive_lambda
 from support.kernels import KernelCount
 
 
@@ -66,3 +66,31 @@ def test_a_long_row_takes_few_kernels_and_keeps_its_digits():
     assert count.kernels < 40  # one of each column would be 4,000
     expected_BT = rewards_BT.double().flip(1).cumsum(1).flip(1) - values_BT.double()
     torch.testing.assert_close(advantages_BT.double(), expected_BT, atol=2e-5, rtol=0)
+
+
+def test_a_lambda_for_each_row_gives_what_each_row_gets_alone():
+    rewards_BT, values_BT = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(0))
+    mask_BT = torch.ones(3, 9)
+    lam_B1 = torch.tensor([[0.0], [0.5], [1.0]], dtype=torch.float64)
+    found = gae(rewards_BT, values_BT, mask_BT, gamma=0.9, lam=lam_B1)
+    for row, lam in enumerate((0.0, 0.5, 1.0)):
+        one = slice(row, row + 1)
+        alone = gae(rewards_BT[one], values_BT[one], mask_BT[one], gamma=0.9, lam=lam)
+        for of_rows, of_row in zip(found, alone, strict=True):
+            assert of_rows.dtype == torch.float32
+            torch.testing.assert_close(of_rows[one], of_row, atol=1e-6, rtol=0)
+
+
+def test_lambda_follows_the_length_and_stays_at_0_below_one_over_alpha():
+    mask_BT = torch.zeros(5, 400)
+    for row, length in enumerate((400, 40, 20, 1, 0)):
+        mask_BT[row, :length] = 1
+    # 1 - 1 / (0.05 * 400) = 0.95; 1 - 1 / 2; 1 - 1 / 1; 1 - 20, clamped; no token at all
+    expected_B1 = torch.tensor([[0.95], [0.5], [0.0], [0.0], [0.0]], dtype=torch.float64)
+    torch.testing.assert_close(length_adaptive_lambda(mask_BT, alpha=0.05), expected_B1)
+
+
+def test_float64_stays_float64():
+    values_BT = torch.full((1, 3), 0.1, dtype=torch.float64)
+    advantages_BT, _ = gae(values_BT, values_BT, torch.ones(1, 3), gamma=1.0, lam=1.0)
+    torch.testing.assert_close(advantages_BT, torch.tensor([[0.2, 0.1, 0.0]], dtype=torch.float64), atol=1e-15, rtol=0)

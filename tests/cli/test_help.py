@@ -18,6 +18,7 @@ def told(capsys, *words: str) -> str:
 def test_help_lists_the_experiments_with_a_line_each_and_the_sections_with_their_keys(capsys, command):
     text = told(capsys, command, "--help")
     assert text.startswith(f"usage: simplerl {command} ")
+    assert "  gspo          GSPO (Zheng 2025, arXiv:2507.18071): GRPO with " in text
     assert "  quickstart                     The whole recipe on a laptop's CPU" in text
     for field in dataclasses.fields(Config):
         assert f"\n  {field.name} " in text

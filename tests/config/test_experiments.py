@@ -1,4 +1,4 @@
-"""The YAML of conf/: every experiment passes its rules, and SimpleRL's holds the recipe's values."""
+"""The YAML of conf/: every experiment passes its rules, and SimpleRL's two hold their recipe's values."""
 
 import dataclasses
 import functools
@@ -13,21 +13,14 @@ import pytest
 from nemo_simplerl.config.experiments import choices, conf_dir
 from nemo_simplerl.config.load import compose, from_yaml, load, to_dict, to_yaml
 from nemo_simplerl.config.rules.check import check
-from nemo_simplerl.config.shape import ModelShape, read_shape
+from nemo_simplerl.config.shape import read_shape
+from nemo_simplerl.plan.shapes import PRESETS
 
 ZERO_7B = "simplerl_zero_qwen2.5_math_7b"
-QWEN_7B = ModelShape(
-    num_layers=28,
-    hidden_size=3584,
-    num_attention_heads=28,
-    num_query_groups=4,
-    ffn_hidden_size=18944,
-    vocab_size=152064,
-    max_position_embeddings=4096,
-    tied=False,
-    model_type="qwen2",
-)
-WORLD_SIZE = {"quickstart": 1, "math_smoke": 4, ZERO_7B: 8, "simplerl_qwen2.5_math_7b": 8}
+ZOO_7B = "simplerl_zoo_qwen2.5_7b"
+SHAPES = dict.fromkeys((ZERO_7B, "simplerl_qwen2.5_math_7b"), PRESETS["Qwen2.5-Math-7B"])
+SHAPES[ZOO_7B] = PRESETS["Qwen2.5-7B"]
+WORLD_SIZE = {"quickstart": 1, "math_smoke": 4, **dict.fromkeys(SHAPES, 8)}
 
 # hkust-nlp/simpleRL-reason, branch v0, train_ppo_qwen_base_math_lv35_new.sh.
 RECIPE = {
@@ -103,6 +96,63 @@ RECIPE = {
 }
 
 
+# The same, branch v1 at cf1c785: the README's command for Qwen-2.5-7B, train_grpo_math_tune_ray.sh, ppo_trainer.yaml.
+ZOO = {
+    "model.precision": "bf16",
+    "actor.global_batch_size": 256 * 8,  # ppo_mini_batch_size counts prompts
+    "actor.micro_batch_size": 2,
+    "actor.optim.lr": 5e-7,
+    "actor.optim.min_lr": 5e-7,
+    "actor.optim.lr_decay_style": "constant",
+    "actor.optim.lr_warmup_fraction": 0.0,
+    "actor.optim.weight_decay": 0.01,
+    "actor.optim.adam_beta1": 0.9,
+    "actor.optim.adam_beta2": 0.999,
+    "actor.optim.adam_eps": 1e-8,
+    "actor.optim.clip_grad": 1.0,
+    "rollout.n_samples_per_prompt": 8,
+    "rollout.max_prompt_tokens": 1024,
+    "rollout.max_response_tokens": 8192,
+    "rollout.temperature": 1.0,
+    "rollout.top_p": 1.0,
+    "rollout.top_k": 0,
+    "rollout.stop": [],
+    "rollout.stop_token_ids": [151645, 151643, 872, 77091, 1474, 71703, 151644, 8948],
+    "rollout.keep_groups": "all",
+    "reward.correct": 1.0,
+    "reward.incorrect": 0.0,
+    "reward.no_answer": 0.0,
+    "reward.overlong_buffer_tokens": None,
+    "reward.timeout_s": 10.0,
+    "algo.advantage": "group",
+    "algo.gamma": 1.0,
+    "algo.divide_by_std": True,
+    "algo.normalize_advantages": False,
+    "algo.kl_in": "loss",
+    "algo.kl_estimator": "k3",
+    "algo.kl_importance_weight": False,
+    "algo.kl_coef": 1e-4,
+    "algo.reward_clip": None,
+    "algo.policy_loss": "clip",
+    "algo.ratio_eps": 0.2,
+    "algo.ratio_eps_high": None,
+    "algo.dual_clip": None,
+    "algo.ratio_level": "token",
+    "algo.entropy_bonus": 0.001,
+    "algo.loss_aggregation": "token_mean",  # theirs, of micro-batches, has no counterpart
+    "algo.ppo_epochs": 1,
+    "algo.truncated": "penalize",
+    "data.template": "qwen-boxed",
+    "data.overlong_prompts": "drop",
+    "data.rollout_batch_size": 1024,
+    "data.shuffle": True,
+    "trainer.seed": 1,
+    "trainer.max_steps": None,
+    "trainer.num_episodes": 20,
+    "trainer.save_every": 5,
+}
+
+
 def value_at(config: object, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), config)
 
@@ -115,7 +165,7 @@ def test_every_experiment_has_a_natural_number_of_ranks():
 def test_every_experiment_passes_its_rules_on_its_natural_number_of_ranks(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = compose([f"experiment={name}"])
-    shape = QWEN_7B if "7b" in name else read_shape(config.model)
+    shape = SHAPES.get(name) or read_shape(config.model)
     assert check(config, shape, WORLD_SIZE[name]) == []
 
 
@@ -127,6 +177,16 @@ def test_the_7b_experiment_holds_the_recipes_value(key):
 @functools.cache
 def zero_7b():
     return compose([f"experiment={ZERO_7B}"])
+
+
+@pytest.mark.parametrize("key", sorted(ZOO))
+def test_the_later_7b_experiment_holds_its_recipes_value(key):
+    assert value_at(zoo_7b(), key) == ZOO[key]
+
+
+@functools.cache
+def zoo_7b():
+    return compose([f"experiment={ZOO_7B}"])
 
 
 def test_the_recipe_makes_64_updates_of_the_actor_in_each_step():

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from nemo_simplerl.config.experiments import choices
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.hf import engine as hf_engine
@@ -23,6 +24,7 @@ from support.tiny import save_hf_model
 BENCHES = Path(__file__).parents[2] / "scripts/bench"
 sys.path.insert(0, str(BENCHES))
 
+import algorithms  # noqa: E402
 import page  # noqa: E402
 import step  # noqa: E402
 
@@ -102,8 +104,9 @@ def test_the_flops_of_a_pass_are_those_that_torch_counts():
     assert counted == by_formula + unmasked
 
 
-def test_each_table_of_the_page_has_a_writer_and_each_writer_a_table():
-    assert set(re.findall(r"<!-- (\w+) -->", page.PAGE.read_text())) - {"end"} == page.TABLES.keys()
+def test_each_table_of_the_pages_has_a_writer_and_each_writer_a_table():
+    told = " ".join(path.read_text() for path in page.PAGES)
+    assert set(re.findall(r"<!-- (\w+) -->", told)) - {"end"} == page.TABLES.keys()
 
 
 def test_a_table_is_written_from_its_figures_and_left_alone_without_them():
@@ -113,6 +116,36 @@ def test_a_table_is_written_from_its_figures_and_left_alone_without_them():
     table = "| 3.1 GB | seconds | over `cp` |\n| --- | --- | --- |\n| `cp` and `sync` | 2.0 | 1 |\n"
     table += "| HF to `.nemo` | 3.0 | 1.5 |\n| `.nemo` to HF | 2.5 | 1.25 |"
     assert page.filled(told, page.Lines(convert=figures)) == told.replace("old", table, 1)
+
+
+def test_the_table_of_recipes_has_a_row_each_beside_ppos_step(tmp_path):
+    lines = [
+        {
+            "bench": "algorithms",
+            "recipe": recipe,
+            "seed": seed,
+            "step_seconds": step_s,
+            "seconds": 100.0,
+            "peak_mb": 1200,
+        }
+        | {"eval/accuracy": [8.0, 90.0 + seed], "eval/sampled_accuracy": [20.0, 80.0 + seed]}
+        for recipe, step_s in (("default", 4.0), ("grpo", 2.0))
+        for seed in (1, 2)
+    ]
+    lines[0] |= {"as": "algorithms default 1"}  # as all.sh writes it
+    figures, told = tmp_path / "figures.jsonl", tmp_path / "told.md"
+    figures.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told.write_text("<!-- algorithms -->\nold\n<!-- end -->\n")
+    page.main(str(figures), told)
+    head, _, *body = told.read_text().splitlines()[1:-1]
+    assert head.count("|") == 9
+    assert body[1] == "| `grpo` | 8.0 % -> 91.0 % | 8.0 % -> 92.0 % | 81.0 / 82.0 % | 2.00 | 0.50 | 100 | 1,200 |"
+
+
+def test_every_recipe_is_measured():
+    assert set(algorithms.RECIPES) | {"simplerl_zoo"} == set(choices("algo"))
+    measured = re.search(r"for recipe in (.+); do", (BENCHES / "all.sh").read_text())
+    assert measured is not None and tuple(measured[1].split()) == algorithms.RECIPES
 
 
 def test_a_ratio_of_steps_is_the_median_over_rounds_with_its_least_and_most():

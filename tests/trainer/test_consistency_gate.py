@@ -37,7 +37,8 @@ class RoundingEngine(HfEngine):
 
 def _gate(roles: Roles, step: int = 1):
     """The gate's answer on a rollout, and its batch."""
-    completions = roles.sample(PROMPTS, step).sampled.completions
+    roles.begin(PROMPTS, step)
+    completions = roles.generate(PROMPTS, step)
     wrong = [Grade("incorrect", "ok", 0.0)] * len(completions)
     batch = roles.batch(Rollout(PROMPTS, completions, wrong, [0.0] * len(completions)), step)
     return roles.consistency_gate(batch, roles.actor.logprobs(batch), step), batch

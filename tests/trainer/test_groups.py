@@ -1,5 +1,7 @@
 """Groups by hand: which are trained on, how many prompts a round takes, and what is told of those left out."""
 
+from dataclasses import replace
+
 import pytest
 
 from nemo_simplerl.data.problems import Problem, Prompt
@@ -7,6 +9,7 @@ from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion
 from nemo_simplerl.trainer.groups import Rollout, SampledGroups, chosen_groups, round_size
 
+PROMPT = Prompt(Problem("next", "", "1", None, None), "", (5,))
 ALL_RIGHT, MIXED, ALL_WRONG = (True, True), (True, False), (False, False)
 
 
@@ -22,10 +25,12 @@ def _round(*groups: tuple[bool, bool], lengths: tuple[int, int] = (1, 2)) -> Rol
     )
 
 
-def _sampled(*rounds: Rollout, wanted: int, only_mixed: bool = True, **terms: float) -> SampledGroups:
-    groups = SampledGroups(wanted, 2, only_mixed)
+def _sampled(
+    *rounds: Rollout, wanted: int, offered: int = 9, max_rounds: int = 10, only_mixed: bool = True, **terms: float
+) -> SampledGroups:
+    groups = SampledGroups(1, [PROMPT] * offered, wanted, 2, only_mixed, max_rounds, lambda num_tokens: terms)
     for one in rounds:
-        groups.add(one, [terms] * len(one.completions))
+        groups.add(*one)
     return groups
 
 
@@ -55,21 +60,22 @@ def test_the_first_kept_are_trained_on_and_the_first_others_fill_the_step():
 
 
 def test_a_step_of_all_groups_takes_one_round_whatever_its_verdicts():
-    groups = _sampled(wanted=2, only_mixed=False)
-    assert groups.next_round(2, 10) == 2
-    groups.add(_round(ALL_RIGHT, ALL_WRONG), [{}] * 4)
-    assert groups.next_round(2, 10) == 0
-    assert groups.trained == groups.sampled and groups.warning(10) is None
+    groups = _sampled(wanted=2, offered=2, only_mixed=False)
+    assert len(groups.next_prompts()) == 2
+    groups.add(*_round(ALL_RIGHT, ALL_WRONG))
+    assert groups.next_prompts() == []
+    assert groups.trained == groups.sampled and groups.warning is None
     assert not [name for name in groups.metrics if "groups" in name or "rounds" in name or "overlong" in name]
     assert all("trained_on" not in row and "overlong" not in row for row in groups.rows)
 
 
 def test_a_step_of_mixed_groups_goes_on_until_it_is_full_and_counts_what_it_left_out():
     groups = _sampled(_round(ALL_RIGHT, MIXED, ALL_WRONG), wanted=3)
-    assert groups.next_round(9, 10) == 3  # 2 lacking, one of three kept: 6, and a batch at most
-    assert groups.next_round(4, 10) == 1 and groups.next_round(9, 1) == 0
-    groups.add(_round(MIXED, ALL_WRONG, MIXED), [{}] * 6)
-    assert groups.next_round(9, 10) == 0
+    assert len(groups.next_prompts()) == 3  # 2 lacking, one of three kept: 6, and a batch at most
+    assert len(replace(groups, offered=groups.offered[:4]).next_prompts()) == 1
+    assert replace(groups, max_rounds=1).next_prompts() == []
+    groups.add(*_round(MIXED, ALL_WRONG, MIXED))
+    assert groups.next_prompts() == []
     trained = groups.trained
     assert [prompt.problem.id for prompt in trained.prompts] == ["1", "0", "2"]
     assert [grade.verdict for grade in trained.grades] == ["correct", "incorrect"] * 3
@@ -80,16 +86,16 @@ def test_a_step_of_mixed_groups_goes_on_until_it_is_full_and_counts_what_it_left
     assert counts == {"groups_all_correct": 1, "groups_none_correct": 2, "groups_left_out": 3, "groups_filled": 0}
     assert (metrics["rollout/rounds"], metrics["rollout/prompts_sampled"]) == (2, 6)
     assert metrics["reward/correct_share"] == 5 / 12, "of all that was sampled"
-    assert groups.warning(10) is None
+    assert groups.warning is None
 
 
 def test_what_rounds_did_not_find_is_filled_with_a_word_on_why_and_what_to_try():
-    partly = _sampled(_round(ALL_RIGHT, MIXED, ALL_RIGHT), wanted=3)
+    partly = _sampled(_round(ALL_RIGHT, MIXED, ALL_RIGHT), wanted=3, max_rounds=1)
     assert len(partly.trained.prompts) == 3 and partly.metrics["rollout/groups_filled"] == 2
-    assert "1 of 3 prompts had right and wrong responses after 1 rounds (2 had only right ones, 0" in partly.warning(1)
-    assert "harder problems" in partly.warning(1) and "raise rollout.max_rounds" in partly.warning(1)
-    assert "it has met them all" in partly.warning(9), "rounds were left, and no prompts"
-    never = _sampled(_round(ALL_WRONG, ALL_WRONG), wanted=2).warning(1)
+    assert "1 of 3 prompts had right and wrong responses after 1 rounds (2 had only right ones, 0" in partly.warning
+    assert "harder problems" in partly.warning and "raise rollout.max_rounds" in partly.warning
+    assert "it has met them all" in replace(partly, max_rounds=9).warning, "rounds were left, and no prompts"
+    never = _sampled(_round(ALL_WRONG, ALL_WRONG), wanted=2).warning
     assert "learns nothing from them, nor from this step" in never and "bring easier ones" in never
 
 
@@ -97,4 +103,4 @@ def test_groups_are_mixed_by_their_verdicts_whatever_their_length_costs():
     groups = _sampled(_round(ALL_RIGHT, MIXED, lengths=(1, 9)), wanted=1, overlong=-0.5)
     assert groups.kept == [False, True], "unequal scores alone do not make a group mixed"
     assert groups.metrics["reward/overlong_mean"] == -0.5 and groups.rows[0]["overlong"] == -0.5
-    assert (groups.rows[1]["verdict"], groups.rows[1]["reward"]) == ("correct", 9.0)
+    assert (groups.rows[1]["verdict"], groups.rows[1]["reward"]) == ("correct", 8.5)

@@ -23,7 +23,8 @@ def _first_rollout(overrides: list[str]) -> list:
     config = load(overrides, world_size=int(os.environ["WORLD_SIZE"]))
     with join_world(config) as mesh, open_run(config, mesh, time.monotonic()) as run:
         run.roles.refit(version=0)
-        return run.roles.sample(run.next_prompts(), 1).sampled.completions
+        run.roles.begin(prompts := run.next_prompts(), 1)
+        return run.roles.generate(prompts, 1)
 
 
 @pytest.fixture(scope="module")

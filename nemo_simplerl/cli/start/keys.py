@@ -36,17 +36,18 @@ class Key:
 def overview(command: str, overrides: Sequence[str]) -> str:
     """How the command is called, the experiments with a line each, and the sections with the names of their keys."""
     chosen, _ = read_overrides(overrides, Findings())
-    names = choices("experiment", chosen.folder)
-    width = max(map(len, names))
     lines = [
-        f"usage: simplerl {command} [experiment=NAME | experiment=./MINE.yaml] [section.key=value ...]",
+        f"usage: simplerl {command} [experiment=NAME | experiment=./MINE.yaml] [algo=NAME] [section.key=value ...]",
         f"       simplerl {command} --config-dir DIR ...     experiments of your own: experiment=NAME is DIR/NAME.yaml",
         f"       simplerl {command} --help SECTION...     what the keys mean, what they take, and their defaults",
         f"       simplerl {command} --help {ALL} experiment=NAME     all of them, with the values of that experiment",
         f"       simplerl {command} ... --check     only say whether the settings can be used",
         "",
         "experiments:",
-        *(f"  {name:<{width}}  {_first_comment(_file_of(name, chosen.folder))}" for name in names),
+        *_listed("experiment", chosen.folder),
+        "",
+        "algorithms (algo=NAME; docs/algorithms.md):",
+        *_listed("algo", chosen.folder),
         "",
         "sections:",
     ]
@@ -146,9 +147,16 @@ def _default(section: Any, name: str) -> str:
     return yaml.safe_dump(section, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
 
 
-def _file_of(experiment: str, folder: Path | None) -> Path:
-    found = find_file("experiment", experiment, folder)
-    return found if isinstance(found, Path) else conf_dir() / "experiment" / f"{found}.yaml"
+def _listed(group: str, folder: Path | None) -> list[str]:
+    """A line for each file of the group: its name and its first comment."""
+    names = choices(group, folder)
+    width = max(map(len, names))
+    return [f"  {name:<{width}}  {_first_comment(_file_of(group, name, folder))}" for name in names]
+
+
+def _file_of(group: str, name: str, folder: Path | None) -> Path:
+    found = find_file(group, name, folder)
+    return found if isinstance(found, Path) else conf_dir() / group / f"{found}.yaml"
 
 
 def _first_comment(file: Path) -> str:

@@ -117,6 +117,25 @@ def mixed_groups_can_be_found(config: Config) -> Iterator[str]:
         )
 
 
+def length_alpha_leaves_a_lambda(config: Config) -> Iterator[str]:
+    alpha, longest = config.algo.gae_length_alpha, config.rollout.max_response_tokens
+    if alpha is not None and alpha * longest <= 1:
+        yield (
+            f"algo.gae_length_alpha={alpha} makes lambda 0 for every response of at most {1 / alpha:.0f} tokens, and "
+            f"rollout.max_response_tokens={longest} allows no longer one. lambda is 1 - 1 / (alpha * tokens): "
+            f"{20 / longest:.2g} gives 0.95 to the longest response."
+        )
+
+
+def warmup_lambda_has_steps(config: Config) -> Iterator[str]:
+    algo = config.algo
+    if algo.advantage == "gae" and algo.critic_warmup_lambda is not None and algo.critic_warmup_steps == 0:
+        yield (
+            f"algo.critic_warmup_lambda={algo.critic_warmup_lambda} is for the steps that train the critic alone, and "
+            "algo.critic_warmup_steps=0 makes none. Set algo.critic_warmup_steps, or algo.critic_warmup_lambda=null."
+        )
+
+
 def critic_warmup_ends(config: Config) -> Iterator[str]:
     warmup, steps = config.algo.critic_warmup_steps, config.trainer.max_steps
     if steps is not None and warmup >= steps:

@@ -93,6 +93,8 @@ _RULES: tuple[Rule, ...] = (
     gate.gate_compares_like_with_like,
     gate.engine_logprobs_are_the_policys,
     algo.critic_warmup_ends,
+    algo.length_alpha_leaves_a_lambda,
+    algo.warmup_lambda_has_steps,
     trainer.periodic_evaluation_has_data,
     trainer.best_checkpoint_is_evaluated,
     trainer.max_time_is_a_time,

@@ -115,7 +115,9 @@ class Actor:
         algo, columns = self.algo, micro.columns
         logprobs_BT, entropy_BT = self._head(head.logprobs_entropy, hidden_SBH, micro)
         gate_BT, old_logprobs_BT = columns["gate_weights_BT"], columns["old_logprobs_BT"]
-        weights_BT, metric_weights_BT = columns["weights_BT"] * gate_BT, columns.get("metric_weights_BT")
+        weights_BT = shares_BT = columns["weights_BT"] * gate_BT
+        if "metric_weights_BT" in columns:
+            shares_BT = columns["metric_weights_BT"] * gate_BT
         loss, metrics = policy_loss(
             logprobs_BT,
             old_logprobs_BT,
@@ -124,18 +126,20 @@ class Actor:
             weights_BT,
             self.objective,
             micro.sequences_BT if algo.ratio_level == "sequence" else None,
-            None if metric_weights_BT is None else metric_weights_BT * gate_BT,
+            shares_BT,
         )
         if algo.kl_coef_of_loss:
-            kl = kl_loss(
+            kl_of = partial(
+                kl_loss,
                 logprobs_BT,
                 columns["ref_logprobs_BT"],
                 old_logprobs_BT,
-                weights_BT,
                 estimator=algo.kl_estimator,
                 importance_weight=algo.kl_importance_weight,
             )
-            loss, metrics["kl_loss"] = loss + algo.kl_coef_of_loss * kl, kl.detach()
+            loss = loss + algo.kl_coef_of_loss * kl_of(weights_BT)
+            with torch.no_grad():
+                metrics["kl_loss"] = kl_of(shares_BT)
         if algo.positive_nll_coef:
             nll = positive_nll(logprobs_BT, columns["correct_weights_BT"] * gate_BT)
             loss, metrics["positive_nll"] = loss + algo.positive_nll_coef * nll, nll.detach()

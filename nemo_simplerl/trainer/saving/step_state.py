@@ -50,6 +50,7 @@ class StepState:
         self._lengths: list[int] = []  # response tokens of each of the latter
         self._local: dict[str, np.ndarray] = {}  # one number a response token of theirs, by column
         self.was_sampled_before = False
+        self.num_sampled = 0  # completions of the step's rounds so far
 
     @property
     def record(self) -> StepRecord:
@@ -81,33 +82,30 @@ class StepState:
             found = self._journal.find(key)
         self._record, self._rows, self._lengths, self._local = found or StepRecord(key), [], [], {}
         self.was_sampled_before = self._record.completions is not None
+        self.num_sampled = 0
         for role, update_loop in update_loops.items():
             update_loop.skip_finished(self._record.finished_updates.setdefault(role, []))
 
-    def completions(self, samples: range, sample: Callable[[], list[Completion]]) -> list[Completion]:
-        """The completions of a round, from the record or else from `sample`. Collective.
-
-        samples: their indices among all that the step samples; those before them are in the record.
-        """
+    def completions(self, sample: Callable[[], list[Completion]], count: int) -> list[Completion]:
+        """The `count` completions of the step's next round, from the record or else from `sample`. Collective."""
         known = self.record.completions or []
-        if len(known) < samples.stop:
-            assert len(known) == samples.start, "a round is recorded as a whole"
+        if len(known) == self.num_sampled:
             try:
                 known = self.record.completions = known + sample()
             except BrokenOff:
                 self._safe_point()
                 raise
             self._write()
-        return known[samples.start : samples.stop]
+        self.num_sampled += count
+        return known[self.num_sampled - count : self.num_sampled]
 
-    def grades(self, samples: range, grade: Callable[[], list[Grade]]) -> list[Grade]:
-        """The grades of a round's completions, from the record or else from `grade`. Collective."""
+    def grades(self, grade: Callable[[], list[Grade]], count: int) -> list[Grade]:
+        """The grades of that round's `count` completions, from the record or else from `grade`. Collective."""
         known = self.record.grades or []
-        if len(known) < samples.stop:
-            assert len(known) == samples.start, "a round is recorded as a whole"
+        if len(known) == self.num_sampled - count:
             known = self.record.grades = known + grade()
             self._write()
-        return known[samples.start : samples.stop]
+        return known[self.num_sampled - count : self.num_sampled]
 
     def assign_rows(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Say which of the samples that are trained on are this data rank's, in the order of its batch.

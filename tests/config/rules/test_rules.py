@@ -62,6 +62,8 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
         (["actor.optim.lr=0", "actor.optim.min_lr=0"], 1, "actor.optim.lr=0 never changes a weight"),
         (["critic.optim.lr=0", "critic.optim.min_lr=0"], 1, "critic.optim.lr=0 never changes a weight"),
         (["sft.optim.lr=0", "sft.optim.min_lr=0"], 1, "sft.output=null to do without"),
+        (["algo.gae_length_alpha=0.01"], 1, "rollout.max_response_tokens=96 allows no longer one"),
+        (["algo.critic_warmup_lambda=1"], 1, "Set algo.critic_warmup_steps, or algo.critic_warmup_lambda=null"),
         (["algo.reward_clip=1", "reward.correct=3", "reward.incorrect=2", "reward.no_answer=1"], 1, "clip=3.0 or more"),
         ([*GROUP, "rollout.n_samples_per_prompt=1"], 1, "n_samples_per_prompt=2 or more"),
         ([*GROUP, "critic.path=saved"], 1, "critic.path=null, or algo.advantage=gae"),

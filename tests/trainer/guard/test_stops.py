@@ -109,7 +109,7 @@ def _second_signal() -> list:
             raise BrokenOff
 
         try:
-            state.completions(range(1), sample)
+            state.completions(sample, 1)
         except Stopping as asked:
             seen.append(str(asked))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before

@@ -28,10 +28,10 @@ class Answer:
         return (-1.0,) * self.num_tokens
 
 
-# One update: of the right responses the second is cut, and left out of the loss.
+# One update: one of the three right responses is cut, and left out of the loss.
 OF_RANK = [
     [Answer(3, "stop", True), Answer(1, "stop", False)],
-    [Answer(2, "length", True), Answer(4, "stop", False)],
+    [Answer(2, "length", True), Answer(4, "stop", True)],
 ]
 
 
@@ -60,12 +60,12 @@ def _weights(aggregation: str) -> list[dict[str, list[float]]]:
 
 
 def test_the_constant_counts_responses_that_are_left_out_and_right_ones_have_a_mean_of_their_own():
-    # 4 responses of at most 5 tokens. Of the right ones 3 tokens are in the loss.
+    # 4 responses of at most 5 tokens. Of the right ones 3 and 4 tokens are in the loss.
     (first, second), (third, fourth) = run_ranks(_weights, 2, "token_sum_over_max")
-    each, third_part = torch.tensor(1 / 20).item(), torch.tensor(1 / 3).item()
+    each, of_right = torch.tensor(1 / 20).item(), torch.tensor(1 / 7).item()
     assert [row["weights_BT"] for row in (first, second, third, fourth)] == [[each] * 3, [each], [each] * 4, [0.0] * 2]
-    assert first["correct_weights_BT"] == [third_part] * 3
-    assert not any(sum(row["correct_weights_BT"]) for row in (second, third, fourth))
+    assert first["correct_weights_BT"] + third["correct_weights_BT"] == [of_right] * 7
+    assert not any(second["correct_weights_BT"] + fourth["correct_weights_BT"])
     # The metrics are means over the 8 tokens of the loss.
     assert sum(sum(row["metric_weights_BT"]) for row in (first, second, third, fourth)) == 1.0
 
