@@ -59,11 +59,11 @@ def _listing(title: str, findings: list[Finding]) -> Table:
         table.add_column(column, justify="right" if column == "rows" else "left", overflow="fold")
     for f in findings:
         cells = (str(f.count), f.gold, f.answer, f.verdict, f.now or "", f.why, f.first)
-        table.add_row(*(_cell(text) for text in cells))
+        table.add_row(*(plain_cell(text) for text in cells))
     return table
 
 
-def _cell(text: str) -> Text:
+def plain_cell(text: str) -> Text:
     """Model text on one line, without control characters, which a terminal might obey."""
     visible = "".join(character if character.isprintable() else " " for character in text)
     return Text(visible if len(visible) <= _WIDEST else visible[: _WIDEST - 1] + "…")

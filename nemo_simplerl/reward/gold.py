@@ -43,7 +43,9 @@ class Gold(NamedTuple):
 def read_gold(value: Any) -> Gold:
     """The gold answer in a row's value, which may be anything that JSON or parquet can hold."""
     if isinstance(value, list) and len(value) == 1:
-        inner = read_gold(value[0])
+        while isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        inner = read_gold(value)
         return inner if inner.fault else Gold(inner.text, "a list of one")
     if isinstance(value, str):
         return _read_text(value)
@@ -79,7 +81,7 @@ def check_golds(golds: Sequence[str]) -> GoldCheck:
 def _judge(gold: str) -> Literal["unreachable", "prose", "text_alone"] | None:
     if grade_text(gold, rf"\boxed{{{gold}}}") != "correct":
         return "unreachable"
-    found = readings(normalize_answer(gold))
+    found = readings(normalize_answer(gold), trusted=True)
     if gold.lower() in _PLACEHOLDERS:
         return "text_alone"
     if _num_words(gold) >= _MIN_PROSE_WORDS and all(isinstance(reading, Words) for reading in found):
@@ -112,7 +114,7 @@ def _read_text(text: str) -> Gold:
         return Gold(found, "####") if found else Gold("", fault="nothing follows its ####")
     if (labelled := _LABEL.fullmatch(text)) and _is_mathematics(rest := labelled[1].rstrip(".*_ ")):
         return Gold(rest, "a label before it")
-    stated = None if readings(normalize_answer(text)) else _STATED.fullmatch(text)
+    stated = None if readings(normalize_answer(text), trusted=True) else _STATED.fullmatch(text)
     if stated and _is_mathematics(stated["answer"]):
         return Gold(stated["answer"].strip(), '"the answer is"')
     return Gold(text)
@@ -140,13 +142,13 @@ def _listed(text: str) -> Gold | None:
         return None
     try:
         items = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # lists in lists in lists
         return None
     return read_gold(items) if isinstance(items, list) else None
 
 
 def _is_mathematics(text: str) -> bool:
-    found = readings(normalize_answer(text))
+    found = readings(normalize_answer(text), trusted=True)
     return bool(found) and not any(isinstance(reading, Words) for reading in found)
 
 

@@ -23,13 +23,15 @@ class Judgement(NamedTuple):
 def judge(gold: str, response: str) -> Judgement:
     r"""Judge the last complete `\boxed{...}` of a response against the gold answer.
 
-    Several boxes joined by commas, "and" or "or" are one list. Runs untrusted text through work of bounded
-    size, and never evaluates it as code.
+    Several boxes joined by commas, "and" or "or", or side by side, are one list; the right answer may be repeated.
+    Runs untrusted text through work of bounded size, and never evaluates it as code.
     """
     answers = final_answers(response)
     if not answers:
         return Judgement("no_answer", parsed=True)
     comparison = compare(gold, ", ".join(answers))
+    if not comparison.equal and len(answers) > 1 and all(compare(gold, answer).equal for answer in answers):
+        return Judgement("correct", parsed=True)  # the same answer several times
     return Judgement("correct" if comparison.equal else "incorrect", comparison.parsed)
 
 

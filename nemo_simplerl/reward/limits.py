@@ -9,7 +9,8 @@ class GraderLimits:
 
     chars: int = 3000
     tokens: int = 1500
-    nesting: int = 40
+    nesting: int = 40  # of brackets
+    depth: int = 80  # of a tree, and of the calls that read it: fractions, functions and signs nest without brackets
     digits: int = 1000  # in one number
     bits: int = 4096  # of an integer that is built
     terms: int = 400  # of an expanded polynomial

@@ -1,9 +1,11 @@
 """Verdicts and speed of the math grader on labelled cases, beside a simple baseline and math-verify.
 
-usage: python scripts/bench/grader.py [CASES.jsonl] [--tier core|hard|policy|all]
+usage: python scripts/bench/grader.py [CASES.jsonl] [--tier core|hard|policy|all] [--categories]
 
-A case is a JSON object with `gold`, `response` and `label` (correct, incorrect or no_answer), and perhaps `tier`.
-Prints one JSON line. `math_verify` is null where that package is not installed.
+A case is a JSON object with `gold`, `response` and `label` (correct, incorrect or no_answer), and perhaps `tier` and
+`category`. Prints one JSON line. `math_verify` is null where that package is not installed; where it is,
+`correct_to_one_alone` counts the responses that it or nemo_simplerl alone calls correct. With --categories each grader
+also has its false verdicts by category.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -69,23 +72,36 @@ def math_verify() -> Grader | None:
     return grade
 
 
-def measure(grader: Grader, cases: list[dict[str, Any]]) -> dict[str, float]:
-    """Accuracy in percent, false verdicts, cases per second and the 99th percentile of a case in ms."""
-    false_positives = false_negatives = 0
-    seconds = []
+def measure(grader: Grader, cases: list[dict[str, Any]], categories: bool) -> tuple[list[bool], dict[str, Any]]:
+    """The verdicts; and accuracy in percent, false verdicts, cases per second, the 99th percentile of a case in ms."""
+    verdicts, seconds = [], []
     for case in cases:
         start = time.perf_counter()
-        correct = grader(case["gold"], case["response"])
+        verdicts.append(grader(case["gold"], case["response"]))
         seconds.append(time.perf_counter() - start)
-        false_positives += correct and case["label"] != "correct"
-        false_negatives += not correct and case["label"] == "correct"
-    return {
-        "accuracy_percent": round(100 * (1 - (false_positives + false_negatives) / len(cases)), 2),
-        "false_positives": false_positives,
-        "false_negatives": false_negatives,
+    pairs = list(zip(cases, verdicts, strict=True))
+    false_positives = [case for case, correct in pairs if correct and case["label"] != "correct"]
+    false_negatives = [case for case, correct in pairs if not correct and case["label"] == "correct"]
+    figures: dict[str, Any] = {
+        "accuracy_percent": round(100 * (1 - (len(false_positives) + len(false_negatives)) / len(cases)), 2),
+        "false_positives": len(false_positives),
+        "false_negatives": len(false_negatives),
         "cases_per_s": round(len(cases) / sum(seconds), 1),
         "p99_ms": round(1000 * sorted(seconds)[int(0.99 * len(seconds))], 2),
     }
+    if categories:
+        for name, wrong in (("false_positives_in", false_positives), ("false_negatives_in", false_negatives)):
+            figures[name] = dict(Counter(case.get("category", "") for case in wrong).most_common())
+    return verdicts, figures
+
+
+def only_one(cases: list[dict[str, Any]], ours: list[bool], other: list[bool]) -> dict[str, dict[str, int]]:
+    """How many responses one of two graders alone calls correct, by whether that is right."""
+    found = {"nemo_simplerl": {"right": 0, "wrong": 0}, "math_verify": {"right": 0, "wrong": 0}}
+    for case, one, two in zip(cases, ours, other, strict=True):
+        if one != two:
+            found["nemo_simplerl" if one else "math_verify"]["right" if case["label"] == "correct" else "wrong"] += 1
+    return found
 
 
 def main() -> None:
@@ -93,6 +109,7 @@ def main() -> None:
     default = ROOT.parent / "shared" / "grader" / "cases_labelled.jsonl"
     parser.add_argument("cases", nargs="?", type=Path, default=default)
     parser.add_argument("--tier", default="core", help="core (default), hard, policy or all")
+    parser.add_argument("--categories", action="store_true", help="also the false verdicts by category")
     args = parser.parse_args()
     if not args.cases.exists():
         parser.error(f"no cases at {args.cases}; give the path of a file of labelled cases")
@@ -100,14 +117,17 @@ def main() -> None:
     cases = [case for case in map(json.loads, lines) if args.tier == "all" or case.get("tier", args.tier) == args.tier]
     if not cases:
         parser.error(f"{args.cases} has no cases of tier {args.tier}")
-    other = math_verify()
-    result = {
-        "cases": len(cases),
-        "tier": args.tier,
-        "nemo_simplerl": measure(lambda gold, response: grade_text(gold, response) == "correct", cases),
-        "normalize_and_compare": measure(normalize_and_compare, cases),
-        "math_verify": None if other is None else measure(other, cases),
+    graders: dict[str, Grader | None] = {
+        "nemo_simplerl": lambda gold, response: grade_text(gold, response) == "correct",
+        "normalize_and_compare": normalize_and_compare,
+        "math_verify": math_verify(),
     }
+    measured = {name: measure(grader, cases, args.categories) for name, grader in graders.items() if grader}
+    result: dict[str, Any] = {"cases": len(cases), "tier": args.tier} | dict.fromkeys(graders)
+    result |= {name: figures for name, (_, figures) in measured.items()}
+    if "math_verify" in measured:
+        ours, other = measured["nemo_simplerl"][0], measured["math_verify"][0]
+        result["correct_to_one_alone"] = only_one(cases, ours, other)
     print(json.dumps(result))
 
 

@@ -1,10 +1,11 @@
 r"""Extraction, tested apart from equivalence: which text counts as the answer."""
 
+import random
 import time
 
 import pytest
 
-from nemo_simplerl.reward.extract import final_answers
+from nemo_simplerl.reward.extract import boxes_in, final_answers
 
 
 @pytest.mark.parametrize(
@@ -128,3 +129,14 @@ def test_what_stands_between_many_boxes_is_read_in_linear_time():
     start = time.perf_counter()
     assert len(final_answers(r"\boxed{1}, " * 100_000)) == 20
     assert time.perf_counter() - start < 3.0
+
+
+def test_nothing_before_the_first_box_changes_what_is_found():
+    """A word that is no box makes the scan begin at the start; without it the scan begins at the first box."""
+    draw = random.Random(2)
+    pieces = ["{", "}", "\\", "\\{", "\\}", " ", "x", "\n", r"\boxed{", r"\fbox {", r"\boxed 5 ", r"\frac12", "</s>"]
+    for _ in range(3_000):
+        text = "".join(draw.choices(pieces, k=draw.randint(1, 25)))
+        start = r"\fboxx "
+        shifted = [tuple(place + len(start) for place in box) for box in boxes_in(text)]
+        assert boxes_in(start + text) == shifted, text

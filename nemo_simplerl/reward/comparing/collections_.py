@@ -3,15 +3,23 @@ r"""Lists, sets and tuples: what counts as the same collection."""
 from collections import Counter
 from dataclasses import replace
 
-from nemo_simplerl.reward.comparing.equations import NamedValue, Same, named_value, same_name, with_argument_of
+from nemo_simplerl.reward.comparing.equations import (
+    NamedValue,
+    Same,
+    chained_equations,
+    named_value,
+    same_name,
+    with_argument_of,
+)
 from nemo_simplerl.reward.comparing.evaluate import real_number
 from nemo_simplerl.reward.comparing.exact import Undefined, exact
-from nemo_simplerl.reward.comparing.plus_minus import expansions
+from nemo_simplerl.reward.comparing.plus_minus import TooManySigns, expansions
 from nemo_simplerl.reward.parsing.tree import (
     ELLIPSIS,
     Listing,
     Node,
     Number,
+    Quantity,
     Relation,
     SetOf,
     Symbol,
@@ -29,12 +37,15 @@ def is_collection(node: Node) -> bool:
 
 def same_collection(gold: Node, answer: Node, same: Same) -> bool:
     """Whether two collections agree; a single value is the collection of itself. Order counts in tuples only."""
-    gold, answer = _named_tuple(gold, same), _named_tuple(answer, same)
+    gold, answer = _named_collection(gold, same), _named_collection(answer, same)
     if isinstance(gold, Tuple) and isinstance(answer, Tuple):
         return same_in_order(gold.items, answer.items, same)
     if isinstance(gold, Tuple) or isinstance(answer, Tuple):
         return _tuple_and_list(gold, answer, same)
-    left, right = statements(gold, same), statements(answer, same)
+    try:
+        left, right = statements(gold, same), statements(answer, same)
+    except TooManySigns:
+        return gold == answer
     if left is None or right is None:
         return False
     if any(part.value == ELLIPSIS for part in (*left, *right)):
@@ -49,10 +60,14 @@ def same_collection(gold: Node, answer: Node, same: Same) -> bool:
     return _match(left, right, same)
 
 
-def _named_tuple(node: Node, same: Same) -> Node:
-    """The value of an equation such as (x, y) = (1, 2); any other node as it is."""
-    statement = named_value(node, same) if isinstance(node, Relation) else None
-    return statement.value if statement is not None and isinstance(statement.value, Tuple) else node
+def _named_collection(node: Node, same: Same) -> Node:
+    """The value of (x, y) = (1, 2) and S = {1, 2}, and x = y = 2 as a list of equations; any other node as it is."""
+    if not isinstance(node, Relation):
+        return node
+    if (equations := chained_equations(node)) is not None:
+        return Listing(equations)
+    statement = named_value(node, same)
+    return statement.value if statement is not None and isinstance(statement.value, (Tuple, SetOf)) else node
 
 
 def same_in_order(left: "tuple[Node, ...] | list[Node]", right: "tuple[Node, ...] | list[Node]", same: Same) -> bool:
@@ -64,7 +79,10 @@ def _tuple_and_list(gold: Node, answer: Node, same: Same) -> bool:
     pair, other = (gold, answer) if isinstance(gold, Tuple) else (answer, gold)
     if not isinstance(pair, Tuple) or not isinstance(other, Listing):
         return False
-    parts = statements(other, same)
+    try:
+        parts = statements(other, same)
+    except TooManySigns:
+        return False
     if parts is None or len(parts) != len(pair.items):
         return False
     names = [part.name for part in parts if part.name]
@@ -133,6 +151,8 @@ def _distinct(parts: list[NamedValue], same: Same) -> list[NamedValue]:
 
 def _key(node: Node) -> Node:
     """A node that is equal for equal rational values, so that these pair without a comparison."""
+    if isinstance(node, Quantity):  # units may differ
+        return node
     try:
         value = exact(node)
     except Undefined:

@@ -4,20 +4,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nemo_simplerl.reward.comparing.evaluate import real_number
-from nemo_simplerl.reward.comparing.exact import Undefined
+from nemo_simplerl.reward.comparing.exact import Undefined, exact_in_base
 from nemo_simplerl.reward.comparing.points import same_values
 from nemo_simplerl.reward.comparing.polynomial import proportional, rational_function
 from nemo_simplerl.reward.parsing.lexicon import FUNCTIONS
 from nemo_simplerl.reward.parsing.tree import (
     MINUS_ONE,
+    ZERO,
+    BasedNumber,
     Call,
     Matrix,
     Node,
     Number,
+    Percent,
     Power,
     Product,
+    Quantity,
     Ratio,
     Relation,
+    SetCombination,
     Sum,
     Symbol,
     Tuple,
@@ -60,12 +65,30 @@ def named_value(node: Node, same: Same) -> NamedValue | None:
     if name is None and not all(_is_constant(value) for value in values):
         return None
     for before, sign, after in zip(values, signs, values[1:], strict=False):
-        agrees = _approximates(before, after) if sign == "~" else _opaque(before) or same(before, after)
+        agrees = _approximates(before, after) if sign == "~" else _repeats(before, after, same)
         if not agrees:
             return None
     exact = [value for value, sign in zip(values[1:], signs, strict=True) if sign == "="]
     first = values[0] if name is not None or not _opaque(values[0]) else values[-1]
     return NamedValue(name, exact[-1] if exact else first)
+
+
+def chained_equations(node: Node) -> tuple[Relation, ...] | None:
+    """The equations x = 2, y = 2 that a chain x = y = 2 stands for; None for a chain with fewer names or no value."""
+    if not isinstance(node, Relation) or len(node.sides) < 3 or set(node.operators) != {"="}:
+        return None
+    *names, value = node.sides
+    if not all(is_name(name) for name in names) or len(set(names)) < len(names) or is_name(value):
+        return None
+    return tuple(Relation((name, value), ("=",)) for name in names)
+
+
+def _repeats(before: Node, after: Node, same: Same) -> bool:
+    """Whether a further side of a chain has the value of the one before it, which may be in another base."""
+    if isinstance(before, BasedNumber) or isinstance(after, BasedNumber):
+        values = [exact_in_base(side) for side in (before, after)]
+        return values[0] is not None and values[0] == values[1]
+    return _opaque(before) or same(before, after)
 
 
 def is_name(node: Node) -> bool:
@@ -76,7 +99,7 @@ def is_name(node: Node) -> bool:
         return node.name not in FUNCTIONS and node.name not in ("factorial", "binomial", "abs", "floor", "ceil", "det")
     if isinstance(node, Tuple):
         return len(node.items) > 1 and all(is_name(item) for item in node.items)
-    if isinstance(node, Ratio):
+    if isinstance(node, (Ratio, SetCombination)):
         return all(is_name(part) for part in node.parts)
     if isinstance(node, Product) and all(isinstance(factor, Symbol) for factor in node.factors):
         return all(isinstance(factor, Symbol) and factor.name[0].isupper() for factor in node.factors)
@@ -121,11 +144,21 @@ def _opaque(node: Node) -> bool:
 
 def _approximates(exact_side: Node, decimal: Node) -> bool:
     """Whether the decimal is a rounding of the side before it, to its own precision."""
-    places = decimal.places if isinstance(decimal, Number) else None
     value, rounded = real_number(exact_side), real_number(decimal)
     if value is None or rounded is None:
         return False
-    return bool(abs(value - rounded) <= 1.01 * 10.0 ** -(places or 0))
+    return bool(abs(value - rounded) <= 1.01 * 10.0 ** -_places(decimal))
+
+
+def _places(node: Node) -> int:
+    """The decimals to which a number is written, also one with a sign, a unit or a percent sign."""
+    if isinstance(node, Number):
+        return node.places or 0
+    if isinstance(node, Percent):
+        return _places(node.body) + 2
+    if isinstance(node, (Quantity, Product)):
+        return max(map(_places, children(node)))
+    return 0
 
 
 def same_name(one: Node | None, two: Node | None) -> bool:
@@ -179,7 +212,7 @@ def _difference(relation: Relation) -> Node:
 def _same_curve(gold: Relation, answer: Relation) -> bool:
     """Whether the differences of the sides are proportional, and not both zero everywhere."""
     one, two = _difference(gold), _difference(answer)
-    if symbols_of(one) != symbols_of(two) or not symbols_of(one):
+    if not symbols_of(one) or not symbols_of(two):
         return False
     try:
         left, right = rational_function(one), rational_function(two)
@@ -190,7 +223,9 @@ def _same_curve(gold: Relation, answer: Relation) -> bool:
         # Curves are also the same with the denominators cleared.
         if proportional(left.numerator(), right.numerator()) is not None:
             return True
-        return not (left.pure and right.pure) and (same_values(one, two) or same_values(one, negative(two)))
+        if left.pure and right.pure or not (same_values(one, two) or same_values(one, negative(two))):
+            return False
+        return not same_values(one, ZERO)  # an identity, true of every point, is no curve
     except Undefined:
         return False
 

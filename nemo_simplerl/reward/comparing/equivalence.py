@@ -10,6 +10,7 @@ from nemo_simplerl.reward.comparing.choice import choice_letter, chosen_letter, 
 from nemo_simplerl.reward.comparing.collections_ import is_collection, same_collection
 from nemo_simplerl.reward.comparing.equations import (
     NamedValue,
+    chained_equations,
     is_label,
     is_name,
     named_value,
@@ -17,18 +18,23 @@ from nemo_simplerl.reward.comparing.equations import (
     same_relation,
     with_argument_of,
 )
-from nemo_simplerl.reward.comparing.exact import exact
+from nemo_simplerl.reward.comparing.exact import Undefined, exact
 from nemo_simplerl.reward.comparing.realset import is_set_like, same_set
 from nemo_simplerl.reward.comparing.values import same_expression
-from nemo_simplerl.reward.parsing.lexicon import UNITS
 from nemo_simplerl.reward.parsing.normalize import MAX_ANSWER_CHARS, normalize_answer
+from nemo_simplerl.reward.parsing.notations.bases import written_digits
+from nemo_simplerl.reward.parsing.notations.compound_units import unit_size
+from nemo_simplerl.reward.parsing.notations.qualifiers import is_membership, split_conditions
+from nemo_simplerl.reward.parsing.notations.vectors import components, is_marked
 from nemo_simplerl.reward.parsing.readings import readings
 from nemo_simplerl.reward.parsing.tree import (
     IMAGINARY,
     PI,
     BasedNumber,
+    Call,
     ClockTime,
     Degrees,
+    Interval,
     Listing,
     Matrix,
     Modular,
@@ -77,10 +83,10 @@ def compare(gold: str, answer: str) -> Comparison:
     if gold_text == answer_text:
         return Comparison(True, parsed=True)
     letter = choice_letter(gold_text)
-    if letter is not None and (chosen := chosen_letter(answer_text)) is not None:
+    if letter is not None and (chosen := chosen_letter(answer)) is not None:
         return Comparison(letter == chosen, parsed=True)
     answers = readings(answer_text)
-    golds = readings(gold_text)
+    golds = readings(gold_text, trusted=True)
     if any(same(one, _in_terms_of(one, two)) for one in golds for two in answers):
         return Comparison(True, parsed=True)
     if _is_decimal_comma(gold_text, answer_text):
@@ -127,11 +133,20 @@ def _compare_words_and_units(gold: Node, answer: Node) -> bool | None:
     if isinstance(gold, Modular) and isinstance(answer, Modular):
         return same(gold.modulus, answer.modulus) and same(gold.body, answer.body)
     if isinstance(answer, Modular) and not isinstance(gold, Relation):
-        return same(gold, answer.body)
+        return _is_least_residue(answer) and same(gold, answer.body)
     for one, two in ((gold, answer), (answer, gold)):
         if isinstance(one, SetOf) and len(one.items) == 1 and not is_collection(two) and not is_set_like(two):
             return same(one.items[0], answer) if one is gold else same(gold, one.items[0])
     return None
+
+
+def _is_least_residue(node: Modular) -> bool:
+    r"""Whether the class is written by the number that a remainder is: 4 \pmod 9, not 13 \pmod 9 and not N \pmod 9."""
+    try:
+        body, modulus = exact(node.body), exact(node.modulus)
+    except Undefined:
+        return False
+    return body is not None and modulus is not None and body.denominator == 1 and 0 <= body < modulus
 
 
 def _same_words(gold: Words, answer: Words) -> bool:
@@ -148,19 +163,55 @@ def _same_quantity(gold: Node, answer: Node) -> bool:
         return False
     one = gold if isinstance(gold, Quantity) else Quantity(gold, "")
     two = answer if isinstance(answer, Quantity) else Quantity(answer, "")
-    left, right = UNITS.get(one.unit), UNITS.get(two.unit)
-    if left is None or right is None or left[0] != right[0] or left[1] == right[1]:
+    left, right = unit_size(one.unit), unit_size(two.unit)
+    if left is None or right is None or left[1] != right[1] or left[0] == right[0]:
         return same(one.body, two.body)
-    scale = Number(right[1] / left[1])
+    scale = Number(right[0] / left[0])
     return same(one.body, Product((scale, two.body)))
+
+
+def _compare_qualified(gold: Node, answer: Node) -> bool | None:
+    """Compare answers with conditions on their symbols: `2x, x > 0`.
+
+    Conditions on both sides have to agree. On one side alone they may only say what kind of number a symbol is; an
+    expression in the answer may also say where it holds, because it is compared wherever it is defined.
+    """
+    if not isinstance(gold, Listing) and not isinstance(answer, Listing):
+        return None
+    (value, conditions), (other, others) = split_conditions(gold), split_conditions(answer)
+    if not conditions and not others:
+        return None
+    if conditions and others:
+        agree = len(conditions) == len(others) and all(any(same(one, two) for two in others) for one in conditions)
+        return agree and same(value, other)
+    if conditions:
+        return same(value, answer) if all(is_membership(condition, value) for condition in conditions) else None
+    if isinstance(gold, Relation) or is_collection(gold):
+        free = all(is_membership(condition, other) for condition in others)
+    else:
+        # k > 0 leaves out half of the solutions k pi, and x > 5 all of those of |x| = 4.
+        solved = not contains_node(other, PI) and (not isinstance(other, Relation) or is_name(other.sides[0]))
+        free = all(
+            is_membership(condition, other) or (condition.operators != ("in",) and solved) for condition in others
+        )
+    return same(gold, other) if free else None
 
 
 def _compare_whole_types(gold: Node, answer: Node) -> bool | None:
     """Compare the types without arithmetic across types: times of day, numbers in a base, matrices, ratios."""
-    if isinstance(gold, (BasedNumber, ClockTime)) or isinstance(answer, (BasedNumber, ClockTime)):
+    if isinstance(gold, ClockTime) or isinstance(answer, ClockTime):
         return gold == answer
+    if isinstance(gold, BasedNumber) or isinstance(answer, BasedNumber):
+        return None if isinstance(gold, Relation) or isinstance(answer, Relation) else _same_digits(gold, answer)
+    if is_marked(gold) or is_marked(answer) or isinstance(gold, (Matrix, Tuple)) != isinstance(answer, (Matrix, Tuple)):
+        size = max((_num_components(node) for node in (gold, answer)), default=0)
+        one, two = components(gold, size), components(answer, size)
+        if one is not None and two is not None:
+            return len(one.items) == len(two.items) and all(map(same, one.items, two.items))
     if isinstance(gold, Ratio) or isinstance(answer, Ratio):
         return _same_ratio(gold, answer)
+    if isinstance(gold, Matrix) and isinstance(answer, Interval) and answer.low_closed and answer.high_closed:
+        answer = Tuple((answer.low, answer.high))  # the column [1, 3]
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
         if not isinstance(answer, (Matrix, Tuple)) or not isinstance(gold, (Matrix, Tuple)):
             return None if isinstance(gold, Relation) or isinstance(answer, Relation) else False
@@ -169,6 +220,26 @@ def _compare_whole_types(gold: Node, answer: Node) -> bool | None:
             return False
         return all(len(one) == len(two) and all(map(same, one, two)) for one, two in zip(left, right, strict=True))
     return None
+
+
+def _num_components(node: Node) -> int:
+    """The size of a vector; 3 where it is a sum of unit vectors, which may leave one out."""
+    if isinstance(node, Tuple):
+        return len(node.items)
+    return len(node.rows) if isinstance(node, Matrix) else 0
+
+
+def _same_digits(gold: Node, answer: Node) -> bool:
+    """Whether two numbers agree of which one has a written base.
+
+    A question that asks for a base names it, so bare digits are right where the gold answer has the base. The other
+    way round bare digits are in base ten.
+    """
+    if isinstance(gold, BasedNumber) and isinstance(answer, BasedNumber):
+        return gold == answer
+    if isinstance(gold, BasedNumber):
+        return written_digits(answer) == gold.digits
+    return isinstance(answer, BasedNumber) and answer.base == 10 and written_digits(gold) == answer.digits
 
 
 def _rows(node: Matrix | Tuple) -> tuple[tuple[Node, ...], ...]:
@@ -226,15 +297,23 @@ def _compare_equations(gold: Node, answer: Node) -> bool | None:
         return None
     if is_collection(gold) and not isinstance(gold, Tuple) or is_collection(answer) and not isinstance(answer, Tuple):
         return None
+    golds, answers = chained_equations(gold), chained_equations(answer)
+    if (golds or answers) and (is_collection(gold) or is_collection(answer)):
+        return None
+    if answers and not golds:
+        return any(same(gold, part) for part in answers)
+    if golds and not isinstance(answer, Relation):
+        return same(golds[0].sides[1], answer)
     left, right = named_value(gold, same), named_value(answer, same)
     if left is not None and right is not None:
         right = with_argument_of(left.name, right)
         if same_name(left.name, right.name) and _same_value(left, right):
             return True
     elif left is not None and not isinstance(answer, Relation):
-        return (left.name is None or is_name(left.name)) and _same_value(left, NamedValue(None, answer))
+        return _names_alone(left) and _same_value(left, NamedValue(None, answer))
     elif right is not None and not isinstance(gold, Relation):
-        return _states_value(right) and _same_value(NamedValue(None, gold), right)
+        in_both_bases = isinstance(gold, BasedNumber) and isinstance(answer, Relation) and gold in answer.sides
+        return _states_value(right) and (in_both_bases or _same_value(NamedValue(None, gold), right))
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return same_relation(gold, answer, same)
     return False
@@ -246,6 +325,17 @@ def _states_value(statement: NamedValue) -> bool:
     if name is None or is_name(name):
         return True
     return is_label(name) and not (isinstance(name, Sum) and statement.value == Number(Fraction(0)))
+
+
+def _names_alone(statement: NamedValue) -> bool:
+    """Whether a gold answer is a value under a name. a + b = 5 and |x| = 5 are not: they are curves and conditions."""
+    name = statement.name
+    if name is None or is_name(name):
+        return True
+    return isinstance(name, Call) and not symbols_of(statement.value) and not symbols_of(name) & _COORDINATES
+
+
+_COORDINATES = frozenset("xyz")
 
 
 def _same_value(gold: NamedValue, answer: NamedValue) -> bool:
@@ -270,6 +360,7 @@ def _same_item(gold: Node, answer: Node) -> bool:
 # In this order; each returns None where the two nodes are not its to compare.
 _COMPARISONS = (
     _compare_words_and_units,
+    _compare_qualified,
     _compare_whole_types,
     _compare_sets,
     _compare_equations,

@@ -54,6 +54,7 @@ class Evaluator:
         self.mp = _context(precision)
         self.point = {name: self.mp.mpf(value.numerator) / value.denominator for name, value in point.items()}
         self.log_base = log_base
+        self.stays_real = True  # so far: every value, also those on the way to another, has been real
 
     def value(self, node: Node) -> Any:
         """The value as an mpmath number. Undefined or Unevaluable where it has none."""
@@ -67,8 +68,12 @@ class Evaluator:
             raise Unevaluable(str(error)) from error
 
     def _bounded(self, value: Any) -> Any:
+        if value.__class__ is self.mp.mpf and value._mpf_[1]:  # its mantissa: finite, and not zero
+            return value
         if self.mp.isnan(value) or self.mp.isinf(value):
             raise Undefined("not a number")
+        if value.__class__ is self.mp.mpc and value.imag:
+            self.stays_real = False
         return value
 
     def _value(self, node: Node) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from nemo_simplerl.reward.limits import LIMITS
-from nemo_simplerl.reward.parsing.tree import Call, Node, Number, Percent, Power, Product, Quantity, Sum
+from nemo_simplerl.reward.parsing.tree import BasedNumber, Call, Node, Number, Percent, Power, Product, Quantity, Sum
 
 
 class Undefined(Exception):
@@ -36,6 +36,15 @@ def exact(node: Node) -> Fraction | None:
         known = [value for value in values if value is not None]
         return _FUNCTIONS[node.name](known) if len(known) == len(values) else None
     return None
+
+
+def exact_in_base(node: Node) -> Fraction | None:
+    """The exact value of a node that may be a number in a written base."""
+    if not isinstance(node, BasedNumber):
+        return exact(node)
+    whole, _, fraction = node.digits.partition(".")
+    value = Fraction(int(whole + fraction, node.base), node.base ** len(fraction))
+    return value if bits(value) <= LIMITS.bits else None
 
 
 def _folded(
@@ -130,6 +139,11 @@ def _lcm(values: list[Fraction]) -> Fraction | None:
     return None if numbers is None else Fraction(math.lcm(*numbers))
 
 
+def _remainder(values: list[Fraction]) -> Fraction | None:
+    numbers = _integers(values)
+    return None if numbers is None or numbers[1] <= 0 else Fraction(numbers[0] % numbers[1])
+
+
 _FUNCTIONS: dict[str, Callable[[list[Fraction]], Fraction | None]] = {
     "factorial": _factorial,
     "doublefactorial": _double_factorial,
@@ -141,4 +155,5 @@ _FUNCTIONS: dict[str, Callable[[list[Fraction]], Fraction | None]] = {
     "min": lambda values: min(values),
     "gcd": _gcd,
     "lcm": _lcm,
+    "mod": _remainder,
 }

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_simplerl.reward.comparing.evaluate import real_number
+from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing.tree import INFINITY, Node, Number, Product, negative
 
 MINUS_INFINITY = negative(INFINITY)
@@ -71,19 +72,19 @@ def merged(pieces: list[Piece]) -> list[Piece]:
     except NotReal:
         return pieces
     for low, high, piece in valued:
-        if high < low and not _close(low, high):
+        if high < low and not close(low, high):
             raise NotReal("an interval from high to low")
-        if _close(low, high) and not (piece.low_closed and piece.high_closed):
+        if close(low, high) and not (piece.low_closed and piece.high_closed):
             raise NotReal("an empty interval")
     valued.sort(key=lambda entry: (entry[0], not entry[2].low_closed))
     rising: list[tuple[Any, Any, Piece]] = []
     for low, high, piece in valued:
         if rising:
             last_low, last_high, last = rising[-1]
-            touches = _close(last_high, low) and (last.high_closed or piece.low_closed)
-            if touches or last_high > low and not _close(last_high, low):
-                longer = high > last_high and not _close(high, last_high)
-                same = _close(high, last_high)
+            touches = close(last_high, low) and (last.high_closed or piece.low_closed)
+            if touches or last_high > low and not close(last_high, low):
+                longer = high > last_high and not close(high, last_high)
+                same = close(high, last_high)
                 closed = piece.high_closed if longer else last.high_closed or (same and piece.high_closed)
                 end = piece.high if longer else last.high
                 joined = Piece(last.low, end, last.low_closed, closed)
@@ -108,13 +109,15 @@ def complement(pieces: list[Piece]) -> list[Piece]:
 
 def intersection(one: list[Piece], two: list[Piece]) -> list[Piece]:
     """The numbers in both. NotReal where an end has no real value."""
+    if len(one) * len(two) > LIMITS.items:
+        raise NotReal("too many pieces")
     common: list[Piece] = []
     for left in one:
         for right in two:
             low, low_closed = _inner(left.low, left.low_closed, right.low, right.low_closed, upper=False)
             high, high_closed = _inner(left.high, left.high_closed, right.high, right.high_closed, upper=True)
             bottom, top = _value(low), _value(high)
-            if (_close(bottom, top) and low_closed and high_closed) or (bottom < top and not _close(bottom, top)):
+            if (close(bottom, top) and low_closed and high_closed) or (bottom < top and not close(bottom, top)):
                 common.append(Piece(low, high, low_closed, high_closed))
     return common
 
@@ -122,7 +125,7 @@ def intersection(one: list[Piece], two: list[Piece]) -> list[Piece]:
 def _inner(one: Node, one_closed: bool, two: Node, two_closed: bool, upper: bool) -> tuple[Node, bool]:
     """The end that is further inside, and whether it belongs to both."""
     first, second = _value(one), _value(two)
-    if _close(first, second):
+    if close(first, second):
         return one, one_closed and two_closed
     return (one, one_closed) if (first < second) == upper else (two, two_closed)
 
@@ -138,5 +141,6 @@ def _value(node: Node) -> Any:
     return value
 
 
-def _close(one: Any, two: Any) -> bool:
+def close(one: Any, two: Any) -> bool:
+    """Whether two values of ends are the same but for rounding."""
     return bool(one == two) or (abs(one) != float("inf") and abs(one - two) <= 1e-30 * max(1, abs(one)))

@@ -6,8 +6,12 @@ from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing.tree import Node, PlusMinus, children, contains, negative, rebuilt
 
 
+class TooManySigns(Exception):
+    r"""An expression has more independent `\pm` than the bound, and is no list of values."""
+
+
 def expansions(node: Node) -> list[Node] | None:
-    r"""The values of an expression with `\pm`; None without one, or with more signs than the bound.
+    r"""The values of an expression with `\pm`; None without one. TooManySigns beyond the bound.
 
     Each `\pm` is free, as in (\pm 1, \pm 2), but a `\mp` takes the sign opposite to the first `\pm`.
     """
@@ -15,7 +19,7 @@ def expansions(node: Node) -> list[Node] | None:
         return None
     free = max(1, _count(node))
     if free > LIMITS.signs:
-        return None
+        raise TooManySigns
     return [_signed(node, list(choice)) for choice in product((1, -1), repeat=free)]
 
 

@@ -142,6 +142,8 @@ class _Expansion:
         return self.atom(self.key(node), False)
 
     def atom(self, name: str, is_symbol: bool) -> tuple[Polynomial, Polynomial]:
+        if len(name) > LIMITS.chars:  # atoms in atoms repeat one another's names
+            raise TooLarge
         self.atoms[name] = is_symbol
         return {((name, 1),): Fraction(1)}, {_UNIT: Fraction(1)}
 

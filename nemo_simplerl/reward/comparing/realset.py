@@ -1,11 +1,14 @@
 r"""Sets of real numbers: intervals, unions, set-builders and solved inequalities in one form."""
 
-from fractions import Fraction
+import operator as comparison
+from collections.abc import Callable
+from functools import reduce
 
 from nemo_simplerl.reward.comparing.equations import Same
 from nemo_simplerl.reward.comparing.exact import Undefined
 from nemo_simplerl.reward.comparing.intervals import (
     LINE,
+    MINUS_INFINITY,
     NotReal,
     Piece,
     bound_of,
@@ -17,13 +20,15 @@ from nemo_simplerl.reward.comparing.intervals import (
     merged,
     point,
 )
-from nemo_simplerl.reward.comparing.polynomial import rational_function
+from nemo_simplerl.reward.comparing.plus_minus import expansions
+from nemo_simplerl.reward.comparing.roots import OutOfReach, signs_between, turning_points
+from nemo_simplerl.reward.parsing.lexicon import FUNCTIONS
 from nemo_simplerl.reward.parsing.tree import (
+    INFINITY,
     Call,
     Interval,
     Listing,
     Node,
-    Number,
     Relation,
     SetBuilder,
     SetCombination,
@@ -36,6 +41,14 @@ from nemo_simplerl.reward.parsing.tree import (
     symbols_of,
 )
 
+_COMPARISONS: dict[str, Callable[[int, int], bool]] = {
+    "<": comparison.lt,
+    ">": comparison.gt,
+    "<=": comparison.le,
+    ">=": comparison.ge,
+    "!=": comparison.ne,
+    "=": comparison.eq,
+}
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!=", "=": "="}
 
 
@@ -44,9 +57,7 @@ def is_set_like(node: Node) -> bool:
     if isinstance(node, (Interval, SetCombination, SetBuilder)):
         return True
     if isinstance(node, Relation):
-        if "in" in node.operators:
-            return True
-        return any(operator in ("<", ">", "<=", ">=", "!=") for operator in node.operators)
+        return any(operator in ("in", "notin", "<", ">", "<=", ">=", "!=") for operator in node.operators)
     if isinstance(node, Symbol):
         return node.name == r"\mathbb{R}"
     return isinstance(node, Listing) and any(is_set_like(item) for item in node.items)
@@ -62,6 +73,8 @@ def same_set(gold: Node, answer: Node, same: Same) -> bool:
         return False
     if one.variable is not None and two.variable is not None and one.variable != two.variable:
         return False
+    if any(reader.is_trivial and pieces in ([], [LINE]) for reader, pieces in ((one, left), (two, right))):
+        return False  # x^2 >= 0 names no set
     if len(left) != len(right):
         return False
     rest = list(right)
@@ -87,6 +100,7 @@ class _SetReader:
 
     def __init__(self) -> None:
         self.variable: Node | None = None
+        self.is_trivial = False  # an inequality was among them that always holds, or never
 
     def use_variable(self, variable: Node) -> None:
         if self.variable is not None and self.variable != variable:
@@ -140,9 +154,10 @@ class _SetReader:
         return pieces if inside == [LINE] else intersection(pieces, inside)
 
     def relation(self, node: Relation) -> list[Piece]:
-        if node.operators == ("in",):
+        if node.operators in (("in",), ("notin",)):
             self.use_variable(node.sides[0])
-            return self.pieces(node.sides[1])
+            inside = self.pieces(node.sides[1])
+            return inside if node.operators == ("in",) else complement(inside)
         pieces: list[Piece] | None = None
         for left, operator, right in zip(node.sides, node.operators, node.sides[1:], strict=False):
             found = self.solved(left, operator, right)
@@ -151,26 +166,53 @@ class _SetReader:
         return pieces
 
     def solved(self, left: Node, operator: str, right: Node) -> list[Piece]:
-        """The pieces of `x < c`, `c < x` and of linear forms of these."""
+        """The pieces of `x < c`, of `c < x`, and of inequalities in one symbol whose sign can be followed."""
         if operator not in _MIRRORED:
             raise NotReal(operator)
-        if _is_variable(left) and not symbols_of(left) & symbols_of(right):
-            variable, bound = left, right
-        elif _is_variable(right) and not symbols_of(left) & symbols_of(right):
-            variable, bound, operator = right, left, _MIRRORED[operator]
-        else:
-            variable, bound, operator = _linear(left, operator, right)
+        ways = [(left, operator, right), (right, _MIRRORED[operator], left)]
+        ways = [way for way in ways if not symbols_of(left) & symbols_of(right) and _is_variable(way[0])]
+        if ways and not _is_known_function(ways[0][0]):
+            return self.bounded(*ways[0])
+        try:
+            return self.followed(Sum((left, negative(right))), operator)
+        except NotReal:
+            if not ways:
+                raise
+            return self.bounded(*ways[0])
+
+    def bounded(self, variable: Node, operator: str, bound: Node) -> list[Piece]:
+        """The values of the variable on one side of a bound. Of x = +-c and x != +-c each value counts."""
         self.use_variable(variable)
-        return half_line(operator, bound_of(bound))
+        values = expansions(bound) if operator in ("=", "!=") else None
+        found = [half_line(operator, bound_of(value)) for value in values or [bound]]
+        return [piece for pieces in found for piece in pieces] if operator == "=" else reduce(intersection, found)
+
+    def followed(self, difference: Node, operator: str) -> list[Piece]:
+        """The numbers at which `difference operator 0` holds."""
+        names = symbols_of(difference)
+        if len(names) != 1:
+            raise NotReal("no inequality in one variable")
+        (name,) = names
+        found = _solutions(difference, operator, name)
+        self.use_variable(Symbol(name))
+        self.is_trivial = self.is_trivial or found in ([], [LINE])
+        return found
 
     def listing(self, node: Listing) -> list[Piece]:
-        """The union of items joined by `or`; else their intersection, unless it is empty, as of x < 1, x > 2."""
+        """The union of items joined by `or`, of sets listed side by side, and of conditions that exclude each other.
+
+        Other conditions are read as their intersection. Listed sets that overlap are items, as points are.
+        """
         if all(_is_value(item) for item in node.items):
             return [point(item) for item in node.items]
-        found = [self.pieces(item) for item in _excluding(node.items) if not _is_domain(item)]
+        items = [item for item in _excluding(node.items) if not _is_domain(item)]
+        found = [self.pieces(item) for item in items]
         if not found:
             raise NotReal("no condition")
-        if node.joiner != "or":
+        union = [piece for pieces in found for piece in pieces]
+        if node.joiner == "or":
+            return union
+        if all(isinstance(item, (Relation, Listing)) for item in items):
             try:
                 common = found[0]
                 for pieces in found[1:]:
@@ -180,7 +222,9 @@ class _SetReader:
             except NotReal:
                 if len(found) > 1 and node.joiner != ",":
                     raise
-        return [piece for pieces in found for piece in pieces]
+        elif len(merged(union)) < len(union):
+            raise NotReal("listed sets that overlap")
+        return union
 
 
 def _excluding(items: tuple[Node, ...]) -> list[Node]:
@@ -205,19 +249,26 @@ def _is_variable(node: Node) -> bool:
     return isinstance(node, Call) and bool(symbols_of(node))
 
 
+def _is_known_function(node: Node) -> bool:
+    return isinstance(node, Call) and node.name in FUNCTIONS
+
+
 def _is_value(node: Node) -> bool:
     return not contains(node, (Relation, Listing, SetOf, Tuple, Interval, SetCombination, SetBuilder))
 
 
-def _linear(left: Node, operator: str, right: Node) -> tuple[Node, Node, str]:
-    """The variable, the bound and the operator of a linear inequality such as -y > -3."""
-    form = rational_function(Sum((left, negative(right))))
-    names = form.symbols() if form is not None else frozenset()
-    if form is None or not form.pure or len(names) != 1 or list(form.bottom) != [()]:
-        raise NotReal("no linear inequality in one variable")
-    (name,) = names
-    slope = form.top.get(((name, 1),), Fraction(0)) / form.bottom[()]
-    constant = form.top.get((), Fraction(0)) / form.bottom[()]
-    if not slope or len(form.top) > (2 if constant else 1):
-        raise NotReal("not linear")
-    return Symbol(name), Number(-constant / slope), operator if slope > 0 else _MIRRORED[operator]
+def _solutions(difference: Node, operator: str, name: str) -> list[Piece]:
+    """The pieces on which `difference operator 0`: between two turning points the sign does not change. NotReal."""
+    try:
+        ends = turning_points(difference, name)
+        signs = list(signs_between(difference, name, ends))
+    except OutOfReach as error:
+        raise NotReal(str(error)) from error
+    holds = [sign is not None and _COMPARISONS[operator](sign, 0) for sign in signs]
+    bounds = [MINUS_INFINITY, *ends, INFINITY]
+    found = [
+        Piece(low, high, False, False)
+        for low, high, inside in zip(bounds, bounds[1:], holds[::2], strict=False)
+        if inside
+    ]
+    return merged(found + [point(end) for end, inside in zip(ends, holds[1::2], strict=True) if inside])

@@ -15,8 +15,10 @@ from nemo_simplerl.reward.parsing.tree import (
     Number,
     Percent,
     Product,
+    Sum,
     children,
     contains,
+    rebuilt,
     symbols_of,
 )
 
@@ -32,11 +34,21 @@ def same_expression(gold: Node, answer: Node) -> bool:
     """Whether two expressions have the same value under one of the readings of a percent or degree sign."""
     if {type(gold), type(answer)} == {Percent, Degrees}:
         return False
+    in_degrees = bool(symbols_of(gold)) and contains(gold, Degrees) != contains(answer, Degrees)
+    if in_degrees and _same(_in_degrees(gold), _in_degrees(answer)):
+        return True
     for left in _value_readings(gold, isinstance(answer, (Percent, Degrees))):
         for right in _value_readings(answer, isinstance(gold, (Percent, Degrees))):
             if _same(left, right):
                 return True
     return False
+
+
+def _in_degrees(node: Node) -> Node:
+    r"""The sum or product without its degree signs: 180^\circ - 2x is 180 - 2x, where all angles are in degrees."""
+    if isinstance(node, Degrees):
+        return node.body
+    return rebuilt(node, tuple(map(_in_degrees, children(node)))) if isinstance(node, (Sum, Product)) else node
 
 
 def _value_readings(node: Node, other_has_sign: bool) -> list[Node]:

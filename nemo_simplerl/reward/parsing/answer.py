@@ -5,16 +5,29 @@ All of the text is used, or nothing: a prefix that parses is not an answer.
 
 from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing.brackets import Tokens, check_nesting, closing_index, is_enclosed, split_top_level
+from nemo_simplerl.reward.parsing.cursor import bounded
 from nemo_simplerl.reward.parsing.expression import parse_expression
 from nemo_simplerl.reward.parsing.lexicon import ANSWER_PREFIXES
-from nemo_simplerl.reward.parsing.notations import read_based_number, read_clock_time, read_phrase
+from nemo_simplerl.reward.parsing.notations.bases import read_based_number
+from nemo_simplerl.reward.parsing.notations.labels import names_a_value, read_label, without_saying
+from nemo_simplerl.reward.parsing.notations.matrices import (
+    TEX_MATRICES,
+    carried_out,
+    read_environment,
+    read_rows,
+    split_scalar,
+    split_transpose,
+    transposed,
+)
+from nemo_simplerl.reward.parsing.notations.phrases import read_clock_time, read_phrase
+from nemo_simplerl.reward.parsing.notations.qualifiers import without_qualifiers
 from nemo_simplerl.reward.parsing.tokens import NotParsed, Token
 from nemo_simplerl.reward.parsing.tree import (
     EMPTY_SET,
-    Call,
     Interval,
     Listing,
     Node,
+    Product,
     Ratio,
     Relation,
     SetBuilder,
@@ -30,15 +43,19 @@ _RELATIONS = {
     "notin": "notin", "subseteq": "subset", "subset": "subset", "Rightarrow": "=>", "Leftrightarrow": "<=>",
     "sim": "sim", "cong": "cong", "parallel": "parallel", "perp": "perp",
 }  # fmt: skip
+_LEADING = frozenset({"=", "Rightarrow", "Leftrightarrow"})  # before an answer these say nothing
+_NAMING = frozenset({"=", "in", "approx", ":="})
 _SET_OPERATORS = {"cup": "cup", "cap": "cap", "setminus": "minus"}
 _INTEGERS = Symbol(r"\mathbb{Z}")
 
 
 class AnswerParser:
-    """Parses a whole answer. `tight_division` is handed to the expression parser."""
+    """Parses a whole answer. `tight_division` is handed to the expression parser, `trusted` to `with_suffix`."""
 
-    def __init__(self, tight_division: bool = False) -> None:
+    def __init__(self, tight_division: bool = False, trusted: bool = False) -> None:
         self.tight_division = tight_division
+        self.trusted = trusted
+        self.depth = 0
 
     def answer(self, tokens: Tokens) -> Node:
         """The tree of a whole answer. NotParsed where it has none."""
@@ -48,61 +65,74 @@ class AnswerParser:
             raise NotParsed("nothing is left")
         tokens = _inward(tokens)
         check_nesting(tokens)
-        return self.listing(tokens)
+        tokens = without_qualifiers(without_saying(tokens))
+        node = self.listing(tokens)
+        return carried_out(node) if any(_opens_matrix(token) for token in tokens if token.kind == "command") else node
 
     def listing(self, tokens: Tokens) -> Node:
         """The list of items separated by `;` or, within these, by connectors and commas; a single item as it is."""
         for is_separator in (_is_semicolon, _is_or, _is_and_or_comma):
             parts, separators = split_top_level(tokens, is_separator)
-            parts = [part for part in parts if part] if separators else parts  # ", and"
             if separators:
-                if not parts or len(parts) > LIMITS.items:
-                    raise NotParsed("a list without items, or with too many")
+                if not parts[0] or not parts[-1]:
+                    raise NotParsed("a list that begins or ends without an item")
+                parts = [part for part in parts if part]  # ", and"
+                if len(parts) > LIMITS.items:
+                    raise NotParsed("a list of too many items")
                 joiners = {separator.text for separator in separators}
                 joiner = ";" if ";" in joiners else "or" if "or" in joiners else "and" if "and" in joiners else ","
                 items = _flattened([self.listing(part) for part in parts], joiner)
                 return Listing(items, joiner) if len(items) > 1 else items[0]
         return self.item(tokens)
 
+    @bounded
     def item(self, tokens: Tokens) -> Node:
         """One statement: a relation chain, or a value."""
         named = self.labelled(tokens)
         if named is not None:
             return named
         parts, signs = split_top_level(tokens, _is_relation)
+        if signs and not parts[0] and signs[0].text in _LEADING:
+            return self.item(tokens[1:])  # "= 5"
         if not signs:
-            return self.operand(tokens)
-        if not parts[0] and signs[0].text != "=":
+            point = self.point(tokens)
+            return self.operand(tokens) if point is None else point
+        if not parts[0]:
             parts[0] = (Token("letter", "x"),)  # ">= 5"
         if not all(parts):
             raise NotParsed("a relation without one of its sides")
-        first = self.name(parts[0]) if signs[0].text in ("=", "in", "approx", ":=") else None
-        sides = [first if first is not None else self.operand(parts[0])]
-        sides += [self.operand(part) for part in parts[1:]]
+        of_matrix = any(_opens_matrix(token) for token in parts[-1])
+        names = [
+            read_label(part, of_matrix) if sign.text in _NAMING else None
+            for part, sign in zip(parts, signs, strict=False)
+        ]
+        sides = [
+            name if name is not None else self.operand(part) for part, name in zip(parts, [*names, None], strict=True)
+        ]
         return Relation(tuple(sides), tuple(_RELATIONS[sign.text] for sign in signs))
 
     def labelled(self, tokens: Tokens) -> Node | None:
         """`Minimum: 3` and `Minimum = 3` as equations of a name; None for any other form."""
         if len(tokens) >= 3 and tokens[0].kind == "word" and tokens[1].text in (":", "="):
+            if not names_a_value(tokens[0].text):
+                raise NotParsed("the words say something else than the value")
             name = Symbol(tokens[0].text.lower())
             value = self.item(tokens[2:])
             return None if isinstance(value, Relation) else Relation((name, value), ("=",))
         return None
 
-    def name(self, tokens: Tokens) -> Node | None:
-        """A left side that only names what is right of it: x(t), P(A or B), AB. None where it is arithmetic."""
-        if len(tokens) >= 4 and tokens[0].kind == "letter" and tokens[-1].text == ")":
-            opening = next((at for at, token in enumerate(tokens) if token.text == "("), 0)
-            inside = tokens[opening + 1 : -1]
-            if opening and closing_index(tokens, opening) == len(tokens) - 1:
-                head = "".join(token.text for token in tokens[:opening] if token.text not in "{}")
-                simple = all(token.kind == "letter" or token.text == "," for token in inside)
-                if simple and (opening == 1 or tokens[1].text in ("_", "'") or head.endswith("^-1")):
-                    names = (Symbol(token.text) for token in inside if token.kind == "letter")
-                    return Call(head, tuple(names))
-                if opening == 1 and tokens[0].text in "PEV":
-                    return Symbol(" ".join(token.text for token in tokens if token.text not in "{}"))
-        return None
+    def point(self, tokens: Tokens) -> Node | None:
+        """The named point P(3, 4) as the equation P = (3, 4); None for any other form."""
+        if len(tokens) < 6 or tokens[0].kind != "letter" or not tokens[0].text.isupper():
+            return None
+        opening = 1
+        if tokens[1].text == "_":
+            opening = closing_index(tokens, 2) + 1 if tokens[2].text == "{" else 3
+        if not is_enclosed(tokens[opening:]) or tokens[opening].text != "(":
+            return None
+        place = self.collection(tokens[opening:])
+        name = "".join(token.text for token in tokens[:opening] if token.text not in "{}")
+        return Relation((Symbol(name), place), ("=",)) if isinstance(place, Tuple) else None
 
     def operand(self, tokens: Tokens) -> Node:
         """A value, or sets combined by union, intersection and difference."""
@@ -129,6 +159,7 @@ class AnswerParser:
             return SetCombination("minus", (self.value(parts[0]), self.value(parts[1])))
         return None
 
+    @bounded
     def value(self, tokens: Tokens) -> Node:
         """One value: bracketed collection, ratio, time, number in a base, quantity or words."""
         if not tokens:
@@ -139,9 +170,18 @@ class AnswerParser:
         if len(tokens) == 1 and tokens[0].text == "emptyset":
             return EMPTY_SET
         if is_enclosed(tokens):
+            if tokens[0].text == "begin cases":
+                return read_environment("cases", tokens[1:-1], self.listing)
             collection = self.collection(tokens)
             if collection is not None:
                 return collection
+        row = split_transpose(tokens)
+        if row is not None and (column := transposed(self.value(row))) is not None:
+            return column
+        scaled = split_scalar(tokens)
+        if scaled is not None and isinstance(vector := self.value(scaled[1]), Tuple):
+            scalar = parse_expression(scaled[0], self.tight_division)
+            return Tuple(tuple(Product((scalar, item)) for item in vector.items))
         special = read_clock_time(tokens) or read_based_number(tokens) or self.ratio(tokens)
         if special is not None:
             return special
@@ -149,8 +189,11 @@ class AnswerParser:
         if not body:
             raise NotParsed("a unit without a value")
         if suffix and is_enclosed(body):
-            return with_suffix(self.value(body), suffix, self.operand)
-        return with_suffix(parse_expression(body, self.tight_division), suffix, self.operand)
+            return with_suffix(self.value(body), suffix, self.operand, self.trusted)
+        return with_suffix(self.expression(body), suffix, self.operand, self.trusted)
+
+    def expression(self, tokens: Tokens) -> Node:
+        return parse_expression(tokens, self.tight_division, self.depth)
 
     def collection(self, tokens: Tokens) -> Node | None:
         """The tuple, set or interval between one pair of brackets; None where they only group."""
@@ -166,6 +209,8 @@ class AnswerParser:
         if separators:
             if len(parts) > LIMITS.items or not all(parts):
                 raise NotParsed("an empty place in a list, or too many items")
+            if opening.text == "[" and (matrix := read_rows(parts, separators, self.item)) is not None:
+                return matrix
             if opening.text == "{":
                 return SetOf(tuple(self.item(part) for part in parts))
             items = tuple(self.item(part) for part in parts)
@@ -202,7 +247,7 @@ class AnswerParser:
             return None
         if not all(parts) or len(parts) > 20:
             raise NotParsed("a ratio with an empty place")
-        return Ratio(tuple(parse_expression(part, self.tight_division) for part in parts))
+        return Ratio(tuple(self.expression(part) for part in parts))
 
 
 def _inward(tokens: Tokens) -> Tokens:
@@ -236,6 +281,10 @@ def _flattened(items: list[Node], joiner: str) -> tuple[Node, ...]:
         )
         flat.extend([item] if grouped or not isinstance(item, Listing) else item.items)
     return tuple(flat)
+
+
+def _opens_matrix(token: Token) -> bool:
+    return token.kind == "command" and (token.text[:6] == "begin " or token.text in TEX_MATRICES)
 
 
 def _is_semicolon(token: Token) -> bool:

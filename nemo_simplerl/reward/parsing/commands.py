@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 from nemo_simplerl.reward.parsing import numerals
 from nemo_simplerl.reward.parsing.brackets import Tokens, closing_index, split_top_level
 from nemo_simplerl.reward.parsing.lexicon import FUNCTIONS, INVERSES, words_of
+from nemo_simplerl.reward.parsing.notations.matrices import TEX_MATRICES, read_environment
 from nemo_simplerl.reward.parsing.tokens import NotParsed, Token
 from nemo_simplerl.reward.parsing.tree import (
     ELLIPSIS,
     EULER,
+    IMAGINARY,
     INFINITY,
     ONE,
     PI,
     Call,
-    Matrix,
     Node,
     Number,
     Power,
@@ -36,8 +37,8 @@ _GREEK = words_of(
 )
 _ACCENTS = frozenset(["overline", "bar", "hat", "vec", "overrightarrow", "tilde", "widehat", "dot", "ddot", "overarc"])
 _GEOMETRY = frozenset(["angle", "triangle", "measuredangle", "odot"])
+_INFIX = frozenset({"choose", "over"})
 _BIG = frozenset(["sum", "prod", "int", "iint", "oint", "lim", "bigcup", "bigcap"])
-_MATRICES = frozenset({"pmatrix", "bmatrix", "matrix", "array", "vmatrix", "Bmatrix", "smallmatrix"})
 
 _NOT_FACTORS = words_of(
     "cdot times div pm mp le ge ne approx equiv in notin cup cap setminus mid to pmod bmod mod currency { "
@@ -79,17 +80,20 @@ def read_command(parser: "ExpressionParser", token: Token) -> Node:
         return numerals.read_figure(parser, name)
     if name in _BIG:
         return _big_operator(parser, name)
-    if name.startswith("begin "):
+    if name.startswith("begin ") or (name in TEX_MATRICES and parser.next_is("sign", "{")):
         return _matrix(parser, name.partition(" ")[2])
     raise NotParsed(f"unknown command {name!r}")
 
 
-def binomial_or_inner(content: Tokens, parse: Callable[[Tokens], Node]) -> Node:
-    r"""The node of a bracket's content, which may be the binomial {n \choose k}."""
-    parts, signs = split_top_level(content, lambda token: token.kind == "command" and token.text == "choose")
-    if len(signs) == 1:
-        return Call("binomial", (parse(parts[0]), parse(parts[1])))
-    return parse(content)
+def infix(content: Tokens, parse: Callable[[Tokens], Node]) -> Node | None:
+    r"""The binomial n \choose k or the fraction a \over b that all of the tokens are; None without such a command."""
+    if _INFIX.isdisjoint([token.text for token in content]):
+        return None
+    parts, signs = split_top_level(content, lambda token: token.kind == "command" and token.text in _INFIX)
+    if len(signs) != 1 or not all(parts):
+        return None
+    top, bottom = parse(parts[0]), parse(parts[1])
+    return quotient(top, bottom) if signs[0].text == "over" else Call("binomial", (top, bottom))
 
 
 def _root(parser: "ExpressionParser") -> Node:
@@ -129,7 +133,7 @@ def _inverse(name: str, exponent: Node | None) -> tuple[str, Node | None]:
 
 
 def _call(name: str, base: Node | None, args: tuple[Node, ...]) -> Node:
-    """The node of a function; exp and sqrt become powers."""
+    """The node of a function; exp, cis and sqrt become powers."""
     if name == "lg" and base is None:
         name, base = "log", Number(Fraction(10))
     if base is not None:
@@ -139,6 +143,8 @@ def _call(name: str, base: Node | None, args: tuple[Node, ...]) -> Node:
     if len(args) == 1:
         if name == "exp":
             return Power(EULER, args[0])
+        if name == "cis":
+            return Power(EULER, Product((IMAGINARY, args[0])))
         if name == "sqrt":
             return Power(args[0], Number(Fraction(1, 2)))
     return Call(name, args)
@@ -184,17 +190,9 @@ def _big_operator(parser: "ExpressionParser", name: str) -> Node:
 
 
 def _matrix(parser: "ExpressionParser", environment: str) -> Node:
-    """The matrix between `begin` and `end` of an environment; a `vmatrix` is its determinant."""
-    end = closing_index(parser.tokens, parser.at - 1)
-    content = parser.tokens[parser.at : end]
+    """The node between `begin` and `end` of an environment, or in the brace behind a command of plain TeX."""
+    opening = parser.at - 1 if environment else parser.at
+    end = closing_index(parser.tokens, opening)
+    content = parser.tokens[opening + 1 : end]
     parser.at = end + 1
-    if environment not in _MATRICES:
-        raise NotParsed(f"environment {environment!r}")
-    lines, _ = split_top_level(content, lambda token: token.kind == "command" and token.text == "\\")
-    rows = [
-        split_top_level(line, lambda token: token.kind == "sign" and token.text == "&")[0] for line in lines if line
-    ]
-    if not rows or len({len(row) for row in rows}) > 1:
-        raise NotParsed("rows of different lengths")
-    matrix = Matrix(tuple(tuple(parser.inner(entry) for entry in row) for row in rows))
-    return Call("det", (matrix,)) if environment == "vmatrix" else matrix
+    return read_environment(environment or "matrix", content, parser.inner)

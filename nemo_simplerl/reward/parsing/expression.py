@@ -2,7 +2,7 @@ r"""The parser of expressions: sums, products, powers, functions. It reads its t
 
 from nemo_simplerl.reward.parsing import commands, numerals
 from nemo_simplerl.reward.parsing.brackets import Tokens, closing_index, split_top_level
-from nemo_simplerl.reward.parsing.cursor import Cursor
+from nemo_simplerl.reward.parsing.cursor import Cursor, bounded
 from nemo_simplerl.reward.parsing.lexicon import FUNCTION_LETTERS
 from nemo_simplerl.reward.parsing.tokens import NotParsed, Token
 from nemo_simplerl.reward.parsing.tree import (
@@ -25,13 +25,16 @@ from nemo_simplerl.reward.parsing.tree import (
 _LETTER_CONSTANTS = {"e": EULER, "i": IMAGINARY}
 
 
-def parse_expression(tokens: Tokens, tight_division: bool = False) -> Node:
+def parse_expression(tokens: Tokens, tight_division: bool = False, depth: int = 0) -> Node:
     r"""The tree of an expression. NotParsed unless every token is used.
 
     `tight_division` reads 1/2x as 1/(2x) and \sin x/2 as sin(x/2); otherwise a division ends with its first
-    divisor, and a function's argument before it.
+    divisor, and a function's argument before it. `depth` is the level of nesting at which the expression stands.
     """
-    parser = ExpressionParser(tokens, tight_division)
+    node = commands.infix(tokens, lambda part: parse_expression(part, tight_division, depth))
+    if node is not None:
+        return node
+    parser = ExpressionParser(tokens, tight_division, depth)
     node = parser.sum()
     if parser.at < len(tokens):
         raise NotParsed(f"unexpected {tokens[parser.at].text!r}")
@@ -41,8 +44,8 @@ def parse_expression(tokens: Tokens, tight_division: bool = False) -> Node:
 class ExpressionParser(Cursor):
     """Recursive descent over tokens. Each method reads the construct that begins at the cursor and moves behind it."""
 
-    def __init__(self, tokens: Tokens, tight_division: bool = False) -> None:
-        super().__init__(tokens)
+    def __init__(self, tokens: Tokens, tight_division: bool = False, depth: int = 0) -> None:
+        super().__init__(tokens, depth)
         self.tight_division = tight_division
         self.open_bars = 0
 
@@ -50,7 +53,7 @@ class ExpressionParser(Cursor):
         """The tree of the tokens between two brackets."""
         if not tokens:
             raise NotParsed("empty brackets")
-        return parse_expression(tokens, self.tight_division)
+        return parse_expression(tokens, self.tight_division, self.depth)
 
     # -- sums and products
 
@@ -69,7 +72,7 @@ class ExpressionParser(Cursor):
         node = self.product()
         for sign in reversed(signs):
             if sign == "-":
-                node = negative(node)
+                node = type(node)(negative(node.body)) if isinstance(node, (Percent, Degrees)) else negative(node)
             elif sign in ("pm", "mp"):
                 node = PlusMinus(node, opposite=sign == "mp")
         return node
@@ -89,7 +92,7 @@ class ExpressionParser(Cursor):
                 if fraction is None:
                     factors.append(self.power())
                 else:
-                    factors[-1] = fraction
+                    factors[-1] = self.percent(fraction)
             else:
                 return factors[0] if len(factors) == 1 else Product(tuple(factors))
 
@@ -146,6 +149,13 @@ class ExpressionParser(Cursor):
             raise NotParsed("two numbers side by side")
         return None
 
+    def percent(self, node: Number) -> Node:
+        """The mixed number with the percent sign that may follow it."""
+        if not self.next_is("sign", "%"):
+            return node
+        self.take()
+        return Percent(node)
+
     # -- powers and what binds as tightly
 
     def power(self) -> Node:
@@ -173,6 +183,7 @@ class ExpressionParser(Cursor):
                 return node
         return node
 
+    @bounded
     def raised(self, base: Node) -> Node:
         """The base with what follows `^`: an exponent, degrees or a prime. An ordinal ending such as th is dropped."""
         if self.next_is("command", "circ"):
@@ -216,6 +227,7 @@ class ExpressionParser(Cursor):
 
     # -- primaries
 
+    @bounded
     def primary(self) -> Node:
         token = self.take()
         if token.kind == "number":
@@ -272,7 +284,7 @@ class ExpressionParser(Cursor):
                 raise NotParsed("brackets of two kinds")
             content = self.tokens[self.at : end]
             self.at = end + 1
-            return commands.binomial_or_inner(content, self.inner)
+            return self.inner(content)
         if token.text == "|":
             self.open_bars += 1
             body = self.sum()

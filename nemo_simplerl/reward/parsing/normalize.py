@@ -3,6 +3,8 @@ r"""Brings the many ways of typesetting the same text to one spelling. Works on 
 import re
 
 from nemo_simplerl.reward.limits import LIMITS
+from nemo_simplerl.reward.parsing.notations.characters import plain_characters
+from nemo_simplerl.reward.parsing.notations.environments import without_line_environments
 
 MAX_ANSWER_CHARS = LIMITS.chars  # a longer answer is left as it stands
 
@@ -19,7 +21,12 @@ _UNICODE = {
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
     "∀": r"\forall ", "∃": r"\exists ", "→": r"\to ", "⇒": r"\Rightarrow ", "∑": r"\sum ", "∫": r"\int ",
     "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
-    "⅛": r"\frac{1}{8}", "€": r"\currency ", "£": r"\currency ", "¥": r"\currency ", "\u00a0": " ",
+    "⅛": r"\frac{1}{8}", "⁄": "/", "∕": "/", "≦": r"\le ", "≧": r"\ge ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]",
+    "℃": r"^\circ C", "℉": r"^\circ F", "∉": r"\notin ", "⊆": r"\subseteq ", "⊂": r"\subset ", "⟹": r"\Rightarrow ",
+    "⇔": r"\Leftrightarrow ", "∧": r"\wedge ", "∨": r"\vee ", "⟨": r"\langle ", "⟩": r"\rangle ", "∥": r"\parallel ",
+    "⊥": r"\perp ", "∂": r"\partial ", "≅": r"\cong ", "∼": r"\sim ", "″": "''", "¢": r"\centsign ", "µ": r"\mu ",
+    "∴": r"\therefore ", "「": '"', "」": '"', "［": "[", "］": "]", "•": r"\cdot ", "₹": r"\currency ",
+    "€": r"\currency ", "£": r"\currency ", "¥": r"\currency ", "\u00a0": " ",
 }  # fmt: skip
 _GREEK_LETTERS = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"
 _GREEK_NAMES = (
@@ -41,8 +48,9 @@ _DIGIT_GAP = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\,|\\ |\\;|\\:|~)(?=[0-9]{3}(
 _MATH_MARK = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$")
 _SPACING = re.compile(
     r"(?<!\\)\\[,;: >]|~|\\(?:quad|qquad|thinspace|enspace|hfill|displaystyle|textstyle|scriptstyle|limits|nolimits"
-    r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge|checkmark|blacksquare|square|bf|rm|it|cal|sf|tt)(?![A-Za-z])"
-    r"|\\(?:hspace|vspace|phantom|hphantom|vphantom)\*?(?:\{[^{}]*\}|\s+[^{}\\\s](?=\s*[0-9]))"
+    r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge|checkmark|blacksquare|square|bf|rm|it|cal|sf|tt"
+    r"|hline|mathstrut|strut|nonumber|notag|null|relax|therefore|ensuremath|mathord|mathinner)(?![A-Za-z])"
+    r"|\\(?:noalign|tag\*?|label)\s*\{[^{}]*\}|\\(?:hspace|vspace|phantom|hphantom|vphantom)\*?(?:\{[^{}]*\}|\s+[^{}\\\s](?=\s*[0-9]))"
 )
 _SIZED = re.compile(r"\\(left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*(\.(?![0-9]))?")
 _SPELLINGS = {
@@ -56,14 +64,43 @@ _SPELLINGS = {
     "iff": "Leftrightarrow", "land": "wedge", "lor": "vee", "colon": ":", "lt": "<", "gt": ">", "lparen": "(",
     "rparen": ")", "lbrack": "[", "rbrack": "]", "approxeq": "approx", "simeq": "approx", "thickapprox": "approx",
     "nolinebreak": "", "nobreak": "", "space": " ", "pounds": "currency", "euro": "currency", "textdollar": "$",
-    "imath": "i", "jmath": "j",
+    "sfrac": "frac", "nicefrac": "frac", "flatfrac": "frac", "surd": "sqrt", "cr": "\\\\", "tabularnewline": "\\\\",
+    "newline": "\\\\", "implies": "Rightarrow", "Longrightarrow": "Rightarrow", "arcctg": "arccot",
+    "imath": "{i}", "jmath": "{j}",
 }  # fmt: skip
+_TEXT = r"\\(?:text|mbox|mathrm|textrm|textbf|rm)\s*"
+# Forms that are not one command: TeX's own roots, transposes, sets of numbers, functions set as text, marks of digits.
+_FORMS = tuple(
+    (re.compile(form), spelling)
+    for form, spelling in (
+        (r"\\root\s*\{?\s*([^{}\\]{1,20}?)\s*\}?\s*\\of(?![A-Za-z])\s*", r"\\sqrt[\1]"),
+        (r"\^\s*\{?\s*\\(?:top|intercal)(?![A-Za-z])\s*\}?", "^T"),
+        (_TEXT + r"\{\s*(arc[a-z]{3}|sin|cos|tan|cot|csc|ln|log|lcm|gcd|cis|exp)\s*\}", r"\\operatorname{\1}"),
+        (r"\\cis(?![A-Za-z])", r"\\operatorname{cis}"),
+        (
+            r"(\\in\s*)(?:\\mathbb|\\mathbf|\\mathrm|\\bf)?\s*\{?\s*([NZQRC])\s*\}?(?![A-Za-z{(])",
+            r"\1\\mathbb{\2}",
+        ),
+        (r"\\mathbb\s*\{?\s*[NZ]\s*\}?\s*[\^_]\s*\{?\s*[*+]\s*\}?", r"\\mathbb{N}"),
+        (r"([\])])\s*(?:U|\\bigcup)\s*(?=[\[(])", r"\1\\cup "),
+        (r"(?<=[0-9])'(?=[0-9]{3}(?![0-9]))", ""),
+        (rf"(?<=[0-9])\s*\^\s*(?:\{{\s*)?(?:{_TEXT}\{{\s*)?o(?![A-Za-z])\s*\}}?\}}?", r"^\\circ "),
+        (r"(?<=[0-9])\s*[xX]\s*10\s*\^", r"\\times 10^"),
+        (r"\+\s*/\s*-", r"\\pm "),
+        (r"(?<=[0-9.])\\dot\s*\{?([0-9])\}?([0-9]*)\s*\\dot\s*\{?([0-9])\}?", r"\\overline{\1\2\3}"),
+    )
+)
+_FORM_MARKS = re.compile(
+    r"\\root|\\dot|\\top|\\intercal|\\text|\\mbox|\\mathrm|\\rm|\\cis|\\in[ {\\A-Z]|\\mathbb|[\])]\s*(?:U|\\big)|'"
+    r"|\^\s*\{?\s*o|\^\{?\s*\\[tim]|[xX]\s*10|\+\s*/"
+)
+_TEXT_ENDING = re.compile(rf"(?:{_TEXT}\{{[.,;:?\s]*\}}|\{{\s*[.,;:]+\s*\}})$")
 _GLUED_QUAD = re.compile(r"\\quad(?=[A-Za-z](?![A-Za-z]))")
 _HALF_DAY = re.compile(r"(?<![A-Za-z])([aApP])\.\s?[mM]\b\.?")
 _COLOR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _PLAIN_OPERATORS = (("!=", r"\ne "), ("<=", r"\le "), (">=", r"\ge "), ("=<", r"\le "), ("==", "="), ("**", "^"))
-_EMPHASIS = ("**", "__", "`")
+_EMPHASIS = ("**", "__", "`", '"')
 
 
 def normalize_answer(text: str) -> str:
@@ -79,11 +116,12 @@ def normalize_answer(text: str) -> str:
     text = _INVISIBLE.sub("", text)
     if not text.isascii():
         text = _RAISED.sub(lambda run: "^{" + run.group().translate(_PLAIN_SCRIPT) + "}", text)
+        text = plain_characters(text)
         text = _LOWERED.sub(lambda run: "_{" + run.group().translate(_PLAIN_SCRIPT) + "}", text)
         text = text.translate(_SYMBOLS)
     text = _without_emphasis(text)
     text = _HTML.sub(lambda tag: ("^{" if tag[1] == "sup" else "_{") + tag[2] + "}", text)
-    text = _DOUBLED.sub(r"\\", text)
+    text = without_line_environments(_DOUBLED.sub(r"\\", text))
     text = _DIGIT_GAP.sub("", text).replace(r"\!", "")
     text = _MATH_MARK.sub(" ", _SIZED.sub("", text))
     text = text.replace(r"\$", r"\currency ").replace(r"\%", "%").replace(r"\&", "&").replace("&=", "=")
@@ -92,8 +130,11 @@ def normalize_answer(text: str) -> str:
     text = _COMMAND.sub(_respelled, text)
     for plain, command in _PLAIN_OPERATORS:
         text = text.replace(plain, command)
-    text = _without_dangling(" ".join(text.split()))
-    return text
+    text = " ".join(text.split())
+    if _FORM_MARKS.search(text):
+        for form, spelling in _FORMS:
+            text = form.sub(spelling, text)
+    return _without_dangling(text)
 
 
 def _respelled(command: "re.Match[str]") -> str:
@@ -122,6 +163,8 @@ def _without_dangling(text: str) -> str:
             shorter = text[:-2]
         elif text.endswith((",", ";", ":", "?", "\\")) or (text.endswith(".") and not text.endswith("..")):
             shorter = text[:-1]
+        elif text.endswith("}"):
+            shorter = _TEXT_ENDING.sub("", text)
         if shorter == text:
             return text
         text = shorter.rstrip()

@@ -2,26 +2,34 @@ r"""Reads the normalized text of an answer as trees: one, or several where the n
 
 import re
 
+from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing.answer import AnswerParser
 from nemo_simplerl.reward.parsing.brackets import Tokens
+from nemo_simplerl.reward.parsing.notations.compound_units import with_text_units
+from nemo_simplerl.reward.parsing.notations.counting import with_counts_written_out
 from nemo_simplerl.reward.parsing.tokens import NotParsed, tokenize
-from nemo_simplerl.reward.parsing.tree import Node
+from nemo_simplerl.reward.parsing.tree import Node, is_deeper
 
 _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
+_ZERO_GROUP = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})*,0[0-9]{2}(?![0-9])")  # no list has an item 007
 _SPACE_GROUPED = re.compile(r"(?<![0-9.,/^_])[0-9]{1,3}(?: [0-9]{3})+(?![0-9/]| [0-9])")
 
+_SPELLED = (with_text_units, with_counts_written_out)
 
-def readings(text: str) -> list[Node]:
+
+def readings(text: str, trusted: bool = False) -> list[Node]:
     """The trees of normalized text, likeliest first; an empty list where it does not parse.
 
-    Two habits of writing leave two readings each: commas that may group thousands or separate items, and a
-    division followed by a factor without a sign between them.
+    Four habits of writing leave two readings each: commas that may group thousands or separate items, a division
+    followed by a factor without a sign between them, letters that may be units, and C(8, 2), a number or a point.
+    `trusted`: the text is a gold answer, in which any noun behind a value is taken for its unit.
     """
     text = _SPACE_GROUPED.sub(lambda number: number.group().replace(" ", ""), text)
     texts = [text]
     grouped = _grouped(text)
     if grouped != text:
-        texts.insert(0, grouped)
+        texts = [grouped] if _ZERO_GROUP.search(text) else [grouped, text]
+    texts += [other for spelled in _SPELLED if (other := spelled(texts[0])) != texts[0]]
     nodes: list[Node] = []
     for reading in texts:
         try:
@@ -30,9 +38,11 @@ def readings(text: str) -> list[Node]:
             continue
         for tight in (False, True) if _has_open_division(tokens) else (False,):
             try:
-                node = AnswerParser(tight).answer(tokens)
-            except (NotParsed, RecursionError):
+                node = AnswerParser(tight, trusted).answer(tokens)
+            except NotParsed:
                 continue
+            if 2 * len(tokens) > LIMITS.depth and is_deeper(node, LIMITS.depth):
+                continue  # x!!!!! and 1/2/3 are read without recursion, but not compared
             if node not in nodes:
                 nodes.append(node)
     return nodes

@@ -7,10 +7,15 @@ from typing import Literal
 from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing.lexicon import (
     CONNECTORS,
+    CURRENCY_CODES,
     FUNCTION_ALIASES,
     FUNCTIONS,
     ORDINAL_ENDINGS,
     PLAIN_UNITS,
+    SHORT_ANSWERS,
+    SHORT_WORDS,
+    SPACED_UNITS,
+    is_known_word,
     is_word,
     words_of,
 )
@@ -35,6 +40,7 @@ _FONTS = words_of(
     "mathrm mathbf mathit mathsf mathtt mathnormal boldsymbol bm operatorname underline textbf textit textrm emph"
 )
 _TEXTS = frozenset(["text", "textnormal", "mbox", "hbox", "textbf", "textit", "textrm", "textsf", "texttt", "emph"])
+_TEXT_COMMANDS = ("\\text", "\\mathrm", "\\mbox")
 _STYLED = frozenset({"mathbb", "mathcal", "mathfrak", "mathscr"})
 _LEXEME = re.compile(
     r"(?P<space>\s+)|(?P<number>[0-9]+(?:\.(?!\.)[0-9]*)?(?:[eE][+-]?[0-9]{1,6}(?![0-9A-Za-z.]))?|\.[0-9]+)"
@@ -72,7 +78,7 @@ def _scan(text: str, tokens: list[Token], depth: int) -> None:
         elif kind in ("begin", "end"):
             tokens.append(Token("command", f"{kind} {value}", spaced))
         elif kind == "letters":
-            _scan_letters(value, tokens, spaced)
+            _scan_letters(value, tokens, spaced, text[at:])
         elif kind == "number":
             tokens.append(Token("number", value, spaced))
         elif kind == "command":
@@ -110,7 +116,7 @@ def _scan_font(font: str, content: str, tokens: list[Token], spaced: bool, depth
     elif stripped.isalpha() and stripped.isascii() and len(stripped) > 1:
         tokens.extend(_upright(stripped, tokens[-1] if tokens else None, content != stripped, spaced))
     elif len(stripped) == 1 and stripped.isalpha() and stripped.isascii() and (content != stripped or font in _TEXTS):
-        tokens.append(Token("word", stripped, spaced))  # \mathrm{~m}, \text{m}
+        tokens.append(Token("word", stripped, spaced or content[:1].isspace()))  # \mathrm{~m}, \text{m}
     else:
         first = len(tokens)
         _scan(content, tokens, depth + 1)
@@ -120,7 +126,7 @@ def _scan_font(font: str, content: str, tokens: list[Token], spaced: bool, depth
 
 def _upright(run: str, before: Token | None, padded: bool, spaced: bool) -> list[Token]:
     r"""The tokens of letters in \mathrm: a function, a word or unit, or two symbols that OCR set upright."""
-    after_value = padded or (before is not None and (_ends_value(before) or before.text == "/"))
+    after_value = padded or (before is not None and (_ends_value(before) or before.text == "/") and is_known_word(run))
     name = FUNCTION_ALIASES.get(run, run)
     if name in FUNCTIONS and not (run in PLAIN_UNITS and after_value):
         return [Token("command", name, spaced)]
@@ -155,8 +161,11 @@ def _add_word(word: str, tokens: list[Token], spaced: bool) -> None:
         tokens.append(Token("word", bare, spaced))
 
 
-def _scan_letters(run: str, tokens: list[Token], spaced: bool) -> None:
-    """Append the tokens of letters outside fonts: a connector, a function, a word, or one-letter symbols."""
+def _scan_letters(run: str, tokens: list[Token], spaced: bool, rest: str) -> None:
+    """Append the tokens of letters outside fonts: a connector, a function, a word, or one-letter symbols.
+
+    `rest` is the text behind them. In mathematics letters are symbols, whatever they spell.
+    """
     name = FUNCTION_ALIASES.get(run, run)
     before = tokens[-1] if tokens else None
     if run.lower() in CONNECTORS:
@@ -165,18 +174,58 @@ def _scan_letters(run: str, tokens: list[Token], spaced: bool) -> None:
         tokens.append(Token("command", name, spaced))
     elif run.lower() in _CONSTANT_WORDS and len(run) > 1:
         tokens.append(Token("command", _CONSTANT_WORDS[run.lower()], spaced))
+    elif run in CURRENCY_CODES and (before is None or _ends_value(before)):
+        tokens.append(Token("command", "currency", spaced))
     elif (
-        run in ORDINAL_ENDINGS
-        and before is not None
-        and before.kind == "number"
-        and not spaced
-        or is_word(run)
-        or (run in PLAIN_UNITS and before is not None and _ends_value(before))
+        (run in ORDINAL_ENDINGS and before is not None and before.kind == "number" and not spaced)
+        or (is_word(run) and (is_known_word(run) or not _is_glued(tokens, spaced, rest)))
+        or (run in PLAIN_UNITS and _is_plain_unit(run, tokens, spaced, rest))
+        or (run.lower() in SHORT_WORDS and _stands_alone(run, tokens, spaced, rest))
     ):
         _add_word(run, tokens, spaced)
     else:
         tokens.append(Token("letter", run[0], spaced))
         tokens.extend(Token("letter", letter) for letter in run[1:])
+
+
+def _is_glued(tokens: list[Token], spaced: bool, rest: str) -> bool:
+    """Whether letters stand right behind a value or before an exponent or subscript: they are symbols then."""
+    return rest[:1] in ("^", "_") or (bool(tokens) and not spaced and _ends_value(tokens[-1]))
+
+
+def _is_plain_unit(run: str, tokens: list[Token], spaced: bool, rest: str) -> bool:
+    """Whether the letters of a unit are one: behind a value, and not among the symbols of a product."""
+    if not tokens:
+        return False
+    if tokens[-1].text == "(" and len(tokens) > 1:  # 18 (cm)
+        return rest[:1] == ")"
+    if not _ends_value(tokens[-1]) or rest[:1] in ("\\", "_", "("):
+        return False
+    if spaced:
+        return True
+    raises_symbol = len(tokens) > 2 and tokens[-2].text == "^" and tokens[-3].kind == "letter"  # x^2cm
+    return run not in SPACED_UNITS and not raises_symbol
+
+
+def _stands_alone(run: str, tokens: list[Token], spaced: bool, rest: str) -> bool:
+    """Whether a short word is one of a running text: beside words, or between spaces and no signs of arithmetic."""
+    before, behind = tokens[-1] if tokens else None, rest.lstrip()
+    if before is not None:
+        if before.kind == "word" and spaced:
+            return True
+        if run.lower() in ("am", "pm") and len(tokens) > 1 and tokens[-2].text == ":":  # 4:30pm
+            return True
+        if before.text == "-" and not spaced and len(tokens) > 1 and tokens[-2].kind == "word":  # twenty-one
+            return True
+        if before.text == "=":
+            return not behind and run.lower() in SHORT_ANSWERS
+        if not (spaced and before.kind in ("letter", "number", "connector") or before.text in (",", ";", ":")):
+            return False
+    elif not behind:
+        return run.lower() in SHORT_ANSWERS
+    if behind.startswith(_TEXT_COMMANDS):
+        return True
+    return not behind or behind[0] in ",;:.?!)" or (rest != behind and behind[0].isalnum())
 
 
 def _ends_value(token: Token) -> bool:

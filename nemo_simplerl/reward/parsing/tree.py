@@ -272,6 +272,16 @@ def rebuilt(node: Node, parts: tuple[Node, ...]) -> Node:
     return node
 
 
+def is_deeper(node: Node, depth: int) -> bool:
+    """Whether a tree has more than `depth` levels. Without recursion, because it may have any number of them."""
+    level = [node]
+    for _ in range(depth):
+        level = [child for parent in level for child in children(parent)]
+        if not level:
+            return False
+    return True
+
+
 def symbols_of(node: Node) -> frozenset[str]:
     """The names of the free symbols below a node."""
     if isinstance(node, Symbol):

@@ -1,0 +1,1 @@
+"""Notations of their own kind: each module reads one of them, and none is needed for arithmetic."""
