@@ -101,6 +101,7 @@ launch() { # NPROC ARGS...
   elif [ "$nproc" -gt 1 ]; then
     torchrun=(--standalone)
   fi
+  export PYTHONSAFEPATH=1 # from Python 3.11 on: a file here named http.py is not taken for the module
   say "$(launch_in_words "$nproc")"
   if [ "${#torchrun[@]}" -gt 0 ]; then
     # One process says what is wrong with ARGS: under torchrun its own report would follow.

@@ -5,7 +5,7 @@
 #   scripts/test.sh                     everything that needs neither a GPU, an engine of another environment, nor most
 #                                       of a minute
 #   scripts/test.sh --fast              without the tests marked slow
-#   scripts/test.sh --long              those marked long: SLURM, the steps of an image, many kills
+#   scripts/test.sh --long              those marked long: SLURM, an image's steps, many kills, other trainers
 #   scripts/test.sh --gpu               only those that need a GPU, one at a time
 #   scripts/test.sh --engines           only those marked vllm, with the real vLLM on the CPU, whose environment
 #                                       scripts/engine_env.sh makes; ends with 69 where it cannot be had here

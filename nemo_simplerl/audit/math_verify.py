@@ -6,10 +6,11 @@ It runs hostile text through SymPy, bounded only by the deadline and the memory 
 import importlib.util
 import sys
 
+from nemo_simplerl.python_child import module_command
 from nemo_simplerl.reward.grade import Judgement
 from nemo_simplerl.reward.serving.worker import serve
 
-MATH_VERIFY_COMMAND = (sys.executable, "-m", "nemo_simplerl.audit.math_verify")
+MATH_VERIFY_COMMAND = module_command("nemo_simplerl.audit.math_verify")
 
 
 def math_verify_installed() -> bool:

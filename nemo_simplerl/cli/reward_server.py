@@ -7,8 +7,13 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from nemo_simplerl.reward.serving.client import TOKEN_VARIABLE
+from nemo_simplerl.user_functions import require_usable, user_function
+
+if TYPE_CHECKING:
+    from nemo_simplerl.reward.serving.pool import RewardPool
 
 
 def run(argv: list[str]) -> int:
@@ -17,8 +22,13 @@ def run(argv: list[str]) -> int:
     token = os.environ.get(TOKEN_VARIABLE) if args.token is None else args.token
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
         return _fail("the token must be printable ASCII without spaces, such as `openssl rand -hex 16` prints")
+    if args.function is not None:
+        try:
+            require_usable(user_function(args.function))
+        except ValueError as error:
+            return _fail(f"--function {args.function} {error}")
     # After the arguments are known to make sense: FastAPI takes half a second to import.
-    from nemo_simplerl.reward.serving.pool import RewardPool
+    from nemo_simplerl.reward.adapters.scoring import values_of
     from nemo_simplerl.reward.serving.server import ServerLimits, run_server
 
     try:
@@ -32,18 +42,34 @@ def run(argv: list[str]) -> int:
             print(f"warning: whoever reaches {host} may use this server; set {TOKEN_VARIABLE}", file=sys.stderr)
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         try:
-            with RewardPool(args.workers, args.timeout_s, args.memory_limit_mb) as pool:
+            with _pool(args) as pool:
                 ready = f"reward server on {url}, {args.workers} workers"
-                run_server(pool, limits, token=token, listener=listener, started=lambda: print(ready, flush=True))
-        except RuntimeError as error:
+                run_server(
+                    pool,
+                    limits,
+                    token=token,
+                    listener=listener,
+                    started=lambda: print(ready, flush=True),
+                    values=values_of(args.values),
+                )
+        except (RuntimeError, ValueError) as error:
             return _fail(str(error))
     return 0
+
+
+def _pool(args: argparse.Namespace) -> "RewardPool":
+    from nemo_simplerl.reward.functions.pool import FunctionPool
+    from nemo_simplerl.reward.serving.pool import RewardPool
+
+    size = (args.workers, args.timeout_s, args.memory_limit_mb)
+    return RewardPool(*size) if args.function is None else FunctionPool(args.function, *size)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="simplerl reward-server",
-        description="Grade over HTTP: POST /grade, GET /health, GET /metrics. Training uses it with reward.url=URL.",
+        description="Grade over HTTP: POST /grade, POST /openrlhf, GET /health, GET /metrics. Training uses it with "
+        "reward.url=URL, OpenRLHF with URL/openrlhf as its remote reward.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every interface")
@@ -51,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=_integer(1), default=os.cpu_count() or 1, help="grading processes")
     parser.add_argument("--timeout-s", type=_positive, default=10.0, help="an item that takes longer is incorrect")
     parser.add_argument("--memory-limit-mb", type=_integer(1), default=2048, help="of a grading process")
+    parser.add_argument("--function", metavar="FILE.py:NAME", help="score with this function, as reward.function does")
+    parser.add_argument(
+        "--values", choices=("recipe", "binary"), default="recipe", help="of the verdicts: +1, -0.5 and -1, or 1 and 0"
+    )
     parser.add_argument("--token", help=f"what clients must send; better in {TOKEN_VARIABLE}, which ps does not show")
     parser.add_argument("--max-request-mb", type=_positive, default=16.0, help="larger bodies get 413")
     parser.add_argument("--max-items", type=_integer(1), default=1024, help="in one request; more get 413")

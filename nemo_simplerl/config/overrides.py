@@ -19,7 +19,7 @@ from nemo_simplerl.config.schema import Config
 
 CONFIG_DIR = "--config-dir"
 _KEY = re.compile(r"[A-Za-z_][\w.]*")
-# Keys that hold a path.
+# Keys that hold a path, behind which that of a function has its name.
 PATH_KEYS = (
     "model.path",
     "model.tokenizer",
@@ -29,6 +29,7 @@ PATH_KEYS = (
     "data.sft_path",
     "data.sft_eval_path",
     "sft.output",
+    "reward.function",
     "trainer.run_dir",
 )
 _WORD = re.compile(r"(?<![\w./])[a-z]\w*(?:\.[A-Za-z_]\w*)*")

@@ -174,6 +174,8 @@ class RolloutConfig:
 class RewardConfig:
     """What an answer is worth, and where it is graded."""
 
+    # FILE.py:NAME, a function in the form of verl, TRL or OpenRLHF, whose numbers are the rewards; null: those below.
+    function: str | None
     url: str | list[str] | None  # reward servers, http://HOST:PORT each; null: grade in worker processes of each rank
     correct: float  # reward of a boxed answer that is right
     incorrect: float  # reward of a boxed answer that is wrong

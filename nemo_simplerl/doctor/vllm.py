@@ -39,7 +39,7 @@ def look_at_vllm(num_gpus: int) -> MachineFindings:
         return MachineFindings(problems=[str(error)] if os.environ.get(PYTHON_VARIABLE) else [])
     unusable = f"{python}, which is to run vLLM, does not work"
     try:
-        done = subprocess.run([python, "-E", "-s", "-c", _PROBE], capture_output=True, text=True, timeout=_TIMEOUT_S)
+        done = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=_TIMEOUT_S)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
             return MachineFindings(problems=[f"{unusable}: {last}"])

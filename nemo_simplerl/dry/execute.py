@@ -19,8 +19,9 @@ from nemo_simplerl.dry.findings import Execution, execution_of
 from nemo_simplerl.dry.sample import at_depth, depths, overrides_of, ranks_of, sample_of
 from nemo_simplerl.dry.shim import Unavailable
 from nemo_simplerl.plan.layout import Layout
+from nemo_simplerl.python_child import module_command
 
-_CHILD = ("-m", "nemo_simplerl.dry.child")
+_CHILD = module_command("nemo_simplerl.dry.child")[1:]
 
 
 def execute(overrides: Sequence[str], layout: Layout, *, full: bool = False) -> Execution:

@@ -9,11 +9,11 @@ from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.parallel.waits import waiting
-from nemo_simplerl.reward.serving.pool import Grade
+from nemo_simplerl.reward.serving.pool import Grade, Item, Sample
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
 
-GradeFn = Callable[[Sequence[tuple[str, str]]], list[Grade]]
+GradeFn = Callable[[Sequence[Item]], list[Grade]]
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,25 @@ def evaluate(
     return Evaluation(metrics, rows)
 
 
-def responses_of(prompts: Sequence[Prompt], completions: Sequence[Completion], n: int) -> list[tuple[str, str]]:
-    """Pairs (gold, response), one a completion; `completions` holds n of each prompt in order."""
-    return [(prompts[i // n].problem.answer, completion.text) for i, completion in enumerate(completions)]
+def responses_of(prompts: Sequence[Prompt], completions: Sequence[Completion], n: int) -> list[Sample]:
+    """What is to be graded of each completion; `completions` holds n of each prompt in order."""
+    return [_sample(prompts[i // n], completion) for i, completion in enumerate(completions)]
 
 
-def grade_sharded(grade: GradeFn, responses: Sequence[tuple[str, str]], group: dist.ProcessGroup | None) -> list[Grade]:
+def _sample(prompt: Prompt, completion: Completion) -> Sample:
+    problem = prompt.problem
+    facts = {
+        "prompt": prompt.text,
+        "completion_ids": list(completion.token_ids),
+        "question": problem.question,
+        "id": problem.id,
+        "level": problem.level,
+        "subject": problem.subject,
+    }
+    return Sample(problem.answer, completion.text, facts)
+
+
+def grade_sharded(grade: GradeFn, responses: Sequence[Item], group: dist.ProcessGroup | None) -> list[Grade]:
     """Grades of all responses on every rank, each rank having graded its share. Collective."""
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
     with waiting("reward.grade"):

@@ -16,8 +16,7 @@ from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import even_share, sample_seed
 from nemo_simplerl.eval.run import Evaluation, evaluate, grade_sharded, responses_of
 from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.reward.grade import reward_of
-from nemo_simplerl.reward.serving.pool import Grade
+from nemo_simplerl.reward.serving.pool import Grade, score_of
 from nemo_simplerl.reward.shaping import terms_of
 from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
@@ -103,7 +102,7 @@ class Roles:
         grades = self.step_state.grades(
             lambda: grade_sharded(self.grader.grade, responses, dist.group.WORLD), len(responses)
         )
-        return grades, [reward_of(grade.verdict, self.config.reward) for grade in grades]
+        return grades, [score_of(grade, self.config.reward) for grade in grades]
 
     def batch(self, rollout: Rollout, step: int) -> Batch:
         """This data rank's samples of the rollout as tensors."""

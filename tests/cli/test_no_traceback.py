@@ -89,6 +89,7 @@ CASES = [
     "doctor --require zzz",
     "reward-server --port 99999",
     "reward-server --host no.such.host.invalid",
+    "reward-server --function {missing}",
     "zzz",
 ]
 
@@ -138,7 +139,8 @@ def inputs(tmp_path_factory) -> dict[str, str]:
     chat("raising_chat", "{{ raise_exception('system turns alone') }}")
     chat("broken_chat", "{% if %}")
     chat("undefined_chat", "{{ messages[0].no.such }}")
-    half(copy("half_run", root / "run") / "config.yaml")
+    with half(copy("half_run", root / "run") / "config.yaml").open("a") as config:
+        config.write("\ncut: [")  # a file that is cut between two lines can still be read
     (copy("half_summary", root / "run") / "summary.json").write_text("{")
     (copy("damaged_metrics", root / "run") / "metrics.jsonl").write_text("no\n")
     (root / "folder_run/config.yaml").mkdir(parents=True)

@@ -26,7 +26,7 @@ def found(tmp_path):
 def test_the_python_that_the_variable_names_is_asked_and_vllm_is_read_without_being_imported(
     found, tmp_path, monkeypatch
 ):
-    python = program(tmp_path / "bin", "python", f"[ \"$1 $2\" = '-E -s' ] && echo '{json.dumps(found)}'")
+    python = program(tmp_path / "bin", "python", f"[ \"$1\" = -I ] && echo '{json.dumps(found)}'")
     monkeypatch.setenv("SIMPLERL_VLLM_PYTHON", str(python))
     told = look_at_vllm(num_gpus=0)
     assert told.rows == {

@@ -24,10 +24,16 @@ class Server:
 
 
 @contextmanager
-def reward_server(*arguments: object, command=MATH_SERVER, port: int = 0, token: str | None = None) -> Iterator[Server]:
-    """A server that answers; killed at the end, where it has not ended by itself."""
-    environment = {key: value for key, value in os.environ.items() if key != "SIMPLERL_REWARD_TOKEN"}
-    environment |= {"PYTHONPATH": str(ROOT)} | ({} if token is None else {"SIMPLERL_REWARD_TOKEN": token})
+def reward_server(
+    *arguments: object, command=MATH_SERVER, port: int = 0, token: str | None = None, path: Path | None = ROOT
+) -> Iterator[Server]:
+    """A server that answers; killed at the end, where it has not ended by itself. path: where it finds the package;
+    None: where it is installed."""
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("SIMPLERL_REWARD_TOKEN", "PYTHONPATH")
+    }
+    environment |= {} if path is None else {"PYTHONPATH": str(path)}
+    environment |= {} if token is None else {"SIMPLERL_REWARD_TOKEN": token}
     process = subprocess.Popen(
         [*command, str(port), *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment
     )

@@ -13,6 +13,7 @@ from nemo_simplerl.config.engines import ENGINES
 from nemo_simplerl.config.forms.folder import form_of
 from nemo_simplerl.config.rules.runner import run_rules
 from nemo_simplerl.config.schema import Config
+from nemo_simplerl.user_functions import require_usable, user_function
 
 # The file that marks a Hugging Face folder, an unpacked .nemo or a training checkpoint.
 _MODEL_FILES = ("config.json", "model_config.yaml", "manifest.json")
@@ -215,6 +216,14 @@ def _tokenizer_exists(config: Config, machine: Machine) -> Iterator[str]:
         )
 
 
+def _reward_function_fits(config: Config, machine: Machine) -> Iterator[str]:
+    if config.reward.function is not None:
+        try:
+            require_usable(user_function(config.reward.function))
+        except ValueError as error:
+            yield f"reward.function={config.reward.function!r} {error}."
+
+
 def _file(key: str, path: str, config: Config, machine: Machine) -> Iterator[str]:
     if not machine.has_files:
         return
@@ -294,4 +303,5 @@ _RULES = (
     _sft_eval_file_exists,
     _critic_exists,
     _tokenizer_exists,
+    _reward_function_fits,
 )

@@ -5,7 +5,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -13,7 +13,7 @@ from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from nemo_simplerl.reward.grade import Verdict
-from nemo_simplerl.reward.serving.pool import Grade, Item, Status, chunked
+from nemo_simplerl.reward.serving.pool import Grade, Item, Sample, Status, chunked
 
 TOKEN_VARIABLE = "SIMPLERL_REWARD_TOKEN"  # in the environment of server and training; no key: run directories keep keys
 _FIRST_DELAY_S = 0.1
@@ -50,6 +50,8 @@ class RewardClient:
     A request fails when its server is silent for `timeout_s`: a server at work sends a space every few seconds, however
     long it takes. A batch is tried at every server, then again with growing pauses; RuntimeError after `give_up_s` in
     which no server has begun to answer. No answer is ever graded by guess.
+
+    function: digest of the user's function that the servers are to score with; None for the math grader.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class RewardClient:
         batch_size: int = 64,
         num_connections: int = 8,
         give_up_s: float = 50.0,
+        function: str | None = None,
     ) -> None:
         self._urls = [urls] if isinstance(urls, str) else list(urls)
         if not self._urls or min(timeout_s, batch_size, num_connections, give_up_s) <= 0:
@@ -74,6 +77,7 @@ class RewardClient:
         self._timeout_s = timeout_s
         self._batch_size = batch_size
         self._give_up_s = give_up_s
+        self._function = function
         self._turns = itertools.count()
         self._failed_at: dict[str, float] = {}
         self._closed = threading.Event()
@@ -153,15 +157,18 @@ class RewardClient:
 
     def _ask(self, url: str, items: Sequence[Item], timeout_s: float) -> list[Grade]:
         """The grades of one request. _Unanswered where another attempt may succeed, _Refused where none would."""
-        named = [{"id": k, "gold": gold, "response": response} for k, (gold, response) in enumerate(items)]
+        named = [{"id": k, "gold": item[0], "response": item[1]} for k, item in enumerate(items)]
+        if self._function is not None:
+            named = [fields | {"facts": dict(_facts(item))} for fields, item in zip(named, items, strict=True)]
         body = json.dumps({"items": named}).encode("ascii")
         try:
             status, retry_after, answer = self._post(f"{url.rstrip('/')}/grade", body, timeout_s)
         except (OSError, HTTPException) as error:
             raise _Unanswered(_in_words(error)) from error
-        if status == 200:
+        if status in (200, 422):
+            self._require_function(url, answer)
             return _read_grades(answer, len(items))
-        reason = f"status {status}, {answer[:200].decode(errors='replace')}"
+        reason = f"status {status}, {_detail(answer) or answer[:200].decode(errors='replace')}"
         if status in (408, 429) or status >= 500:
             raise _Unanswered(reason, retry_after_s=_seconds(retry_after))
         advice = (
@@ -170,6 +177,19 @@ class RewardClient:
             else _ADVICE
         )
         raise _Refused(f"the reward server {url} refuses the request: {reason}", advice)
+
+    def _require_function(self, url: str, answer: bytes) -> None:
+        """Raise _Refused where the answer is of another reward than is asked for, or tells why there is none."""
+        if (detail := _detail(answer)) is not None:
+            raise _Refused(f"the reward server {url} cannot score: {detail}", "Mend the function, and start again.")
+        theirs = _value(answer, "function")
+        if theirs != self._function:
+            raise _Refused(
+                f"the reward server {url} scores with {_reward_in_words(theirs)}, and this run with "
+                f"{_reward_in_words(self._function)}",
+                "Give the server the same file with --function FILE.py:NAME as the run has in reward.function, or "
+                "neither of them one.",
+            )
 
     def _post(self, url: str, body: bytes, timeout_s: float) -> tuple[int, str | None, bytes]:
         """Status, Retry-After and body. `timeout_s` bounds every wait until the answer begins, not their sum."""
@@ -203,6 +223,28 @@ def _growing_delays() -> Iterator[float]:
         delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 
 
+def _facts(item: Item) -> Mapping[str, Any]:
+    return item.facts if isinstance(item, Sample) else {}
+
+
+def _value(answer: bytes, name: str) -> Any:
+    """The entry `name` of an answer; None where there is none, or the answer is no JSON object."""
+    try:
+        return json.loads(answer).get(name)
+    except (ValueError, AttributeError):
+        return None
+
+
+def _detail(answer: bytes) -> str | None:
+    """Why a server refuses, in its own words."""
+    detail = _value(answer, "detail")
+    return None if detail is None else str(detail)
+
+
+def _reward_in_words(digest: str | None) -> str:
+    return "the math grader" if digest is None else f"a function of digest {digest[:12]}"
+
+
 def _read_grades(answer: bytes, count: int) -> list[Grade]:
     """The grades in the order of the items. _Unanswered where the answer is not one to `count` items."""
     try:
@@ -219,7 +261,14 @@ def _read_grades(answer: bytes, count: int) -> list[Grade]:
 def _read_grade(result: Any) -> Grade:
     if result["verdict"] not in get_args(Verdict) or result["status"] not in get_args(Status):
         raise ValueError(f"unknown verdict or status in {result!r:.100}")
-    return Grade(result["verdict"], result["status"], float(result["ms"]))
+    return Grade(
+        result["verdict"],
+        result["status"],
+        float(result["ms"]),
+        result.get("score"),
+        result.get("metrics"),
+        result.get("error", ""),
+    )
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -1,23 +1,27 @@
 """The grader over HTTP, for use across nodes. `simplerl reward-server` runs it.
 
     POST /grade    {"items": [{"id", "gold", "response"}]} -> {"results": [{"id", "verdict", "reward", "status", "ms"}]}
+    POST /openrlhf {"query": [...], "prompts": [...], "labels": [...]} -> {"rewards", "scores", "extra_logs"}, lists
     GET  /health   {"status": "ok", "workers", "waiting"}
     GET  /metrics  Prometheus text
 
 Results come in the order of the items. A slow answer is preceded by spaces, which JSON allows, so that a client can
 tell a server at work from a dead one. Refusals are 4xx with {"detail"}, and 503 with Retry-After while too many items
-wait.
+wait. Where a user's function scores, results have `score` and `metrics` too, items may have `facts` for it, and the
+answer names its digest as `function`.
 """
 
 import asyncio
+import base64
 import hmac
 import json
 import resource
 import signal
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -25,8 +29,10 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from nemo_simplerl.reward.grade import reward_of
-from nemo_simplerl.reward.serving.pool import Grade, RewardPool
+from nemo_simplerl.reward.adapters import openrlhf_form
+from nemo_simplerl.reward.functions.pool import FunctionFails
+from nemo_simplerl.reward.grade import SIMPLERL_REWARDS, Verdict
+from nemo_simplerl.reward.serving.pool import Grade, RewardPool, Sample
 
 HEARTBEAT_S = 3.0
 BODY_TIMEOUT_S = 60.0
@@ -46,24 +52,32 @@ class ServerLimits:
 
 @dataclass(frozen=True, slots=True)
 class GradeItem:
-    """One item of a request; `id` comes back with its grade."""
+    """One item of a request; `id` comes back with its grade, and `facts` are for a user's function."""
 
     id: str | int
     gold: str
     response: str
+    facts: Mapping[str, Any]
 
 
 def run_server(
-    pool: RewardPool, limits: ServerLimits, *, token: str | None, listener: socket.socket, started: Callable[[], None]
+    pool: RewardPool,
+    limits: ServerLimits,
+    *,
+    token: str | None,
+    listener: socket.socket,
+    started: Callable[[], None],
+    values: Mapping[Verdict, float] = SIMPLERL_REWARDS,
 ) -> None:
     """Serve until SIGTERM, then finish requests in flight and refuse new ones. Call in the main thread.
 
-    `started` is called once connections are answered. KeyboardInterrupt after SIGINT.
+    `started` is called once connections are answered; `values` are the rewards of the verdicts. KeyboardInterrupt after
+    SIGINT; RuntimeError, with the reason, where the pool's workers do not start any more.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, _MAX_OPEN_FILES), most))
     config = uvicorn.Config(
-        build_app(pool, limits, token=token),
+        build_app(pool, limits, token=token, values=values, on_broken=lambda: setattr(server, "should_exit", True)),
         http="h11",
         loop="asyncio",
         ws="none",
@@ -77,6 +91,8 @@ def run_server(
     # uvicorn raises the signal again once it has stopped; by then there is nothing left to end.
     signal.signal(signal.SIGTERM, lambda number, frame: setattr(server, "should_exit", True))
     server.run(sockets=[listener])
+    if pool.broken is not None:
+        raise RuntimeError(pool.broken)
 
 
 class _Server(uvicorn.Server):
@@ -89,20 +105,37 @@ class _Server(uvicorn.Server):
         self._tell()
 
 
-def build_app(pool: RewardPool, limits: ServerLimits, *, token: str | None) -> FastAPI:
-    """The HTTP application. With a `token`, /grade and /metrics require `Authorization: Bearer TOKEN`."""
+def build_app(
+    pool: RewardPool,
+    limits: ServerLimits,
+    *,
+    token: str | None,
+    values: Mapping[Verdict, float] = SIMPLERL_REWARDS,
+    on_broken: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The HTTP application. With a `token`, all but /health require `Authorization: Bearer TOKEN`, or the token as the
+    password of a URL's user."""
     app = FastAPI(title="SimpleRL reward server", docs_url=None, redoc_url=None, openapi_url=None)
-    service = _GradingService(pool)
+    service = _GradingService(pool, on_broken)
+    own = _Dialect(parse_items, partial(results_json, values=values, function=pool.digest))
+    theirs = _Dialect(_parse_openrlhf, partial(_openrlhf_json, values=values))
 
-    @app.post("/grade")
-    async def grade(request: Request) -> Response:
+    async def graded(request: Request, dialect: _Dialect) -> Response:
         try:
-            response = await _answer(request, service, limits, token)
+            response = await _answer(request, service, limits, token, dialect)
         except HTTPException as refusal:
             service.requests[refusal.status_code] += 1
             raise
         service.requests[response.status_code] += 1
         return response
+
+    @app.post("/grade")
+    async def grade(request: Request) -> Response:
+        return await graded(request, own)
+
+    @app.post("/openrlhf")
+    async def openrlhf(request: Request) -> Response:
+        return await graded(request, theirs)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -116,7 +149,17 @@ def build_app(pool: RewardPool, limits: ServerLimits, *, token: str | None) -> F
     return app
 
 
-async def _answer(request: Request, service: "_GradingService", limits: ServerLimits, token: str | None) -> Response:
+@dataclass(frozen=True)
+class _Dialect:
+    """How a request is read, with the most items that it may have, and how the answer is written."""
+
+    read: Callable[[bytes, int], "list[GradeItem]"]
+    write: Callable[[Sequence[GradeItem], Sequence[Grade]], bytes]
+
+
+async def _answer(
+    request: Request, service: "_GradingService", limits: ServerLimits, token: str | None, dialect: _Dialect
+) -> Response:
     _authorize(request, token)
     service.refuse_when_full(0, limits.queue)  # before a body takes memory
     try:
@@ -125,14 +168,16 @@ async def _answer(request: Request, service: "_GradingService", limits: ServerLi
         raise HTTPException(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
     except ClientDisconnect:
         return Response(status_code=400)
-    items = parse_items(body, limits.items)
+    items = await asyncio.to_thread(dialect.read, body, limits.items)
     service.refuse_when_full(len(items), limits.queue)
-    work = service.start_grading(items)
+    work = service.start_grading(items, dialect.write)
     done, _ = await asyncio.wait([work], timeout=HEARTBEAT_S)
     if not done:
         return StreamingResponse(_spaces_until(work), media_type="application/json")
     try:
         return Response(work.result(), media_type="application/json")
+    except FunctionFails as error:
+        raise HTTPException(422, str(error)) from error
     except RuntimeError as error:  # no worker can be started
         raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
 
@@ -143,6 +188,8 @@ async def _spaces_until(work: "asyncio.Task[bytes]") -> AsyncIterator[bytes]:
         while not (await asyncio.wait([work], timeout=HEARTBEAT_S))[0]:
             yield b" "
         yield work.result()
+    except FunctionFails as error:  # the status went out before
+        yield json.dumps({"detail": str(error)}).encode("ascii")
     finally:
         work.cancel()
 
@@ -150,10 +197,10 @@ async def _spaces_until(work: "asyncio.Task[bytes]") -> AsyncIterator[bytes]:
 class _GradingService:
     """Grades items, and counts requests, items and waiting items. Used from one event loop."""
 
-    def __init__(self, pool: RewardPool) -> None:
+    def __init__(self, pool: RewardPool, on_broken: Callable[[], None]) -> None:
         self.waiting = 0  # items
         self.requests: Counter[int] = Counter()  # by status code
-        self._pool = pool
+        self._pool, self._on_broken = pool, on_broken
         self._items: Counter[tuple[str, str]] = Counter()  # by verdict and status
         self._seconds = 0.0
 
@@ -162,10 +209,12 @@ class _GradingService:
         if self.waiting and self.waiting + num_items > most:
             raise HTTPException(503, f"{self.waiting} items are waiting; at most {most} may", {"Retry-After": "1"})
 
-    def start_grading(self, items: Sequence[GradeItem]) -> "asyncio.Task[bytes]":
-        """Start a task that grades the items; its result is the body of the answer."""
+    def start_grading(
+        self, items: Sequence[GradeItem], write: Callable[[Sequence[GradeItem], Sequence[Grade]], bytes]
+    ) -> "asyncio.Task[bytes]":
+        """Start a task that grades the items; its result is the body of the answer, which `write` makes."""
         self.waiting += len(items)
-        work = asyncio.create_task(self._grade(items))
+        work = asyncio.create_task(self._grade(items, write))
         work.add_done_callback(lambda _: self._release(len(items)))
         return work
 
@@ -192,12 +241,18 @@ class _GradingService:
             lines += [f"{full}{labels} {value}" for labels, value in samples]
         return "\n".join(lines) + "\n"
 
-    async def _grade(self, items: Sequence[GradeItem]) -> bytes:
-        grades = await self._pool.grade_async([(item.gold, item.response) for item in items])
+    async def _grade(
+        self, items: Sequence[GradeItem], write: Callable[[Sequence[GradeItem], Sequence[Grade]], bytes]
+    ) -> bytes:
+        try:
+            grades = await self._pool.grade_async([Sample(item.gold, item.response, item.facts) for item in items])
+        finally:
+            if self._pool.broken is not None:
+                self._on_broken()
         for grade in grades:
             self._items[grade.verdict, grade.status] += 1
             self._seconds += grade.ms / 1000.0
-        return results_json(items, grades)
+        return write(items, grades)
 
     def _release(self, num_items: int) -> None:
         self.waiting -= num_items
@@ -205,31 +260,58 @@ class _GradingService:
 
 def parse_items(body: bytes, most: int) -> list[GradeItem]:
     """The items of a request. HTTPException 400 where it is no JSON, 422 for wrong fields, 413 for too many items."""
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(400, f"the body is not JSON: {error}") from error
+    request = _parse_json(body)
     items = request.get("items") if isinstance(request, dict) else None
     if not isinstance(items, list):
         raise HTTPException(422, 'the body must be {"items": [{"id": ..., "gold": ..., "response": ...}, ...]}')
-    if len(items) > most:
-        raise HTTPException(413, f"{len(items)} items in one request; at most {most}")
+    _refuse_too_many(len(items), most)
     return [_parse_item(number, item) for number, item in enumerate(items)]
 
 
-def results_json(items: Sequence[GradeItem], grades: Sequence[Grade]) -> bytes:
+def results_json(
+    items: Sequence[GradeItem],
+    grades: Sequence[Grade],
+    *,
+    values: Mapping[Verdict, float] = SIMPLERL_REWARDS,
+    function: str | None = None,
+) -> bytes:
     """The body of an answer: JSON in ASCII, so that a lone surrogate in an id survives."""
-    results = [
-        {
-            "id": item.id,
-            "verdict": grade.verdict,
-            "reward": reward_of(grade.verdict),
-            "status": grade.status,
-            "ms": round(grade.ms, 3),
-        }
-        for item, grade in zip(items, grades, strict=True)
-    ]
-    return json.dumps({"results": results}).encode("ascii")
+    results = []
+    for item, grade in zip(items, grades, strict=True):
+        result: dict[str, Any] = {"id": item.id, "verdict": grade.verdict}
+        result |= {"reward": values[grade.verdict] if grade.score is None else grade.score}
+        result |= {"status": grade.status, "ms": round(grade.ms, 3)}
+        if function is not None:
+            result |= {"score": grade.score, "metrics": grade.metrics, "error": grade.error}
+        results.append(result)
+    answer: dict[str, Any] = {"results": results}
+    return json.dumps(answer if function is None else answer | {"function": function}).encode("ascii")
+
+
+def _parse_openrlhf(body: bytes, most: int) -> list[GradeItem]:
+    request = _parse_json(body)
+    try:
+        samples = openrlhf_form.samples_in(request)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+    _refuse_too_many(len(samples), most)
+    return [GradeItem(number, *sample) for number, sample in enumerate(samples)]
+
+
+def _openrlhf_json(items: Sequence[GradeItem], grades: Sequence[Grade], *, values: Mapping[Verdict, float]) -> bytes:
+    return json.dumps(openrlhf_form.answer_of(grades, values)).encode("ascii")
+
+
+def _parse_json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"the body is not JSON: {error}") from error
+
+
+def _refuse_too_many(count: int, most: int) -> None:
+    if count > most:
+        raise HTTPException(413, f"{count} items in one request; at most {most}")
 
 
 def _parse_item(number: int, item: Any) -> GradeItem:
@@ -239,16 +321,30 @@ def _parse_item(number: int, item: Any) -> GradeItem:
         if type(item.get(name)) not in kinds:
             wanted = " or ".join("a string" if kind is str else "an integer" for kind in kinds)
             raise HTTPException(422, f"items[{number}].{name} must be {wanted}")
-    return GradeItem(item["id"], item["gold"], item["response"])
+    facts = item.get("facts", {})
+    if not isinstance(facts, dict):
+        raise HTTPException(422, f"items[{number}].facts must be an object")
+    return GradeItem(item["id"], item["gold"], item["response"], facts)
 
 
 def _authorize(request: Request, token: str | None) -> None:
     """Raise 401 where the token is wrong, in a time that does not depend on how much of it is right."""
     if token is None:
         return
-    given = request.headers.get("authorization", "")
-    if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+    given = request.headers.get("authorization", "").encode()
+    if not hmac.compare_digest(given, f"Bearer {token}".encode()) and not hmac.compare_digest(
+        _password_of(given), token.encode()
+    ):
         raise HTTPException(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+
+
+def _password_of(authorization: bytes) -> bytes:
+    """The password of HTTP's basic authentication, which a client takes from http://USER:PASSWORD@HOST; else none."""
+    kind, _, credentials = authorization.partition(b" ")
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2] if kind.lower() == b"basic" else b""
+    except ValueError:
+        return b""
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

@@ -2,9 +2,10 @@
 
     python -m nemo_simplerl.reward.serving.worker MEMORY_LIMIT_MB [PARENT_PID]
 
-A frame is a 4-byte big-endian length and that many bytes of JSON. The worker first sends `{"ready": pid}`. A
-request is a list of `[gold, response]`; every item is answered by a frame of its own, `{"verdict", "parsed", "ms"}`.
-An exception in the grader ends the process: the parent sees the output end and starts another worker.
+A frame is a 4-byte big-endian length and that many bytes of JSON. The worker first sends `{"ready": pid}`, or
+`{"unusable": why}` and ends. A request is a list of `[gold, response, ...]`; every item is answered by a frame of its
+own: the fields of its judgement, such as `verdict` and `parsed`, and `ms`. An exception in the grader ends the process:
+the parent sees the output end and starts another worker.
 """
 
 import ctypes
@@ -15,14 +16,15 @@ import signal
 import struct
 import sys
 import time
+import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-if TYPE_CHECKING:
-    from nemo_simplerl.reward.grade import Judgement
+Judge = Callable[..., Any]  # takes the parts of an item and returns a named tuple, such as grade.Judgement
 
 HEADER = struct.Struct(">I")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_MAX_REASON_CHARS = 8000
 
 
 def encode_frame(message: Any) -> bytes:
@@ -41,9 +43,14 @@ def read_frame(stream: BinaryIO) -> Any | None:
     return json.loads(body) if len(body) == size else None
 
 
-def serve(judge: Callable[[str, str], "Judgement"], memory_limit_mb: int, parent_pid: int = 0) -> None:
-    """Answer requests with `judge(gold, response)` until standard input ends. Takes over the process's
-    standard streams, signals and memory limit.
+def serve(judge: Judge, memory_limit_mb: int, parent_pid: int = 0) -> None:
+    """Answer requests with `judge(gold, response)` until standard input ends: see `load_and_serve`."""
+    load_and_serve(lambda: judge, memory_limit_mb, parent_pid)
+
+
+def load_and_serve(load: Callable[[], Judge], memory_limit_mb: int, parent_pid: int = 0) -> None:
+    """Answer requests with the judge that `load` returns until standard input ends. Takes over the process's
+    standard streams, signals and memory limit. Where `load` fails, the parent is told its traceback.
 
     With a `parent_pid`, Linux ends this process when that thread dies; with 0, only the end of the input does.
     """
@@ -54,13 +61,23 @@ def serve(judge: Callable[[str, str], "Judgement"], memory_limit_mb: int, parent
     _limit_memory(memory_limit_mb)
     if parent_pid:
         _die_with(parent_pid)
+    try:
+        judge = load()
+    except (Exception, SystemExit):
+        _send(answers, {"unusable": last_chars(traceback.format_exc())})
+        return
     _send(answers, {"ready": os.getpid()})
     while (items := read_frame(requests)) is not None:
-        for gold, response in items:
+        for item in items:
             start = time.perf_counter()
-            judgement = judge(gold, response)
+            judgement = judge(*item)
             ms = 1000.0 * (time.perf_counter() - start)
-            _send(answers, {"verdict": judgement.verdict, "parsed": judgement.parsed, "ms": ms})
+            _send(answers, {**judgement._asdict(), "ms": ms})
+
+
+def last_chars(text: str, most: int = _MAX_REASON_CHARS) -> str:
+    """The end of a text, so that a frame that holds it is short."""
+    return text.strip()[-most:]
 
 
 def _claim_standard_streams() -> tuple[BinaryIO, BinaryIO]:
@@ -98,11 +115,15 @@ def _send(stream: BinaryIO, message: Any) -> None:
     stream.flush()
 
 
-def _main() -> None:
+def _math_judge() -> Judge:
     from nemo_simplerl.reward.grade import judge
 
+    return judge
+
+
+def _main() -> None:
     memory_limit_mb, parent_pid = (*(int(word) for word in sys.argv[1:]), 0)[:2]
-    serve(judge, memory_limit_mb, parent_pid)
+    load_and_serve(_math_judge, memory_limit_mb, parent_pid)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,15 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from nemo_simplerl.python_child import module_command
 from nemo_simplerl.reward.serving.worker import HEADER, encode_frame
 
-WORKER_COMMAND = (sys.executable, "-m", "nemo_simplerl.reward.serving.worker")
-_MAX_ANSWER_BYTES = 65536  # a worker's frames take under a hundred
-_IMPORT_ROOT = str(Path(__file__).resolve().parents[2])
+WORKER_COMMAND = module_command("nemo_simplerl.reward.serving.worker")
+_MAX_ANSWER_BYTES = 65536  # a worker's frames take under a hundred; the traceback of a function is cut
 
 
 class WorkerLate(Exception):
@@ -23,6 +21,10 @@ class WorkerLate(Exception):
 
 class WorkerDied(Exception):
     """The worker ended, or answered with something that is not a frame."""
+
+
+class WorkerUnusable(RuntimeError):
+    """The worker started, and said why it cannot grade: another one could not either."""
 
 
 class WorkerProcess:
@@ -34,15 +36,8 @@ class WorkerProcess:
 
     def __init__(self, command: Sequence[str], memory_limit_mb: int) -> None:
         """Start `command` with the memory limit in MB and this process's id as its last two arguments."""
-        search_path = [_IMPORT_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._command = [*command, str(memory_limit_mb), str(os.getpid())]
-        self._process = subprocess.Popen(
-            self._command,
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path)},
-        )
+        self._process = subprocess.Popen(self._command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
         # A worker that does not read must not block the writer.
@@ -56,7 +51,7 @@ class WorkerProcess:
         return self._process.poll() is None
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Wait for the worker's first frame. RuntimeError where it does not come."""
+        """Wait for the worker's first frame. RuntimeError where it does not come, WorkerUnusable where it says why."""
         try:
             hello = self.receive(time.monotonic() + timeout_s)
         except (WorkerLate, WorkerDied) as error:
@@ -66,11 +61,14 @@ class WorkerProcess:
                 f"{self._process.returncode} ({error}). Its standard error says why; "
                 "a reward.memory_limit_mb too low to hold Python does this too."
             ) from error
-        if not isinstance(hello, dict) or "ready" not in hello:
-            self.discard()
-            raise RuntimeError(f"{' '.join(self._command)} is no reward worker: its first frame was {hello!r:.100}")
+        if isinstance(hello, dict) and "ready" in hello:
+            return
+        self.discard()
+        if isinstance(hello, dict) and "unusable" in hello:
+            raise WorkerUnusable(hello["unusable"])
+        raise RuntimeError(f"{' '.join(self._command)} is no reward worker: its first frame was {hello!r:.100}")
 
-    def send(self, items: Sequence[tuple[str, str]], deadline: float) -> None:
+    def send(self, items: Sequence[Any], deadline: float) -> None:
         """Write one request. `deadline` is in seconds of `time.monotonic`. Raises WorkerLate, WorkerDied."""
         rest = memoryview(encode_frame(list(items)))
         while rest:

@@ -46,7 +46,9 @@ def idle(metrics: Mapping[str, Any], config: Config) -> dict[str, str]:
 
 
 def _only_reward(metrics: Mapping[str, Any], config: Config) -> str | None:
-    """The most frequent verdict where all samples of the step, more than one, earned the same."""
+    """The most frequent verdict where all samples of the step, more than one, earned the same for their verdicts."""
+    if config.reward.function is not None:
+        return None
     shares = {verdict: metrics.get(f"reward/{verdict}_share") or 0.0 for verdict in _VERDICTS}
     given = [name for name in _VERDICTS if shares[name] > 0]
     samples, clip = config.data.rollout_batch_size * config.rollout.n_samples_per_prompt, config.algo.reward_clip

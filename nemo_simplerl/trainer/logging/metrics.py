@@ -18,13 +18,13 @@ from nemo_simplerl.rollout.base import Completion
 def sample_metrics(
     completions: Sequence[Completion], grades: Sequence[Grade], scores: Sequence[float]
 ) -> dict[str, float]:
-    """Rewards, verdicts and lengths of the whole rollout, which every rank holds."""
+    """Rewards, verdicts and lengths of the whole rollout, which every rank holds, and what a user's function adds."""
     count = len(completions)
     lengths = sorted(len(completion.token_ids) for completion in completions)
     share = {
         name: sum(grade.verdict == name for grade in grades) / count for name in ("correct", "incorrect", "no_answer")
     }
-    return {
+    metrics = {
         "reward/mean": sum(scores) / count,
         "reward/correct_share": share["correct"],
         "reward/incorrect_share": share["incorrect"],
@@ -40,6 +40,20 @@ def sample_metrics(
         "rollout/tokens": float(sum(lengths)),
         "rollout/weight_version": float(completions[0].weight_version),
     }
+    for name, values in function_metrics(grades).items():
+        # A name that is taken above stays what it is.
+        key = f"reward/{name}" if f"reward/{name}" not in metrics else f"reward/function_{name}"
+        metrics[key] = sum(values) / len(values)
+    return metrics
+
+
+def function_metrics(grades: Sequence[Grade]) -> dict[str, list[float]]:
+    """The numbers that a user's reward function returned beside its scores, by name, of the samples that have them."""
+    found: dict[str, list[float]] = {}
+    for grade in grades:
+        for name, value in (grade.metrics or {}).items():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def reference_metrics(

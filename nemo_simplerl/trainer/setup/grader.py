@@ -7,8 +7,10 @@ import torch.distributed as dist
 
 from nemo_simplerl.config.schema import RewardConfig
 from nemo_simplerl.parallel.reductions import gather_objects
+from nemo_simplerl.reward.functions.pool import FunctionPool
 from nemo_simplerl.reward.serving.client import TOKEN_VARIABLE, RewardClient
 from nemo_simplerl.reward.serving.pool import RewardPool
+from nemo_simplerl.user_functions import source_digest, user_function
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +20,14 @@ Grader = RewardPool | RewardClient
 def build_grader(reward: RewardConfig) -> Grader:
     """The grader of this rank. Collective.
 
-    Raises ValueError on every rank where one of them can use no reward server.
+    Raises ValueError on every rank where one of them can use no reward server, and FunctionFails, which is one too,
+    where reward.function cannot be loaded.
     """
     if reward.url is None:
-        return RewardPool(reward.num_workers, timeout_s=reward.timeout_s, memory_limit_mb=reward.memory_limit_mb)
-    client = RewardClient(reward.url, token=os.environ.get(TOKEN_VARIABLE))
+        size = (reward.num_workers, reward.timeout_s, reward.memory_limit_mb)
+        return RewardPool(*size) if reward.function is None else FunctionPool(reward.function, *size)
+    digest = None if reward.function is None else source_digest(user_function(reward.function))
+    client = RewardClient(reward.url, token=os.environ.get(TOKEN_VARIABLE), function=digest)
     refusal: str | None = None
     problems: list[str] = []
     try:

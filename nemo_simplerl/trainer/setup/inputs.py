@@ -16,9 +16,11 @@ from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.trainer.saving.checkpoint import positions_on_disk
 from nemo_simplerl.user_files import content_digest
+from nemo_simplerl.user_functions import user_function
 
 RECORD = "inputs.json"  # digests of the contents of files and models, by the key that names them
 _INPUTS = ("data.train_path", "data.eval_path", "model.path", "model.tokenizer", "critic.path", "sft.output")
+_FUNCTION = "reward.function"
 
 
 def tokenizer_of(folder: Path):
@@ -93,6 +95,8 @@ def _digests(config: Config) -> dict[str, str]:
     output = config.sft.output
     is_warm = output is None or (Path(output) / "config.json").is_file()
     paths = {key: value_at(config, key) for key in (*_INPUTS, *([] if is_warm else ["data.sft_path"]))}
+    if function := value_at(config, _FUNCTION):
+        paths[_FUNCTION] = user_function(function).file
     return {key: content_digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
 
 

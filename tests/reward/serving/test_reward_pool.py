@@ -13,6 +13,7 @@ import pytest
 
 from nemo_simplerl.reward.serving.cache import GradeCache, answer_key
 from nemo_simplerl.reward.serving.pool import RewardPool
+from nemo_simplerl.reward.serving.worker_process import WorkerUnusable
 from support.ranks import run_ranks
 
 MISBEHAVING = (sys.executable, str(Path(__file__).with_name("misbehaving_worker.py")))
@@ -240,6 +241,44 @@ def test_a_process_that_forgets_to_close_its_pool_still_ends():
 def test_a_worker_that_cannot_start_is_an_error_at_once(command, says):
     with pytest.raises((RuntimeError, OSError), match=says):
         RewardPool(num_workers=2, timeout_s=1.0, memory_limit_mb=512, command=command)
+
+
+STARTS = """
+import sys, time
+from nemo_simplerl.reward.serving.worker import encode_frame, read_frame
+starts = open(sys.argv[1], "a+"); starts.write("x"); starts.flush(); starts.seek(0)
+if len(starts.read()) > int(sys.argv[2]):
+    raise SystemExit(3)
+sys.stdout.buffer.write(encode_frame({"ready": 1})); sys.stdout.flush()
+read_frame(sys.stdin.buffer)
+"""
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_a_worker_that_does_not_start_is_tried_three_times_and_then_no_more(tmp_path, good):
+    starts = tmp_path / "starts"
+    command = (sys.executable, "-c", STARTS, str(starts), str(good))
+    told = "did not start 3 times in a row. The last: (?s:.*) ended with code 3"
+    with pytest.raises(RuntimeError, match=told) as raised, RewardPool(1, 1.0, 512, command) as pool:
+        for k in range(5):  # the worker that started ends at its first item
+            pool.grade([("1", f"say {k}")])
+    assert len(starts.read_text()) == good + 3
+    if good:
+        assert pool.broken == str(raised.value)
+        with pytest.raises(RuntimeError, match="is closed"):
+            pool.grade([("1", "say 1")])
+
+
+def test_a_worker_that_says_why_it_cannot_grade_is_not_tried_again(tmp_path):
+    worker = (
+        "import sys; from nemo_simplerl.reward.serving.worker import load_and_serve\n"
+        f"open({str(tmp_path / 'starts')!r}, 'a').write('x')\n"
+        "def load(): import no_such_module\n"
+        "load_and_serve(load, int(sys.argv[1]), int(sys.argv[2]))"
+    )
+    with pytest.raises(WorkerUnusable, match="No module named 'no_such_module'"):
+        RewardPool(1, 1.0, 512, (sys.executable, "-c", worker))
+    assert (tmp_path / "starts").read_text() == "x"
 
 
 @pytest.mark.parametrize("arguments", [(0, 1.0, 512), (1, 0.0, 512), (1, 1.0, 0)])

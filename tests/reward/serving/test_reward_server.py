@@ -1,6 +1,7 @@
 """The reward server over real HTTP on the loopback, in a process of its own."""
 
 import asyncio
+import base64
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_simplerl.reward.serving import server as server_module
 from support.servers import MISBEHAVING_SERVER, ROOT, reward_server
 
 TOKEN = "a-token-of-the-tests"
@@ -97,6 +99,50 @@ def test_whoever_has_another_token_gets_nothing_but_health(server, token):
     status, _, body = ask(server, b"", path="/health", method="GET", token=token)
     assert (status, json.loads(body)) == (200, {"status": "ok", "workers": 2, "waiting": 0})
     assert_alive(server)
+
+
+def test_openrlhf_is_answered_in_its_own_words(server):
+    prompt = r"Put it in \boxed{7}. 1+1?"
+    body = {"query": [prompt + r" \boxed{2}", prompt + " 2"], "prompts": [prompt] * 2, "labels": ["2", 2]}
+    status, _, answer = ask(server, body, path="/openrlhf")
+    assert status == 200
+    assert json.loads(answer) == {
+        "rewards": [1.0, -1.0],
+        "scores": [1.0, 0.0],
+        "extra_logs": {"correct": [1.0, 0.0], "no_answer": [0.0, 1.0], "timeout_or_crash": [0.0, 0.0]},
+    }
+    refused = {"query": ["x"], "prompts": ["x"], "labels": [None]}
+    status, _, answer = ask(server, refused, path="/openrlhf")
+    assert status == 422 and b"labels[0]: the gold answer None cannot be used" in answer
+    assert ask(server, body, path="/openrlhf", token="another")[0] == 401
+
+
+def test_the_token_may_be_the_password_of_the_url(server):
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
+    for password, expected in ((TOKEN, 200), ("another", 401)):
+        credentials = base64.b64encode(f"me:{password}".encode()).decode()
+        connection.request("POST", "/grade", json.dumps({"items": []}), {"Authorization": f"Basic {credentials}"})
+        response = connection.getresponse()
+        assert (response.status, bool(response.read())) == (expected, True)
+    connection.close()
+
+
+def test_a_server_whose_workers_do_not_start_any_more_says_so_and_ends():
+    told = []
+
+    class Pool:
+        broken = "reward workers did not start 3 times in a row"
+
+        async def grade_async(self, items):
+            raise RuntimeError(self.broken)
+
+    async def ask_once():
+        service = server_module._GradingService(Pool(), lambda: told.append("end"))
+        with pytest.raises(RuntimeError, match="did not start"):
+            await service.start_grading([], server_module.results_json)
+
+    asyncio.run(ask_once())
+    assert told == ["end"]
 
 
 def test_a_body_without_a_length_is_cut_off_at_the_limit(server):

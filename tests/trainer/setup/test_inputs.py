@@ -41,6 +41,23 @@ def test_every_input_that_was_replaced_under_its_name_is_told_at_once(begun):
     assert "trainer.resume_allow=[data.train_path]" in problems[0]
 
 
+def test_a_reward_function_that_has_changed_is_told_too(begun):
+    folder, config = begun
+    (folder / "reward.py").write_text("def f(completions): return [1]")
+    function = f"reward.function={folder}/reward.py:f"
+
+    def with_function(*allowed: str):
+        run = [f"data.train_path={folder}/train.jsonl", f"model.path={folder}/base", f"trainer.run_dir={folder}/run"]
+        return compose([*run, function, f"trainer.resume_allow=[{','.join(allowed)}]"])
+
+    record_inputs(with_function())
+    assert compare_inputs(with_function()) == ([], [])
+    (folder / "reward.py").write_text("def f(completions): return [2]")
+    ((problem,), _) = compare_inputs(with_function())
+    assert f"{function}: its contents have changed" in problem and "trainer.resume_allow=[reward.function]" in problem
+    assert compare_inputs(with_function("reward"))[0] == []
+
+
 def test_what_resume_allow_names_is_told_once_and_recorded(begun):
     folder, config = begun
     (folder / "train.jsonl").write_text('{"question": "1+2?", "answer": "3"}\n')

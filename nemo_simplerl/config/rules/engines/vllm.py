@@ -47,7 +47,7 @@ def its_python_is_there(config: Config) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    asked = [python, "-E", "-s", "-c", "from importlib.util import find_spec; print(bool(find_spec('vllm')))"]
+    asked = [python, "-I", "-c", "from importlib.util import find_spec; print(bool(find_spec('vllm')))"]
     if _printed(asked) != "True":
         yield (
             f"rollout.engine=vllm: {python} is no Python with vLLM. Make one with `scripts/engine_env.sh vllm`, name "
