@@ -111,8 +111,8 @@ def _definitions(tree: ast.Module) -> dict[str, Arguments | None]:
             found |= {(alias.asname or alias.name).partition(".")[0]: None for alias in node.names}
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found[node.id] = None
-        elif isinstance(node, ast.ClassDef):
-            found[node.name] = None
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found[node.name] = None  # of a function below an `if` or `try` too: which one holds is not known
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found[node.name] = None if node.decorator_list else _written_arguments(node.args)

@@ -54,6 +54,7 @@ def overrides_of(layout: Layout) -> list[str]:
         "rollout.n_samples_per_prompt=1",
         "rollout.keep_groups=all",  # as verdicts are
         "rollout.max_rounds=10",  # which then has no effect
+        "reward.function=null",
         "rollout.verify_refit=off",  # digests are values
         "rollout.consistency.policy=warn",
         *(f"{role}.global_batch_size={sizes.update}" for role, sizes in layout.sizes.items()),

@@ -167,14 +167,6 @@ def build_estimator(
     return GroupBaseline(compare, num_prompts, mesh)
 
 
-def notes_without_critic(algo: AlgoConfig) -> list[str]:
-    """One message on the settings that a run without a critic does not read; none for a run with one."""
-    if algo.has_critic:
-        return []
-    unread = "the keys of critic, algo.gae_lambda and algo.value_clip are not read"
-    return [f"algo.advantage={algo.advantage} trains no critic: {unread}"]
-
-
 def kl_warnings(algo: AlgoConfig) -> list[str]:
     """One message where a KL penalty would be blown up to the size of a reward."""
     if not (algo.advantage == "group" and algo.divide_by_std and algo.kl_coef and algo.kl_in == "reward"):

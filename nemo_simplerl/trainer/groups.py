@@ -73,7 +73,7 @@ class SampledGroups:
         return [not self.only_mixed or 0 < count < self.n for count in self.num_correct]
 
     def next_prompts(self) -> list[Prompt]:
-        """Those to sample next; none where the step is full, was given all its rounds, or met every one on offer."""
+        """Prompts to sample next; none where the step is full, was given all its rounds, or met every one on offer."""
         left = self.offered[len(self.sampled.prompts) :] if self.rounds < self.max_rounds else []
         return list(left[: round_size(self.kept, self.wanted, most=min(self.wanted, len(left)))])
 
@@ -88,9 +88,7 @@ class SampledGroups:
     @property
     def metrics(self) -> dict[str, float]:
         """Metrics of all that was sampled, whether it is trained on or not."""
-        metrics = sample_metrics(*self.sampled[1:])
-        for name in self.terms[0]:
-            metrics[f"reward/{name}_mean"] = sum(term[name] for term in self.terms) / len(self.terms)
+        metrics = sample_metrics(*self.sampled[1:], self.terms)
         if self.only_mixed:
             metrics |= {
                 "rollout/rounds": float(self.rounds),

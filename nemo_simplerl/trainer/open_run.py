@@ -20,7 +20,7 @@ from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.report.read import with_current_keys
 from nemo_simplerl.trainer.build import build_roles, materials_on_disk, objective_notes
 from nemo_simplerl.trainer.consistency import sampling_notes
-from nemo_simplerl.trainer.estimators import kl_warnings, notes_without_critic
+from nemo_simplerl.trainer.estimators import kl_warnings
 from nemo_simplerl.trainer.guard.alarms import Alarms
 from nemo_simplerl.trainer.guard.faults import VARIABLE, Faults, installed
 from nemo_simplerl.trainer.guard.finite import delete_bad_updates
@@ -39,6 +39,7 @@ from nemo_simplerl.trainer.saving.step_state import StepState
 from nemo_simplerl.trainer.setup import determinism
 from nemo_simplerl.trainer.setup.grader import build_grader
 from nemo_simplerl.trainer.setup.inputs import build_prompts, check_inputs, record_inputs, tokenizer_of
+from nemo_simplerl.trainer.setup.notes import unread_notes
 from nemo_simplerl.trainer.setup.prepare import model_folder
 from nemo_simplerl.trainer.warm_start.run import stoppable_warm_start
 
@@ -74,7 +75,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         run_log.config(to_yaml(config))
         run_log.open_wandb(trainer.wandb, to_dict(config))
         of_found = (*(found.notes if found else ()), *replaced)
-        for note in (*determinism.notes(trainer.deterministic), *of_found, *notes_without_critic(config.algo), *notes):
+        for note in (*determinism.notes(trainer.deterministic), *of_found, *unread_notes(config), *notes):
             log.info(note)
         warnings = (*sampling_notes(config.rollout), *kl_warnings(config.algo), *objective_notes(config))
         for warning in (*earlier, *left_aside, *warnings):

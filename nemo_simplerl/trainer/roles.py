@@ -223,6 +223,8 @@ class Roles:
             [config.algo.ppo_epochs, *self._update_sizes],
         ]
         settings = [self.initial_weights, weight_affecting_settings(config)]
+        if config.reward.function is not None:  # under the same name its file may hold another one
+            settings.append(self.grader.digest)
         return StepKey(step, self.sent_version, digest_of(request), digest_of(settings))
 
     def _sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Completion]:

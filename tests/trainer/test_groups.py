@@ -104,3 +104,10 @@ def test_groups_are_mixed_by_their_verdicts_whatever_their_length_costs():
     assert groups.kept == [False, True], "unequal scores alone do not make a group mixed"
     assert groups.metrics["reward/overlong_mean"] == -0.5 and groups.rows[0]["overlong"] == -0.5
     assert (groups.rows[1]["verdict"], groups.rows[1]["reward"]) == ("correct", 8.5)
+
+
+def test_a_metric_of_ones_own_reward_takes_no_name_of_a_term():
+    groups = _sampled(_round(MIXED), wanted=1, overlong=-0.5)
+    graded = [replace(grade, metrics={"overlong_mean": 7.0}) for grade in groups.sampled.grades]
+    groups.sampled.grades[:] = graded
+    assert groups.metrics["reward/overlong_mean"] == -0.5 and groups.metrics["reward/function_overlong_mean"] == 7.0

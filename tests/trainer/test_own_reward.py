@@ -1,11 +1,14 @@
 """A run that is paid by a function of the user's, and one whose function fails."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from nemo_simplerl.config.errors import ConfigErrors
-from nemo_simplerl.config.load import load
+from nemo_simplerl.config.load import compose, load
+from nemo_simplerl.rollout.base import SamplingParams
+from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.setup.inputs import compare_inputs
 from support.ranks import run_ranks
 from support.small_run import SMALL, few_problems, train_here
@@ -56,3 +59,17 @@ def test_a_function_that_fits_no_form_is_refused_before_the_run_starts(tmp_path,
     (tmp_path / "mine.py").write_text("def reward(text): return 1")
     with pytest.raises(ConfigErrors, match="reward.function=.* takes \\(text\\), which is none of verl's"):
         load([*overrides, f"reward.function={tmp_path}/mine.py:reward"], world_size=1)
+
+
+def test_grades_of_the_journal_belong_to_the_function_that_gave_them():
+    sampling = SamplingParams(n=4, max_tokens=8, temperature=1.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=())
+
+    def key(digest):
+        config = compose(["experiment=quickstart", "reward.function=mine.py:f"])
+        facts = {"initial_weights": "", "sent_version": 0, "_update_sizes": [64, 64]}
+        roles = SimpleNamespace(config=config, sampling=sampling, grader=SimpleNamespace(digest=digest), **facts)
+        return Roles._key(roles, [], 1, [])
+
+    assert key("one") == key("one")
+    assert key("one").settings_digest != key("two").settings_digest, "mine.py has changed since"
+    assert key("one").request_digest == key("two").request_digest

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from nemo_simplerl.config.schema import Config
 
-_MAX_ROUNDS = 10  # of conf/rollout/default.yaml, where nobody asked for another number
+# Of conf/rollout/default.yaml and conf/algo/default.yaml, where nobody asked for others.
+_MAX_ROUNDS = 10
+_CISPO_BOUNDS = {"cispo_ratio_min": 0.0, "cispo_ratio_max": 5.0}
 
 
 def lr_falls(config: Config, section: str) -> Iterator[str]:
@@ -28,6 +30,8 @@ def something_is_learnt(config: Config, section: str) -> Iterator[str]:
 
 def clipped_rewards_differ(config: Config) -> Iterator[str]:
     clip, rewards = config.algo.reward_clip, config.reward
+    if rewards.function is not None:
+        return
     given = (rewards.correct, rewards.incorrect, rewards.no_answer)
     if clip is not None and len({max(-clip, min(clip, reward)) for reward in given}) == 1:
         yield (
@@ -100,15 +104,18 @@ def mixed_groups_can_be_found(config: Config) -> Iterator[str]:
             )
         return
     asked = "rollout.keep_groups=mixed keeps prompts with right and wrong responses"
+    do_without = "rollout.keep_groups=all"
+    if rollout.max_rounds != _MAX_ROUNDS:
+        do_without += f" and rollout.max_rounds={_MAX_ROUNDS}"
     if rollout.n_samples_per_prompt == 1:
         yield (
             f"{asked}, and with rollout.n_samples_per_prompt=1 none has both. Give 2 or more, such as 8, or "
-            "rollout.keep_groups=all."
+            f"{do_without}."
         )
     elif rollout.top_k == 1:
         yield (
             f"{asked}, and with rollout.top_k=1 all responses to a prompt are the same. Set rollout.top_k=0, or "
-            "rollout.keep_groups=all."
+            f"{do_without}."
         )
     if rollout.max_rounds == 1:
         yield (
@@ -171,6 +178,13 @@ def surrogate_reads_its_settings(config: Config) -> Iterator[str]:
             yield (
                 f"algo.{key}={value:g} bounds the ratio of algo.policy_loss=clip, and cispo has bounds of its own. Set "
                 f"algo.{key}=null (algo.cispo_ratio_max bounds cispo's ratio from above), or algo.policy_loss=clip."
+            )
+    for key, usual in _CISPO_BOUNDS.items():
+        value = getattr(algo, key)
+        if algo.policy_loss == "clip" and value != usual:
+            yield (
+                f"algo.{key}={value:g} bounds the ratio of algo.policy_loss=cispo alone, and clip has algo.ratio_eps. "
+                f"Set algo.policy_loss=cispo, or leave it at {usual:g}."
             )
 
 

@@ -30,7 +30,7 @@ class Machine:
     has_wandb: bool = True
     has_gradient_fusion: bool = True  # Apex's extension
     attention: str | None = "auto"  # see attention_chosen
-    has_files: bool = True  # the run's problems and demonstrations would be where this machine has them
+    has_files: bool = True  # the run's files, those of its models apart, would be where this machine has them
     is_this_one: bool = False  # not one that is only planned for: programs of other environments are looked for
 
 
@@ -219,7 +219,9 @@ def _tokenizer_exists(config: Config, machine: Machine) -> Iterator[str]:
 def _reward_function_fits(config: Config, machine: Machine) -> Iterator[str]:
     if config.reward.function is not None:
         try:
-            require_usable(user_function(config.reward.function))
+            function = user_function(config.reward.function)
+            if machine.has_files or function.file.exists():
+                require_usable(function)
         except ValueError as error:
             yield f"reward.function={config.reward.function!r} {error}."
 

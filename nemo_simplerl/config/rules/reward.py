@@ -11,7 +11,7 @@ _OVERLONG_PENALTY = 1.0  # of conf/reward/default.yaml, where nobody asked for a
 
 def rewards_are_ordered(config: Config) -> Iterator[str]:
     reward = config.reward
-    if not reward.correct > reward.incorrect >= reward.no_answer:
+    if reward.function is None and not reward.correct > reward.incorrect >= reward.no_answer:
         yield (
             f"reward.correct={reward.correct}, reward.incorrect={reward.incorrect}, "
             f"reward.no_answer={reward.no_answer} would teach wrong answers. "
@@ -37,8 +37,8 @@ def overlong_responses_lose_something(config: Config) -> Iterator[str]:
     elif penalty == 0:
         yield (
             "reward.overlong_penalty=0.0 takes nothing from the responses that reward.overlong_buffer_tokens="
-            f"{buffer} names. Give a penalty above 0, such as {_OVERLONG_PENALTY}, or "
-            "reward.overlong_buffer_tokens=null."
+            f"{buffer} names. Give a penalty above 0: {_OVERLONG_PENALTY}, which goes with "
+            "reward.overlong_buffer_tokens=null too."
         )
 
 

@@ -5,7 +5,7 @@ import re
 from nemo_simplerl.reward.parsing.lexicon import CHOICE_WORDS, words_of
 from nemo_simplerl.reward.parsing.normalize import normalize_answer
 from nemo_simplerl.reward.parsing.readings import readings
-from nemo_simplerl.reward.parsing.tokens import NotParsed, tokenize
+from nemo_simplerl.reward.parsing.tokens import NotParsed, Token, tokenize
 
 _FONT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|bf|rm)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?\s*([A-H])\s*\)?")
@@ -29,7 +29,7 @@ _BEGIN_REMARKS = words_of(
 )
 _DENIALS = words_of(
     "not never wrong incorrect maybe perhaps possibly probably instead rather unsure guess either neither nor else "
-    "also except without impossible"
+    "also except without impossible false untrue"
 )
 _ARTICLE = re.compile(r"^(?:an?|the) ")
 _WORD = re.compile(r"[A-Za-z']+")
@@ -77,5 +77,14 @@ def comparable_tokens(text: str) -> tuple[str, ...] | None:
         tokens = tokenize(text)
     except NotParsed:
         return None
-    words = [_ARTICLE.sub("", token.text.lower()) if token.kind == "word" else token.text for token in tokens]
-    return tuple(word for word in words if word not in ("{", "}") or len(words) < 3) or None
+    words = [_ARTICLE.sub("", token.text.lower()) if token.kind == "word" else _mark(token) for token in tokens]
+    dropped = {at for at, word in enumerate(words) if word in ("{", "}")} if len(words) > 2 else set()
+    for at in range(2, len(words)):
+        if words[at] == "}" and words[at - 2] == "{" and len(words[at - 1]) > 1 and words[at - 1].isdigit():
+            dropped -= {at - 2, at}  # x^{12} may be x^{1}2 without them
+    return tuple(word for at, word in enumerate(words) if at not in dropped) or None
+
+
+def _mark(token: Token) -> str:
+    r"""The text of a token that is no word; a brace that shows, `\{`, differs from one that only groups."""
+    return "\\" + token.text if token.kind == "command" and token.text in "{}" else token.text

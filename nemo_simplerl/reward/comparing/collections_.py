@@ -24,6 +24,7 @@ from nemo_simplerl.reward.parsing.tree import (
     SetOf,
     Symbol,
     Tuple,
+    Words,
     contains,
 )
 
@@ -55,9 +56,18 @@ def same_collection(gold: Node, answer: Node, same: Same) -> bool:
         left, right = _distinct(left, same), _distinct(right, same)
     if len(left) != len(right):
         return False
+    if _alternatives(gold) != _alternatives(answer) and (
+        (_in_order(left) and _in_order(right)) or all(isinstance(part.value, (Words, Relation)) for part in left)
+    ):
+        return False  # x = 3 or y = 4; Alice or Bob
     if _in_order(left) and not any(part.name for part in right):
         return same_in_order([part.value for part in left], [part.value for part in right], same)
     return _match(left, right, same)
+
+
+def _alternatives(node: Node) -> bool:
+    """Whether only one item need hold: x = 3 or y = 4."""
+    return isinstance(node, Listing) and node.joiner == "or"
 
 
 def _named_collection(node: Node, same: Same) -> Node:
@@ -86,7 +96,7 @@ def _tuple_and_list(gold: Node, answer: Node, same: Same) -> bool:
     if parts is None or len(parts) != len(pair.items):
         return False
     names = [part.name for part in parts if part.name]
-    if len(set(names)) < len(names):  # x = 1, x = 2 are two solutions
+    if len(set(names)) < len(names) or (len(names) > 1 and _alternatives(other)):  # x = 1, x = 2 are two solutions
         return False
     if len(names) < len(parts) == 2 and _rises(pair):
         return False

@@ -40,10 +40,14 @@ Same = Callable[[Node, Node], bool]
 
 @dataclass(frozen=True, slots=True)
 class NamedValue:
-    """A value and its name; the name is None where the equation had none, as in 2 + 3 = 5."""
+    """A value and its name; the name is None where the equation had none, as in 2 + 3 = 5.
+
+    `rounded` is the decimal that it was said to be about.
+    """
 
     name: Node | None
     value: Node
+    rounded: Node | None = None
 
 
 def named_value(node: Node, same: Same) -> NamedValue | None:
@@ -70,7 +74,7 @@ def named_value(node: Node, same: Same) -> NamedValue | None:
             return None
     exact = [value for value, sign in zip(values[1:], signs, strict=True) if sign == "="]
     first = values[0] if name is not None or not _opaque(values[0]) else values[-1]
-    return NamedValue(name, exact[-1] if exact else first)
+    return NamedValue(name, exact[-1] if exact else first, values[-1] if signs[-1:] == ["~"] else None)
 
 
 def chained_equations(node: Node) -> tuple[Relation, ...] | None:
@@ -113,6 +117,9 @@ def _is_quotient_of_names(node: Node) -> bool:
     return isinstance(bottom, Power) and bottom.exponent == MINUS_ONE and is_name(top) and is_name(bottom.base)
 
 
+UNKNOWNS = frozenset("xyz")
+
+
 def is_label(node: Node) -> bool:
     """Whether a left side is a quantity that a question may ask for: a + b, xy, x^2 + y^2, |z|, sin A.
 
@@ -121,7 +128,7 @@ def is_label(node: Node) -> bool:
     if contains(node, (Relation, Tuple)) or not symbols_of(node):
         return False
     if isinstance(node, Call):
-        return True
+        return node.name not in ("ln", "log") or not symbols_of(node) & UNKNOWNS  # ln x = 5 is unsolved
     return isinstance(node, (Sum, Product)) and len(symbols_of(node)) > 1 and not _has_coefficient(node)
 
 
@@ -147,7 +154,7 @@ def _approximates(exact_side: Node, decimal: Node) -> bool:
     value, rounded = real_number(exact_side), real_number(decimal)
     if value is None or rounded is None:
         return False
-    return bool(abs(value - rounded) <= 1.01 * 10.0 ** -_places(decimal))
+    return bool(abs(value - rounded) <= 0.501 * 10.0 ** -_places(decimal))
 
 
 def _places(node: Node) -> int:
@@ -161,12 +168,18 @@ def _places(node: Node) -> int:
     return 0
 
 
+_Y = Symbol("y")
+_DERIVED_Y = Call("prime", (_Y,))
+
+
 def same_name(one: Node | None, two: Node | None) -> bool:
     """Whether two names may denote the same value: one is missing, both are equal, or one is y and one f(x)."""
     if one is None or two is None or one == two:
         return True
     return any(
-        isinstance(left, Symbol) and left.name == "y" and isinstance(right, Call) and right.args == (Symbol("x"),)
+        isinstance(right, Call)
+        and right.args == (Symbol("x"),)
+        and (left == _Y or (right.name[1:] == "'" and left == _DERIVED_Y))
         for left, right in ((one, two), (two, one))
     )
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 from nemo_simplerl.reward.comparing.choice import choice_letter, chosen_letter, comparable_tokens
 from nemo_simplerl.reward.comparing.collections_ import is_collection, same_collection
 from nemo_simplerl.reward.comparing.equations import (
+    UNKNOWNS,
     NamedValue,
     chained_equations,
     is_label,
@@ -18,12 +19,14 @@ from nemo_simplerl.reward.comparing.equations import (
     same_relation,
     with_argument_of,
 )
-from nemo_simplerl.reward.comparing.exact import Undefined, exact
+from nemo_simplerl.reward.comparing.exact import exact
 from nemo_simplerl.reward.comparing.realset import is_set_like, same_set
+from nemo_simplerl.reward.comparing.residues import congruent, is_least_residue
 from nemo_simplerl.reward.comparing.values import same_expression
+from nemo_simplerl.reward.parsing.lexicon import SHARES
 from nemo_simplerl.reward.parsing.normalize import MAX_ANSWER_CHARS, normalize_answer
 from nemo_simplerl.reward.parsing.notations.bases import written_digits
-from nemo_simplerl.reward.parsing.notations.compound_units import unit_size
+from nemo_simplerl.reward.parsing.notations.compound_units import counted, unit_size
 from nemo_simplerl.reward.parsing.notations.qualifiers import is_membership, split_conditions
 from nemo_simplerl.reward.parsing.notations.vectors import components, is_marked
 from nemo_simplerl.reward.parsing.readings import readings
@@ -102,6 +105,7 @@ def _is_decimal_comma(gold: str, answer: str) -> bool:
     return bool(is_number) and gold == f"{whole}.{decimals}"
 
 
+_CONSTANT = Symbol("C")  # of integration, which some write c
 _PARAMETERS = frozenset("kmn")
 
 
@@ -109,6 +113,9 @@ def _in_terms_of(gold: Node, answer: Node) -> Node:
     """The answer in the letters of the gold answer: engineers write j for i, and n pi is k pi for any integer."""
     if "j" not in symbols_of(gold) and "j" in symbols_of(answer) and contains_node(gold, IMAGINARY):
         return substituted(answer, "j", IMAGINARY)
+    if isinstance(gold, Sum) and _CONSTANT in gold.terms and "c" not in symbols_of(gold):
+        other = isinstance(answer, Sum) and Symbol("c") in answer.terms and "C" not in symbols_of(answer)
+        return substituted(answer, "c", _CONSTANT) if other else answer
     ours, theirs = symbols_of(gold) & _PARAMETERS, symbols_of(answer) & _PARAMETERS
     if len(ours) == len(theirs) == 1 and ours != theirs and contains_node(gold, PI) and contains_node(answer, PI):
         return substituted(answer, next(iter(theirs)), Symbol(next(iter(ours))))
@@ -129,24 +136,21 @@ def _compare_words_and_units(gold: Node, answer: Node) -> bool | None:
     if isinstance(gold, Words) or isinstance(answer, Words):
         return gold == answer or (isinstance(gold, Words) and isinstance(answer, Words) and _same_words(gold, answer))
     if isinstance(gold, Quantity) or isinstance(answer, Quantity):
-        return _same_quantity(gold, answer)
+        # The value of an equation may have a unit of its own.
+        return None if isinstance(gold, Relation) or isinstance(answer, Relation) else _same_quantity(gold, answer)
     if isinstance(gold, Modular) and isinstance(answer, Modular):
-        return same(gold.modulus, answer.modulus) and same(gold.body, answer.body)
+        return same(gold.modulus, answer.modulus) and (same(gold.body, answer.body) or congruent(gold, answer))
+    if isinstance(gold, Modular) or isinstance(answer, Modular):
+        for one, two in ((gold, answer), (answer, gold)):
+            if isinstance(one, Relation) and isinstance(two, Modular):
+                named = one.operators == ("==",) and is_name(one.sides[0])
+                return named and same(*((one.sides[1], two) if one is gold else (two, one.sides[1])))
     if isinstance(answer, Modular) and not isinstance(gold, Relation):
-        return _is_least_residue(answer) and same(gold, answer.body)
+        return is_least_residue(answer) and same(gold, answer.body)
     for one, two in ((gold, answer), (answer, gold)):
         if isinstance(one, SetOf) and len(one.items) == 1 and not is_collection(two) and not is_set_like(two):
             return same(one.items[0], answer) if one is gold else same(gold, one.items[0])
     return None
-
-
-def _is_least_residue(node: Modular) -> bool:
-    r"""Whether the class is written by the number that a remainder is: 4 \pmod 9, not 13 \pmod 9 and not N \pmod 9."""
-    try:
-        body, modulus = exact(node.body), exact(node.modulus)
-    except Undefined:
-        return False
-    return body is not None and modulus is not None and body.denominator == 1 and 0 <= body < modulus
 
 
 def _same_words(gold: Words, answer: Words) -> bool:
@@ -157,14 +161,25 @@ def _same_words(gold: Words, answer: Words) -> bool:
     return left == right
 
 
+_TEMPERATURES = frozenset({"C", "F", "K", "Celsius", "Fahrenheit", "celsius", "fahrenheit", "kelvin"})
+
+
 def _same_quantity(gold: Node, answer: Node) -> bool:
     """Whether the values agree without their units; where both units have one dimension, the values are converted."""
     if isinstance(gold, (Percent, Degrees)) or isinstance(answer, (Percent, Degrees)):
         return False
     one = gold if isinstance(gold, Quantity) else Quantity(gold, "")
     two = answer if isinstance(answer, Quantity) else Quantity(answer, "")
+    if one.unit[-1:] != two.unit[-1:] and {one.unit, two.unit} <= _TEMPERATURES:
+        return False
+    if not one.unit and (share := SHARES.get(two.unit)) is not None:  # 5 ppm is 5 only where the gold answer has a unit
+        return same(one.body, Product((Number(share), two.body)))
     left, right = unit_size(one.unit), unit_size(two.unit)
-    if left is None or right is None or left[1] != right[1] or left[0] == right[0]:
+    if left is None or right is None or not one.unit or not two.unit:
+        return same(one.body, two.body)
+    if counted(left[1]) != counted(right[1]):
+        return False  # 12 cm^2 and 12 cm^3
+    if left[1] != right[1] or left[0] == right[0]:
         return same(one.body, two.body)
     scale = Number(right[0] / left[0])
     return same(one.body, Product((scale, two.body)))
@@ -276,14 +291,14 @@ def _compare_sets(gold: Node, answer: Node) -> bool | None:
         return None
     if same_set(gold, answer, same):
         return True
-    if isinstance(gold, Relation) and isinstance(answer, Relation):
+    stated, other = named_value(gold, same), named_value(answer, same)
+    if isinstance(gold, Relation) and isinstance(answer, Relation) and (stated is None) == (other is None):
         if gold.operators == answer.operators == ("in",):
             return same(gold.sides[0], answer.sides[0]) and same(gold.sides[1], answer.sides[1])
         return same_relation(gold, answer, same)
     for one, two in ((gold, answer), (answer, gold)):
         if isinstance(one, Relation) and one.operators == ("in",) and not isinstance(two, Relation):
             return same(one.sides[1], answer) if one is gold else same(gold, one.sides[1])
-    stated, other = named_value(gold, same), named_value(answer, same)
     if (stated is None) != (other is None):  # M = (0, 4)
         return same(stated.value if stated else gold, other.value if other else answer)
     if isinstance(gold, Listing) and isinstance(answer, Listing):
@@ -309,6 +324,8 @@ def _compare_equations(gold: Node, answer: Node) -> bool | None:
         right = with_argument_of(left.name, right)
         if same_name(left.name, right.name) and _same_value(left, right):
             return True
+        if isinstance(left.value, Quantity) and isinstance(right.value, Quantity):
+            return False
     elif left is not None and not isinstance(answer, Relation):
         return _names_alone(left) and _same_value(left, NamedValue(None, answer))
     elif right is not None and not isinstance(gold, Relation):
@@ -332,14 +349,11 @@ def _names_alone(statement: NamedValue) -> bool:
     name = statement.name
     if name is None or is_name(name):
         return True
-    return isinstance(name, Call) and not symbols_of(statement.value) and not symbols_of(name) & _COORDINATES
-
-
-_COORDINATES = frozenset("xyz")
+    return isinstance(name, Call) and not symbols_of(statement.value) and not symbols_of(name) & UNKNOWNS
 
 
 def _same_value(gold: NamedValue, answer: NamedValue) -> bool:
-    return same(gold.value, answer.value)
+    return same(gold.value, answer.value) or (gold.rounded is not None and same(gold.rounded, answer.value))
 
 
 def _compare_collections(gold: Node, answer: Node) -> bool | None:

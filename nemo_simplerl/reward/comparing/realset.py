@@ -4,7 +4,7 @@ import operator as comparison
 from collections.abc import Callable
 from functools import reduce
 
-from nemo_simplerl.reward.comparing.equations import Same
+from nemo_simplerl.reward.comparing.equations import Same, same_name
 from nemo_simplerl.reward.comparing.exact import Undefined
 from nemo_simplerl.reward.comparing.intervals import (
     LINE,
@@ -66,12 +66,12 @@ def is_set_like(node: Node) -> bool:
 def same_set(gold: Node, answer: Node, same: Same) -> bool:
     """Whether both are the same set of reals, for the same variable where both name one."""
     try:
-        one, two = _SetReader(), _SetReader()
+        one, two = _SetReader(), _SetReader(literal=True)
         left, right = one.pieces(gold), two.pieces(answer)
         left, right = merged(left), merged(right)
     except (NotReal, Undefined):
         return False
-    if one.variable is not None and two.variable is not None and one.variable != two.variable:
+    if not same_name(one.variable, two.variable) and not same_name(two.variable, one.variable):
         return False
     if any(reader.is_trivial and pieces in ([], [LINE]) for reader, pieces in ((one, left), (two, right))):
         return False  # x^2 >= 0 names no set
@@ -98,7 +98,8 @@ def _same_piece(one: Piece, two: Piece, same: Same) -> bool:
 class _SetReader:
     """Reads a node as pieces of the real line, and notes the variable that they are about."""
 
-    def __init__(self) -> None:
+    def __init__(self, literal: bool = False) -> None:
+        self.literal = literal  # `x < 1 and x > 2` holds nowhere; a gold answer means `or`
         self.variable: Node | None = None
         self.is_trivial = False  # an inequality was among them that always holds, or never
 
@@ -219,6 +220,8 @@ class _SetReader:
                     common = intersection(common, pieces)
                 if common:
                     return common
+                if self.literal and node.joiner == "and":
+                    raise NotReal("conditions that exclude each other")
             except NotReal:
                 if len(found) > 1 and node.joiner != ",":
                     raise

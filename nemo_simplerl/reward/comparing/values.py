@@ -23,6 +23,7 @@ from nemo_simplerl.reward.parsing.tree import (
 )
 
 _HUNDREDTH = Number(Fraction(1, 100))
+_OF_COMPLEX = frozenset({"overline", "Re", "Im"})
 _RADIAN = Product((PI, Number(Fraction(1, 180))))
 # Significant digits that a gold decimal needs before an exact answer may round to it: 6.67 accepts 20/3. One more where
 # the exact answer has pi, e or a function, because 3.14 may as well stand for a problem that says "use 3.14".
@@ -77,9 +78,20 @@ def _same(gold: Node, answer: Node) -> bool:
                 return True
             if gold_form.pure and answer_form.pure:
                 return False
+        if _complex_parts(gold) != _complex_parts(answer):
+            return False
         return same_values(gold, answer)
     except Undefined:
         return False
+
+
+def _complex_parts(node: Node) -> frozenset[Node]:
+    """The calls that the values at real points do not tell from their argument: the conjugate of z, and its parts."""
+    own = isinstance(node, Call) and node.name in _OF_COMPLEX and symbols_of(node)
+    found = frozenset((node,)) if own else frozenset()
+    for child in children(node):
+        found |= _complex_parts(child)
+    return found
 
 
 def _rounds_to(gold: Node, gold_value: Fraction, answer: Node) -> bool:

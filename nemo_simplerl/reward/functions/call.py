@@ -25,6 +25,7 @@ from nemo_simplerl.user_functions import (
 DATA_SOURCE = "nemo_simplerl"  # what a function of verl's form gets as its data_source
 _MODULE = "simplerl_reward_function"
 _SCORES = ("score", "rewards")  # the entry of a dict that is the score: verl's, OpenRLHF's
+_MAX_SCORE = 3.4028234663852886e38  # of float32, which scores become
 _MAX_METRICS = 50
 _MAX_NAME_CHARS = 100
 
@@ -109,8 +110,8 @@ def read_result(result: Any, logged: Mapping[str, Any] | None = None) -> Reward:
         score = result[key]
         metrics |= _numbers({name: value for name, value in result.items() if name != key})
     number = _number(score)
-    if number is None or not math.isfinite(number):
-        raise ValueError(f"it returned {score!r:.200}, and a finite number is due")
+    if number is None or not abs(number) <= _MAX_SCORE:
+        raise ValueError(f"it returned {score!r:.200}, and a finite number of float32 is due")
     if len(metrics) > _MAX_METRICS:
         raise ValueError(f"it returned {len(metrics)} numbers beside the score, and at most {_MAX_METRICS} are taken")
     return Reward(number, metrics)

@@ -45,6 +45,7 @@ _RELATIONS = {
 }  # fmt: skip
 _LEADING = frozenset({"=", "Rightarrow", "Leftrightarrow"})  # before an answer these say nothing
 _NAMING = frozenset({"=", "in", "approx", ":="})
+_CLOSING = {"(": ")]", "[": "])", "{": "}", "langle": "rangle"}
 _SET_OPERATORS = {"cup": "cup", "cap": "cap", "setminus": "minus"}
 _INTEGERS = Symbol(r"\mathbb{Z}")
 
@@ -169,6 +170,8 @@ class AnswerParser:
             return words
         if len(tokens) == 1 and tokens[0].text == "emptyset":
             return EMPTY_SET
+        if tokens[0].kind == "word" and _is_negative_in_words(tokens):
+            return self.value((Token("sign", "-"), *tokens[1:]))
         if is_enclosed(tokens):
             if tokens[0].text == "begin cases":
                 return read_environment("cases", tokens[1:-1], self.listing)
@@ -198,6 +201,8 @@ class AnswerParser:
     def collection(self, tokens: Tokens) -> Node | None:
         """The tuple, set or interval between one pair of brackets; None where they only group."""
         opening, closing, inside = tokens[0], tokens[-1], tokens[1:-1]
+        if closing.kind != opening.kind or closing.text not in _CLOSING.get(opening.text, closing.text):
+            raise NotParsed("brackets of two kinds")
         if opening.kind == "command" and opening.text == "{":
             return self.set_of(inside)
         if opening.text == "langle":
@@ -281,6 +286,12 @@ def _flattened(items: list[Node], joiner: str) -> tuple[Node, ...]:
         )
         flat.extend([item] if grouped or not isinstance(item, Listing) else item.items)
     return tuple(flat)
+
+
+def _is_negative_in_words(tokens: Tokens) -> bool:
+    if len(tokens) < 2 or tokens[0].text.lower() not in ("minus", "negative"):
+        return False
+    return tokens[1].kind == "number" or tokens[1].text in ("frac", "sqrt", "pi")
 
 
 def _opens_matrix(token: Token) -> bool:

@@ -58,7 +58,11 @@ def read_command(parser: "ExpressionParser", token: Token) -> Node:
     if name in _COMMAND_CONSTANTS:
         return _COMMAND_CONSTANTS[name]
     if name == "frac":
-        return quotient(parser.argument(single_digit=True), parser.argument(single_digit=True))
+        top = parser.argument(single_digit=True)
+        below = parser.peek()
+        if below is not None and below.kind == "number" and len(below.text) > 1:
+            raise NotParsed("a denominator of which TeX takes the first digit alone")
+        return quotient(top, parser.argument(single_digit=True))
     if name == "sqrt":
         return _root(parser)
     if name == "binom":
@@ -70,6 +74,8 @@ def read_command(parser: "ExpressionParser", token: Token) -> Node:
     if name in ("lfloor", "lceil"):
         end = closing_index(parser.tokens, parser.at - 1)
         content = parser.tokens[parser.at : end]
+        if parser.tokens[end].text != "r" + name[1:]:
+            raise NotParsed("brackets of two kinds")
         parser.at = end + 1
         return Call("floor" if name == "lfloor" else "ceil", (parser.inner(content),))
     if name == "vert":

@@ -269,6 +269,8 @@ class ExpressionParser(Cursor):
     def arguments(self) -> tuple[Node, ...]:
         """The comma-separated arguments in the bracket that begins here."""
         end = closing_index(self.tokens, self.at)
+        if self.tokens[end].text != ")":
+            raise NotParsed("brackets of two kinds")
         parts, _ = split_top_level(
             self.tokens[self.at + 1 : end], lambda token: token.kind == "sign" and token.text in ",;"
         )

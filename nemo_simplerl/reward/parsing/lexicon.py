@@ -21,7 +21,16 @@ EMPTY_PHRASES = phrases_of(
     "no solution|no solutions|no real solution|no real solutions|empty set|the empty set|none exist"
 )
 
-INFINITE_PHRASES = frozenset({"infinitely many", "infinite", "positive infinity"})
+NUMBER_SETS = {
+    r"\mathbb{R}": phrases_of(
+        "all real numbers|all reals|all real|the real numbers|real numbers|the set of all real numbers|the reals|"
+        "any real number|set of all real numbers|every real number|the set of real numbers"
+    ),
+    r"\mathbb{Z}": phrases_of("all integers|the integers|the set of all integers|the set of integers|any integer"),
+}
+
+SYNONYMS = {"dne": "does not exist", "d.n.e": "does not exist", "the limit does not exist": "does not exist"}
+INFINITE_PHRASES = frozenset({"infinitely many", "infinite", "infinity", "positive infinity"})
 
 # Before a value these say nothing.
 ANSWER_PREFIXES = phrases_of(
@@ -136,6 +145,13 @@ UNITS: dict[str, tuple[str, Fraction]] = {
     word: (dimension, Fraction(size)) for dimension, words, size in _UNIT_TABLE for word in words.split()
 }
 
+# Shares of one that are no percentages; behind a bare number they make another value.
+SHARES = {
+    name: Fraction(1, size)
+    for size, names in ((10**4, "basis point|basis points|bp|bps"), (10**6, "ppm"), (10**9, "ppb"))
+    for name in names.split("|")
+}
+
 # Written plainly after a value, these and the units above of two letters or more are units, not products of symbols.
 PLAIN_UNITS = words_of(
     "square squared cubic unit units sq cu per percent percentage pct degree degrees radian radians rad "
@@ -217,10 +233,10 @@ DEGREE_WORDS = frozenset({"degree", "degrees", "deg"})
 # Words of two or three letters that are words where they stand alone in running text, and products elsewhere.
 SHORT_WORDS = words_of(
     "the is are if all any for not odd no yes of in on to at by as be but can has was day way one two six "
-    "out ten let so we it an am pm via per set"
+    "out ten let so we it an am pm via per set dne"
 )
 # Those that may be the whole of an answer.
-SHORT_ANSWERS = words_of("yes no odd all any one two six ten set day")
+SHORT_ANSWERS = words_of("dne yes no odd all any one two six ten set day")
 _VOWELS = frozenset("aeiouyAEIOUY")
 
 

@@ -55,8 +55,9 @@ _SPACING = re.compile(
 _SIZED = re.compile(r"\\(left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*(\.(?![0-9]))?")
 _SPELLINGS = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leqslant": "le",
-    "leq": "le", "geqslant": "ge", "geq": "ge", "leqq": "le", "geqq": "ge", "neq": "ne", "lvert": "vert",
-    "rvert": "vert", "varnothing": "emptyset", "lbrace": "{", "rbrace": "}", "ast": "cdot", "rightarrow": "to",
+    "leq": "le", "geqslant": "ge", "geq": "ge", "leqq": "le", "geqq": "ge", "neq": "ne", "lvert": "|",
+    "rvert": "|", "vert": "|", "lVert": "|", "rVert": "|", "Vert": "|",
+    "varnothing": "emptyset", "lbrace": "{", "rbrace": "}", "ast": "cdot", "rightarrow": "to",
     "longrightarrow": "to", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "vdots": "ldots",
     "cupdot": "cup", "bigcup": "bigcup", "sqcup": "cup", "backslash": "setminus", "smallsetminus": "setminus",
     "degree": "circdegree", "textdegree": "circdegree", "cent": "centsign", "varepsilon": "epsilon",
@@ -74,6 +75,11 @@ _FORMS = tuple(
     (re.compile(form), spelling)
     for form, spelling in (
         (r"\\root\s*\{?\s*([^{}\\]{1,20}?)\s*\}?\s*\\of(?![A-Za-z])\s*", r"\\sqrt[\1]"),
+        (rf"^{_TEXT}\{{\s*([-+0-9.,/%\s]+?)\s*\}}$", r"\1"),
+        (
+            rf"\(\s*(?:{_TEXT}\{{\s*)?mod(?![a-z])\s*\}}?\s*([^()]{{1,30}})\)",
+            r"\\pmod{\1}",
+        ),
         (r"\^\s*\{?\s*\\(?:top|intercal)(?![A-Za-z])\s*\}?", "^T"),
         (_TEXT + r"\{\s*(arc[a-z]{3}|sin|cos|tan|cot|csc|ln|log|lcm|gcd|cis|exp)\s*\}", r"\\operatorname{\1}"),
         (r"\\cis(?![A-Za-z])", r"\\operatorname{cis}"),
@@ -91,6 +97,7 @@ _FORMS = tuple(
     )
 )
 _FORM_MARKS = re.compile(
+    r"\( ?mod|"
     r"\\root|\\dot|\\top|\\intercal|\\text|\\mbox|\\mathrm|\\rm|\\cis|\\in[ {\\A-Z]|\\mathbb|[\])]\s*(?:U|\\big)|'"
     r"|\^\s*\{?\s*o|\^\{?\s*\\[tim]|[xX]\s*10|\+\s*/"
 )

@@ -52,6 +52,8 @@ def number_in_words(words: list[str]) -> Fraction | None:
     if words and words[0] in ("minus", "negative"):
         value = number_in_words(words[1:])
         return None if value is None else -value
+    if len(words) == 2 and words[1] in _POWERS and words[0] in NUMBER_WORDS:
+        return Fraction(NUMBER_WORDS[words[0]]) ** _POWERS[words[1]]
     if len(words) > 1 and words[-1] in FRACTION_WORDS:
         value = Fraction(1) if words[0] in ARTICLES and len(words) == 2 else number_in_words(words[:-1])
         return None if value is None else value * FRACTION_WORDS[words[-1]]

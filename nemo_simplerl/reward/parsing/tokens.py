@@ -177,7 +177,7 @@ def _scan_letters(run: str, tokens: list[Token], spaced: bool, rest: str) -> Non
     elif run in CURRENCY_CODES and (before is None or _ends_value(before)):
         tokens.append(Token("command", "currency", spaced))
     elif (
-        (run in ORDINAL_ENDINGS and before is not None and before.kind == "number" and not spaced)
+        (run in ORDINAL_ENDINGS and before is not None and _is_ordinal(before, run) and not spaced)
         or (is_word(run) and (is_known_word(run) or not _is_glued(tokens, spaced, rest)))
         or (run in PLAIN_UNITS and _is_plain_unit(run, tokens, spaced, rest))
         or (run.lower() in SHORT_WORDS and _stands_alone(run, tokens, spaced, rest))
@@ -186,6 +186,14 @@ def _scan_letters(run: str, tokens: list[Token], spaced: bool, rest: str) -> Non
     else:
         tokens.append(Token("letter", run[0], spaced))
         tokens.extend(Token("letter", letter) for letter in run[1:])
+
+
+def _is_ordinal(number: Token, ending: str) -> bool:
+    """Whether the ending belongs to the number: 1st and 11th, not 3st."""
+    if number.kind != "number" or not number.text.isdigit():
+        return False
+    teen = number.text[-2:-1] == "1"
+    return ending == ("th" if teen else {"1": "st", "2": "nd", "3": "rd"}.get(number.text[-1], "th"))
 
 
 def _is_glued(tokens: list[Token], spaced: bool, rest: str) -> bool:

@@ -77,7 +77,7 @@ class RewardClient:
         self._timeout_s = timeout_s
         self._batch_size = batch_size
         self._give_up_s = give_up_s
-        self._function = function
+        self.digest = function
         self._turns = itertools.count()
         self._failed_at: dict[str, float] = {}
         self._closed = threading.Event()
@@ -158,7 +158,7 @@ class RewardClient:
     def _ask(self, url: str, items: Sequence[Item], timeout_s: float) -> list[Grade]:
         """The grades of one request. _Unanswered where another attempt may succeed, _Refused where none would."""
         named = [{"id": k, "gold": item[0], "response": item[1]} for k, item in enumerate(items)]
-        if self._function is not None:
+        if self.digest is not None:
             named = [fields | {"facts": dict(_facts(item))} for fields, item in zip(named, items, strict=True)]
         body = json.dumps({"items": named}).encode("ascii")
         try:
@@ -183,10 +183,10 @@ class RewardClient:
         if (detail := _detail(answer)) is not None:
             raise _Refused(f"the reward server {url} cannot score: {detail}", "Mend the function, and start again.")
         theirs = _value(answer, "function")
-        if theirs != self._function:
+        if theirs != self.digest and _value(answer, "results") is not None:  # else it is no reward server's answer
             raise _Refused(
                 f"the reward server {url} scores with {_reward_in_words(theirs)}, and this run with "
-                f"{_reward_in_words(self._function)}",
+                f"{_reward_in_words(self.digest)}",
                 "Give the server the same file with --function FILE.py:NAME as the run has in reward.function, or "
                 "neither of them one.",
             )

@@ -3,7 +3,7 @@
 Legend: B samples of this data rank, T predicted tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.distributed as dist
 from torch import Tensor
@@ -16,9 +16,15 @@ from nemo_simplerl.rollout.base import Completion
 
 
 def sample_metrics(
-    completions: Sequence[Completion], grades: Sequence[Grade], scores: Sequence[float]
+    completions: Sequence[Completion],
+    grades: Sequence[Grade],
+    scores: Sequence[float],
+    terms: Sequence[Mapping[str, float]] = (),
 ) -> dict[str, float]:
-    """Rewards, verdicts and lengths of the whole rollout, which every rank holds, and what a user's function adds."""
+    """Rewards, verdicts and lengths of the whole rollout, which every rank holds, and what a user's function adds.
+
+    terms: of each response's score, by name.
+    """
     count = len(completions)
     lengths = sorted(len(completion.token_ids) for completion in completions)
     share = {
@@ -40,6 +46,8 @@ def sample_metrics(
         "rollout/tokens": float(sum(lengths)),
         "rollout/weight_version": float(completions[0].weight_version),
     }
+    for name in terms[0] if terms else ():
+        metrics[f"reward/{name}_mean"] = sum(term[name] for term in terms) / count
     for name, values in function_metrics(grades).items():
         # A name that is taken above stays what it is.
         key = f"reward/{name}" if f"reward/{name}" not in metrics else f"reward/function_{name}"
@@ -98,7 +106,8 @@ def update_metrics(role: str, updates: Sequence[dict[str, float]]) -> dict[str, 
     metrics = {f"{role}/lr": updates[-1]["lr"], f"{role}/skipped_updates": float(len(updates) - len(made))}
     if not made:
         return metrics
-    for name in [name for name in made[0] if name not in ("lr", "skipped")]:
+    # Settings of the loss may have changed between two updates, where a run goes on in the middle of a step.
+    for name in [name for name in made[0] if name not in ("lr", "skipped") and all(name in update for update in made)]:
         values = [update[name] for update in made]
         metrics[f"{role}/{name}"] = max(values) if name.endswith("_max") else sum(values) / len(values)
     metrics[f"{role}/grad_norm_max"] = max(update["grad_norm"] for update in made)

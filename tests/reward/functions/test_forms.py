@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,7 @@ def test_what_fits_no_form_is_refused_naming_the_three(tmp_path, source):
         "@decorated\ndef f(x): ...",
         "f = make()",
         "if True:\n    f = g = 1",
+        "try:\n    import fast\nexcept ImportError:\n    def f(x): ...",
     ],
 )
 def test_a_function_that_is_no_plain_one_is_looked_at_when_it_is_loaded(tmp_path, source):
@@ -85,6 +87,8 @@ def test_the_configuration_says_what_is_wrong_with_it(tmp_path, monkeypatch, val
     machine = Machine(has_gpu=False, has_transformer_engine=False)
     (problem,) = [p for p in check_machine(config, machine) if p.startswith("reward.function=")]
     assert told in problem
+    elsewhere = check_machine(config, replace(machine, has_files=False))  # planned where no file of the run need be
+    assert (problem in elsewhere) == (value != "none.py:f")
 
 
 class Scalar:
@@ -109,7 +113,8 @@ def test_a_number_is_a_score_and_a_dicts_other_numbers_are_metrics(result, score
 
 
 @pytest.mark.parametrize(
-    "result", [None, "1", math.nan, math.inf, [], [1.0, 2.0], {"acc": 1}, {"score": None}, {"rewards": ["x"]}]
+    "result",
+    [None, "1", math.nan, math.inf, 1e39, -(10**400), [], [1.0, 2.0], {"acc": 1}, {"score": None}, {"rewards": ["x"]}],
 )
 def test_what_is_no_finite_score_is_an_error(result):
     with pytest.raises(ValueError, match="it returned"):

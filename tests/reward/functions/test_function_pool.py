@@ -148,3 +148,10 @@ def test_a_server_scores_with_it_and_refuses_a_run_with_another(file):
         with pytest.raises(RuntimeError, match="cannot score|refuses(?s:.*)KeyError: 'always'"):
             client.grade(samples("fine"))
         assert time.monotonic() - start < 5
+
+
+def test_the_page_of_a_proxy_is_not_taken_for_a_server_with_another_reward():
+    with RewardClient("http://127.0.0.1:1", function="mine") as client:
+        client._require_function("http://127.0.0.1:1", b"<html>busy</html>")  # asked again: it holds no grades
+        with pytest.raises(RuntimeError, match="scores with the math grader"):
+            client._require_function("http://127.0.0.1:1", b'{"results": []}')

@@ -38,6 +38,8 @@ def test_an_update_left_out_is_counted_and_not_averaged():
     assert metrics["actor/policy_loss"] == 2.0 and metrics["actor/grad_norm_max"] == 2.0
     assert (metrics["actor/skipped_updates"], metrics["actor/lr"]) == (1.0, 0.3)
     assert "actor/skipped" not in metrics
+    # A run that goes on in the middle of a step without a term of the loss: its mean over the step is none.
+    assert "actor/kl_loss" not in update_metrics("actor", [made | {"kl_loss": 0.1}, made])
     alone = update_metrics("actor", [{"lr": 0.2, "skipped": 1.0}])
     assert alone == {"actor/lr": 0.2, "actor/skipped_updates": 1.0}
 

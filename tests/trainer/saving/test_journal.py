@@ -46,7 +46,11 @@ def _record() -> StepRecord:
     return StepRecord(
         key=KEY,
         completions=[_completion([5, 6], "\u03c0 = \ud800"), _completion([7]), _completion([8, 9, 1])],
-        grades=[Grade("correct", "ok", 0.25), Grade("incorrect", "timeout", 5000.0), Grade("no_answer", "ok", 0.1)],
+        grades=[
+            Grade("correct", "ok", 0.25),
+            Grade("incorrect", "timeout", 5000.0, score=0.1 + 0.2, metrics={"z": 1 / 3, "a": 2.0}),
+            Grade("no_answer", "crash", 0.1, error="\ud800 in the traceback"),
+        ],
         columns={
             "values": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=np.float32),
             "lengths": np.arange(6, dtype=np.float32),  # an estimator's own, named like an array of the completions

@@ -17,6 +17,7 @@ _PREFIXES = {
 }  # fmt: skip
 _PREFIXED = words_of("m g s A K mol Hz N Pa J W V C F T H L l eV cal bar ohm Wb")
 _BASE = words_of("A K mol cd rad deg degree degrees eV cal bar atm people persons revolutions rev person C")
+_DIMENSIONLESS = words_of("rad deg degree degrees people persons revolutions rev person")
 # Each in terms of others; sizes are exact.
 _DERIVED: dict[str, tuple[Fraction, str]] = {
     "N": (Fraction(1), "kg*m/s^2"), "J": (Fraction(1), "N*m"), "W": (Fraction(1), "J/s"), "Pa": (Fraction(1), "N/m^2"),
@@ -116,7 +117,7 @@ def _size(name: str) -> tuple[Fraction, tuple[tuple[str, int], ...]] | None:
         return factor * size, dimension
     if name in UNITS or name in _BASE:
         kind, size = UNITS.get(name, (name, Fraction(1)))
-        return size, ((kind, 1),)
+        return (size / 1000, (("length", 3),)) if kind == "volume" else (size, ((kind, 1),))
     if name[:1] in _PREFIXES and name[1:] in _PREFIXED and (rest := _size(name[1:])) is not None:
         return rest[0] * Fraction(10) ** _PREFIXES[name[0]], rest[1]
     return None
@@ -138,6 +139,11 @@ def unit_size(unit: str) -> tuple[Fraction, tuple[tuple[str, int], ...]] | None:
     """The size and dimension of a unit as `Quantity` holds it; None where a name in it is no unit known here."""
     names = _names(unit)
     return None if names is None else _total(names)
+
+
+def counted(dimension: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    """The dimension without angles and what is counted: 5 rad/s is 5 s^{-1}."""
+    return tuple(part for part in dimension if part[0] not in _DIMENSIONLESS)
 
 
 def compound_unit(suffix: Tokens) -> str | None:

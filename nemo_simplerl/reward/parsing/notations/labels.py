@@ -15,9 +15,11 @@ _DERIVATIVE = re.compile(r"d(?:\^([23]))?([A-Za-z])/d[A-Za-z](?:\^([23]))?")
 _MATRIX_NAME = re.compile(r"[A-Z](?:[A-Z+\-]|_\w|\^(?:-?\d|-?T))*")
 # In a label these make it the name of something other than the value: "twice the area is 6".
 _CHANGING = re.compile(
-    r"\b(?:if|unless|whether|not|no|never|wrong|incorrect|twice|double|triple|thrice|minus|plus|divided|less|more|fewer|squared|cubed"
-    r"|except|but|cannot|neither|isn't|reciprocal|multiple|(?:square|cube|negative|opposite|half|inverse) of"
-    r"|(?:square|cube) root|times the|at (?:least|most))\b"
+    r"\b(?:if|unless|whether|not|no|never|wrong|incorrect|twice|double|triple|thrice|minus|plus|divided|less|more|fewer|squared"
+    r"|cubed|except|but|cannot|neither|isn't|reciprocal|multiple|(?:square|cube|negative|opposite|half|inverse) of"
+    r"|(?:square|cube) root|times the|at (?:least|most)|false|untrue|errors?|mistakes?|guess|maybe|perhaps|possibly"
+    r"|probably|without|other than|instead of|impossible|unlikely)\b"
+    r"|^(?:half|quarter|negative|opposite|inverse|log|root)$"
 )
 _CONCLUDING = words_of("so thus hence therefore then")
 _KINDS = phrases_of(

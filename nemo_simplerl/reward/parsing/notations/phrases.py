@@ -1,9 +1,9 @@
 """Values in words: fixed phrases and times of day."""
 
 from nemo_simplerl.reward.parsing.brackets import Tokens
-from nemo_simplerl.reward.parsing.lexicon import EMPTY_PHRASES, INFINITE_PHRASES
+from nemo_simplerl.reward.parsing.lexicon import EMPTY_PHRASES, INFINITE_PHRASES, NUMBER_SETS, SYNONYMS
 from nemo_simplerl.reward.parsing.spoken import number_in_words
-from nemo_simplerl.reward.parsing.tree import EMPTY_SET, INFINITY, ClockTime, Node, Number, Words
+from nemo_simplerl.reward.parsing.tree import EMPTY_SET, INFINITY, ClockTime, Node, Number, Symbol, Words
 
 
 def read_phrase(tokens: Tokens) -> Node | None:
@@ -19,6 +19,10 @@ def read_phrase(tokens: Tokens) -> Node | None:
         return EMPTY_SET
     if text in INFINITE_PHRASES:
         return INFINITY
+    for name, phrases in NUMBER_SETS.items():
+        if text in phrases:
+            return Symbol(name)
+    text = SYNONYMS.get(text, text)
     number = number_in_words(text.split())
     return Words(text) if number is None else Number(number)
 

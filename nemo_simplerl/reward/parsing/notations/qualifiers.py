@@ -36,6 +36,8 @@ def without_qualifiers(tokens: Tokens) -> Tokens:
 
 def _without_adverbs(tokens: Tokens) -> Tokens:
     while len(tokens) > 1 and tokens[0].kind == "word" and tokens[0].text.lower() in _ADVERBS:
+        if tokens[1].text in (":", "="):  # the total is a name here
+            break
         tokens = tokens[1:]
     while len(tokens) > 1 and tokens[-1].kind == "word" and tokens[-1].text.lower() in _ADVERBS:
         tokens = tokens[:-1]
@@ -59,6 +61,16 @@ def _with_listed_clause(tokens: Tokens) -> Tokens:
     """The tokens with a clause such as `(x > 0)`, `for x > 0` or `for all x` behind a comma, or without it."""
     at = _clause_begin(tokens)
     if not at:
+        parts, commas = split_top_level(tokens, lambda token: token.text == ",")
+        said = parts[-1]
+        if (
+            commas
+            and len(said) > 1
+            and said[0].kind == "letter"
+            and said[-1].kind == "word"
+            and _restricts_nothing(said)
+        ):
+            return tokens[: -len(said) - 1]
         return tokens
     body, clause = tokens[:at], tokens[at:]
     while body and body[-1].text in (",", "\\"):
