@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from nemo_simplerl.audit.table import plain_cell
+from nemo_simplerl.reward.comparing.equivalence import gold_readings
 from nemo_simplerl.reward.parsing.answer import AnswerParser
 from nemo_simplerl.reward.parsing.normalize import MAX_ANSWER_CHARS, normalize_answer
-from nemo_simplerl.reward.parsing.readings import readings
 from nemo_simplerl.reward.parsing.tokens import NotParsed, tokenize
 
 # Kind -> what it means, in the order in which a gold answer is tried against them.
@@ -76,7 +76,7 @@ def why_unread(gold: str) -> str | None:
     text = normalize_answer(gold)
     if len(gold) > MAX_ANSWER_CHARS:
         return f"longer than {MAX_ANSWER_CHARS} characters"
-    if readings(text):
+    if any(True for _ in gold_readings(text)):
         return None
     try:
         AnswerParser().answer(tokenize(text))

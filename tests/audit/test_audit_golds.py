@@ -11,9 +11,11 @@ from nemo_simplerl.cli.audit import run
 GOLDS = {
     r"\frac{1}{2}": None,
     "converges": None,
+    r"$x<-7:(-\infty,-7)$": None,
+    r"17 stuffed goats": None,
     "": None,
     r"The sum is never more than $n^2$, because every term is below $n$.": "sentence",
-    r"$f(x)=\begin{cases} x & x>0 \\ -x & \text{otherwise} \end{cases}$ and so on": "piecewise",
+    r"$f(x)=\begin{cases} x & x>0 \\ -x & \text{otherwise} \end{cases} @ 0$": "piecewise",
     r"$\begin{bmatrix} 1 \\ 2 \end{bmatrix} \leadsto \begin{bmatrix} 1 \\ 0 \end{bmatrix}$": "matrices",
     r"$1+x+\frac{x^2}{2}+\cdots @ 0$": "series",
     r"concave up @ $(0, \infty)$": "words",
@@ -35,9 +37,9 @@ def test_the_command_counts_the_kinds_and_says_what_the_grader_then_does(tmp_pat
     file.write_text("".join(json.dumps({"problem": "?", "gt_answer": gold}) + "\n" for gold in GOLDS))
     assert run(["--golds", str(file), "--json", str(out)]) == 0
     told = capsys.readouterr().out
-    assert "8 of 10 gold answers are compared as text" in told and "compared token by token" in told
+    assert "8 of 12 gold answers are compared as text" in told and "compared token by token" in told
     report = json.loads(out.read_text())
-    assert (report["golds"], report["without_tree"]) == (10, 8)
+    assert (report["golds"], report["without_tree"]) == (12, 8)
     assert {kind: len(found["golds"]) for kind, found in report["kinds"].items()} == dict.fromkeys(GOLD_KINDS, 1)
 
 

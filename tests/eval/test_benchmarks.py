@@ -29,6 +29,8 @@ NUM_ROWS = {
 }
 # Golds that are a page of prose: no box can hold them, so nobody's answer counts. Rows of college_math.
 PROSE = {2064, 2156, 2218, 2263, 2317, 2461, 2500}
+# 107 is `$145$solution:`; in a box, without its dollar signs, its letters are symbols. 145 is right for it.
+UNREACHABLE = {"college_math": PROSE, "gaokao2023en": {107}}
 
 
 def _written(folder: Path, name: str, *rows: dict) -> Path:
@@ -115,7 +117,7 @@ def test_an_engine_that_boxes_every_gold_scores_100_percent_and_one_that_boxes_a
     with RewardPool(1, timeout_s=20.0, memory_limit_mb=1024) as pool:
         right = _answered(problems, [rf"Thus \boxed{{{gold}}}." for gold in boxed], pool)
         wrong = _answered(problems, [r"Thus \boxed{-987654321/7}."] * len(problems), pool)
-    unreachable = PROSE if name == "college_math" else set()
+    unreachable = UNREACHABLE.get(name, set())
     assert {row["question"] for row in right if row["verdict"] != "correct"} == unreachable
     assert summarize(right)["accuracy"] == 1 - len(unreachable) / len(problems)
     assert summarize(wrong)["accuracy"] == 0.0 and summarize(wrong)["format_rate"] == 1.0

@@ -34,7 +34,7 @@ class Scripted:
 
 
 def _grade(items):
-    return [Grade(judge(gold, response).verdict, "ok", 0.1) for gold, response in items]
+    return [Grade(judge(gold, response).verdict, "ok", 0.1) for gold, response, *_ in items]
 
 
 def _rows(engine, n=1, num_done=0):

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from nemo_simplerl.config.schema import RewardConfig
+from nemo_simplerl.config.load import compose
 from nemo_simplerl.reward.grade import SIMPLERL_REWARDS, Verdict, grade_text, judge, reward_of
 
 
@@ -35,9 +36,7 @@ def test_a_response_gets_its_verdict(gold, response, verdict):
 
 def test_the_rewards_are_those_of_the_recipe_unless_a_configuration_says_otherwise():
     assert [reward_of(verdict) for verdict in ("correct", "incorrect", "no_answer")] == [1.0, -0.5, -1.0]
-    config = RewardConfig(
-        url=None, correct=2.0, incorrect=0.25, no_answer=-3.0, num_workers=1, timeout_s=1.0, memory_limit_mb=512
-    )
+    config = replace(compose(["experiment=quickstart"]).reward, correct=2.0, incorrect=0.25, no_answer=-3.0)
     assert [reward_of(verdict, config) for verdict in ("correct", "incorrect", "no_answer")] == [
         2.0,
         0.25,

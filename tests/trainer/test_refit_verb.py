@@ -18,7 +18,8 @@ def roles_with(*overrides: str) -> Roles:
     asked = []
     actor = SimpleNamespace(hf_buckets=lambda max_bytes: asked.append(max_bytes) or iter([WEIGHTS[:1], WEIGHTS[1:]]))
     config = compose(["experiment=quickstart", *overrides])
-    others = dict.fromkeys(("mesh", "estimator", "grader", "gate", "sampling", "pad_id", "eos_id"))
+    others = dict.fromkeys(("mesh", "grader", "gate", "sampling", "pad_id", "eos_id"))
+    others["estimator"] = SimpleNamespace(learners={}, update_loops={})
     roles = Roles(config=config, actor=actor, engine=ScriptedEngine(8), timer=PhaseTimer(), **others)
     roles.asked = asked
     return roles

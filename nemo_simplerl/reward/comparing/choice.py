@@ -9,6 +9,7 @@ from nemo_simplerl.reward.parsing.tokens import NotParsed, Token, tokenize
 
 _FONT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|bf|rm)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?\s*([A-H])\s*\)?")
+_LETTERS = frozenset("ABCDEFGH")
 _GAP = "¦"  # where a font begins, or space is wider than between the factors of a product
 _WIDE = re.compile(r"\\(?:qquad|quad|hspace\s*\{[^{}]*\})")
 _NARROW = re.compile(r"\\[ ,;:]|~")
@@ -37,6 +38,8 @@ _WORD = re.compile(r"[A-Za-z']+")
 
 def choice_letter(text: str) -> str | None:
     """The letter of a gold answer that is a choice: B, (B), B). None for other answers."""
+    if _LETTERS.isdisjoint(text):
+        return None
     found = _LETTER.fullmatch(_plain(text).replace(_GAP, " ").strip())
     return found[1] if found else None
 

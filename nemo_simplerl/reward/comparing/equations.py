@@ -34,7 +34,7 @@ from nemo_simplerl.reward.parsing.tree import (
     symbols_of,
 )
 
-# `equivalence.same`, which compares whole answers: it is passed down because it also calls up to here.
+# `trees.same`, which compares whole answers: it is passed down because it also calls up to here.
 Same = Callable[[Node, Node], bool]
 
 

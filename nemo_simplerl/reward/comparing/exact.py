@@ -1,11 +1,24 @@
 r"""The exact rational value of an expression, where it has one of moderate size."""
 
 import math
+import operator
 from collections.abc import Callable
 from fractions import Fraction
 
 from nemo_simplerl.reward.limits import LIMITS
-from nemo_simplerl.reward.parsing.tree import BasedNumber, Call, Node, Number, Percent, Power, Product, Quantity, Sum
+from nemo_simplerl.reward.parsing.tree import (
+    BasedNumber,
+    Call,
+    Constant,
+    Node,
+    Number,
+    Percent,
+    Power,
+    Product,
+    Quantity,
+    Sum,
+    Symbol,
+)
 
 
 class Undefined(Exception):
@@ -19,18 +32,20 @@ def exact(node: Node) -> Fraction | None:
     """
     if isinstance(node, Number):
         return node.value
+    if isinstance(node, (Symbol, Constant)):
+        return None
+    if isinstance(node, Product):
+        return _folded(node.factors, operator.mul, _ONE)
+    if isinstance(node, Power):
+        base, exponent = exact(node.base), exact(node.exponent)
+        return None if base is None or exponent is None else power(base, exponent)
+    if isinstance(node, Sum):
+        return _folded(node.terms, operator.add, _ZERO)
     if isinstance(node, Percent):
         value = exact(node.body)
         return None if value is None else value / 100
     if isinstance(node, Quantity):
         return exact(node.body)
-    if isinstance(node, Sum):
-        return _folded(node.terms, lambda left, right: left + right, Fraction(0))
-    if isinstance(node, Product):
-        return _folded(node.factors, lambda left, right: left * right, Fraction(1))
-    if isinstance(node, Power):
-        base, exponent = exact(node.base), exact(node.exponent)
-        return None if base is None or exponent is None else power(base, exponent)
     if isinstance(node, Call) and node.name in _FUNCTIONS:
         values = [exact(arg) for arg in node.args]
         known = [value for value in values if value is not None]
@@ -47,18 +62,20 @@ def exact_in_base(node: Node) -> Fraction | None:
     return value if bits(value) <= LIMITS.bits else None
 
 
+_ZERO, _ONE = Fraction(0), Fraction(1)
+
+
 def _folded(
-    nodes: tuple[Node, ...], combine: Callable[[Fraction, Fraction], Fraction], start: Fraction
+    nodes: tuple[Node, ...], combine: Callable[[Fraction, Fraction], Fraction], neutral: Fraction
 ) -> Fraction | None:
-    total, known = start, True
-    for node in nodes:
-        value = exact(node)  # all of them: one of the rest may be undefined
-        if value is None or not known:
-            known = False
-        else:
-            total = combine(total, value)
-            known = bits(total) <= LIMITS.bits
-    return total if known else None
+    total = neutral
+    for value in [exact(node) for node in nodes]:  # all of them first: one of the rest may be undefined
+        if value is None:
+            return None
+        total = value if total is neutral else combine(total, value)
+        if bits(total) > LIMITS.bits:
+            return None
+    return total
 
 
 def bits(value: Fraction) -> int:

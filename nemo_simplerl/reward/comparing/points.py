@@ -11,13 +11,14 @@ import math
 import random
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 from itertools import combinations, pairwise
 from typing import Any
 
 from nemo_simplerl.reward.comparing.evaluate import Evaluator, Unevaluable, real_number
 from nemo_simplerl.reward.comparing.exact import Undefined, exact
 from nemo_simplerl.reward.comparing.precision import precision_for, tolerance_bits
-from nemo_simplerl.reward.comparing.roots import OutOfReach, turning_points
+from nemo_simplerl.reward.comparing.reals.roots import OutOfReach, turning_points
 from nemo_simplerl.reward.parsing.tree import (
     IMAGINARY,
     PI,
@@ -74,7 +75,7 @@ def _same_values(left: Node, right: Node, log_base: str) -> bool:
     if not names:
         return _agree(left, right, {}, precision, log_base) is not None
     real = unreal = unlike = 0
-    for point in random_points(names, _integers(left) | _integers(right)):
+    for point in random_points(tuple(names), _integers(left) | _integers(right)):
         try:
             kind = _agree(left, right, point, precision, log_base)
         except Undefined:
@@ -92,7 +93,8 @@ def _same_values(left: Node, right: Node, log_base: str) -> bool:
     return not any(_differ(left, right, point, precision, log_base) for point in points_at_corners(corners, names))
 
 
-def random_points(names: list[str], integers: frozenset[str] = frozenset()) -> list[dict[str, Fraction]]:
+@lru_cache(maxsize=256)
+def random_points(names: tuple[str, ...], integers: frozenset[str] = frozenset()) -> list[dict[str, Fraction]]:
     """Values for the symbols at each point: of both signs, within and beyond 1, the same on every call."""
     draw = random.Random("/".join(names))
     points = []
@@ -153,7 +155,7 @@ def points_at_corners(corners: list[Node], names: list[str]) -> Iterator[dict[st
             yield {name: signs[at % 2] * scale * draw.randint(500, 999) / 500 for at, name in enumerate(names)}
     for _ in range(_INTEGER_POINTS):
         yield {name: Fraction(draw.randint(-9, 9)) for name in names}
-    bases = random_points(names)[2 : 4 if several else 3]  # the others all positive, then all negative
+    bases = random_points(tuple(names))[2 : 4 if several else 3]  # the others all positive, then all negative
     moved = names[:_MAX_NAMES]
     smooth = list({_smoothed(corner): None for corner in corners})[: _MAX_SOLVED // (len(bases) * len(moved))]
     for base in bases:

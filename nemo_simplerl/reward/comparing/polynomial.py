@@ -29,6 +29,7 @@ Monomial = tuple[tuple[str, int], ...]
 Polynomial = dict[Monomial, Fraction]
 _MAX_EXPONENT = 60
 _UNIT: Monomial = ()
+_ONE: Polynomial = {_UNIT: Fraction(1)}  # polynomials are never changed once they are made
 
 
 class TooLarge(Exception):
@@ -44,7 +45,7 @@ class RationalFunction:
     pure: bool
 
     def numerator(self) -> "RationalFunction":
-        return RationalFunction(self.top, {_UNIT: Fraction(1)}, self.pure)
+        return RationalFunction(self.top, _ONE, self.pure)
 
     def symbols(self) -> frozenset[str]:
         return frozenset(atom for part in (self.top, self.bottom) for monomial in part for atom, _ in monomial)
@@ -89,11 +90,11 @@ class _Expansion:
     def fraction(self, node: Node) -> tuple[Polynomial, Polynomial]:
         value = exact(node)
         if value is not None:
-            return ({_UNIT: value} if value else {}), {_UNIT: Fraction(1)}
+            return ({_UNIT: value} if value else {}), _ONE
         if isinstance(node, Sum):
             return self.sum(node)
         if isinstance(node, Product):
-            top, bottom = {_UNIT: Fraction(1)}, {_UNIT: Fraction(1)}
+            top, bottom = _ONE, _ONE
             for factor in node.factors:
                 above, below = self.fraction(factor)
                 top, bottom = _times(top, above), _times(bottom, below)
@@ -106,7 +107,7 @@ class _Expansion:
 
     def sum(self, node: Sum) -> tuple[Polynomial, Polynomial]:
         top: Polynomial = {}
-        bottom: Polynomial = {_UNIT: Fraction(1)}
+        bottom = _ONE
         for term in node.terms:
             above, below = self.fraction(term)
             if below == bottom:
@@ -145,7 +146,7 @@ class _Expansion:
         if len(name) > LIMITS.chars:  # atoms in atoms repeat one another's names
             raise TooLarge
         self.atoms[name] = is_symbol
-        return {((name, 1),): Fraction(1)}, {_UNIT: Fraction(1)}
+        return {((name, 1),): _ONE[_UNIT]}, _ONE
 
     def key(self, node: Node) -> str:
         """A name of a node that is kept whole. Equal arguments in canonical form give equal names."""
@@ -169,9 +170,11 @@ class _Expansion:
 
 
 def _plus(left: Polynomial, right: Polynomial) -> Polynomial:
+    if not left or not right:
+        return left or right
     total = dict(left)
     for monomial, coefficient in right.items():
-        value = total.get(monomial, Fraction(0)) + coefficient
+        value = total[monomial] + coefficient if monomial in total else coefficient
         if value:
             total[monomial] = value
         else:
@@ -182,11 +185,14 @@ def _plus(left: Polynomial, right: Polynomial) -> Polynomial:
 def _times(left: Polynomial, right: Polynomial) -> Polynomial:
     if len(left) * len(right) > 20 * LIMITS.terms:
         raise TooLarge
+    if left == _ONE or right == _ONE:  # as nearly every denominator
+        return right if left == _ONE else left
     total: Polynomial = {}
     for one, first in left.items():
         for two, second in right.items():
-            monomial = _merged(one, two)
-            value = total.get(monomial, Fraction(0)) + first * second
+            monomial, value = _merged(one, two), first * second
+            if monomial in total:
+                value += total[monomial]
             if value:
                 total[monomial] = value
             else:
@@ -206,7 +212,7 @@ def _merged(one: Monomial, two: Monomial) -> Monomial:
 def _raised(base: Polynomial, exponent: int) -> Polynomial:
     if len(base) > 1 and len(base) ** min(exponent, 12) > 10**7:
         raise TooLarge
-    total: Polynomial = {_UNIT: Fraction(1)}
+    total = _ONE
     for _ in range(exponent):
         total = _times(total, base)
     return total

@@ -4,7 +4,14 @@ All of the text is used, or nothing: a prefix that parses is not an answer.
 """
 
 from nemo_simplerl.reward.limits import LIMITS
-from nemo_simplerl.reward.parsing.brackets import Tokens, check_nesting, closing_index, is_enclosed, split_top_level
+from nemo_simplerl.reward.parsing.brackets import (
+    Separators,
+    Tokens,
+    check_nesting,
+    closing_index,
+    is_enclosed,
+    split_top_level,
+)
 from nemo_simplerl.reward.parsing.cursor import bounded
 from nemo_simplerl.reward.parsing.expression import parse_expression
 from nemo_simplerl.reward.parsing.lexicon import ANSWER_PREFIXES
@@ -49,6 +56,21 @@ _CLOSING = {"(": ")]", "[": "])", "{": "}", "langle": "rangle"}
 _SET_OPERATORS = {"cup": "cup", "cap": "cap", "setminus": "minus"}
 _INTEGERS = Symbol(r"\mathbb{Z}")
 
+_SEMICOLONS = Separators(("sign", ";"))
+_ORS = Separators(("connector", "or"), ("command", "vee"))
+_ANDS_ORS_COMMAS = Separators(
+    ("connector", "and"), ("connector", "or"), ("sign", ","), ("command", "wedge"), ("command", "\\")
+)
+_ITEM_ENDS = Separators(("sign", ","), ("sign", ";"))
+_RELATION_SIGNS = Separators(*[(kind, sign) for kind in ("sign", "command") for sign in _RELATIONS])
+_BARS = Separators(
+    *[("sign", bar) for bar in ("|", "mid", "vert")], *[("command", bar) for bar in ("|", "mid", "vert")]
+)
+_COLONS = Separators(("sign", ":"))
+_TO = Separators(("word", "to"))
+_MINUS = Separators(("sign", "-"))
+_SET_SIGNS = Separators(*[("command", sign) for sign in _SET_OPERATORS])
+
 
 class AnswerParser:
     """Parses a whole answer. `tight_division` is handed to the expression parser, `trusted` to `with_suffix`."""
@@ -64,6 +86,8 @@ class AnswerParser:
             tokens = tokens[2:] if tokens[1].text == ":" else tokens[1:]
         if not tokens:
             raise NotParsed("nothing is left")
+        if len(tokens) == 1 and tokens[0].kind == "number":
+            return self.value(tokens)
         tokens = _inward(tokens)
         check_nesting(tokens)
         tokens = without_qualifiers(without_saying(tokens))
@@ -72,8 +96,8 @@ class AnswerParser:
 
     def listing(self, tokens: Tokens) -> Node:
         """The list of items separated by `;` or, within these, by connectors and commas; a single item as it is."""
-        for is_separator in (_is_semicolon, _is_or, _is_and_or_comma):
-            parts, separators = split_top_level(tokens, is_separator)
+        for kind in (_SEMICOLONS, _ORS, _ANDS_ORS_COMMAS):
+            parts, separators = split_top_level(tokens, kind)
             if separators:
                 if not parts[0] or not parts[-1]:
                     raise NotParsed("a list that begins or ends without an item")
@@ -92,7 +116,7 @@ class AnswerParser:
         named = self.labelled(tokens)
         if named is not None:
             return named
-        parts, signs = split_top_level(tokens, _is_relation)
+        parts, signs = split_top_level(tokens, _RELATION_SIGNS)
         if signs and not parts[0] and signs[0].text in _LEADING:
             return self.item(tokens[1:])  # "= 5"
         if not signs:
@@ -137,7 +161,7 @@ class AnswerParser:
 
     def operand(self, tokens: Tokens) -> Node:
         """A value, or sets combined by union, intersection and difference."""
-        parts, signs = split_top_level(tokens, lambda token: token.kind == "command" and token.text in _SET_OPERATORS)
+        parts, signs = split_top_level(tokens, _SET_SIGNS)
         if not signs:
             difference = self.set_difference(tokens)
             return self.value(tokens) if difference is None else difference
@@ -155,7 +179,7 @@ class AnswerParser:
         r"""The set difference `R - \{0\}`, written with a minus sign before a set; None for any other form."""
         if len(tokens) < 4 or tokens[-1] != Token("command", "}", tokens[-1].spaced):
             return None
-        parts, signs = split_top_level(tokens, lambda token: token.kind == "sign" and token.text == "-")
+        parts, signs = split_top_level(tokens, _MINUS)
         if len(signs) == 1 and parts[0] and _opens_set(parts[1]) and parts[0][-1].text != "^":
             return SetCombination("minus", (self.value(parts[0]), self.value(parts[1])))
         return None
@@ -165,6 +189,8 @@ class AnswerParser:
         """One value: bracketed collection, ratio, time, number in a base, quantity or words."""
         if not tokens:
             raise NotParsed("a value is missing")
+        if len(tokens) == 1 and tokens[0].kind == "number":
+            return self.expression(tokens)
         words = read_phrase(tokens)
         if words is not None:
             return words
@@ -206,10 +232,10 @@ class AnswerParser:
         if opening.kind == "command" and opening.text == "{":
             return self.set_of(inside)
         if opening.text == "langle":
-            return Tuple(tuple(self.listing(part) for part in split_top_level(inside, _is_item_end)[0]))
+            return Tuple(tuple(self.listing(part) for part in split_top_level(inside, _ITEM_ENDS)[0]))
         if opening.kind != "sign":
             return None
-        parts, separators = split_top_level(inside, _is_item_end)
+        parts, separators = split_top_level(inside, _ITEM_ENDS)
         mixed = opening.text + closing.text in ("[)", "(]")
         if separators:
             if len(parts) > LIMITS.items or not all(parts):
@@ -234,20 +260,20 @@ class AnswerParser:
         """The set or set-builder whose braces enclose these tokens."""
         if not inside:
             return EMPTY_SET
-        for is_bar in (_is_bar, _is_colon):
-            parts, bars = split_top_level(inside, is_bar)
+        for kind in (_BARS, _COLONS):
+            parts, bars = split_top_level(inside, kind)
             if len(bars) == 1 and all(parts):
                 return SetBuilder(self.item(parts[0]), self.listing(parts[1]))
-        parts, _ = split_top_level(inside, _is_item_end)
+        parts, _ = split_top_level(inside, _ITEM_ENDS)
         if len(parts) > LIMITS.items or not all(parts):
             raise NotParsed("an empty place in a set, or too many items")
         return SetOf(tuple(self.item(part) for part in parts))
 
     def ratio(self, tokens: Tokens) -> Node | None:
         """The ratio `2:3` or `2 to 3`; None without such a separator."""
-        parts, colons = split_top_level(tokens, _is_colon)
+        parts, colons = split_top_level(tokens, _COLONS)
         if not colons:
-            parts, colons = split_top_level(tokens, lambda token: token.kind == "word" and token.text == "to")
+            parts, colons = split_top_level(tokens, _TO)
         if not colons:
             return None
         if not all(parts) or len(parts) > 20:
@@ -298,38 +324,8 @@ def _opens_matrix(token: Token) -> bool:
     return token.kind == "command" and (token.text[:6] == "begin " or token.text in TEX_MATRICES)
 
 
-def _is_semicolon(token: Token) -> bool:
-    return token.kind == "sign" and token.text == ";"
-
-
-def _is_or(token: Token) -> bool:
-    return (token.kind == "connector" and token.text == "or") or (token.kind == "command" and token.text == "vee")
-
-
-def _is_and_or_comma(token: Token) -> bool:
-    if token.kind == "connector" or (token.kind == "sign" and token.text == ","):
-        return True
-    return token.kind == "command" and token.text in ("wedge", "\\")
-
-
-def _is_item_end(token: Token) -> bool:
-    return token.kind == "sign" and token.text in (",", ";")
-
-
-def _is_relation(token: Token) -> bool:
-    return token.kind in ("sign", "command") and token.text in _RELATIONS
-
-
-def _is_bar(token: Token) -> bool:
-    return token.text in ("|", "mid", "vert") and token.kind in ("sign", "command")
-
-
-def _is_colon(token: Token) -> bool:
-    return token.kind == "sign" and token.text == ":"
-
-
 def _is_structural(token: Token) -> bool:
-    return _is_relation(token) or token.text in ("cup", "cap", "setminus") or token.kind == "connector"
+    return token in _RELATION_SIGNS or token.text in ("cup", "cap", "setminus") or token.kind == "connector"
 
 
 def _opens_set(tokens: Tokens) -> bool:

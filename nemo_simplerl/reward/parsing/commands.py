@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from nemo_simplerl.reward.parsing import numerals
-from nemo_simplerl.reward.parsing.brackets import Tokens, closing_index, split_top_level
+from nemo_simplerl.reward.parsing.brackets import Separators, Tokens, closing_index, split_top_level
 from nemo_simplerl.reward.parsing.lexicon import FUNCTIONS, INVERSES, words_of
 from nemo_simplerl.reward.parsing.notations.matrices import TEX_MATRICES, read_environment
 from nemo_simplerl.reward.parsing.tokens import NotParsed, Token
@@ -37,7 +37,7 @@ _GREEK = words_of(
 )
 _ACCENTS = frozenset(["overline", "bar", "hat", "vec", "overrightarrow", "tilde", "widehat", "dot", "ddot", "overarc"])
 _GEOMETRY = frozenset(["angle", "triangle", "measuredangle", "odot"])
-_INFIX = frozenset({"choose", "over"})
+_INFIX = Separators(("command", "choose"), ("command", "over"))
 _BIG = frozenset(["sum", "prod", "int", "iint", "oint", "lim", "bigcup", "bigcap"])
 
 _NOT_FACTORS = words_of(
@@ -93,9 +93,7 @@ def read_command(parser: "ExpressionParser", token: Token) -> Node:
 
 def infix(content: Tokens, parse: Callable[[Tokens], Node]) -> Node | None:
     r"""The binomial n \choose k or the fraction a \over b that all of the tokens are; None without such a command."""
-    if _INFIX.isdisjoint([token.text for token in content]):
-        return None
-    parts, signs = split_top_level(content, lambda token: token.kind == "command" and token.text in _INFIX)
+    parts, signs = split_top_level(content, _INFIX)
     if len(signs) != 1 or not all(parts):
         return None
     top, bottom = parse(parts[0]), parse(parts[1])

@@ -59,5 +59,7 @@ class Cursor:
         return self.tokens[self.at - 1]
 
     def next_is(self, kind: str, *texts: str) -> bool:
-        token = self.peek()
-        return token is not None and token.kind == kind and token.text in texts
+        if self.at >= len(self.tokens):
+            return False
+        token = self.tokens[self.at]
+        return token.text in texts and token.kind == kind

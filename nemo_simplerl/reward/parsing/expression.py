@@ -1,7 +1,8 @@
 r"""The parser of expressions: sums, products, powers, functions. It reads its tokens to the end."""
 
+from nemo_simplerl.reward.limits import LIMITS
 from nemo_simplerl.reward.parsing import commands, numerals
-from nemo_simplerl.reward.parsing.brackets import Tokens, closing_index, split_top_level
+from nemo_simplerl.reward.parsing.brackets import Separators, Tokens, closing_index, split_top_level
 from nemo_simplerl.reward.parsing.cursor import Cursor, bounded
 from nemo_simplerl.reward.parsing.lexicon import FUNCTION_LETTERS
 from nemo_simplerl.reward.parsing.tokens import NotParsed, Token
@@ -22,6 +23,7 @@ from nemo_simplerl.reward.parsing.tree import (
     quotient,
 )
 
+_ARGUMENT_ENDS = Separators(("sign", ","), ("sign", ";"))
 _LETTER_CONSTANTS = {"e": EULER, "i": IMAGINARY}
 
 
@@ -31,6 +33,8 @@ def parse_expression(tokens: Tokens, tight_division: bool = False, depth: int = 
     `tight_division` reads 1/2x as 1/(2x) and \sin x/2 as sin(x/2); otherwise a division ends with its first
     divisor, and a function's argument before it. `depth` is the level of nesting at which the expression stands.
     """
+    if len(tokens) == 1 and tokens[0].kind == "number" and depth < LIMITS.depth:
+        return numerals.read_number(tokens[0].text)  # half of all expressions
     node = commands.infix(tokens, lambda part: parse_expression(part, tight_division, depth))
     if node is not None:
         return node
@@ -271,9 +275,7 @@ class ExpressionParser(Cursor):
         end = closing_index(self.tokens, self.at)
         if self.tokens[end].text != ")":
             raise NotParsed("brackets of two kinds")
-        parts, _ = split_top_level(
-            self.tokens[self.at + 1 : end], lambda token: token.kind == "sign" and token.text in ",;"
-        )
+        parts, _ = split_top_level(self.tokens[self.at + 1 : end], _ARGUMENT_ENDS)
         self.at = end + 1
         return tuple(self.inner(part) for part in parts)
 

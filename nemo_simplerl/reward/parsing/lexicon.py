@@ -18,13 +18,16 @@ CONNECTORS = frozenset({"and", "or"})
 
 # Words that mean the empty set, whichever way it is written.
 EMPTY_PHRASES = phrases_of(
-    "no solution|no solutions|no real solution|no real solutions|empty set|the empty set|none exist"
+    "no solution|no solutions|no real solution|no real solutions|empty set|the empty set|none exist|no solution exists"
+    "|no solutions exist|there is no solution|there are no solutions|there is no real solution"
+    "|there are no real solutions"
 )
-
+# Words that mean the set of all real numbers.
 NUMBER_SETS = {
     r"\mathbb{R}": phrases_of(
         "all real numbers|all reals|all real|the real numbers|real numbers|the set of all real numbers|the reals|"
-        "any real number|set of all real numbers|every real number|the set of real numbers"
+        "any real number|set of all real numbers|every real number|the set of real numbers|all the reals|"
+        "all the real numbers|all real values"
     ),
     r"\mathbb{Z}": phrases_of("all integers|the integers|the set of all integers|the set of integers|any integer"),
 }

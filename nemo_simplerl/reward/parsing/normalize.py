@@ -120,21 +120,22 @@ def normalize_answer(text: str) -> str:
     text = text.strip()
     if len(text) > MAX_ANSWER_CHARS:
         return text
-    text = _INVISIBLE.sub("", text)
+    if not text.isascii() or not text.isprintable():
+        text = _INVISIBLE.sub("", text)
     if not text.isascii():
         text = _RAISED.sub(lambda run: "^{" + run.group().translate(_PLAIN_SCRIPT) + "}", text)
         text = plain_characters(text)
         text = _LOWERED.sub(lambda run: "_{" + run.group().translate(_PLAIN_SCRIPT) + "}", text)
         text = text.translate(_SYMBOLS)
     text = _without_emphasis(text)
-    text = _HTML.sub(lambda tag: ("^{" if tag[1] == "sup" else "_{") + tag[2] + "}", text)
-    text = without_line_environments(_DOUBLED.sub(r"\\", text))
-    text = _DIGIT_GAP.sub("", text).replace(r"\!", "")
-    text = _MATH_MARK.sub(" ", _SIZED.sub("", text))
-    text = text.replace(r"\$", r"\currency ").replace(r"\%", "%").replace(r"\&", "&").replace("&=", "=")
-    text = _SPACING.sub(" ", _GLUED_QUAD.sub(" ", text)).replace(r"\|", "|").replace(r"\#", "#")
-    text = _HALF_DAY.sub(r"\1m", _COLOR.sub("", text))
-    text = _COMMAND.sub(_respelled, text)
+    if "<" in text:
+        text = _HTML.sub(lambda tag: ("^{" if tag[1] == "sup" else "_{") + tag[2] + "}", text)
+    if "\\" in text or "$" in text or "~" in text or "{,}" in text:
+        text = _with_plain_commands(text)
+    else:
+        text = text.replace("&=", "=")
+    if "." in text:
+        text = _HALF_DAY.sub(r"\1m", text)
     for plain, command in _PLAIN_OPERATORS:
         text = text.replace(plain, command)
     text = " ".join(text.split())
@@ -142,6 +143,18 @@ def normalize_answer(text: str) -> str:
         for form, spelling in _FORMS:
             text = form.sub(spelling, text)
     return _without_dangling(text)
+
+
+def _with_plain_commands(text: str) -> str:
+    """The text without the commands of TeX that only typeset, and with one name for those that have several."""
+    if r"\\" in text:
+        text = _DOUBLED.sub(r"\\", text)
+    text = without_line_environments(text)
+    text = _DIGIT_GAP.sub("", text).replace(r"\!", "")
+    text = _MATH_MARK.sub(" ", _SIZED.sub("", text))
+    text = text.replace(r"\$", r"\currency ").replace(r"\%", "%").replace(r"\&", "&").replace("&=", "=")
+    text = _SPACING.sub(" ", _GLUED_QUAD.sub(" ", text)).replace(r"\|", "|").replace(r"\#", "#")
+    return _COMMAND.sub(_respelled, _COLOR.sub("", text))
 
 
 def _respelled(command: "re.Match[str]") -> str:

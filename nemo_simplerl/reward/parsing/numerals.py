@@ -55,7 +55,7 @@ def continued_decimal(text: str) -> Number | None:
 
 
 def _scaled(digits: int, places: int) -> Fraction:
-    return Fraction(digits, 10**places)
+    return Fraction(digits, 10**places) if places else Fraction(digits)
 
 
 def read_number_token(cursor: Cursor, token: Token) -> Node:

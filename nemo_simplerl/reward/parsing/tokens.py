@@ -54,6 +54,8 @@ _CONSTANT_WORDS = {"pi": "pi", "infinity": "infty", "inf": "infty", "oo": "infty
 
 def tokenize(text: str) -> tuple[Token, ...]:
     r"""The tokens of normalized text. NotParsed where a `\text{` does not close or a bound is exceeded."""
+    if text.isdigit() and text.isascii():
+        return (Token("number", text),)
     tokens: list[Token] = []
     _scan(text, tokens, 0)
     if len(tokens) > LIMITS.tokens:

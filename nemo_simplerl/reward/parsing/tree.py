@@ -1,7 +1,10 @@
 r"""The typed tree of an answer. Nodes are immutable values: equal trees are equal, and hash alike."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from operator import attrgetter
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +191,7 @@ Node = (
 ZERO, ONE, MINUS_ONE = Number(Fraction(0)), Number(Fraction(1)), Number(Fraction(-1))
 PI, EULER, IMAGINARY, INFINITY = Constant("pi"), Constant("e"), Constant("i"), Constant("infinity")
 ELLIPSIS = Constant("...")
-EMPTY_SET = SetOf(())
+EMPTY_SET, REALS = SetOf(()), Symbol(r"\mathbb{R}")
 
 
 def negative(node: Node) -> Node:
@@ -201,33 +204,27 @@ def quotient(top: Node, bottom: Node) -> Node:
     return Product((top, Power(bottom, MINUS_ONE)))
 
 
+# What stands below a node, by its type: one look-up, because every walk over a tree asks it of every node.
+_CHILDREN: dict[type, Callable[[Any], tuple["Node", ...]]] = {
+    Sum: attrgetter("terms"),
+    Product: attrgetter("factors"),
+    Power: attrgetter("base", "exponent"),
+    Call: attrgetter("args"),
+    **dict.fromkeys((PlusMinus, Degrees, Percent, Quantity), lambda node: (node.body,)),
+    **dict.fromkeys((Tuple, Listing, SetOf), attrgetter("items")),
+    **dict.fromkeys((SetCombination, Ratio), attrgetter("parts")),
+    Relation: attrgetter("sides"),
+    Interval: attrgetter("low", "high"),
+    SetBuilder: attrgetter("element", "condition"),
+    Modular: attrgetter("body", "modulus"),
+    Matrix: lambda node: tuple(entry for row in node.rows for entry in row),
+}
+
+
 def children(node: Node) -> tuple[Node, ...]:
     """The nodes directly below an expression; none for a leaf."""
-    if isinstance(node, Sum):
-        return node.terms
-    if isinstance(node, Product):
-        return node.factors
-    if isinstance(node, Power):
-        return (node.base, node.exponent)
-    if isinstance(node, Call):
-        return node.args
-    if isinstance(node, (PlusMinus, Degrees, Percent, Quantity)):
-        return (node.body,)
-    if isinstance(node, (Tuple, Listing, SetOf)):
-        return node.items
-    if isinstance(node, (SetCombination, Ratio)):
-        return node.parts
-    if isinstance(node, Relation):
-        return node.sides
-    if isinstance(node, Interval):
-        return (node.low, node.high)
-    if isinstance(node, SetBuilder):
-        return (node.element, node.condition)
-    if isinstance(node, Modular):
-        return (node.body, node.modulus)
-    if isinstance(node, Matrix):
-        return tuple(entry for row in node.rows for entry in row)
-    return ()
+    below = _CHILDREN.get(type(node))
+    return () if below is None else below(node)
 
 
 def rebuilt(node: Node, parts: tuple[Node, ...]) -> Node:
@@ -284,17 +281,34 @@ def is_deeper(node: Node, depth: int) -> bool:
 
 def symbols_of(node: Node) -> frozenset[str]:
     """The names of the free symbols below a node."""
+    if isinstance(node, Number):
+        return _NO_SYMBOLS
+    found: set[str] = set()
+    _collect_symbols(node, found)
+    return frozenset(found)
+
+
+_NO_SYMBOLS: frozenset[str] = frozenset()
+
+
+def _collect_symbols(node: Node, found: set[str]) -> None:
     if isinstance(node, Symbol):
-        return frozenset((node.name,))
-    found: frozenset[str] = frozenset()
-    for child in children(node):
-        found |= symbols_of(child)
-    return found
+        found.add(node.name)
+    elif (below := _CHILDREN.get(type(node))) is not None:
+        for child in below(node):
+            _collect_symbols(child, found)
 
 
 def contains(node: Node, kind: type | tuple[type, ...]) -> bool:
     """Whether the node or one below it is of a kind."""
-    return isinstance(node, kind) or any(contains(child, kind) for child in children(node))
+    if isinstance(node, kind):
+        return True
+    below = _CHILDREN.get(type(node))
+    if below is not None:
+        for child in below(node):  # noqa: SIM110, a generator at every level costs more than the walk
+            if contains(child, kind):
+                return True
+    return False
 
 
 def contains_node(node: Node, part: Node) -> bool:

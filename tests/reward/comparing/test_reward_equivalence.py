@@ -21,6 +21,10 @@ SAME_BOTH_WAYS = {
         ("201!", "201!"),
         (r"3^{40000}+1", r"1+3^{40000}"),
     ],
+    "symbols with subscripts": [
+        ("(x_1+2)y", "y(2+x_1)"),
+        ("(x_1+2)(x_2-1)", "(x_2-1)(2+x_1)"),
+    ],
     "radicals and constants": [
         (r"\sqrt{50}", r"5\sqrt2"),
         (r"\frac{2}{\sqrt{6}}", r"\frac{\sqrt6}{3}"),
@@ -126,6 +130,9 @@ SAME_BOTH_WAYS = {
         (r"(0,1] \cup (1,2)", "(0,2)"),
         (r"a \in [1, 2]", r"1 \le a \le 2"),
         ("]0, 1[", "(0, 1)"),
+        (r"\mathbb{R}", r"\text{all real numbers}"),
+        (r"(-\infty,\infty)", "All reals"),
+        (r"\emptyset", r"\text{there are no real solutions}"),
     ],
     "equations": [
         ("x=8", "8"),

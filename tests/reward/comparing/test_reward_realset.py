@@ -5,7 +5,7 @@ import random
 import pytest
 
 from nemo_simplerl.reward.comparing.equivalence import equivalent
-from nemo_simplerl.reward.comparing.roots import OutOfReach, signs_between, turning_points
+from nemo_simplerl.reward.comparing.reals.roots import OutOfReach, signs_between, turning_points
 from nemo_simplerl.reward.parsing.normalize import normalize_answer
 from nemo_simplerl.reward.parsing.readings import readings
 
@@ -102,3 +102,27 @@ def test_signs_between_turning_points_are_those_of_the_factors():
 def test_what_has_no_formula_for_its_zeros_is_out_of_reach(text):
     with pytest.raises(OutOfReach):
         turning_points(tree(text), "x")
+
+
+@pytest.mark.parametrize(
+    ("gold", "first", "second"),
+    [
+        (r"-9 \leqslant x \leqslant 0:[-9,0]", r"-9 \le x \le 0", "[-9,0]"),
+        (r"x<-7:(-\infty,-7)", "x<-7", r"(-\infty,-7)"),
+        (
+            r"k \geqslant 2$ or $k<-20:(-\infty,-20) \cup[2, \infty)",
+            r"k<-20 or k \ge 2",
+            r"(-\infty,-20)\cup[2,\infty)",
+        ),
+    ],
+)
+def test_either_statement_is_right_where_the_gold_answer_states_a_set_twice(gold, first, second):
+    assert equivalent(gold, first)
+    assert equivalent(gold, second)
+    assert not equivalent(gold, "[-9,0)")
+    assert not equivalent(gold, "x<-8")
+
+
+def test_neither_statement_is_right_where_the_two_of_a_gold_answer_disagree():
+    assert not equivalent(r"x<-7:(-\infty,7)", "x<-7")
+    assert not equivalent(r"x<-7:(-\infty,7)", r"(-\infty,7)")

@@ -19,9 +19,11 @@ def read_based_number(tokens: Tokens) -> Node | None:
         return None
     mark = next((at for at, token in enumerate(tokens) if token.text == "_" or token.kind == "word"), 0)
     base = _base(tokens[mark:]) if mark else None
+    if base is None or not 2 <= base <= 36:
+        return None
     negative = tokens[0].text == "-"
     written = _unwrapped(tokens[negative : _without_bracket(tokens, mark)])
-    if base is None or not 2 <= base <= 36 or not written:
+    if not written:
         return None
     bracketed = len(written) < mark - negative
     if bracketed and len(written) > 1 and written[0].text == "-":

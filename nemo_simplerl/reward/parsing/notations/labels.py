@@ -2,7 +2,7 @@ r"""Left sides of equations that only name what is right of them: f^{-1}(3), (f 
 
 import re
 
-from nemo_simplerl.reward.parsing.brackets import Tokens, closing_index, is_enclosed, split_top_level
+from nemo_simplerl.reward.parsing.brackets import Separators, Tokens, closing_index, is_enclosed, split_top_level
 from nemo_simplerl.reward.parsing.lexicon import phrases_of, words_of
 from nemo_simplerl.reward.parsing.tree import Call, Node, Symbol
 
@@ -25,6 +25,7 @@ _CONCLUDING = words_of("so thus hence therefore then")
 _KINDS = phrases_of(
     "point|points|set|vertex|vertices|center|centre|focus|foci|ordered pair|ordered triple|coordinates|vector|interval"
 )
+_COMPOSITIONS = Separators(("command", "circ"), ("word", "circ"))
 _SAYING = words_of("is are equals")
 
 
@@ -87,7 +88,7 @@ def _function_name(head: Tokens) -> str | None:
         letters = {token.text for token in bare if token.kind == "letter"}
         combined = all(token.kind == "letter" or token.text in _OPERATORS for token in bare[1:-1])
         return _spelled(head) if combined and letters and letters <= _SURE_FUNCTIONS else None
-    parts, _ = split_top_level(head, lambda token: token.text == "circ")
+    parts, _ = split_top_level(head, _COMPOSITIONS)
     if len(parts) > 1:
         return _spelled(head) if all(part and _function_name(part) for part in parts) else None
     first = head[0]

@@ -5,7 +5,7 @@ A scalar times a matrix and a sum of matrices are carried out, entry by entry. A
 
 from collections.abc import Callable
 
-from nemo_simplerl.reward.parsing.brackets import Tokens, is_enclosed, split_top_level
+from nemo_simplerl.reward.parsing.brackets import Separators, Tokens, is_enclosed, split_top_level
 from nemo_simplerl.reward.parsing.tokens import NotParsed, Token
 from nemo_simplerl.reward.parsing.tree import (
     Call,
@@ -28,6 +28,9 @@ _MATRICES |= {f"{kind}smallmatrix" for kind in "pb"}
 TEX_MATRICES = frozenset({"pmatrix", "bmatrix", "matrix"})  # also commands of plain TeX
 _SCALAR_SIGNS = frozenset({"frac", "sqrt", "pi", "{", "}", "-", "/", "cdot", "times"})
 _TRANSPOSED = Symbol("T")
+_LINE_ENDS = Separators(("command", "\\"))
+_CELL_ENDS = Separators(("sign", "&"))
+_COMMAS = Separators(("sign", ","))
 
 
 def read_environment(environment: str, content: Tokens, parse: Callable[[Tokens], Node]) -> Node:
@@ -35,7 +38,7 @@ def read_environment(environment: str, content: Tokens, parse: Callable[[Tokens]
 
     The cases become a set of pairs, a value and its condition, because their order says nothing.
     """
-    lines, _ = split_top_level(content, lambda token: token.kind == "command" and token.text == "\\")
+    lines, _ = split_top_level(content, _LINE_ENDS)
     rows = [_cells(line) for line in lines if line]
     if environment == "cases":
         return _cases(rows, parse)
@@ -48,7 +51,7 @@ def read_environment(environment: str, content: Tokens, parse: Callable[[Tokens]
 
 
 def _cells(line: Tokens) -> list[Tokens]:
-    return split_top_level(line, lambda token: token.kind == "sign" and token.text == "&")[0]
+    return split_top_level(line, _CELL_ENDS)[0]
 
 
 def _matrix(rows: list[list[Tokens]], parse: Callable[[Tokens], Node]) -> Matrix:
@@ -87,7 +90,7 @@ def read_rows(parts: list[Tokens], separators: list[Token], parse: Callable[[Tok
 
 
 def _row(inside: Tokens) -> list[Tokens]:
-    cells = split_top_level(inside, lambda token: token.kind == "sign" and token.text == ",")[0]
+    cells = split_top_level(inside, _COMMAS)[0]
     if not all(cells):
         raise NotParsed("an empty place in a row")
     return cells

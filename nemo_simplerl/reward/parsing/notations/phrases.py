@@ -7,7 +7,7 @@ from nemo_simplerl.reward.parsing.tree import EMPTY_SET, INFINITY, ClockTime, No
 
 
 def read_phrase(tokens: Tokens) -> Node | None:
-    """The meaning of words alone: a number word, the empty set, infinity, or text. None for other tokens."""
+    """The meaning of words alone: a number word, a set, infinity, or text. None for other tokens."""
     if any(
         token.kind not in ("word", "sign") or (token.kind == "sign" and token.text not in ".,'-") for token in tokens
     ):

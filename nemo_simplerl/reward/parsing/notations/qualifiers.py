@@ -3,7 +3,7 @@ r"""Words and conditions beside a value: `only`, `for all real x`, `(k \in \math
 What restricts nothing is dropped. A condition that may restrict stays, as a further item of a list.
 """
 
-from nemo_simplerl.reward.parsing.brackets import Tokens, closing_index, split_top_level
+from nemo_simplerl.reward.parsing.brackets import Separators, Tokens, closing_index, split_top_level
 from nemo_simplerl.reward.parsing.lexicon import phrases_of, words_of
 from nemo_simplerl.reward.parsing.tokens import Token
 from nemo_simplerl.reward.parsing.tree import PI, Listing, Node, Relation, Symbol, contains_node, symbols_of
@@ -20,6 +20,8 @@ _UNIVERSAL = words_of(
 _CONDITIONS = frozenset({"in", "<", ">", "le", "ge", "ne", "notin"})
 _MARKS = frozenset({"word", "forall"})
 _COMMA = Token("sign", ",")
+_COMMAS = Separators(("sign", ","))
+_CONDITION_ENDS = Separators(("sign", ","), ("command", ","), ("connector", "and"), ("connector", "or"))
 _NATURALS = r"\mathbb{N}"
 _NUMBERS = frozenset({_NATURALS, r"\mathbb{Z}", r"\mathbb{Q}", r"\mathbb{R}", r"\mathbb{C}"})
 
@@ -61,7 +63,7 @@ def _with_listed_clause(tokens: Tokens) -> Tokens:
     """The tokens with a clause such as `(x > 0)`, `for x > 0` or `for all x` behind a comma, or without it."""
     at = _clause_begin(tokens)
     if not at:
-        parts, commas = split_top_level(tokens, lambda token: token.text == ",")
+        parts, commas = split_top_level(tokens, _COMMAS)
         said = parts[-1]
         if (
             commas
@@ -138,7 +140,7 @@ def _is_condition(tokens: Tokens) -> bool:
     """Whether every item is an inequality or a membership."""
     if any(token.kind == "word" or token.text == "=" for token in tokens):
         return False
-    items, _ = split_top_level(tokens, lambda token: token.text == "," or token.kind == "connector")
+    items, _ = split_top_level(tokens, _CONDITION_ENDS)
     return all(any(token.text in _CONDITIONS for token in item) for item in items if item)
 
 

@@ -6,7 +6,8 @@ from functools import reduce
 
 from nemo_simplerl.reward.comparing.equations import Same, same_name
 from nemo_simplerl.reward.comparing.exact import Undefined
-from nemo_simplerl.reward.comparing.intervals import (
+from nemo_simplerl.reward.comparing.plus_minus import expansions
+from nemo_simplerl.reward.comparing.reals.intervals import (
     LINE,
     MINUS_INFINITY,
     NotReal,
@@ -20,8 +21,7 @@ from nemo_simplerl.reward.comparing.intervals import (
     merged,
     point,
 )
-from nemo_simplerl.reward.comparing.plus_minus import expansions
-from nemo_simplerl.reward.comparing.roots import OutOfReach, signs_between, turning_points
+from nemo_simplerl.reward.comparing.reals.roots import OutOfReach, signs_between, turning_points
 from nemo_simplerl.reward.parsing.lexicon import FUNCTIONS
 from nemo_simplerl.reward.parsing.tree import (
     INFINITY,

@@ -10,7 +10,7 @@ from typing import Any
 
 from nemo_simplerl.reward.comparing.evaluate import Evaluator, Unevaluable, real_number
 from nemo_simplerl.reward.comparing.exact import Undefined, exact
-from nemo_simplerl.reward.comparing.intervals import close
+from nemo_simplerl.reward.comparing.reals.intervals import close
 from nemo_simplerl.reward.parsing.tree import (
     ONE,
     ZERO,
