@@ -42,11 +42,12 @@ _POWER = re.compile(r"\^(?:\{\d+\}|\d)")
 _UNIT_WITH_POWER = re.compile(r"\\(?:text|mbox)\{[^{}]*\}\^")  # units are dropped, and so is their power
 _BRACKETS = {"(": "[", "[": "(", ")": "]", "]": ")"}
 _FRACTION_OF_DIGITS = re.compile(r"frac ?\d")  # \frac12 with a 4 in it is \frac{1}{4}2
-# The product of 1 and 5/3 is 1 2/3, the tangent has a period of 180 degrees, and 2/3 is what the approximations are of.
+# 1 times 5/3 is 1 2/3, minus nothing is nothing, the tangent has a period of 180 degrees, 2/3 is what is approximated.
 SAME_VALUE = {
     (r"1\frac{2}{3}", r"1\frac{5}{3}"),
     (r"3 \frac{3}{8}", r"3 \frac{9}{8}"),
     (r"\tan 15^\circ", r"\tan 195^\circ"),
+    (r"\begin{pmatrix} 0 \\ 0 \\ 0 \end{pmatrix}", r"-\begin{pmatrix} 0 \\ 0 \\ 0 \end{pmatrix}"),
     (r"\$\dfrac23 \approx \$0.67", r"\$\dfrac23 \approx \$0.66"),
     (r"\$\dfrac23 \approx \$0.67", r"\$\dfrac23 \approx \$0.667"),
 }

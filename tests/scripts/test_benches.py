@@ -72,7 +72,7 @@ def test_the_step_bench_gives_every_response_the_length_it_is_told(tmp_path, mon
     assert [len(completion.token_ids) for completion in sampled] == lengths
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_scaling_bench_tells_what_a_token_costs_at_every_size():
     found = bench("scaling.py", "--samples=64,128", "--vocab=512,1024", "--axes=samples,vocab", "--repeats=1")
     sizes = {axis: [row[axis] for row in found[axis]] for axis in found["spread"]}

@@ -84,8 +84,10 @@ def proportional(left: RationalFunction, right: RationalFunction) -> Fraction | 
 class _Expansion:
     """Expands an expression into numerator and denominator, and notes in `atoms` what it could not expand."""
 
-    def __init__(self, atoms: dict[str, bool]) -> None:
+    def __init__(self, atoms: dict[str, bool], texts: dict[Node, str] | None = None) -> None:
         self.atoms = atoms  # name -> whether it is a symbol
+        # Of nodes within atoms: x^{3/2} is expanded for x and for x^{1/2}, which each level of a nest would double.
+        self.texts: dict[Node, str] = {} if texts is None else texts
 
     def fraction(self, node: Node) -> tuple[Polynomial, Polynomial]:
         value = exact(node)
@@ -165,8 +167,10 @@ class _Expansion:
         return repr(node)
 
     def text(self, node: Node) -> str:
-        top, bottom = _Expansion({}).fraction(node)
-        return f"{sorted(top.items())}/{sorted(bottom.items())}"
+        if node not in self.texts:
+            top, bottom = _Expansion({}, self.texts).fraction(node)
+            self.texts[node] = f"{sorted(top.items())}/{sorted(bottom.items())}"
+        return self.texts[node]
 
 
 def _plus(left: Polynomial, right: Polynomial) -> Polynomial:

@@ -219,6 +219,8 @@ def is_unit(words: list[str], one: bool) -> bool:
     `one`: the number is 1, so that the noun may be a singular that no table has. Call it for words of which none
     `changes_value`.
     """
+    if not words:
+        return False
     if words[0] in ORDINAL_ENDINGS:  # 5th grade
         return True
     at = next((at for at, word in enumerate(words[:-1]) if at and word.lower() in PREPOSITIONS), len(words))

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from nemo_simplerl.reward.comparing import polynomial
 from nemo_simplerl.reward.comparing.equivalence import compare, equivalent
 
 SAME_BOTH_WAYS = {
@@ -350,3 +351,18 @@ def test_a_megabyte_of_answer_is_refused_at_once(answer):
     start = time.perf_counter()
     assert not equivalent("5", answer)
     assert time.perf_counter() - start < 0.5
+
+
+def test_an_equation_with_more_signs_than_the_bound_is_no_set_and_no_error():
+    signs = r"\pm1" * 8
+    for gold in (r"x>5", r"\mathbb{R}>5", "(0,1)", "x=3"):
+        assert not equivalent(gold, f"x={signs}")
+        assert not equivalent(f"x={signs}", gold)
+
+
+@pytest.mark.parametrize("core", ["0k", "k-k", "k", "2k+1"])
+def test_powers_within_powers_take_no_more_steps_at_each_level_than_there_are_levels(core, monkeypatch):
+    steps, fraction = [], polynomial._Expansion.fraction
+    monkeypatch.setattr(polynomial._Expansion, "fraction", lambda self, node: steps.append(1) or fraction(self, node))
+    assert not equivalent("[1]", "(" * 20 + core + ")^{3/2}" * 20)
+    assert len(steps) < 20 * 20 * 20  # 2^20, where a level expands the one within it twice

@@ -359,7 +359,20 @@ def test_another_value_in_the_same_notation_is_not_equivalent(gold, answer):
 
 @pytest.mark.parametrize(
     "text",
-    ["P_{abcd}", "x^{{{a}}}T", "'(1)=5", "-_2", "亿" * 3000, "^T", r"\hat", "=", r"\Rightarrow", "(base 2)", "for x"],
+    [
+        "P_{abcd}",
+        "x^{{{a}}}T",
+        "'(1)=5",
+        "-_2",
+        "亿" * 3000,
+        "^T",
+        r"\hat",
+        "=",
+        r"\Rightarrow",
+        "(base 2)",
+        "for x",
+        r"k to the 45^\\irc",
+    ],
 )
 def test_a_notation_that_is_cut_short_is_no_error(text):
     assert not equivalent("7", text)

@@ -33,7 +33,11 @@ def train_with_faults(faults: str, overrides: list[str]) -> None:
     ("world_size", "layout"),
     [
         (1, []),
-        (2, ["actor.use_distributed_optimizer=true", "model.precision=bf16", "algo.ratio_tolerance=null"]),
+        pytest.param(
+            2,
+            ["actor.use_distributed_optimizer=true", "model.precision=bf16", "algo.ratio_tolerance=null"],
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["one rank", "bf16, DP2 with the distributed optimizer"],
 )

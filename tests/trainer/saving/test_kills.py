@@ -13,6 +13,7 @@ from support.forked_runs import different, kill_runs, problems_in, start
 EVERY_STEP = ["trainer.max_steps=3", "trainer.save_every=1", "trainer.eval_every=0"]
 
 
+@pytest.mark.long
 def test_a_run_killed_five_times_ends_as_one_left_alone(tmp_path):
     points, differences = kill_runs(tmp_path, kills=5, ranks=1, seed=3)
     assert sum(points.values()) == 5 and len(points) > 2

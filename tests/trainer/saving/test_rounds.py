@@ -103,7 +103,7 @@ def test_a_run_killed_and_stopped_in_second_rounds_and_between_updates_ends_as_o
     assert_same_state(tmp_path / "run", alone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_so_does_one_of_two_ranks(tmp_path, data, alone):
     whole, broken = ([*data, *ROUNDS, f"trainer.run_dir={tmp_path / name}"] for name in ("whole", "broken"))
     assert all(is_done for is_done, _ in run_ranks(_life, 2, whole, ""))

@@ -6,7 +6,7 @@ from functools import reduce
 
 from nemo_simplerl.reward.comparing.equations import Same, same_name
 from nemo_simplerl.reward.comparing.exact import Undefined
-from nemo_simplerl.reward.comparing.plus_minus import expansions
+from nemo_simplerl.reward.comparing.plus_minus import TooManySigns, expansions
 from nemo_simplerl.reward.comparing.reals.intervals import (
     LINE,
     MINUS_INFINITY,
@@ -69,7 +69,7 @@ def same_set(gold: Node, answer: Node, same: Same) -> bool:
         one, two = _SetReader(), _SetReader(literal=True)
         left, right = one.pieces(gold), two.pieces(answer)
         left, right = merged(left), merged(right)
-    except (NotReal, Undefined):
+    except (NotReal, Undefined, TooManySigns):
         return False
     if not same_name(one.variable, two.variable) and not same_name(two.variable, one.variable):
         return False
