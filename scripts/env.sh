@@ -4,6 +4,9 @@
 #   use_threads COUNT      OMP_NUM_THREADS for COUNT processes on this machine, unless it is set already
 #   launch NPROC ARGS...   says what it chose and replaces this shell by `python -m nemo_simplerl ARGS`, under torchrun
 #                          when there is more than one rank; what is wrong with ARGS is told before ranks are started
+#   ask_launcher           fills what is unset of NPROC, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT from what Kubeflow
+#                          (PET_*) or SkyPilot (SKYPILOT_*) set; `launch` does so too
+#   require_plan NODES NPROC GPU ARGS...   ends the script where `simplerl plan` says that the run cannot be
 #   num_gpus, num_cores, check_count, usage, fail, leave_out
 #
 # Environment:
@@ -12,7 +15,8 @@
 #   PYTHON   interpreter to make it with (default: the first of python3.11 python3.12 python3.10 python3 that works,
 #            and then of pyenv's)
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   for `launch` on several machines, called once on each: how many there
-#            are (default 1), which one this is (0, 1, ...), and where all ranks meet (a name of machine 0; port 29500)
+#            are (default 1), which one this is (0, 1, ...), and where all ranks meet (a name of machine 0; port 29500);
+#            by default as a launcher set them, see ask_launcher
 #   PIP_*    are pip's own and are left alone
 # shellcheck shell=bash
 
@@ -91,9 +95,34 @@ use_threads() { # COUNT
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 }
 
+ask_launcher() {
+  local nproc=${PET_NPROC_PER_NODE:-${SKYPILOT_NUM_GPUS_PER_NODE:-}} name
+  case $nproc in auto | gpu | 0) nproc="" ;; esac # the GPUs that are found
+  NPROC=${NPROC:-$nproc}
+  NNODES=${NNODES:-${PET_NNODES:-${SKYPILOT_NUM_NODES:-1}}}
+  NODE_RANK=${NODE_RANK:-${PET_NODE_RANK:-${SKYPILOT_NODE_RANK:-}}}
+  MASTER_ADDR=${MASTER_ADDR:-${PET_MASTER_ADDR:-${SKYPILOT_NODE_IPS:-}}}
+  MASTER_ADDR=${MASTER_ADDR%%$'\n'*} # SkyPilot names all machines, that of rank 0 first
+  MASTER_PORT=${MASTER_PORT:-${PET_MASTER_PORT:-}}
+  # torchrun would take PET_* for options that were not given: --standalone then waits for a second machine for ever. And
+  # a PyTorchJob says RANK of a machine, which is a process's to everything below.
+  for name in $(compgen -e); do
+    case $name in
+      PET_NNODES | PET_NODE_RANK | PET_NPROC_PER_NODE | PET_MASTER_* | PET_RDZV_* | PET_STANDALONE) unset "$name" ;;
+      RANK | LOCAL_RANK | WORLD_SIZE) unset "$name" ;;
+    esac
+  done
+}
+
+require_plan() { # NODES NPROC GPU ARGS...
+  "$PY" -m nemo_simplerl plan "${@:4}" --nodes "$1" --gpus-per-node "$2" --gpu "$3" >&2 ||
+    fail "nothing was submitted; mend what the plan names"
+}
+
 launch() { # NPROC ARGS...
   local nproc=$1 torchrun=()
   shift
+  ask_launcher
   use_threads "$nproc"
   if [ "${NNODES:-1}" != 1 ]; then
     check_nodes
@@ -125,6 +154,7 @@ launch_in_words() { # NPROC
 }
 
 check_nodes() { # sets MASTER_PORT
+  case $NNODES in *:*) fail "NNODES=$NNODES: a run has a fixed number of machines; leave an elastic policy out" ;; esac
   check_count NNODES "$NNODES"
   case ${NODE_RANK:-} in
     '' | *[!0-9]* | 0?*) fail "NNODES=$NNODES needs NODE_RANK=0 to $((NNODES - 1)), another one on each machine" ;;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests that this machine can run.
 #
-# usage: scripts/test.sh [--fast | --long | --gpu | --engines | --newest] [PYTEST ARGUMENT...]
+# usage: scripts/test.sh [--fast | --long | --gpu | --engines | --launchers | --newest] [PYTEST ARGUMENT...]
 #   scripts/test.sh                     everything that needs neither a GPU, an engine of another environment, nor most
 #                                       of a minute
 #   scripts/test.sh --fast              without the tests marked slow
@@ -9,6 +9,8 @@
 #   scripts/test.sh --gpu               only those that need a GPU, one at a time
 #   scripts/test.sh --engines           only those marked vllm, with the real vLLM on the CPU, whose environment
 #                                       scripts/engine_env.sh makes; ends with 69 where it cannot be had here
+#   scripts/test.sh --launchers         only those marked launchers, with Kubernetes' and Kubeflow's models, SkyPilot and
+#                                       NeMo-Run in environments that scripts/launch_env.sh makes
 #   scripts/test.sh --newest            those of tests/newest.txt, with the versions of constraints-newest.txt, in
 #                                       .venv-newest; ends with 69 where there is no Python 3.12 to make it with
 #   scripts/test.sh tests/reward -k latex
@@ -20,14 +22,16 @@ set -euo pipefail
 # shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-marks="not gpu and not vllm and not long" extras=dev
-others="--long runs the tests that take most of a minute, --engines those that need vLLM, --gpu those that need a GPU"
+marks="not gpu and not vllm and not launchers and not long" extras=dev
+others="--long runs the tests that take most of a minute, --engines those that need vLLM, --launchers those that need"
+others="$others launchers' packages, --gpu those that need a GPU"
 WORKERS=${WORKERS:-$(num_cores)}
 check_count WORKERS "$WORKERS"
 case ${1:-} in
   -h | --help) usage "${BASH_SOURCE[0]}" && exit 0 ;;
   --fast) marks="$marks and not slow" && shift ;;
-  --long) marks="long and not gpu" others="" && shift ;;
+  --long) marks="long and not launchers and not gpu" others="" && shift ;;
+  --launchers) marks="launchers and not gpu" others="" && shift ;;
   --gpu) marks=gpu others="" WORKERS=1 && shift ;;
   --engines)
     marks="vllm and not gpu" others="" && shift

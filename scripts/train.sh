@@ -5,9 +5,10 @@
 #   scripts/train.sh experiment=simplerl_zero_qwen2.5_math_7b model.path=/models/Qwen2.5-Math-7B
 #   NPROC=4 scripts/train.sh experiment=quickstart actor.tensor_model_parallel_size=2
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=machine-0 scripts/train.sh ...       and NODE_RANK=1 on the other machine
+#   scripts/train.sh ...                               in a pod of Kubeflow's or a task of SkyPilot's, which say the rest
 #
-# Environment: NPROC (default: the number of GPUs, or 1); NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, VENV, PYTHON (see
-# scripts/env.sh).
+# Environment: NPROC (default: what the launcher says, or the number of GPUs, or 1); NNODES, NODE_RANK, MASTER_ADDR,
+# MASTER_PORT, VENV, PYTHON (see scripts/env.sh).
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -17,7 +18,8 @@ if [ $# -eq 0 ]; then
   usage "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
-if [ -z "${NPROC:-}" ]; then
+ask_launcher
+if [ -z "$NPROC" ]; then
   NPROC=$(num_gpus)
   if [ "$NPROC" = 0 ]; then NPROC=1; fi
 fi

@@ -1,6 +1,8 @@
-# Sourced in the batch shell of a job by ppo.sbatch, sft.sbatch and eval.sbatch, never run. Defines:
+# Sourced in the batch shell of a job by ppo.sbatch, sft.sbatch and eval.sbatch, and by NeMo-Run's (see
+# scripts/launch_nemo_run.py), never run. Defines:
 #   run_job COMMAND OVERRIDE...   `simplerl COMMAND OVERRIDE...` on every node of the allocation, stopped in time
 #   run_eval MODEL OPTION...      `simplerl eval MODEL OPTION...` likewise; its answers are on disk as they come
+#   take_srun RUN_DIR NPROC       from then on `srun` in this shell starts a step that is stopped in time as run_job's is
 #
 # The ranks are told to stop by the file RUN_DIR/stop alone: a signal would reach torchrun, which passes on only some and
 # kills its ranks half a minute later.
@@ -20,18 +22,31 @@ ASKED=""  # the signal by which this shell was told to stop
 KEEPER="" # the process that then keeps the file there
 
 run_job() { # COMMAND OVERRIDE...
-  local command=$1 status=0
+  local command=$1
   shift
   RUN_DIR=$(run_dir_of "$@")
+  choose_world
+  supervise start_nodes "$command" "$@" "trainer.run_dir=$RUN_DIR"
+}
+
+take_srun() { # RUN_DIR NPROC
+  set +evx # NeMo-Run's script shows every line of its own
+  RUN_DIR=$1 NPROC=$2
+  choose_world
+  # shellcheck disable=SC2329  # NeMo-Run's script calls it
+  srun() { supervise command srun "$@"; }
+}
+
+supervise() { # COMMAND...: the step that trains in RUN_DIR. Requeues the job, or ends it with 0 or 1.
+  local status=0
   mkdir -p "$RUN_DIR/logs"
   # Kept for wants_more, and out of the way: what is there at the end was written by this allocation.
   if [ -f "$RUN_DIR/stopped.json" ]; then mv -f "$RUN_DIR/stopped.json" "$RUN_DIR/logs/resumed_from.json"; fi
-  choose_world
   say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $NNODES nodes x $NPROC ranks meet at" \
     "$MASTER_ADDR:$MASTER_PORT; run directory $RUN_DIR, logs in $RUN_DIR/logs/node_*.log"
   trap 'ask_to_stop USR1' USR1
   trap 'ask_to_stop TERM' TERM
-  start_nodes "$command" "$@" "trainer.run_dir=$RUN_DIR" &
+  "$@" &
   wait_for $! || status=$?
   trap '' USR1 TERM
   if [ -n "$KEEPER" ]; then

@@ -35,8 +35,7 @@ check_count NODES "$NODES"
 check_count NPROC "$NPROC"
 command -v sbatch >/dev/null || fail "there is no sbatch on this machine; submit from a login node of the cluster"
 prepare_env
-"$PY" -m nemo_simplerl plan "$@" --nodes "$NODES" --gpus-per-node "$NPROC" --gpu "$GPU" --files >&2 ||
-  fail "nothing was submitted; mend what the plan names"
+require_plan "$NODES" "$NPROC" "$GPU" --files "$@"
 if [ "$GPU" != cpu ]; then options=(--gpus-per-node="$NPROC" ${options[@]+"${options[@]}"}); fi
 export SIMPLERL_ROOT=$ROOT VENV
 exec sbatch --nodes="$NODES" ${options[@]+"${options[@]}"} "$ROOT/scripts/slurm/$job.sbatch" "$@"

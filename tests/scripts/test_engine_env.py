@@ -113,7 +113,7 @@ def test_without_vllm_its_tests_are_left_out_and_the_last_lines_say_why(run):
 
 def test_the_plain_tests_leave_the_engines_out_and_say_so_last(run):
     done, told = run("scripts/test.sh", "-k", "x", VENV="system", PYTHON="python3.11")
-    assert " -m not gpu and not vllm and not long " in told[-1] and told[-1].endswith("-k x")
+    assert " -m not gpu and not vllm and not launchers and not long " in told[-1] and told[-1].endswith("-k x")
     assert done.stderr.splitlines()[-1].startswith("not run: --long runs")
 
 

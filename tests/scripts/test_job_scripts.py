@@ -11,16 +11,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PPO = ROOT / "scripts/slurm/ppo.sbatch"
+# As NeMo-Run's batch script goes about it: the shell waits for srun, and requeues whatever has failed.
+NEMO_RUN = f"""#!/bin/bash
+set -evx
+set +e
+source "{ROOT}/scripts/slurm/job.sh"
+take_srun run 4
+srun --output log.out --wait=60 --kill-on-bad-exit=1 bash train.sh
+exitcode=$?
+set -e
+if [ "$exitcode" -ne 0 ]; then
+  if [ "$TORCHX_MAX_RETRIES" -gt "${{SLURM_RESTART_COUNT:-0}}" ]; then scontrol requeue again; fi
+  exit "$exitcode"
+fi
+"""
 SAVED = """echo '{"step": 3, "updates_in_step": 0, "reason": "%s"}' >run/stopped.json; exit 1"""
 UNTIL_ASKED = "touch started; until [ -e run/stop ]; do sleep 0.05; done; "
 
 
 @pytest.fixture
 def job(tmp_path):
-    """Starts ppo.sbatch as Slurm would, with this for srun; scontrol writes down what it is told."""
+    """Starts ppo.sbatch or another script as Slurm would, with this for srun; scontrol writes down what it is told."""
     started = []
 
-    def start(srun: str, *overrides: str, **env: str) -> subprocess.Popen:
+    def start(srun: str, *overrides: str, script: Path = PPO, **env: str) -> subprocess.Popen:
         bin_folder = tmp_path / "bin"
         bin_folder.mkdir(exist_ok=True)
         programs = {
@@ -32,7 +47,7 @@ def job(tmp_path):
             (bin_folder / name).chmod(0o755)
         slurm = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "NPROC": "4"}
         process = subprocess.Popen(
-            [ROOT / "scripts/slurm/ppo.sbatch", *(overrides or ("trainer.run_dir=run",))],
+            [script, *(overrides or ("trainer.run_dir=run",))],
             cwd=tmp_path,
             env={"PATH": f"{bin_folder}:/usr/bin:/bin", "SIMPLERL_ROOT": str(ROOT), **slurm, **env},
             stderr=subprocess.PIPE,
@@ -100,6 +115,27 @@ def test_a_job_that_is_terminated_saves_and_stays_down(job, tmp_path):
 def test_of_stops_that_the_job_did_not_ask_for_only_the_end_of_max_time_queues_again(job, tmp_path, reason, again):
     status, _ = finish(job(SAVED % reason))
     assert status == 0 and bool(requeues(tmp_path)) == again
+
+
+@pytest.mark.parametrize(
+    ("number", "again"), [(signal.SIGUSR1, ["requeue 77"]), (signal.SIGTERM, [])], ids=["time is up", "terminated"]
+)
+def test_a_job_of_nemo_runs_saves_and_queues_again_or_stays_down_as_ours_does(job, tmp_path, number, again):
+    script = tmp_path / "sbatch.sh"
+    script.write_text(NEMO_RUN)
+    script.chmod(0o755)
+    process = job(UNTIL_ASKED + SAVED % "stop file", script=script, TORCHX_MAX_RETRIES="0")
+    status, told = signalled(process, tmp_path, number)
+    assert status == 0 and requeues(tmp_path) == again, told
+    assert (tmp_path / "srun.log").read_text().endswith("--kill-on-bad-exit=1 bash train.sh\n")
+
+
+def test_a_job_of_nemo_runs_that_fails_is_not_queued_again(job, tmp_path):
+    script = tmp_path / "sbatch.sh"
+    script.write_text(NEMO_RUN)
+    script.chmod(0o755)
+    status, told = finish(job("exit 9", script=script, TORCHX_MAX_RETRIES="0"))
+    assert status == 1 and "srun ended with 9" in told and requeues(tmp_path) == []
 
 
 def test_a_job_that_gets_no_further_is_not_queued_for_ever(job, tmp_path):

@@ -18,6 +18,8 @@ SCRIPTS = [
 COMMANDS = (
     "scripts/quickstart.sh",
     "scripts/train.sh",
+    "scripts/stop.sh",
+    "scripts/launch_env.sh",
     "scripts/test.sh",
     "scripts/check.sh",
     "scripts/gpu_first_hour.sh",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from debian import Unavailable
+from launch_envs import python_of
 from slurm_cluster import Cluster, cluster
 
 from nemo_simplerl.config.schema import CreateConfig
@@ -94,27 +95,61 @@ def assert_whole(folder: Path) -> None:
     assert "the run is finished: run" in told_by_shell(folder)
 
 
-@pytest.mark.long
-def test_a_job_whose_time_is_up_queues_again_trains_to_the_end_and_ends_as_a_run_without_slurm(slurm, tmp_path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    whole.mkdir()
-    stopped.mkdir()
-    number = train(slurm, stopped, SIMPLERL_FAULTS="delay@rollout#2,seconds=6")
-    wait_for_step(slurm, number, stopped, 1)
-    slurm.call("scancel", "--signal=USR1", "--batch", number)
-    job = wait(slurm, number, stopped, "PENDING")
-    assert job["Restarts"] == "1", f"{job}\n{logs(stopped)}"
-    wait(slurm, number, stopped, "COMPLETED")
-    assert_whole(stopped)
-    assert "USR1: asking the run to save" in told_by_shell(stopped) and "start 2:" in told_by_shell(stopped)
-    assert "start 3:" not in told_by_shell(stopped)
-    assert not (stopped / "run/stopped.json").exists() and not (stopped / "run/stop").exists()
+# The first save is the one that a stop asks for. One node's share of it is slow, then its completion on the other one.
+SLOW = ["trainer.save_every=0"]
+FAULTS = "delay@rollout#2,seconds=6;delay@checkpoint.write#1,rank=1,seconds=2;delay@checkpoint.rename#1,seconds=2"
 
-    run_ranks(train_here, 2, [*TRAIN, *few_problems(whole), f"trainer.run_dir={whole}/run"])
-    assert books(stopped / "run") == books(whole / "run")
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The run directory of the same run, left alone and without Slurm."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_ranks(train_here, 2, [*TRAIN, *SLOW, *few_problems(folder), f"trainer.run_dir={folder}/run"])
+    return folder / "run"
+
+
+def stop_and_go_on(slurm: Cluster, number: str, folder: Path, whole: Path) -> None:
+    """Tell a job in its second step that its time is up; it is queued again and ends as the whole run."""
+    wait_for_step(slurm, number, folder, 1)
+    slurm.call("scancel", "--signal=USR1", "--batch", number)
+    job = wait(slurm, number, folder, "PENDING")
+    assert job["Restarts"] == "1", f"{job}\n{logs(folder)}"
+    wait(slurm, number, folder, "COMPLETED")
+    assert '"step": 1' in (folder / "run/logs/resumed_from.json").read_text()
+    assert "resumed after step 1 from" in (folder / "run/logs/node_0.log").read_text()
+    assert not (folder / "run/stopped.json").exists() and not (folder / "run/stop").exists()
+    assert books(folder / "run") == books(whole)
     for critic in (False, True):
-        ends = [open_source(folder / "run/checkpoints/step_000003", critic=critic) for folder in (stopped, whole)]
+        ends = [open_source(run / "checkpoints/step_000003", critic=critic) for run in (folder / "run", whole)]
         assert different_tensors(*ends, None) == []
+
+
+@pytest.mark.long
+def test_a_job_whose_time_is_up_queues_again_and_ends_as_a_run_without_slurm_though_a_node_is_slow_to_save(
+    slurm, tmp_path, whole
+):
+    number = train(slurm, tmp_path, *SLOW, SIMPLERL_FAULTS=FAULTS)
+    stop_and_go_on(slurm, number, tmp_path, whole)
+    assert_whole(tmp_path)
+    assert "USR1: asking the run to save" in told_by_shell(tmp_path) and "start 2:" in told_by_shell(tmp_path)
+    assert "start 3:" not in told_by_shell(tmp_path)
+
+
+@pytest.mark.launchers
+def test_a_job_of_nemo_runs_whose_time_is_up_does_the_same(slurm, tmp_path, whole):
+    sizes = ["--account=a", "--nodes=2", "--gpus-per-node=1", "--gpu=cpu", "--time=10"]
+    words = [*TRAIN, *SLOW, *few_problems(tmp_path), "trainer.run_dir=run"]
+    env = {"MASTER_PORT": str(free_port()), "SIMPLERL_FAULTS": FAULTS, "NEMORUN_HOME": str(tmp_path / "nemo")}
+    before = slurm.jobs()
+    done = subprocess.run(
+        [python_of("nemo-run"), ROOT / "scripts/launch_nemo_run.py", "--executor=slurm", *sizes, "--", *words],
+        env=slurm.env | WORLD | {"HOME": str(tmp_path)} | env,
+        cwd=tmp_path,
+        **TEXT,
+    )
+    assert done.returncode == 0 and "Can run." in done.stderr, done.stdout + done.stderr
+    (number,) = set(slurm.jobs()) - set(before)
+    stop_and_go_on(slurm, number, tmp_path, whole)
 
 
 @pytest.mark.long
