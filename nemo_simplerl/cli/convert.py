@@ -8,7 +8,8 @@ import time
 
 from nemo_simplerl.cli.start.guard import path
 
-_KINDS = ("hf", "nemo", "checkpoint", "nemo2", "bridge", "megatron")  # the keys of model.source.READERS
+_KINDS = ("hf", "nemo", "checkpoint", "nemo2", "bridge", "megatron", "gguf")  # the keys of model.source.READERS
+_WRITTEN = tuple(kind for kind in _KINDS if kind != "gguf")
 _LONGEST = 2000  # characters of an error, which may quote a damaged file
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -48,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Turn a model on disk into another form of it. Weights are streamed: memory holds a few tensors.",
     )
     parser.add_argument("--from", dest="from_", required=True, choices=_KINDS, help="what SRC is")
-    parser.add_argument("--to", required=True, choices=_KINDS, help="what DST becomes")
-    parser.add_argument("source", metavar="SRC", type=path, help="folder, .nemo file, checkpoints/step_N or iter_N")
+    parser.add_argument("--to", required=True, choices=_WRITTEN, help="what DST becomes")
+    parser.add_argument("source", metavar="SRC", type=path, help="folder, file, checkpoints/step_N or iter_N")
     parser.add_argument("target", metavar="DST", type=path, help="must not exist")
     parser.add_argument("--critic", action="store_true", help="the critic of a checkpoint; SRC must hold a value head")
     parser.add_argument("--dtype", choices=_DTYPES, help="of every tensor (default: as it is)")

@@ -6,10 +6,11 @@ Loads nothing but the standard library.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from nemo_simplerl.config.hf_config import in_old_form
+from nemo_simplerl.config.hf_config import DEFAULT_THETA, in_old_form
 
 _SIZES = (
     "vocab_size",
@@ -40,29 +41,36 @@ class Family:
     own_sizes: tuple[str, ...] = ()  # where the key is absent, transformers assumes a size of its own
     # model_type of a family that computes the same: a file that names no family is read as that one.
     computes_as: str | None = None
+    window: int | None = None  # sliding_window where the key is absent; None: the key alone asks for no window
+    # How rows of queries and keys lie in a GGUF file whose architecture is the model_type: as in Hugging Face's form,
+    # or with the two halves of each head interleaved. None: there is no such architecture.
+    gguf: Literal["plain", "interleaved"] | None = None
 
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family(model_type="llama", architecture="LlamaForCausalLM"),
+        Family(model_type="llama", architecture="LlamaForCausalLM", gguf="interleaved"),
         Family(
             model_type="qwen2",
             architecture="Qwen2ForCausalLM",
             qkv_bias=True,
             own_sizes=("num_key_value_heads",),
+            gguf="plain",
         ),
         Family(
             model_type="qwen3",
             architecture="Qwen3ForCausalLM",
             qk_norm=True,
             own_sizes=("num_key_value_heads", "head_dim"),
+            gguf="plain",
         ),
         Family(
             model_type="mistral",
             architecture="MistralForCausalLM",
-            own_sizes=("num_key_value_heads", "sliding_window"),
+            own_sizes=("num_key_value_heads",),
             computes_as="llama",
+            window=4096,
         ),
     )
 }
@@ -113,6 +121,44 @@ def rope_type(hf: dict[str, Any]) -> str | None:
     return scaling.get("rope_type", scaling.get("type")) if scaling else "default"
 
 
+def longest_sequence(hf: dict[str, Any]) -> int:
+    """Tokens of the longest sequence that is trained: no more than the positions, nor than the attention window, within
+    which full attention is what the model computes."""
+    return min(hf["max_position_embeddings"], window_of(hf) or math.inf)
+
+
+def window_of(hf: Mapping[str, Any]) -> int | None:
+    """The attention window of a config in the form of transformers 4; None for full attention."""
+    family = FAMILIES.get(hf.get("model_type", ""))
+    return None if family is None or family.window is None else hf.get("sliding_window", family.window)
+
+
+def window_of_megatron(settings: Mapping[str, Any]) -> int | None:
+    """The sliding_window that is Megatron's window_size, which counts the tokens before one; None where it is no such
+    window."""
+    match settings.get("window_size"):
+        case [int(left), int(right)] if left >= 0 and right in (0, -1):
+            return left + 1
+    return None
+
+
+def for_transformers(hf: dict[str, Any]) -> dict[str, Any]:
+    """The values from which either version builds the model that is trained: a default that they differ in is written
+    out, and an attention window bounds the positions instead.
+
+    Raises ValueError for keys that contradict each other.
+    """
+    values, problems = in_old_form(hf)
+    if problems:
+        raise ValueError("; ".join(problems))
+    values = deepcopy(values)  # version 5 writes into the objects that it is given
+    values["rope_theta"] = values.get("rope_theta") or DEFAULT_THETA
+    if isinstance(window := window_of(values), int):
+        values["max_position_embeddings"] = min(values.get("max_position_embeddings", window), window)
+        values["sliding_window"] = None
+    return values
+
+
 def check_hf_config(hf: Any, where: object) -> dict[str, Any]:
     """The config in the form of transformers 4, whichever version wrote it.
 
@@ -123,6 +169,8 @@ def check_hf_config(hf: Any, where: object) -> dict[str, Any]:
         raise ValueError(f"{where} holds no JSON object; fetch the model again.")
     try:
         hf, problems = in_old_form(hf)
+        if (window := window_of(hf)) is not None:
+            hf["sliding_window"] = window
         problems += [*_family_problems(hf), *_size_problems(hf), *_rope_problems(hf), *_layer_problems(hf)]
     except TypeError as error:  # a list where a word belongs
         problems = [f"a value is of the wrong kind ({error})"]
@@ -190,13 +238,8 @@ def _layer_problems(hf: dict[str, Any]) -> list[str]:
     problems = []
     if hf.get("use_sliding_window"):
         problems.append("use_sliding_window is true; set it to false to train with full attention")
-    # The other families read sliding_window under use_sliding_window alone.
-    window, positions = hf.get("sliding_window"), hf.get("max_position_embeddings", 0)
-    if hf.get("model_type") == "mistral" and window is not None and window < positions:
-        problems.append(
-            f"sliding_window is {window} of {positions} positions; only full attention is trained: set it to null, or "
-            f"max_position_embeddings to {window}"
-        )
+    if window_of(hf) is not None:
+        problems += _not_positive(hf, ["sliding_window"])
     if odd := sorted(set(hf.get("layer_types") or ()) - {"full_attention"}):
         problems.append(f"layer_types holds {', '.join(odd)}; only full_attention is supported")
     if hf.get("mlp_bias"):

@@ -5,7 +5,6 @@ versions read version 4's keys; version 4 itself overlooks those of 5 without a 
 Imports nothing but the standard library.
 """
 
-from copy import deepcopy
 from typing import Any
 
 _NEW_ROPE = "rope_parameters"
@@ -24,22 +23,6 @@ def in_old_form(hf: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             problems.append(f"{key} is {beside!r}, and {_NEW_ROPE} says {value!r}; remove one of the two")
         values[key] = value
     return values, problems
-
-
-def for_transformers(hf: dict[str, Any]) -> dict[str, Any]:
-    """The values from which either version builds the same model: a default that they differ in is written out.
-
-    Raises ValueError for keys that contradict each other.
-    """
-    values, problems = in_old_form(hf)
-    if problems:
-        raise ValueError("; ".join(problems))
-    values = deepcopy(values)  # version 5 writes into the objects that it is given
-    values["rope_theta"] = values.get("rope_theta") or DEFAULT_THETA
-    window = values.get("sliding_window")
-    if isinstance(window, int) and window >= values.get("max_position_embeddings", 0):
-        values["sliding_window"] = None  # nothing lies beyond it, and full attention is faster
-    return values
 
 
 def _flat_rope(given: Any, hf: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
-from nemo_simplerl.config.families import FAMILIES, Family, family_of_nemo
+from nemo_simplerl.config.families import FAMILIES, Family, family_of_nemo, window_of, window_of_megatron
 from nemo_simplerl.config.forms.folder import FORMS, form_of, named_family
+from nemo_simplerl.config.forms.gguf import is_gguf, read_header
+from nemo_simplerl.config.forms.gguf_config import hf_config
 from nemo_simplerl.config.forms.iterations import embedding_rows
 from nemo_simplerl.config.schema import CreateConfig, CriticConfig, ModelConfig
 from nemo_simplerl.user_files import read_text, refuse_pointer
@@ -50,6 +52,12 @@ class ModelShape:
     tied: bool  # input and output embeddings are one matrix
     model_type: str
     head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    sliding_window: int | None = None  # tokens that one attends to; None: all before it
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that is trained: within a window, full attention computes the same."""
+        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
 
     @property
     def family(self) -> Family:
@@ -70,9 +78,9 @@ def read_shape(model: ModelConfig) -> ModelShape:
     if model.create is None:
         raise ValueError(
             f"model.path={model.path!r} holds no config.json. Give a Hugging Face model folder on disk "
-            "(`hf download Qwen/Qwen2.5-Math-7B --local-dir FOLDER` writes one), a .nemo file, a NeMo 2 folder, a "
-            "Megatron-Bridge or Megatron-LM checkpoint (torch_dist), a training checkpoint (checkpoints/step_N), or "
-            "fill model.create to start from random weights (experiment=quickstart does)."
+            "(`hf download Qwen/Qwen2.5-Math-7B --local-dir FOLDER` writes one), a .nemo or GGUF file, a NeMo 2 "
+            "folder, a Megatron-Bridge or Megatron-LM checkpoint (torch_dist), a training checkpoint "
+            "(checkpoints/step_N), or fill model.create to start from random weights (experiment=quickstart does)."
         )
     return _shape_of_create(model.create)
 
@@ -90,11 +98,25 @@ def _shape_at(path: Path, key: str, role: str) -> ModelShape | None:
 
     key: of the configuration, for the message.
     """
+    if is_gguf(path):
+        return _shape_of_gguf(path, key)
     if path.is_file() or any((folder / _YAML).is_file() for folder in (path, path / role)):
         return _shape_of_nemo(path, key, role)
     if form := form_of(path):
         return _shape_of_folder(path, form, key)
     return _shape_of_file(path / "config.json", key) if (path / "config.json").is_file() else None
+
+
+def _shape_of_gguf(path: Path, key: str) -> ModelShape:
+    """Shape of a GGUF file, whose quantizations are looked up too. model/source.py checks the rest."""
+    from nemo_simplerl.config.forms.gguf_types import quantizations  # loads numpy
+
+    try:
+        header = read_header(path)
+        quantizations(header)
+        return _shape_of_hf(hf_config(header))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def _shape_of_nemo(path: Path, key: str, role: str) -> ModelShape:
@@ -141,6 +163,7 @@ def _shape_of_megatron(sizes: dict[str, Any], settings: dict[str, Any], family: 
         tied=bool(settings.get("share_embeddings_and_output_weights", True)),
         model_type=family.model_type,
         head_dim=settings.get("kv_channels"),
+        sliding_window=window_of_megatron(settings) if family.window else None,
     )
 
 
@@ -197,15 +220,21 @@ def _shape_of_file(file: Path, key: str) -> ModelShape:
     if not isinstance(hf, dict) or hf.get("model_type") not in FAMILIES:
         found = hf.get("model_type") if isinstance(hf, dict) else hf
         raise ValueError(f"{key}: {file} has model_type {found!r}; supported: {', '.join(FAMILIES)}.")
-    bad = [name for name in _HF_KEYS.values() if type(hf.get(name)) is not int or hf[name] < 1]
+    sizes = [*_HF_KEYS.values(), *(["sliding_window"] if hf.get("sliding_window") is not None else [])]
+    bad = [name for name in sizes if type(hf.get(name)) is not int or hf[name] < 1]
     if bad:
         raise ValueError(f"{key}: {file} needs a positive {' and '.join(bad)}; fetch the model again.")
+    return _shape_of_hf(hf)
+
+
+def _shape_of_hf(hf: dict[str, Any]) -> ModelShape:
     return ModelShape(
         **{ours: hf[theirs] for ours, theirs in _HF_KEYS.items()},
         num_query_groups=hf.get("num_key_value_heads") or hf["num_attention_heads"],
         tied=bool(hf.get("tie_word_embeddings", False)),
         model_type=hf["model_type"],
         head_dim=hf.get("head_dim"),
+        sliding_window=window_of(hf),
     )
 
 

@@ -45,7 +45,8 @@ def hf_config(shape: ModelShape) -> dict:
         "rms_norm_eps": 1e-6,
         "rope_theta": 1e6,
     }
-    return hf if shape.head_dim is None else hf | {"head_dim": shape.head_dim}
+    own = {"head_dim": shape.head_dim} if shape.head_dim is not None else {}
+    return hf | own | ({"sliding_window": shape.sliding_window} if shape.family.window else {})
 
 
 def blank_source(hf: dict, dtype: torch.dtype) -> Source:

@@ -9,7 +9,7 @@ import torch
 import xxhash
 
 from nemo_simplerl.model.hf_map import OUTPUT_LAYER, VALUE_HEAD
-from nemo_simplerl.model.readers import checkpoint, huggingface, megatron_folders, nemo
+from nemo_simplerl.model.readers import checkpoint, gguf, huggingface, megatron_folders, nemo
 from nemo_simplerl.model.readers.base import Reader, Source
 
 # A new form of model files is a module of readers/ and a line here.
@@ -17,6 +17,7 @@ READERS: dict[str, Reader] = {
     "nemo": nemo.READER,
     "hf": huggingface.READER,
     "checkpoint": checkpoint.READER,
+    "gguf": gguf.READER,
     "nemo2": megatron_folders.reader("nemo2", "a NeMo 2 folder (context/, weights/)"),
     "bridge": megatron_folders.reader("bridge", "a Megatron-Bridge checkpoint (run_config.yaml)"),
     "megatron": megatron_folders.reader("megatron", "a Megatron-LM checkpoint (iter_N or release, torch_dist)"),
@@ -52,6 +53,8 @@ def kind_of(path: str | Path) -> str:
     if found:
         both = " and ".join(READERS[kind].description for kind in found)
         raise ValueError(f"{path} could be {both}; move what does not belong to the model out of that folder.")
+    if inner := sorted(Path(path).glob("*.gguf")):
+        raise ValueError(f"{path} is a folder of GGUF files; give one: {', '.join(map(str, inner[:5]))}.")
     forms = ", nor ".join(reader.description for reader in READERS.values())
     raise ValueError(f"{path} is no model: neither {forms}.")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from nemo_simplerl.config.hf_config import for_transformers
+from nemo_simplerl.config.families import for_transformers
 from nemo_simplerl.user_files import read_text
 
 try:  # transformers 5

@@ -8,8 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from nemo_simplerl.config.families import FAMILIES, check_hf_config, family_of
-from nemo_simplerl.config.hf_config import for_transformers
+from nemo_simplerl.config.families import FAMILIES, check_hf_config, family_of, for_transformers
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.network.provider import build_gpt_model, read_hf_config
 from nemo_simplerl.model.network.rope import rope_frequencies

@@ -35,6 +35,8 @@ FAMILIES = {
     "llama": ("llama", False),
     "llama3_rope": ("llama3_rope", False),
 }
+# What sets further models of these families apart.
+VARIANTS = {name: (name, False) for name in ("mistral_window", "mistral_heads", "deepseek_math")}
 
 _NOT_COMPANIONS = ("model.safetensors.index.json", "additional_chat_templates/notes.txt")
 
@@ -48,8 +50,8 @@ def questions(folder: Path) -> tuple[str, ...]:
 
 
 def save_model(folder: Path, name: str = "qwen2_untied", *, vocab_size: int = 331, num_groups: int = 2) -> Path:
-    """Write a random model of FAMILIES and a tokenizer of 300 tokens to `folder`, and return it."""
-    family, tied = FAMILIES[name]
+    """Write a random model of FAMILIES or VARIANTS and a tokenizer of 300 tokens to `folder`, and return it."""
+    family, tied = (FAMILIES | VARIANTS)[name]
     save_hf_model(folder, family, tied=tied, vocab_size=vocab_size, num_groups=num_groups)
     build_tokenizer(["How many apples are left? Add 17 to 25, then subtract 8."] * 3, 300, folder)
     return folder

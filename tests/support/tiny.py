@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,10 +70,13 @@ def save_hf_model(
     vocab_size: int = 131,
     num_groups: int = 2,
     seed: int = 0,
+    head_dim: int | None = None,
 ) -> Path:
     """Write a random fp32 model of 4 layers, biases and norms random too, as a Hugging Face folder, and return it.
 
     llama3_rope: llama whose rotary scaling stretches an original context of 32 tokens to the 128 of all models.
+    mistral_window: one that attends to 96 tokens. mistral_heads: one whose heads do not share out the hidden size.
+    deepseek_math: llama with a key and value for every head.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -83,19 +87,22 @@ def save_hf_model(
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     }
-    changes = {
+    changes: dict[str, Any] = {
         "qwen3": {"head_dim": 24},
         "llama3_rope": {"rope_scaling": llama3},
         "mistral": {"sliding_window": None},
+        "mistral_window": {"sliding_window": 96},
+        "mistral_heads": {"sliding_window": None, "head_dim": 24},
+        "deepseek_math": {"num_key_value_heads": 4},
     }.get(family, {})
+    changes = {"num_key_value_heads": num_groups} | changes | ({} if head_dim is None else {"head_dim": head_dim})
     config = AutoConfig.for_model(
-        "llama" if family == "llama3_rope" else family,
+        {"llama3_rope": "llama", "deepseek_math": "llama"}.get(family, family.partition("_")[0]),
         vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=4,
         num_attention_heads=4,
-        num_key_value_heads=num_groups,
         max_position_embeddings=128,
         tie_word_embeddings=tied,
         rope_theta=10000.0,

@@ -42,11 +42,16 @@ def created_attention_fits(config: Config) -> Iterator[str]:
 
 def rollout_fits_the_model(config: Config, shape: ModelShape, whose: str = "model") -> Iterator[str]:
     prompt, response = config.rollout.max_prompt_tokens, config.rollout.max_response_tokens
-    limit = shape.max_position_embeddings
+    limit = shape.longest_sequence
     if prompt + response > limit:
         fits = f"a response of {limit - prompt} or less" if prompt < limit else "a shorter prompt"
         yield (
             f"rollout.max_prompt_tokens={prompt} + rollout.max_response_tokens={response} "
-            f"= {prompt + response}, but the {whose}'s max_position_embeddings is {limit}. "
+            f"= {prompt + response}, but the {whose}'s {limiting_key(shape)} is {limit}. "
             f"Use {fits}, or a {whose} with more positions."
         )
+
+
+def limiting_key(shape: ModelShape) -> str:
+    """The key of config.json that bounds the length of a sequence."""
+    return "sliding_window" if shape.longest_sequence < shape.max_position_embeddings else "max_position_embeddings"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from nemo_simplerl.config.rules.model import limiting_key
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape
 
@@ -26,9 +27,9 @@ def evaluations_have_data(config: Config) -> Iterator[str]:
 
 
 def examples_fit_the_model(config: Config, shape: ModelShape) -> Iterator[str]:
-    limit = shape.max_position_embeddings
+    limit = shape.longest_sequence
     if config.sft.output is not None and config.sft.max_tokens > limit:
         yield (
-            f"sft.max_tokens={config.sft.max_tokens} is above the model's max_position_embeddings, {limit}. "
+            f"sft.max_tokens={config.sft.max_tokens} is above the model's {limiting_key(shape)}, {limit}. "
             f"Set sft.max_tokens={limit} or less; sft.overlong=drop leaves longer samples out."
         )

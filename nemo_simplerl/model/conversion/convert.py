@@ -40,7 +40,7 @@ class Target:
     """The form and place to write to. dtype None keeps each tensor's own; `tokenizer` is a folder that replaces the
     source's tokenizer files."""
 
-    kind: str  # a key of model.source.READERS
+    kind: str  # a key of model.source.READERS, but for gguf
     path: Path
     dtype: torch.dtype | None = None
     shard_bytes: int = 4_000_000_000
@@ -118,8 +118,13 @@ def small_files_of(
     files and generation_config.json.
 
     tokenizer: a folder whose files replace the source's, and whose ids of special tokens those of both configs. Raises
-    ValueError where it does not fit the vocabulary.
+    ValueError where it does not fit the vocabulary, and where the source's own cannot be made.
     """
+    if tokenizer is None and source.tokenizer_problem is not None:
+        raise ValueError(
+            f"{source.path}: the tokenizer cannot be rebuilt: {source.tokenizer_problem}. Give the folder of the "
+            "original one: model.tokenizer=DIR, or --tokenizer DIR of convert."
+        )
     hf = config_to_write(source.hf, critic=source.is_critic)
     hf["torch_dtype"] = str(dtype or source.dtype).removeprefix("torch.")
     files: dict[str, bytes | Extent] = dict(source.small_files)

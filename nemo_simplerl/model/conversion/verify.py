@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nemo_simplerl.config.hf_config import for_transformers
+from nemo_simplerl.config.families import for_transformers
 from nemo_simplerl.config.schema import ActorConfig
 from nemo_simplerl.model.conversion import nemo_toolkit
 from nemo_simplerl.model.conversion.convert import Target

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nemo_simplerl.config.families import family_of, rope_type
+from nemo_simplerl.config.families import FAMILIES, family_of, rope_type
 from nemo_simplerl.config.forms.description import Description
 from nemo_simplerl.config.forms.folder import named_family
 from nemo_simplerl.config.hf_config import DEFAULT_THETA
@@ -58,10 +58,11 @@ def hf_config(described: Description, vocab_size: int) -> dict[str, Any]:
     Raises one ValueError that lists every setting with which the model would compute something else.
     """
     settings, where = _without_idle_window(described.settings), str(described.where)
+    has_window = settings.get("window_size") is not None and FAMILIES[named_family(described)].window is not None
     problems = [
         f"{name} is {settings.get(name)!r}, only {' or '.join(repr(value) for value in allowed)} is supported"
         for name, allowed in _SUPPORTED.items()
-        if settings.get(name) not in allowed
+        if settings.get(name) not in allowed and not (name == "window_size" and has_window)
     ]
     problems += [f"{name} is missing" for name in _NEEDED if settings.get(name) is None]
     if problems:
@@ -76,6 +77,11 @@ def settings_of(hf: dict, dtype: torch.dtype, *, critic: bool) -> dict[str, Any]
     """
     family = family_of(hf)
     nemo_config.precision_of(dtype)  # refuses what Megatron has no word for
+    if nemo_config.window_keys(hf):
+        raise ValueError(
+            f"sliding_window is {hf['sliding_window']} of {hf['max_position_embeddings']} positions, which these forms "
+            "were not tried with; keep the model as hf or nemo."
+        )
     return {
         **nemo_config.layer_sizes(hf),
         "seq_length": hf["max_position_embeddings"],
@@ -162,6 +168,7 @@ def _as_nemo_yaml(settings: dict[str, Any]) -> dict[str, Any]:
         "rotary_base",
         "seq_len_interpolation_factor",
         "share_embeddings_and_output_weights",
+        "window_size",
     )
     std = settings.get("init_method_std")
     yaml = {name: settings.get(name) for name in same} | {

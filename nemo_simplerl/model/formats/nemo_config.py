@@ -10,7 +10,14 @@ from typing import Any
 import torch
 import yaml as pyyaml
 
-from nemo_simplerl.config.families import check_hf_config, family_of, family_of_nemo, rope_type
+from nemo_simplerl.config.families import (
+    check_hf_config,
+    family_of,
+    family_of_nemo,
+    rope_type,
+    window_of,
+    window_of_megatron,
+)
 from nemo_simplerl.config.hf_config import DEFAULT_THETA
 from nemo_simplerl.model.hf_map import heads_of
 
@@ -127,6 +134,7 @@ def nemo_config(hf: dict, *, dtype: torch.dtype, tokenizer: str | None, critic: 
         "override_vocab_size": hf["vocab_size"],
         "qkv_bias": family.qkv_bias,
         "qk_layernorm": family.qk_norm,
+        **window_keys(hf),
         "rotary_base": hf.get("rope_theta") or DEFAULT_THETA,
         **_rope_keys(hf),
         "share_embeddings_and_output_weights": critic or bool(hf.get("tie_word_embeddings", False)),
@@ -186,17 +194,19 @@ def hf_config(
     stated: asked for the model_type that another file of the archive names, where the yaml fits several families.
     Raises one ValueError that lists every key with which the model would compute something else.
     """
+    unknown, window = [], None
+    try:
+        family = family_of_nemo(yaml, stated)
+        window = window_of_megatron(yaml) if family.window else None
+    except ValueError as error:
+        unknown = [str(error)]
     problems = [
         f"{key} is {yaml[key]!r}, only {' or '.join(map(repr, allowed))} is supported"
         for key, allowed in _UNSUPPORTED.items()
-        if yaml.get(key, allowed[0]) not in allowed
+        if yaml.get(key, allowed[0]) not in allowed and not (key == "window_size" and window)
     ]
     needed = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "layernorm_epsilon")
-    problems += [f"{key} is missing" for key in needed if yaml.get(key) is None]
-    try:
-        family = family_of_nemo(yaml, stated)
-    except ValueError as error:
-        problems.append(str(error))
+    problems += [f"{key} is missing" for key in needed if yaml.get(key) is None] + unknown
     if problems:
         raise ValueError(f"{where}: " + "; ".join(problems) + ".")
     heads = yaml["num_attention_heads"]
@@ -222,13 +232,19 @@ def hf_config(
         "use_cache": True,
         "vocab_size": yaml.get("override_vocab_size") or vocab_size,
     }
-    if "sliding_window" in family.own_sizes:
-        hf["sliding_window"] = None  # by the yaml's window_size, which is refused where it is set
+    if family.window:
+        hf["sliding_window"] = window
     check_hf_config(hf, where)
     hf["head_dim"] = heads_of(hf).head_dim
     if "head_dim" not in family.own_sizes and hf["head_dim"] == hf["hidden_size"] // heads:
         del hf["head_dim"]  # transformers' Qwen2 has no such key, and its Llama works it out
     return hf
+
+
+def window_keys(hf: dict) -> dict[str, Any]:
+    """The key of a model's attention window, which counts the tokens before one; none where it has full attention."""
+    window = window_of(hf)
+    return {"window_size": [window - 1, 0]} if window and window < hf["max_position_embeddings"] else {}
 
 
 def vocab_divisor(vocab_size: int) -> int:

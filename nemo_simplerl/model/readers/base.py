@@ -20,9 +20,10 @@ class Source:
     hf: dict  # its config.json
     is_critic: bool
     specs: Mapping[str, Spec]  # canonical name -> full shape, and dtype on disk
-    small_files: Mapping[str, Extent]
+    small_files: Mapping[str, bytes | Extent]
     read: Callable[[str], Tensor]  # the full tensor of a canonical name, from disk
     tokenizer: str | None  # the folder or hub name that a `.nemo` gives for its tokenizer
+    tokenizer_problem: str | None = None  # why the tokenizer that is there is not among the small files
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,6 +1,8 @@
 """Hugging Face folders: config.json and *.safetensors."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,8 +10,8 @@ from torch import Tensor
 from nemo_simplerl.config.families import family_of
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.formats import safetensors_io
+from nemo_simplerl.model.formats.archive import Extent
 from nemo_simplerl.model.formats.safetensors_io import Spec
-from nemo_simplerl.model.formats.torch_zip import StoredTensor
 from nemo_simplerl.model.hf_map import OUTPUT_LAYER
 from nemo_simplerl.model.readers.base import Reader, Source, dtype_problems, raise_if_any
 from nemo_simplerl.model.readers.small_files import read_config, small_files, top_files
@@ -30,7 +32,37 @@ def open_hf_folder(path: Path, critic: bool = False, tokenizer: Path | None = No
     if "config.json" not in files:
         raise ValueError(f"{path} holds no config.json; give a Hugging Face model folder.")
     hf = read_config(files["config.json"], path / "config.json")
-    stored = safetensors_io.read_folder(files, path)
+    return source_of_tensors("hf", path, hf, safetensors_io.read_folder(files, path), small_files(files))
+
+
+READER = Reader("a Hugging Face folder (config.json)", is_hf_folder, open_hf_folder)
+
+
+class NamedTensor(Protocol):
+    """A tensor on disk, as every form that has Hugging Face's names gives one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read(self) -> Tensor: ...
+
+
+def source_of_tensors(
+    kind: str,
+    path: Path,
+    hf: dict,
+    stored: Mapping[str, NamedTensor],
+    small: Mapping[str, bytes | Extent],
+    tokenizer_problem: str | None = None,
+) -> Source:
+    """The model with these tensors by their Hugging Face names: a critic where one is a value head.
+
+    For the other arguments see Source. Raises ValueError for tensors that are missing, unknown, misshapen or quantized,
+    and where tied embeddings are stored twice and differ.
+    """
     is_critic = hf_map.VALUE_HEAD in stored
     hf_map.check_names(stored, hf, path, critic=is_critic)
     names = hf_map.model_params(hf, critic=is_critic) + [OUTPUT_LAYER] * is_critic
@@ -50,13 +82,10 @@ def open_hf_folder(path: Path, critic: bool = False, tokenizer: Path | None = No
             f"{path}: lm_head.weight differs from model.embed_tokens.weight, to which config.json ties it; "
             "set tie_word_embeddings to false there, or remove the tensor."
         )
-    return Source("hf", path, hf, is_critic, specs, small_files(files), read, None)
+    return Source(kind, path, hf, is_critic, specs, small, read, None, tokenizer_problem)
 
 
-READER = Reader("a Hugging Face folder (config.json)", is_hf_folder, open_hf_folder)
-
-
-def _check_tensors(path: Path, parts: dict[str, list[StoredTensor]], hf: dict, is_critic: bool) -> None:
+def _check_tensors(path: Path, parts: dict[str, list[NamedTensor]], hf: dict, is_critic: bool) -> None:
     """Raise ValueError where tensors do not have the shapes of config.json, or dtypes of one parameter differ."""
     problems = []
     for name, stored in parts.items():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from nemo_simplerl.config.forms.gguf import is_gguf
 from nemo_simplerl.config.hf_config import DEFAULT_THETA
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.formats import nemo_config, old_layouts, torch_dist
@@ -23,8 +24,8 @@ _TOKENIZER_KEYS = {"model": "tokenizer.model", "vocab_file": "vocab.json", "merg
 
 
 def is_nemo(path: Path) -> bool:
-    """Whether `path` is a file, or a folder with a model_config.yaml."""
-    return path.is_file() or (path / CONFIG_YAML).is_file()
+    """Whether `path` is a file, but for one of GGUF, or a folder with a model_config.yaml."""
+    return (path.is_file() and not is_gguf(path)) or (path / CONFIG_YAML).is_file()
 
 
 def open_nemo(path: Path, critic: bool = False, tokenizer: Path | None = None, *, kind: str = "nemo") -> Source:

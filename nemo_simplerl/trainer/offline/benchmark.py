@@ -20,6 +20,7 @@ import torch.distributed as dist
 import xxhash
 from torch import Tensor
 
+from nemo_simplerl.config.families import longest_sequence
 from nemo_simplerl.config.schema import Config, RolloutConfig
 from nemo_simplerl.data.problems import Problem, Prompt, render_prompts
 from nemo_simplerl.eval.benchmarks import BENCHMARKS
@@ -77,7 +78,7 @@ def eval_config(config: Config, request: EvalRequest) -> Config:
     source = open_source(request.model)
     if source.is_critic:
         raise ValueError(f"{request.model} is a critic: it holds a value head and answers nothing. Name a policy.")
-    positions = source.hf["max_position_embeddings"]
+    positions = longest_sequence(source.hf)
     if request.max_tokens >= positions:
         raise ValueError(f"--max-tokens {request.max_tokens} leaves no room for a prompt in {positions} positions.")
     rollout = dataclasses.replace(

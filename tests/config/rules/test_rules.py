@@ -149,6 +149,14 @@ def test_without_a_shape_its_rules_are_silent():
     assert check(config, None, 4) == []
 
 
+def test_a_window_bounds_the_tokens_where_it_is_narrower_than_the_positions():
+    config, shape = quickstart("rollout.max_prompt_tokens=60", "rollout.max_response_tokens=60", "sft.max_tokens=120")
+    assert check(config, dataclasses.replace(shape, sliding_window=120), 1) == []
+    told = check(config, dataclasses.replace(shape, sliding_window=119), 1, critic_shape=shape)
+    assert len(told) == 2 and "= 120, but the model's sliding_window is 119. Use a response of 59 or less" in told[0]
+    assert "sft.max_tokens=120 is above the model's sliding_window, 119" in told[1]
+
+
 def test_a_critic_of_its_own_must_fit_the_layout_and_the_tokens_too():
     config, shape = quickstart("actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=2")
     smaller = dataclasses.replace(shape, num_layers=1, num_query_groups=1, max_position_embeddings=100)

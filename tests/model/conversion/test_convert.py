@@ -19,6 +19,7 @@ from nemo_simplerl.model.source import open_source
 from support.forms import (
     FAMILIES,
     SHARED,
+    VARIANTS,
     companions,
     converted,
     members,
@@ -48,7 +49,7 @@ def logits_of(folder: Path) -> torch.Tensor:
         return AutoModelForCausalLM.from_pretrained(folder).eval()(tokens).logits
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES | VARIANTS)
 def test_a_model_comes_back_from_nemo_bit_for_bit_with_its_config_and_tokenizer(tmp_path, name):
     original = save_model(tmp_path / "hf", name)
     back = converted(converted(original, tmp_path / "m.nemo", "nemo"), tmp_path / "back")

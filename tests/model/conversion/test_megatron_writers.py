@@ -18,7 +18,7 @@ from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import build_mesh
-from support.forms import FAMILIES, converted, same_bits, save_critic, save_model, tensors_of
+from support.forms import FAMILIES, VARIANTS, converted, same_bits, save_critic, save_model, tensors_of
 from support.ranks import run_ranks
 from support.tiny import layout
 
@@ -31,11 +31,11 @@ PREFIX = {"nemo2": "module.", "bridge": "", "megatron": ""}
 def models(tmp_path_factory) -> dict[str, Path]:
     """A model of each family, as Hugging Face folders. Read-only."""
     folder = tmp_path_factory.mktemp("models")
-    return {name: save_model(folder / name, name) for name in FAMILIES}
+    return {name: save_model(folder / name, name) for name in FAMILIES | VARIANTS}
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "llama3_rope"])
+@pytest.mark.parametrize("name", [*(FAMILIES.keys() - {"llama3_rope"}), "mistral_heads", "deepseek_math"])
 def test_a_model_goes_there_and_back_with_every_bit_and_file(models, tmp_path, name, form):
     folder = converted(models[name], tmp_path / "there", form)
     back = converted(folder, tmp_path / "back")
@@ -45,6 +45,12 @@ def test_a_model_goes_there_and_back_with_every_bit_and_file(models, tmp_path, n
     assert before | {"dtype": "float32", "torch_dtype": "float32"} == after | {"dtype": "float32"}
     bare = converted(folder, tmp_path / "cast", dtype=torch.bfloat16)
     assert all(tensor.dtype == torch.bfloat16 for tensor in tensors_of(bare).values())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_attention_window_is_refused_where_a_form_cannot_say_it(models, tmp_path, form):
+    with pytest.raises(ValueError, match="sliding_window is 96 of 128 positions.*keep the model as hf or nemo"):
+        converted(models["mistral_window"], tmp_path / "there", form)
 
 
 def set_rope(model: Path, **changes) -> None:

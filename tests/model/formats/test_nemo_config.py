@@ -102,6 +102,17 @@ def test_what_would_be_computed_otherwise_is_listed_in_one_error():
     )
 
 
+def test_a_window_is_kept_in_the_family_that_has_one():
+    hf = BASE | {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 32768}
+    config = nemo_config(hf, dtype=torch.bfloat16, tokenizer=None, critic=False)
+    assert config["window_size"] == [4095, 0]  # counts the tokens before one
+    assert hf_config(config, 0, "yaml", lambda: "mistral")["sliding_window"] == 4096
+    with pytest.raises(ValueError, match=r"window_size is \[4095, 0\], only None is supported"):
+        hf_config(config, 0, "yaml")  # nothing says that it is no Llama
+    full = nemo_config(hf | {"max_position_embeddings": 4096}, dtype=torch.bfloat16, tokenizer=None, critic=False)
+    assert "window_size" not in full
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [

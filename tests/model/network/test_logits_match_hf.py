@@ -22,7 +22,9 @@ FAMILIES = {
     "qwen3_untied": ("qwen3", False),
     "llama": ("llama", False),
     "llama3_rope": ("llama3_rope", False),
-    "mistral": ("mistral", False),
+    "mistral_window": ("mistral_window", False),  # longer than any sequence here
+    "mistral_heads": ("mistral_heads", False),
+    "deepseek_math": ("deepseek_math", False),
 }
 # The first is longer than the 32 tokens from which llama3_rope is stretched.
 MICRO_BATCHES = [(3, 41), (2, 9)]

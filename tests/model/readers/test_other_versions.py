@@ -13,7 +13,9 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from nemo_simplerl.config.families import check_hf_config
+from nemo_simplerl.config.families import check_hf_config, longest_sequence
+from nemo_simplerl.config.load import compose
+from nemo_simplerl.config.shape import read_shape
 from nemo_simplerl.model.conversion import verify
 from nemo_simplerl.model.conversion.convert import Target, convert
 from nemo_simplerl.model.network.provider import read_hf_config
@@ -128,17 +130,20 @@ def test_what_cannot_be_had_of_rope_parameters_is_refused_by_name(changes, probl
 
 
 @pytest.mark.parametrize(
-    ("window", "problem"),
-    [(64, "sliding_window is 64 of 128 positions"), ("absent", "sliding_window is missing"), (128, None), (None, None)],
+    ("window", "positions", "longest"),
+    [(64, 128, 64), ("absent", 8192, 4096), ("absent", 128, 128), (128, 128, 128), (None, 8192, 8192)],
 )
-def test_a_mistral_model_is_trained_where_its_window_holds_every_position(tmp_path, window, problem):
-    hf = config_of("5", "mistral") | {"sliding_window": window}
+def test_a_mistral_model_is_trained_on_what_lies_within_its_window(tmp_path, window, positions, longest):
+    hf = config_of("5", "mistral") | {"sliding_window": window, "max_position_embeddings": positions}
     if window == "absent":
         del hf["sliding_window"]
-    if problem is not None:
-        with pytest.raises(ValueError, match=problem):
-            check_hf_config(hf, "config.json")
-        return
-    check_hf_config(hf, "config.json")
+    checked = check_hf_config(hf, "config.json")
+    assert checked["sliding_window"] == (4096 if window == "absent" else window)  # and is written so
     (tmp_path / "config.json").write_text(json.dumps(hf))
-    assert read_config(tmp_path).sliding_window is None
+    built = read_config(tmp_path)
+    assert built.sliding_window is None and built.max_position_embeddings == longest
+    shape = read_shape(compose([f"model.path={tmp_path}", "data.train_path=none.jsonl"]).model)
+    assert longest_sequence(checked) == shape.longest_sequence == longest
+    for other in ("wide", 0):
+        with pytest.raises(ValueError, match=f"sliding_window is {other!r}, not a positive integer"):
+            check_hf_config(hf | {"sliding_window": other}, "config.json")

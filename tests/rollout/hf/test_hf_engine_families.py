@@ -14,7 +14,14 @@ GREEDY = SamplingParams(n=1, max_tokens=16, temperature=0.0, top_p=1.0, top_k=0,
 PROMPTS = [[5, 9, 11], [(7 * i) % 131 for i in range(45)], [7], [100, 101, 102, 103]]
 
 
-@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen3", False), ("llama3_rope", False)])
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [
+        ("qwen3", True),
+        ("qwen3", False),
+        *((name, False) for name in ("llama3_rope", "mistral_window", "mistral_heads", "deepseek_math")),
+    ],
+)
 def test_greedy_completions_and_logprobs_are_those_of_transformers(tmp_path, family, tied):
     folder = save_hf_model(tmp_path / "model", family, tied=tied)
     model = AutoModelForCausalLM.from_pretrained(folder)
