@@ -127,7 +127,7 @@ class Session:
                 None,
                 total_steps=first_step + 1,
                 step_state=GivenStep(sample),
-                on_phase=lambda phase: None,
+                on_phase=lambda phase, group=None: None,
             )
             roles.refit(version=0)
         prompts = prompts_of(sample)

@@ -1,8 +1,12 @@
-"""The mesh of training ranks: process groups as a value. The only importer of Megatron's parallel_state."""
+"""A mesh of ranks: process groups as a value.
+
+Megatron's own globals (parallel_state) hold one layout of the whole world. They stay uninitialised: a group that is not
+handed on fails, where it would else sum over strangers, and several meshes can lie over the same ranks or over others.
+"""
 
 import logging
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -16,6 +20,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.parallel.cpu import let_megatron_run_without_cuda
+from nemo_simplerl.parallel.grid import Grid
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +35,8 @@ class Mesh:
     """Process groups of this rank and its rank in each.
 
     `model` holds the ranks that share one replica (tensor x pipeline); `data` the ranks that hold the same shard of
-    different replicas. `collection` is what Megatron's constructors take.
+    different replicas; `role` all ranks of the mesh, which agree there on what concerns their model. `collection` is
+    what Megatron's constructors take.
     """
 
     device: torch.device
@@ -40,6 +46,8 @@ class Mesh:
     pipeline: dist.ProcessGroup
     data: dist.ProcessGroup
     model: dist.ProcessGroup
+    role: dist.ProcessGroup
+    grid: Grid
     collection: Any
 
     @property
@@ -84,45 +92,86 @@ def build_mesh(
     tensor_model_parallel_size: int,
     pipeline_model_parallel_size: int,
     context_parallel_size: int,
-    timeout_s: int,
+    timeout_s: float,
+    other_tensor_size: int = 1,
 ) -> Mesh:
-    """Join the world that torchrun describes (or a world of one) and split it into process groups. Collective.
+    """Join the world that torchrun describes (or a world of one), and make a mesh of all its ranks. Collective.
 
-    Raises ValueError when the world size is not a multiple of the model-parallel size.
+    other_tensor_size: that of a further mesh over these ranks. Raises ValueError when the world size is not a multiple
+    of the model-parallel size.
     """
+    assert context_parallel_size == 1, "config.rules.machine refuses others"
     let_megatron_run_without_cuda()
     for name in _ADVISERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    device = _join_world(timeout_s, overlaps=max(tensor_model_parallel_size, context_parallel_size) > 1)
-    world_size = dist.get_world_size()
-    model_parallel = tensor_model_parallel_size * pipeline_model_parallel_size * context_parallel_size
-    if world_size % model_parallel:
-        raise ValueError(
-            f"{world_size} ranks cannot hold replicas of {model_parallel} ranks (tensor {tensor_model_parallel_size} x "
-            f"pipeline {pipeline_model_parallel_size} x context {context_parallel_size}); "
-            f"start a multiple of {model_parallel}."
-        )
-    if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=tensor_model_parallel_size,
-            pipeline_model_parallel_size=pipeline_model_parallel_size,
-            context_parallel_size=context_parallel_size,
-            distributed_timeout_minutes=max(1, timeout_s // 60),
-            create_gloo_process_groups=False,
-        )
-    if device.type == "cuda":
+    _join_world(timeout_s, overlaps=max(tensor_model_parallel_size, other_tensor_size) > 1)
+    everyone = range(dist.get_world_size())
+    mesh = mesh_over(Grid(everyone, tensor_model_parallel_size, pipeline_model_parallel_size), timeout_s=timeout_s)
+    assert mesh is not None
+    return mesh
+
+
+def mesh_over(grid: Grid, *, timeout_s: float) -> Mesh | None:
+    """The mesh of the ranks of `grid`; None on every other rank. Collective over the world that was joined.
+
+    All ranks must make the same meshes in the same order: torch names groups by counting, and ranks whose counts differ
+    wait for each other, or reduce with strangers. `timeout_s` limits every collective; without it a group would have
+    torch's default, not the world's. Ranks that make up several groups share one, and the world's is not made again.
+    """
+    made: dict[tuple[int, ...], Any] = {tuple(range(dist.get_world_size())): dist.group.WORLD}
+    rank, timeout = dist.get_rank(), timedelta(seconds=timeout_s)
+
+    def own(groups: Sequence[Sequence[int]]) -> Any:
+        """This rank's group of these; None where it is in none of them."""
+        mine = None
+        for ranks in map(tuple, groups):
+            if ranks not in made:
+                made[ranks] = dist.new_group(ranks, timeout=timeout)
+            if rank in ranks:
+                mine = made[ranks]
+        return mine
+
+    role, tensor, pipeline, data = own([grid.ranks]), own(grid.tensor), own(grid.pipeline), own(grid.data)
+    model, stage, alone = own(grid.model), own(grid.stages), own([[one] for one in grid.ranks])
+    first, ends = own([[ranks[0]] for ranks in grid.pipeline]), own([_ends(ranks) for ranks in grid.pipeline])
+    if role is None:
+        return None
+    if parallel_state._GLOBAL_MEMORY_BUFFER is None:
+        # Sequence parallelism gathers into it. It is no group, but only initialize_model_parallel makes it.
+        parallel_state._set_global_memory_buffer()
+    if torch.cuda.is_available():
         # Layers fork these generators around dropout, even at rate 0. Nothing else draws from them.
-        model_parallel_cuda_manual_seed(0)
+        model_parallel_cuda_manual_seed(0, tp_rank=tensor.rank(), ep_rank=0, etp_rank=tensor.rank())
     return Mesh(
-        device=device,
-        rank=dist.get_rank(),
-        world_size=world_size,
-        tensor=parallel_state.get_tensor_model_parallel_group(),
-        pipeline=parallel_state.get_pipeline_model_parallel_group(),
-        data=parallel_state.get_data_parallel_group(with_context_parallel=True),
-        model=parallel_state.get_model_parallel_group(),
-        collection=ProcessGroupCollection.use_mpu_process_groups(),
+        device=_device(),
+        rank=rank,
+        world_size=dist.get_world_size(),
+        tensor=tensor,
+        pipeline=pipeline,
+        data=data,
+        model=model,
+        role=role,
+        grid=grid,
+        collection=ProcessGroupCollection(
+            **dict.fromkeys(("tp", "tp_cp", "expt_tp", "tp_ep"), tensor),
+            **dict.fromkeys(("cp", "ep"), alone),
+            **dict.fromkeys(("mp", "tp_ep_pp"), model),
+            # Given as None, expt_dp would be made by DistributedDataParallel on the ranks of this role alone.
+            **dict.fromkeys(("dp", "dp_cp", "intra_dp_cp", "expt_dp", "intra_expt_dp"), data),
+            pp=pipeline,
+            tp_dp_cp=stage,
+            embd=ends,
+            pos_embd=first,
+            intra_dist_opt=role,  # the distributed optimizer sums its norm over it
+            inter_dist_opt=None,
+            hcp=None,
+        ),
     )
+
+
+def _ends(ranks: Sequence[int]) -> list[int]:
+    """The ranks of a pipeline that hold the embeddings and the output layer."""
+    return [ranks[0]] if len(ranks) == 1 else [ranks[0], ranks[-1]]
 
 
 def queue_communication_first(environ: MutableMapping[str, str], capability: Callable[[], tuple[int, int]]) -> None:
@@ -162,23 +211,27 @@ def leave_together() -> None:
 def destroy_mesh() -> None:
     """Leave the world. Safe to call when no mesh was built."""
     if dist.is_initialized():
-        parallel_state.destroy_model_parallel()
+        parallel_state.destroy_global_memory_buffer()
         dist.destroy_process_group()
 
 
-def _join_world(timeout_s: int, *, overlaps: bool) -> torch.device:
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
-    if on_gpu:
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def _join_world(timeout_s: float, *, overlaps: bool) -> None:
+    device = _device()
+    if device.type == "cuda":
         if overlaps:
             queue_communication_first(os.environ, partial(torch.cuda.get_device_capability, device))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # Objects (completions, verdicts) travel over gloo, tensors over NCCL where there are GPUs.
-        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    return device

@@ -55,10 +55,10 @@ def of_first_rank(obj: T, what: str) -> T:
     return gather_objects(obj, dist.group.WORLD, what)[0]
 
 
-def any_rank(is_true: bool, device: torch.device) -> bool:
-    """Whether `is_true` holds on any rank of the world. Collective: one all-reduce of one number."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+def any_rank(is_true: bool, device: torch.device, group: dist.ProcessGroup | None) -> bool:
+    """Whether `is_true` holds on any rank of the group. Collective: one all-reduce of one number."""
+    if group is None or group.size() == 1:
         return is_true
     flag = torch.tensor(int(is_true), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
     return bool(flag.item())

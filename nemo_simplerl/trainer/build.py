@@ -63,16 +63,17 @@ def build_roles(
     *,
     total_steps: int,
     step_state: StepState,
-    on_phase: Callable[[str], None],
+    on_phase: Callable[..., None],
 ) -> Roles:
     """Actor, estimator, reference and engine, started from the weights of `materials`. Collective.
 
-    on_phase: called at the beginning of every phase, and before every update as actor.update or critic.update.
+    on_phase: called at the beginning of every phase, and before every update as actor.update or critic.update; in the
+    work of one model with `group=`, the ranks of that model's mesh.
     """
     algo, sources, temperature = config.algo, materials.sources, config.rollout.temperature
     timer = PhaseTimer(on_enter=on_phase)
     learner = _actor_learner(config, sources[0], mesh, total_steps)
-    update_loop = UpdateLoop(partial(on_phase, "actor.update"))
+    of_actor = partial(on_phase, group=mesh.role)
     longest = config.rollout.max_response_tokens
     actor = Actor(
         learner,
@@ -81,14 +82,21 @@ def build_roles(
         algo,
         temperature=temperature,
         max_response_tokens=longest,
-        timer=timer,
-        update_loop=update_loop,
+        timer=timer.with_on_enter(of_actor),
+        update_loop=UpdateLoop(partial(of_actor, "actor.update")),
     )
 
     def build_critic() -> Critic:
-        update_loop = UpdateLoop(partial(on_phase, "critic.update"))
         learner = _critic_learner(config, sources[-1], mesh, total_steps)
-        return Critic(learner, config.critic, algo, max_response_tokens=longest, timer=timer, update_loop=update_loop)
+        of_critic = partial(on_phase, group=mesh.role)
+        return Critic(
+            learner,
+            config.critic,
+            algo,
+            max_response_tokens=longest,
+            timer=timer.with_on_enter(of_critic),
+            update_loop=UpdateLoop(partial(of_critic, "critic.update")),
+        )
 
     return Roles(
         config=config,

@@ -57,7 +57,7 @@ def _numbers_that_are_none() -> tuple:
     dist.init_process_group("gloo")
     rank, group = dist.get_rank(), dist.group.WORLD
     bad = {"loss": 1.0, "ratio_max": math.nan} if rank == 0 else {"loss": math.nan, "ratio_max": 1.0}
-    flags = [any_rank(is_true, torch.device("cpu")) for is_true in (rank == 1, False)]
+    flags = [any_rank(is_true, torch.device("cpu"), group) for is_true in (rank == 1, False)]
     return all_reduce_metrics(bad, group), flags
 
 

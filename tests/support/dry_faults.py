@@ -70,7 +70,7 @@ def flag_on_the_host() -> Any:
     from nemo_simplerl.trainer.learners import learner
 
     original = learner.any_rank
-    return changed(learner, "any_rank", lambda is_true, device: original(is_true, torch.device("cpu")))
+    return changed(learner, "any_rank", lambda is_true, device, group: original(is_true, torch.device("cpu"), group))
 
 
 def one_rank_reduces_once_more() -> Any:
@@ -81,10 +81,10 @@ def one_rank_reduces_once_more() -> Any:
 
     original = learner.any_rank
 
-    def any_rank(is_true: bool, device: Any) -> bool:
+    def any_rank(is_true: bool, device: Any, group: Any) -> bool:
         if dist.get_rank() == 1:
             dist.all_reduce(torch.zeros(1, device=device))
-        return original(is_true, device)
+        return original(is_true, device, group)
 
     return changed(learner, "any_rank", any_rank)
 

@@ -222,3 +222,11 @@ def scripted_roles(folder: str, actor_changes: dict, algo_changes: dict) -> Iter
     grader.close()
     leave_together()
     destroy_mesh()
+
+
+def megatron_globals() -> list[str]:
+    """Names of the groups and ranks that Megatron's parallel_state holds: none, as meshes are values."""
+    from megatron.core import parallel_state
+
+    is_set = [name for name, value in vars(parallel_state).items() if name.isupper() and value not in (None, {})]
+    return [name for name in is_set if name.startswith("_") and name.endswith(("_GROUP", "_GROUPS", "_RANK", "_SIZE"))]

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core.fp8_utils import get_fp8_align_size
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -127,7 +128,8 @@ def _padded(tokens_BS: Tensor, config: TransformerConfig, mesh: Mesh) -> Tensor:
 
 def _schedule(step, model, micro_batches, mesh: Mesh, *, forward_only: bool, collect_non_loss_data: bool) -> list:
     rows, length = micro_batches[0].tokens_BS.shape
-    return get_forward_backward_func()(
+    to_neighbours = P2PCommunicator(mesh.pipeline, model.config) if mesh.pp_size > 1 else None
+    return get_forward_backward_func(pp_size=mesh.pp_size)(
         forward_step_func=step,
         data_iterator=iter(micro_batches),
         model=[model],
@@ -136,6 +138,8 @@ def _schedule(step, model, micro_batches, mesh: Mesh, *, forward_only: bool, col
         micro_batch_size=rows,
         forward_only=forward_only,
         collect_non_loss_data=collect_non_loss_data,
+        p2p_communicator=to_neighbours,
+        pg_collection=mesh.collection,
     )
 
 

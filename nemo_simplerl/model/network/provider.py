@@ -201,7 +201,7 @@ def build_gpt_model(
     is_critic = critic_seed is not None
     gpt = _Trunk(
         config=config,
-        transformer_layer_spec=_layer_spec(config),
+        transformer_layer_spec=_layer_spec(config, mesh.pp_rank),
         vocab_size=padded_vocab_size(hf["vocab_size"], mesh.tp_size),
         max_sequence_length=hf["max_position_embeddings"],
         pre_process=mesh.is_first_stage,
@@ -236,7 +236,7 @@ def _mark_sharded_weights(gpt: GPTModel) -> None:
             set_tensor_model_parallel_attributes(param, is_parallel=True, dim=tp_dim, stride=1)
 
 
-def _layer_spec(config: TransformerConfig):
+def _layer_spec(config: TransformerConfig, pp_rank: int):
     if config.transformer_impl == "transformer_engine":
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
@@ -247,4 +247,5 @@ def _layer_spec(config: TransformerConfig):
     attention.core_attention = SdpaAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RmsNorm
-    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=RmsNorm)
+    num_layers = get_num_layers_to_build(config, pp_rank=pp_rank)
+    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RmsNorm)

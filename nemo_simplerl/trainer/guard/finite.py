@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from nemo_simplerl.data.batch import Batch, MicroBatch
@@ -59,7 +58,7 @@ class BadUpdates:
             path.touch()  # it counts, also where a full disk has no room for its content
             write_micro_batches(path, micro_batches, facts)
         # A shared disk may show one rank more than another: the largest count is the true one.
-        count = max(gather_objects(len(_left_out(self.folder)), dist.group.WORLD, "updates_left_out"))
+        count = max(gather_objects(len(_left_out(self.folder)), mesh.role, "updates_left_out"))
         what = (
             f"step {step}: {self.role} update {within + 1} was left out, since {', '.join(names) or 'a number'} is not "
             f"finite; its micro-batches are in {self.folder}/{stem}_rank*.pt"
@@ -104,7 +103,7 @@ def require_finite(columns_BT: Mapping[str, Tensor], rows: Sequence[int], n: int
     rows: for each row of the columns its sample's index in the rollout, which holds `n` samples of each prompt in turn.
     """
     bad = {name: (~column_BT.isfinite()).any(dim=1) for name, column_BT in columns_BT.items()}
-    if not any_rank(any(bool(is_bad_B.any()) for is_bad_B in bad.values()), mesh.device):
+    if not any_rank(any(bool(is_bad_B.any()) for is_bad_B in bad.values()), mesh.device, mesh.role):
         return
     mine = {name: [rows[row] for row in is_bad_B.nonzero()[:, 0].tolist()] for name, is_bad_B in bad.items()}
     shares = gather_objects(mine, mesh.data, "samples_not_finite")

@@ -69,21 +69,24 @@ class Stop:
         """Whether this rank received a second signal."""
         return self._num_signals > 1
 
-    def safe_point(self) -> None:
-        """Raise Stopping on every rank where any rank was asked to stop. Collective."""
+    def safe_point(self, group: dist.ProcessGroup | None = None) -> None:
+        """Raise Stopping on every rank of the group where any of them was asked to stop. Collective.
+
+        group: the ranks of the role at work, so that its work waits for no other role; None is the world.
+        """
         reason = torch.tensor(self._reason())
-        dist.all_reduce(reason, op=dist.ReduceOp.MAX)
+        dist.all_reduce(reason, op=dist.ReduceOp.MAX, group=group)
         if reason:
             raise Stopping(self._reasons[int(reason)])
 
-    def on_phase(self, name: str) -> None:
+    def on_phase(self, name: str, group: dist.ProcessGroup | None = None) -> None:
         """A fault point and then a safe point: call it at the beginning of a phase and before an update. Collective.
 
-        A save, once begun, is not stopped: it is what a stop would begin.
+        group: as in `safe_point`. A save, once begun, is not stopped: it is what a stop would begin.
         """
         fault_point(name)
         if name != "save_blocking":
-            self.safe_point()
+            self.safe_point(group)
 
     def _reason(self) -> int:
         """The index of this rank's reason to stop; 0 is none."""

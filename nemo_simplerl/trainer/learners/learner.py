@@ -21,6 +21,7 @@ from nemo_simplerl.algo.learning_rate import learning_rate
 from nemo_simplerl.config.schema import OptimConfig
 from nemo_simplerl.model.network import pipeline
 from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.parallel.optimizer import optimizer_of_ranks
 from nemo_simplerl.parallel.reductions import all_reduce_metrics, any_rank
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.guard.finite import BadUpdates, not_finite
@@ -64,23 +65,22 @@ class Learner:
         )
         if overlap_grad_reduce:
             config.no_sync_func = self.model.no_sync  # the schedules reduce after the last micro-batch alone
-        self.optimizer = get_megatron_optimizer(
-            OptimizerConfig(
-                lr=optim.lr,
-                min_lr=optim.min_lr,
-                weight_decay=optim.weight_decay,
-                adam_beta1=optim.adam_beta1,
-                adam_beta2=optim.adam_beta2,
-                adam_eps=optim.adam_eps,
-                clip_grad=optim.clip_grad,
-                bf16=config.bf16,
-                params_dtype=config.params_dtype,
-                use_distributed_optimizer=use_distributed_optimizer,
-            ),
-            [self.model],
-            use_gloo_process_groups=False,
-            pg_collection=mesh.collection,
+        settings = OptimizerConfig(
+            lr=optim.lr,
+            min_lr=optim.min_lr,
+            weight_decay=optim.weight_decay,
+            adam_beta1=optim.adam_beta1,
+            adam_beta2=optim.adam_beta2,
+            adam_eps=optim.adam_eps,
+            clip_grad=optim.clip_grad,
+            bf16=config.bf16,
+            params_dtype=config.params_dtype,
+            use_distributed_optimizer=use_distributed_optimizer,
         )
+        with optimizer_of_ranks(mesh.role):
+            self.optimizer = get_megatron_optimizer(
+                settings, [self.model], use_gloo_process_groups=False, pg_collection=mesh.collection
+            )
         fuse_torch_adam(self.optimizer)
         self.offload = Offload(self.model, self.optimizer, mesh.device) if offload_adam_states else None
 
@@ -118,7 +118,7 @@ class Learner:
             grad_norm = float(self.optimizer.get_grad_norm())
             wrong = not_finite(combined, grad_norm)
             # Replicas see the same sums. Ranks of one compute the same metrics each for itself.
-            is_skipped = any_rank(bool(wrong), self.mesh.device)
+            is_skipped = any_rank(bool(wrong), self.mesh.device, self.mesh.role)
             self.updates += 1
             if is_skipped:
                 self.skipped += 1

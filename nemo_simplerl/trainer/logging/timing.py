@@ -4,6 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 
 import psutil
 import torch
@@ -49,6 +50,12 @@ class PhaseTimer:
                 self._open.pop()
                 self._seconds[phase] = self._seconds.get(phase, 0.0) + self._clock() - start
 
+    def with_on_enter(self, on_enter: Callable[[str], None]) -> "PhaseTimer":
+        """A timer that adds to the same seconds and peaks, and calls another `on_enter`."""
+        other = copy(self)
+        other._on_enter = on_enter
+        return other
+
     def drain(self) -> dict[str, float]:
         """Return `{"time/rollout": seconds, ..., "memory/rollout_gb": GiB, ...}` since the last drain and start anew.
 
@@ -59,7 +66,8 @@ class PhaseTimer:
         for phase, (allocated, reserved) in self._peaks.items():
             drained[f"memory/{phase}_gb"] = allocated / 2**30
             drained[f"memory/{phase}_reserved_gb"] = reserved / 2**30
-        self._seconds, self._peaks = {}, {}
+        self._seconds.clear()
+        self._peaks.clear()
         return drained
 
     def _record_peak(self) -> None:

@@ -121,6 +121,24 @@ def test_a_second_signal_on_one_rank_breaks_off_the_rollout_of_all_and_handlers_
     assert run_ranks(_second_signal, 2) == [[False, "SIGUSR1"], [False, False, True, "SIGUSR1"]]
 
 
+def _stop_of_one_group() -> str:
+    """What the second rank hears at a safe point of a group that the first is not in."""
+    dist.init_process_group("gloo")
+    group = dist.new_group([1])
+    with Stop(Path("here"), is_first_rank=dist.get_rank() == 0, max_time=None, started=0.0) as stop:
+        if dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            try:
+                stop.on_phase("critic.update", group)
+            except Stopping as asked:
+                return str(asked)
+    return "asked nothing"
+
+
+def test_the_ranks_of_one_model_agree_to_stop_without_asking_the_others():
+    assert run_ranks(_stop_of_one_group, 2) == ["asked nothing", "SIGUSR1"]
+
+
 def test_a_reward_worker_leaves_signals_to_all_of_a_job_to_its_owner():
     with RewardPool(1, timeout_s=20.0, memory_limit_mb=1024) as pool:
         (pid,) = pool.worker_pids()

@@ -78,3 +78,18 @@ def test_the_peak_of_device_memory_belongs_to_every_phase_that_was_open():
         "memory/refit_gb": 6.0,
         "memory/refit_reserved_gb": 8.0,
     }
+
+
+def test_a_models_own_timer_adds_to_the_same_sums_and_announces_its_phases_elsewhere():
+    run, model = [], []
+    timer = PhaseTimer(Clock(0.0, 1.0, 2.0, 5.0, 6.0, 7.0), on_enter=run.append)
+    own = timer.with_on_enter(model.append)
+    with timer("rollout"):
+        pass
+    with own("values"):
+        pass
+    assert (run, model) == (["rollout"], ["values"])
+    assert timer.drain() == {"time/rollout": 1.0, "time/values": 3.0}
+    with own("values"):
+        pass
+    assert timer.drain() == {"time/values": 1.0}

@@ -19,7 +19,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from megatron.core import parallel_state
 from torch import Tensor
 
 from nemo_simplerl.config.schema import Config
@@ -42,7 +41,7 @@ from nemo_simplerl.trainer.saving.position import position_of
 from nemo_simplerl.trainer.saving.saver import Saver
 from nemo_simplerl.trainer.setup.world import mesh_of
 from support.ranks import run_ranks
-from support.tiny import learner_of, save_hf_model, small_config
+from support.tiny import learner_of, megatron_globals, save_hf_model, small_config
 
 ALONE = SimpleNamespace(rank=0, world_size=1)  # all that looking at a folder asks of a mesh
 KEEP_ALL = Retention(last=100, every=0, best=None)
@@ -217,7 +216,7 @@ def _hand_on(folder: Path, models: dict[str, str]) -> None:
                 learners, _, mesh = _learners(models[name], changes, precision)
                 checkpoint.load(find_intact(folder / source / name, mesh), learners, mesh)
             _save(folder / target / name, 1, learners, mesh, models[name])
-        parallel_state.destroy_model_parallel()  # the next layout cuts the same world anew
+    assert megatron_globals() == []
     _leave()
 
 

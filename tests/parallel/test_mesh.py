@@ -1,0 +1,66 @@
+"""Meshes over all ranks and over some, without Megatron's globals."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from nemo_simplerl.model.network import head
+from nemo_simplerl.model.network.pipeline import TokenBatch
+from nemo_simplerl.parallel.grid import Grid
+from nemo_simplerl.parallel.mesh import build_mesh, destroy_mesh, leave_together, mesh_over
+from support.ranks import run_ranks
+from support.tiny import learner_of, megatron_globals, save_hf_model, small_config
+
+LAYOUTS = {
+    "TP2 with sequence parallel and the distributed optimizer": {
+        "tensor_model_parallel_size": 2,
+        "sequence_parallel": True,
+        "use_distributed_optimizer": True,
+    },
+    "PP2": {"pipeline_model_parallel_size": 2},
+}
+
+
+def _last_two_ranks_learn(folder: str, actor: dict) -> tuple[list, list, list[str]]:
+    """Metrics of two updates of a value model and its weights, where this rank is one of the last two."""
+    build_mesh(tensor_model_parallel_size=1, pipeline_model_parallel_size=1, context_parallel_size=1, timeout_s=60)
+    config = small_config(folder, actor, {})
+    layout, world_size = config.actor, dist.get_world_size()
+    ranks = range(world_size - 2, world_size)
+    grid = Grid(ranks, layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
+    mesh = mesh_over(grid, timeout_s=33)
+    metrics, weights = [], []
+    if mesh is None:
+        assert dist.get_rank() not in ranks
+    else:
+        tokens_BS = torch.arange(24).view(2, 12)
+        optim = replace(layout.optim, lr=1e-3)
+        learner = learner_of(config, folder, optim, mesh, total_updates=2, critic_seed=1)
+
+        def loss(hidden_SBH, micro):
+            square = head.values(learner.gpt, hidden_SBH, micro).square().mean()
+            return square, {"square": square.detach()}
+
+        metrics = [learner.update([TokenBatch(tokens_BS)], loss) for _ in range(2)]
+        weights = [param.detach().clone() for param in learner.gpt.parameters()]
+        cpu = torch.device("cpu")
+        assert mesh.data._get_backend(cpu).options._timeout == timedelta(seconds=33)
+    left = megatron_globals()
+    leave_together()
+    destroy_mesh()
+    return metrics, weights, left
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_mesh_of_some_ranks_learns_the_same_while_another_rank_does_nothing(tmp_path, layout):
+    folder = str(save_hf_model(tmp_path / "model"))
+    idle, *apart = run_ranks(_last_two_ranks_learn, 3, folder, LAYOUTS[layout])
+    whole = run_ranks(_last_two_ranks_learn, 2, folder, LAYOUTS[layout])
+    assert idle[:2] == ([], [])
+    for (metrics, weights, left), (expected, expected_weights, _) in zip(apart, whole, strict=True):
+        assert metrics == expected and metrics[1]["square"] != metrics[0]["square"] and metrics[0]["grad_norm"] > 0
+        assert all(map(torch.equal, weights, expected_weights))
+        assert left == []
