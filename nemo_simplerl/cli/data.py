@@ -66,11 +66,12 @@ def _counter(args: argparse.Namespace):
         if args.max_prompt_tokens is not None:
             raise ValueError("--max-prompt-tokens needs --tokenizer FOLDER to count by.")
         return None
+    from nemo_simplerl.data.examples import read_examples
     from nemo_simplerl.data.templates import encode_prompts, renderer
     from nemo_simplerl.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(args.tokenizer)
-    prompt_of = renderer(args.template, tokenizer, trailing_newline=True)
+    tokenizer, examples = load_tokenizer(args.tokenizer), read_examples(args.examples)
+    prompt_of = renderer(args.template, tokenizer, trailing_newline=True, examples=examples)
 
     def num_tokens(problems) -> list[int]:
         texts = [prompt_of(problem.chat or problem.question) for problem in problems]
@@ -131,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drop-duplicates", choices=KINDS, help="the same of duplicates: the first one stays")
     parser.add_argument("--tokenizer", type=path, metavar="FOLDER", help="counts the tokens of prompts")
     parser.add_argument("--template", choices=NAMES, default="qwen25-math-cot", help="that they are rendered by")
+    parser.add_argument("--examples", metavar="FILE", help="worked examples before every question, as in data.examples")
     parser.add_argument("--max-prompt-tokens", type=int, help="leave out longer prompts")
     parser.add_argument("--check-golds", action="store_true", help="give the grader each gold answer in a box")
     return parser

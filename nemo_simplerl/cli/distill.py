@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from nemo_simplerl.cli.start.guard import Parser, is_first_rank, path
-from nemo_simplerl.cli.start.launch import add_config_options, overrides_of, require_different_samples, sampling_options
+from nemo_simplerl.cli.start.launch import (
+    add_config_options,
+    add_prompt_options,
+    overrides_of,
+    require_different_samples,
+    sampling_options,
+    with_prompt_options,
+)
 from nemo_simplerl.config.rules.machine import why_not_writable
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.distill import (
@@ -20,9 +27,10 @@ from nemo_simplerl.data.distill import (
     missing_requests,
     request_digest,
     require_different_ids,
+    with_boxes,
 )
+from nemo_simplerl.data.examples import stops_of
 from nemo_simplerl.data.problems import Problem
-from nemo_simplerl.data.templates import NAMES
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)
@@ -84,6 +92,8 @@ def run(argv: list[str]) -> int:
         raise ValueError(f"{' '.join(args.overrides)}: settings of the engine mean nothing to an endpoint.")
     if args.endpoint and not args.endpoint.startswith(("http://", "https://")):
         raise ValueError(f"--endpoint {args.endpoint} is no address; write it as http://HOST:PORT/v1.")
+    if args.endpoint and args.examples:
+        raise ValueError(f"--examples {args.examples} means nothing to an endpoint: it is for a model sampled here.")
     if not args.endpoint:
         require_different_samples(args)
     if args.out.is_dir():
@@ -101,10 +111,14 @@ def run(argv: list[str]) -> int:
     done, source, failures = _from_endpoint(args, problems) if config is None else _from_model(args, problems, config)
     if not is_first_rank():
         return 0
-    rows = kept(problems, done, args.keep, source)
-    write_rows(args.out, rows)
     verdicts = Counter(row["verdict"] for row in done)
     print(", ".join(f"{verdict} {count}" for verdict, count in verdicts.most_common()))
+    if args.box:
+        with _grading(args) as pool:
+            done = with_boxes(problems, done, pool.grade)
+        print(f"{sum('rewritten' in row for row in done)} that box nothing end in the right number, which --box boxes")
+    rows = kept(problems, done, args.keep, source, () if config is None else stops_of(config.data))
+    write_rows(args.out, rows)
     print(f"{len(rows)} examples of {len({row['id'].rpartition('/')[0] for row in rows})} problems: {args.out}")
     if failures:
         print(f"{len(failures)} requests failed ({failures[0]}); the same command asks for them again", file=sys.stderr)
@@ -116,7 +130,6 @@ Answers = tuple[list[dict], str, list[str]]  # the samples, the name of their so
 
 def _from_endpoint(args: argparse.Namespace, problems: list[Problem]) -> Answers:
     from nemo_simplerl.files import truncate_jsonl
-    from nemo_simplerl.reward.serving.pool import RewardPool
 
     record = args.out.with_name(args.out.name + ".samples")
     settings = {name: getattr(args, name) for name in ("model", "temperature", "top_p", "max_tokens")}
@@ -127,9 +140,15 @@ def _from_endpoint(args: argparse.Namespace, problems: list[Problem]) -> Answers
     requests = missing_requests(problems, args.samples, done)
     print(f"{len(problems)} problems, {len(done)} samples are there, {len(requests)} to ask for")
     endpoint = Endpoint(args.endpoint, settings, timeout_s=args.timeout, retries=args.retries)
-    with RewardPool(args.workers, timeout_s=10.0, memory_limit_mb=1024) as pool:
+    with _grading(args) as pool:
         failures = _sample(requests, endpoint, pool, record, done, args.connections)
     return done, args.model, failures
+
+
+def _grading(args: argparse.Namespace):
+    from nemo_simplerl.reward.serving.pool import RewardPool
+
+    return RewardPool(args.workers, timeout_s=10.0, memory_limit_mb=1024)
 
 
 def _config_of(args: argparse.Namespace) -> Config:
@@ -137,7 +156,7 @@ def _config_of(args: argparse.Namespace) -> Config:
 
     # Values that have no default and that no sampling reads.
     values = ["model.path=none", "data.train_path=none.jsonl", f"reward.num_workers={args.workers}"]
-    return compose([*values, *overrides_of(args)])
+    return with_prompt_options(args, compose([*values, *overrides_of(args)]))
 
 
 def _from_model(args: argparse.Namespace, problems: list[Problem], config: Config) -> Answers:
@@ -221,6 +240,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--answer", default="answer", metavar="FIELD")
     parser.add_argument("--samples", type=int, default=4, help="of each problem")
     parser.add_argument("--keep", type=int, default=1, help="right and different ones of each problem")
+    parser.add_argument(
+        "--box", action="store_true", help="box the last number of responses that box nothing, where it is right"
+    )
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--max-tokens", type=int, default=3000)
@@ -230,7 +252,6 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--timeout", type=float, default=600.0, help="seconds of silence before a request is repeated")
     asked.add_argument("--retries", type=int, default=6)
     here = parser.add_argument_group("of a model that is sampled here")
-    here.add_argument("--template", choices=NAMES, default="qwen25-math-cot")
-    here.add_argument("--no-trailing-newline", action="store_true", help="end prompts as the recipe's training did")
+    add_prompt_options(here)
     here.add_argument("--seed", type=int, default=0)
     return parser

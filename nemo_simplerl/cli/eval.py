@@ -3,9 +3,15 @@
 import argparse
 
 from nemo_simplerl.cli.start.guard import Parser, is_first_rank, path
-from nemo_simplerl.cli.start.launch import add_config_options, overrides_of, require_different_samples, sampling_options
+from nemo_simplerl.cli.start.launch import (
+    add_config_options,
+    add_prompt_options,
+    overrides_of,
+    require_different_samples,
+    sampling_options,
+    with_prompt_options,
+)
 from nemo_simplerl.config.rules.machine import why_not_writable
-from nemo_simplerl.data.templates import NAMES
 from nemo_simplerl.eval.benchmarks import BENCHMARKS, load_all
 
 _FIELDS = ("question", "answer", "id")
@@ -19,6 +25,7 @@ def run(argv: list[str]) -> int:
 
     # Values that have no default and that no evaluation reads.
     config = compose(["model.path=none", "data.train_path=none.jsonl", *overrides_of(args)])
+    config = with_prompt_options(args, config)
     names = None if args.benchmarks is None else args.benchmarks.split(",")
     problems, notes = load_all(args.data, names, {field: getattr(args, field) for field in _FIELDS}, args.limit)
     if reason := why_not_writable(args.out):
@@ -63,8 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for field in _FIELDS:
         parser.add_argument(f"--{field}", default=field, metavar="FIELD", help=f"its name in the files ({field})")
-    parser.add_argument("--template", choices=NAMES, default="qwen25-math-cot")
-    parser.add_argument("--no-trailing-newline", action="store_true", help="end prompts as the recipe's training did")
+    add_prompt_options(parser)
     parser.add_argument("--samples", type=_count, default=1, help="of each problem; several want a --temperature")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-p", type=float, default=1.0)

@@ -7,6 +7,7 @@ from functools import partial
 from nemo_simplerl.cli.start.launch import launch
 from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.schema import Config
+from nemo_simplerl.data.examples import check_examples
 
 
 def run(argv: list[str]) -> int:
@@ -22,6 +23,7 @@ def _check(config: Config) -> None:
         raise ConfigErrors(
             ["simplerl sft needs data.sft_path (the examples) and sft.output (the folder for the model)."]
         )
+    check_examples(config)
 
 
 def _start(started: float, config: Config) -> int:

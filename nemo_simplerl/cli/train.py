@@ -10,6 +10,7 @@ from nemo_simplerl.cli.start.guard import is_first_rank
 from nemo_simplerl.cli.start.launch import launch
 from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.config.schema import Config
+from nemo_simplerl.data.examples import check_examples
 from nemo_simplerl.data.rows import read_rows
 from nemo_simplerl.data.sampler import require_enough
 
@@ -20,8 +21,10 @@ def run(argv: list[str]) -> int:
 
 
 def _check(config: Config) -> None:
-    """Raises ValueError for a directory of another run, and for too few problems to sample others in place of some."""
+    """Raises ValueError for a directory of another run, worked examples that are none, and too few problems to sample
+    others in place of some."""
     check_run_dir(config)
+    check_examples(config)
     data, rollout = config.data, config.rollout
     if rollout.keep_groups == "mixed" and Path(data.train_path).is_file():
         require_enough(len(read_rows(data.train_path)), data.rollout_batch_size, rollout.max_rounds)

@@ -28,6 +28,7 @@ PATH_KEYS = (
     "data.eval_path",
     "data.sft_path",
     "data.sft_eval_path",
+    "data.examples",
     "sft.output",
     "reward.function",
     "trainer.run_dir",

@@ -261,13 +261,19 @@ class DataConfig:
     question_field: str  # key of the question in train_path and eval_path; "a.b" is the key b of the object a
     answer_field: str  # key of the gold answer there
     rows_without_gold: Literal["error", "drop"]  # rows that have no gold answer, or one that no response can equal
-    template: Literal["qwen25-math-cot", "qwen-boxed", "abel", "none", "chat"]  # "chat": the tokenizer's own
+    # The text around a question. "question-answer" is for base models, "chat" the tokenizer's own.
+    template: Literal["qwen25-math-cot", "qwen-boxed", "abel", "question-answer", "none", "chat"]
+    # Worked examples that stand before every question, in the form of the template: a list of {question, response,
+    # answer}, or a file of such rows. Each response must be graded right against its answer. null: none.
+    examples: list[dict[str, Any]] | str | None
     prompt_trailing_newline: bool  # the prompt ends in a line break; in the original recipe in evaluation only
     overlong_prompts: Literal["drop", "truncate", "error"]  # "truncate", as in the original recipe, cuts the prompt
     rollout_batch_size: int  # prompts in a step
     shuffle: bool  # a new order of problems in every episode
     eval_limit: int | None  # evaluate on the first so many problems; null: on all
-    generate: Literal["arithmetic"] | None  # write seeded arithmetic problems to the three files where they are missing
+    # Write problems made from trainer.seed to the files where they are missing: short arithmetic with demonstrations,
+    # word problems of one and two steps, or of two steps and larger numbers; null: the files must be there.
+    generate: Literal["arithmetic", "word_problems", "two_step_problems"] | None
 
 
 @dataclass(frozen=True, kw_only=True)

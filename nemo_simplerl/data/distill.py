@@ -1,8 +1,9 @@
-"""Long chains of thought for the warm start, sampled from a stronger model: which to ask for, and which to keep."""
+"""Examples for the warm start, sampled from a stronger model or from the model itself: which to ask for and to keep."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,11 @@ from nemo_simplerl.data.chats import Turn
 from nemo_simplerl.data.problems import Problem, question_as_written
 from nemo_simplerl.data.templates import INSTRUCTION
 
-Sample = Mapping[str, Any]  # id, sample, response, finish_reason, verdict
+Sample = Mapping[str, Any]  # id, sample, response, finish_reason, verdict; rewritten, where a box was put in
+
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
+_EMPTY_BOX = re.compile(r"\\boxed\s*\{\s*\}")
+_OPEN_BOX = re.compile(r"\\boxed\s*\{\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,48 @@ def missing_requests(problems: Sequence[Problem], num_samples: int, done: Iterab
     return [request for request in wanted if request.key not in there]
 
 
-def kept(problems: Sequence[Problem], samples: Iterable[Sample], per_problem: int, source: str) -> list[dict[str, Any]]:
+def last_number_boxed(response: str) -> str | None:
+    r"""The response with its last number as `\boxed{...}`: in the empty box after it, where there is one, or in its own
+    place. None without a number."""
+    last = next(reversed(list(_NUMBER.finditer(response))), None)
+    if last is None:
+        return None
+    box = f"\\boxed{{{last[0]}}}"
+    if empty := _EMPTY_BOX.search(response, last.end()):
+        return response[: empty.start()] + box + response[empty.end() :]
+    return _OPEN_BOX.sub("", response[: last.start()]) + box + response[last.end() :]
+
+
+def with_boxes(
+    problems: Sequence[Problem], samples: Sequence[Sample], grade: Callable[[list[tuple[str, str]]], Sequence[Any]]
+) -> list[Sample]:
+    """The samples, where responses that box nothing and end in the right number have it in a box, and say so.
+
+    grade: gives the grade of each pair of gold answer and response.
+    """
+    golds = {problem.id: problem.answer for problem in problems}
+    changed = {
+        index: text
+        for index, sample in enumerate(samples)
+        if sample["verdict"] == "no_answer" and (text := last_number_boxed(sample["response"])) is not None
+    }
+    grades = grade([(golds[samples[index]["id"]], text) for index, text in changed.items()])
+    right = {
+        index: text for (index, text), found in zip(changed.items(), grades, strict=True) if found.verdict == "correct"
+    }
+    return [
+        {**sample, "response": right[index], "verdict": "correct", "rewritten": True} if index in right else sample
+        for index, sample in enumerate(samples)
+    ]
+
+
+def kept(
+    problems: Sequence[Problem], samples: Iterable[Sample], per_problem: int, source: str, ends: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Rows of the warm start's file: up to `per_problem` correct and complete responses to each problem, in order.
 
-    Each row names its source. Responses that differ in white space alone count as one.
+    Each row names its source. Responses that differ in white space alone count as one; those that had to be rewritten
+    come last. ends: texts that end a response and are no part of it.
     """
     by_problem: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -79,17 +122,24 @@ def kept(problems: Sequence[Problem], samples: Iterable[Sample], per_problem: in
     rows = []
     for problem in problems:
         seen: set[str] = set()
-        for sample in sorted(by_problem.get(problem.id, ()), key=lambda sample: sample["sample"]):
-            text = " ".join(sample["response"].split())
+        for sample in sorted(by_problem.get(problem.id, ()), key=lambda row: ("rewritten" in row, row["sample"])):
+            response = _without(sample["response"], ends).strip()
+            text = " ".join(response.split())
             if text not in seen and len(seen) < per_problem:
                 seen.add(text)
                 rows.append(
                     {
                         "id": f"{problem.id}/{sample['sample']}",
                         "question": question_as_written(problem),
-                        "response": sample["response"].strip(),
+                        "response": response,
                         "answer": problem.answer,
                         "source": source,
+                        **({"rewritten": True} if "rewritten" in sample else {}),
                     }
                 )
     return rows
+
+
+def _without(response: str, ends: Sequence[str]) -> str:
+    """The response up to the first of the texts."""
+    return response[: min((at for end in ends if (at := response.find(end)) > 0), default=len(response))]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nemo_simplerl.data.chats import Chat, asks_for_a_box, has_system_turn, is_chat, read_chat
 from nemo_simplerl.data.rows import Row, fields_of, name_rows, read_rows, value_at
-from nemo_simplerl.data.templates import CHAT, encode_prompts, renderer
+from nemo_simplerl.data.templates import CHAT, WorkedExample, encode_prompts, renderer
 from nemo_simplerl.reward.gold import Gold, check_golds, read_gold
 
 if TYPE_CHECKING:  # transformers takes seconds to load, and a problem is text
@@ -50,6 +50,7 @@ class PromptReport:
     longest: int  # tokens of the longest prompt before any was dropped or cut
     num_systems_left_out: int = 0  # chats whose system turn gave way to the template's
     num_without_box: int = 0  # chats, written as they stand, that ask for no box
+    num_shown: int = 0  # problems that every prompt shows with their answers
 
     @property
     def num_dropped(self) -> int:
@@ -64,6 +65,7 @@ class PromptReport:
                 self.num_systems_left_out
             ),
             r"chats ask for no \boxed{} answer, without which a response earns reward.no_answer": self.num_without_box,
+            "problems stand in data.examples with their answers": self.num_shown,
         }
         return [f"{count} {what}" for what, count in counts.items() if count]
 
@@ -189,14 +191,16 @@ def render_prompts(
     trailing_newline: bool,
     max_prompt_tokens: int,
     overlong: Literal["drop", "truncate", "error"],
+    examples: Sequence[WorkedExample] = (),
 ) -> tuple[list[Prompt], PromptReport]:
-    """Render and tokenize the problems' prompts, which begin with a BOS where the tokenizer itself puts one.
+    """Render and tokenize the problems' prompts, which begin with a BOS where the tokenizer itself puts one, and with
+    the worked examples.
 
     Prompts above `max_prompt_tokens` are dropped, cut to their first tokens (a quirk of the SimpleRL recipe:
     the cut loses the assistant's turn), or refused. Raises ValueError for a refused one and when no prompt is
     left.
     """
-    prompt_of = renderer(template, tokenizer, trailing_newline=trailing_newline)
+    prompt_of = renderer(template, tokenizer, trailing_newline=trailing_newline, examples=examples)
     texts = [_rendered(prompt_of, problem) for problem in problems]
     ids = encode_prompts(tokenizer, texts)
     longest = max(map(len, ids), default=0)
@@ -221,7 +225,7 @@ def render_prompts(
             f"no prompt is left of {len(ids)} problems with at most {max_prompt_tokens} tokens a prompt "
             f"(the longest has {longest}); {advice} or bring other problems"
         )
-    is_cut = overlong == "truncate"
+    is_cut, shown = overlong == "truncate", {example.question for example in examples}
     chats = [problem.chat for problem in problems if problem.chat is not None]
     return prompts, PromptReport(
         num_kept=len(prompts),
@@ -229,7 +233,8 @@ def render_prompts(
         dropped_ids=() if is_cut else tuple(too_long),
         longest=longest,
         num_systems_left_out=0 if template == CHAT else sum(map(has_system_turn, chats)),
-        num_without_box=sum(not asks_for_a_box(chat) for chat in chats) if template == CHAT else 0,
+        num_without_box=sum(not asks_for_a_box(chat) for chat in chats) if template == CHAT and not examples else 0,
+        num_shown=sum(problem.question in shown for problem in problems),
     )
 
 

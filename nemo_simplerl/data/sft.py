@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.data.chats import Chat, is_chat, read_chat
 from nemo_simplerl.data.rows import Row, name_rows, read_rows
-from nemo_simplerl.data.templates import encode_prompts, renderer
+from nemo_simplerl.data.templates import WorkedExample, encode_prompts, joined, renderer, response_lead_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,19 @@ def load_sft(
     trailing_newline: bool,
     max_tokens: int,
     overlong: Literal["drop", "error"],
+    worked: Sequence[WorkedExample] = (),
 ) -> tuple[list[SftExample], SftReport]:
     """Read and tokenize the rows of a file.
 
-    A row has a `response` (or `completion`) to a `question`, which goes through the template, or to a `prompt`, which
-    is used as it stands; or it has `messages`, of which the last is the response. A prompt or completion may be
-    messages too. An EOS ends every response. Prompt and response are tokenized apart, as in a rollout, and a prompt
+    A row has a `response` (or `completion`) to a `question`, which goes through the template behind the `worked`
+    examples, or to a `prompt`, which is used as it stands; or it has `messages`, of which the last is the response. A
+    prompt or completion may be messages too. An EOS ends every response; a space goes before it where the template ends
+    in "Answer:". Prompt and response are tokenized apart, as in a rollout, and a prompt
     begins with a BOS where the tokenizer itself puts one. Raises ValueError for rows of another form, for a row above
     `max_tokens` (prompt, response and EOS) under "error", and when none is left.
     """
-    texts = _texts_of(path, read_rows(path), renderer(template, tokenizer, trailing_newline=trailing_newline))
+    prompt_of = renderer(template, tokenizer, trailing_newline=trailing_newline, examples=worked)
+    texts = _texts_of(path, read_rows(path), prompt_of, response_lead_in(template))
     prompt_ids = encode_prompts(tokenizer, [prompt for prompt, _ in texts])
     response_ids = tokenizer([response for _, response in texts], add_special_tokens=False)["input_ids"]
     examples = [
@@ -102,13 +105,15 @@ def _ended(response_ids: tuple[int, ...], eos_id: int) -> tuple[int, ...]:
     return response_ids if response_ids[-1:] == (eos_id,) else (*response_ids, eos_id)
 
 
-def _texts_of(path: str | Path, rows: Sequence[Row], prompt_of: Callable[[str | Chat], str]) -> list[tuple[str, str]]:
+def _texts_of(
+    path: str | Path, rows: Sequence[Row], prompt_of: Callable[[str | Chat], str], lead_in: str
+) -> list[tuple[str, str]]:
     """Prompt and response of every row. Raises ValueError that counts the rows with the first fault."""
     texts: list[tuple[str, str]] = []
     faults: dict[int, str] = {}
     for index, row in enumerate(rows):
         try:
-            texts.append(_text_of(row, prompt_of))
+            texts.append(_text_of(row, prompt_of, lead_in))
         except ValueError as error:
             faults[index] = str(error)
     if faults:
@@ -121,7 +126,7 @@ def _texts_of(path: str | Path, rows: Sequence[Row], prompt_of: Callable[[str | 
     return texts
 
 
-def _text_of(row: Row, prompt_of: Callable[[str | Chat], str]) -> tuple[str, str]:
+def _text_of(row: Row, prompt_of: Callable[[str | Chat], str], lead_in: str) -> tuple[str, str]:
     asked = [name for name in ("question", "prompt", "messages") if name in row]
     if len(asked) != 1:
         raise ValueError('without exactly one of "question", "prompt" and "messages"')
@@ -130,7 +135,7 @@ def _text_of(row: Row, prompt_of: Callable[[str | Chat], str]) -> tuple[str, str
         *before, last = _chat(row, field)
         if last.role != "assistant" or not before:
             raise ValueError('whose "messages" do not end in the answer of the assistant')
-        return prompt_of(tuple(before)), _filled(last.content, field)
+        return prompt_of(tuple(before)), joined(lead_in, _filled(last.content, field))
     response = "completion" if "completion" in row and "response" not in row else "response"
     if is_chat(row.get(response)):
         (answer,) = _chat(row, response)[-1:]
@@ -138,9 +143,9 @@ def _text_of(row: Row, prompt_of: Callable[[str | Chat], str]) -> tuple[str, str
     else:
         said = _filled(row.get(response), response)
     if is_chat(row[field]):
-        return prompt_of(_chat(row, field)), said
+        return prompt_of(_chat(row, field)), joined(lead_in, said)
     text = _filled(row[field], field)
-    return text if field == "prompt" else prompt_of(text), said
+    return (text, said) if field == "prompt" else (prompt_of(text), joined(lead_in, said))
 
 
 def _chat(row: Row, field: str) -> Chat:

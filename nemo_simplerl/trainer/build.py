@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from nemo_simplerl.config.schema import ActorConfig, AlgoConfig, Config, ConsistencyConfig, CriticConfig
+from nemo_simplerl.data.examples import stops_of
 from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.model.source import kind_of, open_source, weights_fingerprint
@@ -48,7 +49,7 @@ def materials_on_disk(config: Config, model_path: str, tokenizer) -> Materials:
         hf=read_hf_config(folder),
         sources=tuple(sources),
         initial_weights=" ".join(weights_fingerprint(source) for source in sources),
-        sampling=sampling_of(config.rollout, tokenizer, folder),
+        sampling=sampling_of(config.rollout, tokenizer, folder, stops_of(config.data)),
         pad_id=tokenizer.pad_token_id,
         eos_id=tokenizer.eos_token_id,
         build_engine=lambda mesh: build_engine(config.rollout, config.model.precision, folder, mesh, tokenizer),

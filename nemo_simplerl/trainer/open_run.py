@@ -12,6 +12,7 @@ from rich.console import Console
 from nemo_simplerl.config.load import to_dict, to_yaml
 from nemo_simplerl.config.run_dir import read_begun
 from nemo_simplerl.config.schema import Config, TrainerConfig
+from nemo_simplerl.data.examples import check_room, examples_of, stops_of
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import StepSampler
 from nemo_simplerl.files import read_jsonl
@@ -116,11 +117,13 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
 def _prompts(config: Config, tokenizer) -> tuple[list[Prompt], list[Prompt], list[str]]:
     """Prompts of training and of evaluation, and what happened to both files in words."""
     data, max_tokens = config.data, config.rollout.max_prompt_tokens
+    check_room(examples_of(data), tokenizer, config.rollout.max_response_tokens)
     prompts, notes = build_prompts(data, tokenizer, data.train_path, max_tokens=max_tokens)
     eval_prompts, eval_notes = build_prompts(
         data, tokenizer, data.eval_path, max_tokens=max_tokens, limit=data.eval_limit
     )
-    return prompts, eval_prompts, notes + eval_notes
+    ends = [f"a response ends at {end!r} too, as data.examples do" for end in stops_of(data)]
+    return prompts, eval_prompts, notes + eval_notes + ends
 
 
 def _sampler(config: Config, num_prompts: int) -> StepSampler:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from nemo_simplerl.data import arithmetic
+from nemo_simplerl.data.generated import arithmetic
 
 KILLS_A_RUN = 5
 RUN = [

@@ -13,14 +13,31 @@ import pytest
 from nemo_simplerl.config.experiments import choices, conf_dir
 from nemo_simplerl.config.load import compose, from_yaml, load, to_dict, to_yaml
 from nemo_simplerl.config.rules.check import check
-from nemo_simplerl.config.shape import read_shape
+from nemo_simplerl.config.shape import ModelShape, read_shape
+from nemo_simplerl.data.examples import check_examples, stops_of
 from nemo_simplerl.plan.shapes import PRESETS
 
 ZERO_7B = "simplerl_zero_qwen2.5_math_7b"
 ZOO_7B = "simplerl_zoo_qwen2.5_7b"
 SHAPES = dict.fromkeys((ZERO_7B, "simplerl_qwen2.5_math_7b"), PRESETS["Qwen2.5-Math-7B"])
 SHAPES[ZOO_7B] = PRESETS["Qwen2.5-7B"]
-WORLD_SIZE = {"quickstart": 1, "math_smoke": 4, **dict.fromkeys(SHAPES, 8)}
+SHAPES["smollm2_135m"] = ModelShape(  # its config.json
+    num_layers=30,
+    hidden_size=576,
+    num_attention_heads=9,
+    num_query_groups=3,
+    ffn_hidden_size=1536,
+    vocab_size=49152,
+    max_position_embeddings=8192,
+    tied=True,
+    model_type="llama",
+)
+WORLD_SIZE = {
+    "quickstart": 1,
+    "math_smoke": 4,
+    "smollm2_135m": 1,
+    **dict.fromkeys((ZERO_7B, ZOO_7B, "simplerl_qwen2.5_math_7b"), 8),
+}
 
 # hkust-nlp/simpleRL-reason, branch v0, train_ppo_qwen_base_math_lv35_new.sh.
 RECIPE = {
@@ -193,6 +210,12 @@ def test_the_recipe_makes_64_updates_of_the_actor_in_each_step():
     config = zero_7b()
     samples = config.data.rollout_batch_size * config.rollout.n_samples_per_prompt
     assert samples // config.actor.global_batch_size == 64
+
+
+def test_the_worked_examples_of_the_real_model_are_right_and_end_with_the_line():
+    config = compose(["experiment=smollm2_135m"])
+    check_examples(config)
+    assert stops_of(config.data) == ("\n",)
 
 
 def test_every_group_has_a_default_that_fills_its_section():

@@ -58,7 +58,11 @@ def test_a_home_is_expanded_in_every_path(monkeypatch, key):
 
 
 def test_every_key_that_holds_a_path_is_known_as_one():
-    named = {key for key in keys_of(Config) if key.endswith(("path", "_dir", ".output", ".tokenizer", ".function"))}
+    named = {
+        key
+        for key in keys_of(Config)
+        if key.endswith(("path", "_dir", ".output", ".tokenizer", ".function", ".examples"))
+    }
     assert named == set(PATH_KEYS)
 
 

@@ -6,12 +6,14 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 import pytest
 
 from nemo_simplerl.cli.main import main
-from nemo_simplerl.data.distill import kept, missing_requests
+from nemo_simplerl.data.distill import kept, last_number_boxed, missing_requests, with_boxes
 from nemo_simplerl.data.problems import Problem
+from nemo_simplerl.reward.grade import grade_text
 
 PROBLEMS = [Problem(f"row-{i}", f"{i} + 1?", str(i + 1), None, None) for i in range(12)]
 
@@ -180,3 +182,58 @@ def test_only_right_whole_and_different_responses_are_kept():
         ("row-0", 1),
         ("row-1", 1),
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "boxed"),
+    [
+        ("3 + 4 = 7.", r"3 + 4 = \boxed{7}."),
+        ("It costs $1,250.50, she says", r"It costs $\boxed{1,250.50}, she says"),
+        ("5-3 is -2", r"5-3 is \boxed{-2}"),
+        ("so 3/4 of **8kg**", r"so 3/4 of **\boxed{8}kg**"),
+        (r"3 + 4 = 7. The answer is \boxed{ }.", r"3 + 4 = 7. The answer is \boxed{7}."),
+        (r"The answer is \boxed{7", r"The answer is \boxed{7}"),
+        (r"\boxed{} holds x2 of 5", r"\boxed{} holds x2 of \boxed{5}"),
+        ("none at all", None),
+    ],
+)
+def test_the_last_number_is_boxed_where_it_stands_or_in_the_empty_box_after_it(said, boxed):
+    assert last_number_boxed(said) == boxed
+
+
+def test_a_right_number_without_a_box_is_kept_in_one_and_comes_after_what_was_said_with_one():
+    def sample(k, response, verdict):
+        return {"id": "row-0", "sample": k, "response": response, "verdict": verdict, "finish_reason": "stop"}
+
+    samples = [sample(0, " 0 + 1 = 1.\nQ: 2?", "no_answer"), sample(1, " \\boxed{1}\n", "correct")]
+    samples += [sample(2, "It is 3.", "no_answer"), sample(3, "words", "no_answer")]
+
+    class Graded(NamedTuple):
+        verdict: str
+
+    boxed = with_boxes(PROBLEMS, samples, lambda items: [Graded(grade_text(*item)) for item in items])
+    assert [row["verdict"] for row in boxed] == [
+        "no_answer",
+        "correct",
+        "no_answer",
+        "no_answer",
+    ]  # 2 is the last number
+    samples[0] = sample(0, " 0 + 1 = 1.\n", "no_answer")
+    boxed = with_boxes(PROBLEMS, samples, lambda items: [Graded(grade_text(*item)) for item in items])
+    rows = kept(PROBLEMS, boxed, 2, "m", ends=["\n"])
+    assert [row["response"] for row in rows] == ["\\boxed{1}", "0 + 1 = \\boxed{1}."]
+    assert [row.get("rewritten", False) for row in rows] == [False, True]
+
+
+def test_boxes_are_put_in_by_option_and_counted(problems, capsys):
+    def reply(question, seed, nth):
+        return 200, f"The sum is {int(question.split()[0]) + 1 + (question == '3 + 1?')}.", {}
+
+    with endpoint(reply) as (url, _):
+        assert _distill(problems, url, "--samples", "1")[1] == []
+        status, rows = _distill(problems, url, "--samples", "1", "--box")
+        assert (status, len(rows)) == (0, 11) and all(row["rewritten"] for row in rows)
+        assert rows[0]["response"] == "The sum is \\boxed{1}."
+        assert "11 that box nothing end in the right number" in capsys.readouterr().out
+        assert _distill(problems, url, "--examples", "shots.jsonl")[0] == 2
+        assert "--examples shots.jsonl means nothing to an endpoint" in capsys.readouterr().err

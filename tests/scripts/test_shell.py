@@ -17,6 +17,7 @@ SCRIPTS = [
 ]
 COMMANDS = (
     "scripts/quickstart.sh",
+    "scripts/real_model.sh",
     "scripts/train.sh",
     "scripts/stop.sh",
     "scripts/launch_env.sh",

@@ -13,7 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nemo_simplerl.data import arithmetic
+from nemo_simplerl.data.generated import arithmetic
 from nemo_simplerl.data.rows import read_rows
 from nemo_simplerl.data.tokenizer import build_tokenizer
 from nemo_simplerl.model import hf_map

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from nemo_simplerl.config.load import load
-from nemo_simplerl.data import arithmetic
+from nemo_simplerl.data.generated import arithmetic
 from nemo_simplerl.model.conversion.verify import different_tensors
 from nemo_simplerl.model.formats.archive import list_files
 from nemo_simplerl.model.formats.torch_dist import read_index

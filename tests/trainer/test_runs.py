@@ -16,6 +16,8 @@ from nemo_simplerl.config.run_dir import check_run_dir
 from nemo_simplerl.data.tokenizer import build_tokenizer
 from nemo_simplerl.model.conversion.verify import different_tensors
 from nemo_simplerl.model.source import open_source
+from nemo_simplerl.report.page import build_page
+from nemo_simplerl.report.read import warnings_of
 from nemo_simplerl.trainer.start import start_training
 from support.ranks import run_ranks
 from support.small_run import SMALL, assert_same_state, books, leave_bad_updates, train_here
@@ -88,6 +90,11 @@ def test_engine_and_trainer_agree_on_log_probabilities_and_the_first_ratio_is_on
         assert line["actor/first_ratio_deviation"] < 1e-5
         assert line["consistency/logprob_diff_max"] < 1e-4
         assert line["rollout/weight_version"] == line["step"] - 1
+    # A random model boxes nothing: at its first step the run and its report say that there is nothing to learn.
+    assert any(
+        " step 1: every response of the step earned the same reward" in text for text in warnings_of(tmp_path / "run")
+    )
+    assert "step 1: every response of the step earned the same reward (no_answer)" in build_page([tmp_path / "run"])
 
 
 def test_actor_and_critic_come_out_in_hugging_face_form_and_the_critic_goes_in_again(tmp_path, data):

@@ -1,6 +1,7 @@
 """Start of the training commands: check the configuration before torch loads, then run one rank of the world."""
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -10,6 +11,8 @@ from nemo_simplerl.cli.start.guard import is_first_rank
 from nemo_simplerl.config.load import load
 from nemo_simplerl.config.overrides import CONFIG_DIR
 from nemo_simplerl.config.schema import Config
+from nemo_simplerl.data.examples import check_examples
+from nemo_simplerl.data.templates import NAMES
 from nemo_simplerl.trainer.guard.lock import held_outputs
 
 CONFIG_DIR_HELP = "folder with experiments of your own: experiment=NAME takes DIR/NAME.yaml"
@@ -45,6 +48,33 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
     return [*([] if args.config_dir is None else [f"--config-dir={args.config_dir}"]), *args.overrides]
 
 
+def add_prompt_options(parser: argparse._ActionsContainer) -> None:
+    """The options that say how prompts are written."""
+    parser.add_argument("--template", choices=NAMES, default="qwen25-math-cot", help="(default: %(default)s)")
+    parser.add_argument(
+        "--examples",
+        metavar="FILE",
+        help="rows of question, response, answer: worked examples before every question, after which a response ends "
+        "with the line or paragraph, as theirs do",
+    )
+    parser.add_argument("--no-trailing-newline", action="store_true", help="end prompts as the recipe's training did")
+
+
+def with_prompt_options(args: argparse.Namespace, config: Config) -> Config:
+    """`config` with the template and the worked examples of `add_prompt_options`, which are checked. Raises ValueError
+    for examples that are none."""
+    examples = config.data.examples if args.examples is None else os.path.expanduser(args.examples)
+    data = dataclasses.replace(
+        config.data,
+        template=args.template,
+        examples=examples,
+        prompt_trailing_newline=not args.no_trailing_newline,
+    )
+    config = dataclasses.replace(config, data=data)
+    check_examples(config)
+    return config
+
+
 def require_different_samples(args: argparse.Namespace) -> None:
     """Raises ValueError where several samples of a problem are asked for that would all be the same."""
     if args.samples > 1 and args.temperature == 0:
@@ -56,8 +86,8 @@ def require_different_samples(args: argparse.Namespace) -> None:
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of trainer.offline.benchmark.EvalRequest that come from options shared by eval and distill."""
-    names = ("template", "samples", "temperature", "top_p", "max_tokens", "seed")
-    return {name: getattr(args, name) for name in names} | {"prompt_trailing_newline": not args.no_trailing_newline}
+    names = ("samples", "temperature", "top_p", "max_tokens", "seed")
+    return {name: getattr(args, name) for name in names}
 
 
 def _help(command: str, words: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,8 @@ from nemo_simplerl.user_functions import require_usable, user_function
 
 # The file that marks a Hugging Face folder, an unpacked .nemo or a training checkpoint.
 _MODEL_FILES = ("config.json", "model_config.yaml", "manifest.json")
+# The values of data.generate, each of which has problems of its own.
+MADE_TASKS = ("arithmetic", "word_problems", "two_step_problems")
 # Transformer Engine's attention by the variable that switches it off with "0".
 ATTENTION_SWITCHES = {"NVTE_FLASH_ATTN": "flash", "NVTE_FUSED_ATTN": "fused", "NVTE_UNFUSED_ATTN": "unfused"}
 # Endings of the files that make a model: settings, weights, tokenizer. Others, as README.md, need not be there.
@@ -183,7 +185,12 @@ def _eval_file_exists(config: Config, machine: Machine) -> Iterator[str]:
 
 def _sft_file_exists(config: Config, machine: Machine) -> Iterator[str]:
     if config.sft.output is not None and config.data.sft_path is not None:
-        yield from _file("data.sft_path", config.data.sft_path, config, machine)
+        yield from _file("data.sft_path", config.data.sft_path, config, machine, made_by=("arithmetic",))
+
+
+def _examples_file_exists(config: Config, machine: Machine) -> Iterator[str]:
+    if isinstance(config.data.examples, str):
+        yield from _file("data.examples", config.data.examples, config, machine, made_by=())
 
 
 def _sft_eval_file_exists(config: Config, machine: Machine) -> Iterator[str]:
@@ -226,14 +233,15 @@ def _reward_function_fits(config: Config, machine: Machine) -> Iterator[str]:
             yield f"reward.function={config.reward.function!r} {error}."
 
 
-def _file(key: str, path: str, config: Config, machine: Machine) -> Iterator[str]:
+def _file(
+    key: str, path: str, config: Config, machine: Machine, made_by: Sequence[str | None] = MADE_TASKS
+) -> Iterator[str]:
+    """made_by: the values of data.generate under which the file is written where it is missing."""
     if not machine.has_files:
         return
-    if not os.path.isfile(path) and config.data.generate is None:
-        yield (
-            f"{key}={path!r} is not a file (looked for {Path(path).absolute()}). Give {key}=FILE, or "
-            "data.generate=arithmetic to have arithmetic problems written there."
-        )
+    if not os.path.isfile(path) and config.data.generate not in made_by:
+        made = f", or data.generate={made_by[0]} to have {made_by[0]} problems written there" if made_by else ""
+        yield f"{key}={path!r} is not a file (looked for {Path(path).absolute()}). Give {key}=FILE{made}."
     elif os.path.exists(path) and not os.access(path, os.R_OK):
         yield f"{key}: this user has no permission to read {path}. Change the permissions, or name another file."
 
@@ -303,6 +311,7 @@ _RULES = (
     _eval_file_exists,
     _sft_file_exists,
     _sft_eval_file_exists,
+    _examples_file_exists,
     _critic_exists,
     _tokenizer_exists,
     _reward_function_fits,

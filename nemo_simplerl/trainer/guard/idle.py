@@ -7,12 +7,8 @@ from nemo_simplerl.config.schema import Config
 from nemo_simplerl.reward.grade import reward_of
 
 _VERDICTS = ("correct", "incorrect", "no_answer")
-_REMEDIES = {
-    "correct": "bring harder problems",
-    "incorrect": "bring easier problems, and check the gold answers: simplerl data --check-golds",
-    "no_answer": "start from a model that boxes its answers (sft.output, another data.template), or raise "
-    "rollout.max_response_tokens where most responses are cut",
-}
+_SHOW = "show the model worked examples (data.examples, with data.template=question-answer for a base model)"
+_MOSTLY_CUT = 0.5  # of the responses
 
 
 def idle(metrics: Mapping[str, Any], config: Config) -> dict[str, str]:
@@ -28,7 +24,7 @@ def idle(metrics: Mapping[str, Any], config: Config) -> dict[str, str]:
     if (verdict := _only_reward(metrics, config)) is not None:
         found["reward"] = (
             f"every response of the step earned the same reward ({verdict}): nothing tells a better answer from a "
-            f"worse one. Read its rollouts; {_REMEDIES[verdict]}."
+            f"worse one, and there was nothing to learn. Read its rollouts; {_remedy(verdict, metrics, config)}."
         )
     if metrics.get("advantage/equal_groups_share") == 1.0 and "reward" not in found:
         found["groups"] = (
@@ -45,10 +41,32 @@ def idle(metrics: Mapping[str, Any], config: Config) -> dict[str, str]:
     return found
 
 
+def _remedy(verdict: str, metrics: Mapping[str, Any], config: Config) -> str:
+    """What to try where every response earned the reward of `verdict`, in words."""
+    if verdict == "correct":
+        return "bring harder problems"
+    if verdict == "reward.function":
+        return f"see what it pays for, and bring problems of another difficulty, or {_SHOW}"
+    is_cut = verdict == "no_answer" and (metrics.get("rollout/truncated_share") or 0.0) > _MOSTLY_CUT
+    cut = "most were cut: raise rollout.max_response_tokens, or " if is_cut else ""
+    show = "" if config.data.examples else f"{_SHOW}, or "
+    taught = (
+        "begin with a warm start on right answers of the model's own (simplerl distill PROBLEMS --model MODEL "
+        "--samples 16 --box, then sft.output and data.sft_path)"
+    )
+    if verdict == "no_answer":
+        return f"{cut}{show}{taught}, or try another data.template"
+    return (
+        f"bring easier problems, sample more responses to each (rollout.n_samples_per_prompt), {show}{taught}; and "
+        "check the gold answers: simplerl data --check-golds"
+    )
+
+
 def _only_reward(metrics: Mapping[str, Any], config: Config) -> str | None:
-    """The most frequent verdict where all samples of the step, more than one, earned the same for their verdicts."""
+    """The most frequent verdict where all samples of the step, more than one, earned the same for their verdicts;
+    "reward.function" where a function of the user's paid them the same."""
     if config.reward.function is not None:
-        return None
+        return "reward.function" if metrics.get("reward/all_equal") else None
     shares = {verdict: metrics.get(f"reward/{verdict}_share") or 0.0 for verdict in _VERDICTS}
     given = [name for name in _VERDICTS if shares[name] > 0]
     samples, clip = config.data.rollout_batch_size * config.rollout.n_samples_per_prompt, config.algo.reward_clip

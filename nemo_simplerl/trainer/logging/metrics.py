@@ -46,6 +46,8 @@ def sample_metrics(
         "rollout/tokens": float(sum(lengths)),
         "rollout/weight_version": float(completions[0].weight_version),
     }
+    if count > 1 and len(set(scores)) == 1:
+        metrics["reward/all_equal"] = 1.0  # where it is not so, the key is not there
     for name in terms[0] if terms else ():
         metrics[f"reward/{name}_mean"] = sum(term[name] for term in terms) / count
     for name, values in function_metrics(grades).items():

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nemo_simplerl.config.families import longest_sequence
 from nemo_simplerl.config.schema import Config, RolloutConfig
+from nemo_simplerl.data.examples import check_room, examples_of, stops_of
 from nemo_simplerl.data.problems import Problem, Prompt, render_prompts
 from nemo_simplerl.eval.benchmarks import BENCHMARKS
 from nemo_simplerl.eval.generation import generate_graded
@@ -59,8 +60,6 @@ class EvalRequest:
 
     model: Path  # a Hugging Face folder, a .nemo, or a training checkpoint
     output: Path  # folder of the responses, which a later call goes on with
-    template: str
-    prompt_trailing_newline: bool
     samples: int  # of each problem
     temperature: float  # 0: greedy
     top_p: float
@@ -97,9 +96,6 @@ def eval_config(config: Config, request: EvalRequest) -> Config:
         model=dataclasses.replace(config.model, path=str(request.model)),
         actor=actor,
         rollout=rollout,
-        data=dataclasses.replace(
-            config.data, template=request.template, prompt_trailing_newline=request.prompt_trailing_newline
-        ),
         trainer=dataclasses.replace(config.trainer, run_dir=str(request.output), seed=request.seed),
     )
 
@@ -116,8 +112,9 @@ def run_benchmarks(request: EvalRequest, config: Config, problems: Mapping[str, 
         messages_to(partial(print, flush=True), is_first_rank=mesh.rank == 0),
     ):
         source, tokenizer = open_source(config.model.path), tokenizer_of(model_folder(config))
+        check_room(examples_of(config.data), tokenizer, request.max_tokens)
         prompts = {name: _prompts(name, problems[name], tokenizer, config) for name in problems}
-        params = sampling_of(config.rollout, tokenizer, model_folder(config))
+        params = sampling_of(config.rollout, tokenizer, model_folder(config), stops_of(config.data))
         with (
             closing(build_grader(config.reward)) as grader,
             closing(
@@ -162,12 +159,13 @@ def fitted(rollout: RolloutConfig, prompts: Iterable[Prompt]) -> RolloutConfig:
 def settings_of(config: Config, weights: str, limit: int | None, params: SamplingParams) -> dict[str, Any]:
     """The settings that decide the responses, as plain values."""
     rollout = config.rollout
-    names = ("engine", "n_samples_per_prompt", "max_response_tokens", "temperature", "top_p", "top_k", "stop")
+    names = ("engine", "n_samples_per_prompt", "max_response_tokens", "temperature", "top_p", "top_k")
     return {
         "weights_xxh3": weights,
         "template": config.data.template,
         "prompt_trailing_newline": config.data.prompt_trailing_newline,
         **{name: getattr(rollout, name) for name in names},
+        "stop": list(params.stop),
         "stop_token_ids": list(params.stop_token_ids),
         "precision": config.model.precision,
         "seed": config.trainer.seed,
@@ -190,6 +188,7 @@ def _prompts(name: str, problems: Sequence[Problem], tokenizer, config: Config) 
         trailing_newline=data.prompt_trailing_newline,
         max_prompt_tokens=sys.maxsize,
         overlong="error",
+        examples=examples_of(data),
     )
     fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= limit]
     if len(fitting) == len(prompts):

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from nemo_simplerl.config.schema import Config
+from nemo_simplerl.data.examples import check_room, examples_of, stops_of
 from nemo_simplerl.data.problems import Problem, render_prompts
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.files import read_jsonl
@@ -51,17 +52,19 @@ def sample_solutions(
         messages_to(partial(print, flush=True), is_first_rank=mesh.rank == 0),
     ):
         source, tokenizer = open_source(config.model.path), tokenizer_of(model_folder(config))
+        check_room(examples_of(config.data), tokenizer, request.max_tokens)
         prompts, report = render_prompts(
             problems,
             tokenizer,
-            request.template,
-            trailing_newline=request.prompt_trailing_newline,
+            config.data.template,
+            trailing_newline=config.data.prompt_trailing_newline,
             max_prompt_tokens=config.rollout.max_prompt_tokens,
             overlong="drop",
+            examples=examples_of(config.data),
         )
         if report.num_dropped:
             log.info(f"{report.num_dropped} problems left out: over {config.rollout.max_prompt_tokens} tokens")
-        params = sampling_of(config.rollout, tokenizer, model_folder(config))
+        params = sampling_of(config.rollout, tokenizer, model_folder(config), stops_of(config.data))
         with (
             closing(build_grader(config.reward)) as grader,
             closing(

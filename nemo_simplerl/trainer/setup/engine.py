@@ -1,5 +1,6 @@
 """The rollout engine of a run, and how it samples."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_simplerl.config.schema import RolloutConfig
@@ -12,20 +13,22 @@ from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.own_process.engine_group import consecutive_ranks
 
 
-def sampling_of(rollout: RolloutConfig, tokenizer, folder: Path) -> SamplingParams:
+def sampling_of(rollout: RolloutConfig, tokenizer, folder: Path, stops: Sequence[str] = ()) -> SamplingParams:
     """The sampling parameters that rollout.* gives, with the stop tokens of the tokenizer and of the model in `folder`.
 
-    Raises ValueError where the model's files name ids that it does not have.
+    stops: texts that end a response beside rollout.stop. Raises ValueError where the model's files name ids that it
+    does not have.
     """
     of_model = end_ids(folder) if rollout.stop_token_ids is None else ()
+    stop = (*rollout.stop, *(text for text in stops if text not in rollout.stop))
     return SamplingParams(
         n=rollout.n_samples_per_prompt,
         max_tokens=rollout.max_response_tokens,
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
-        stop=tuple(rollout.stop),
-        stop_token_ids=stop_ids(tokenizer, rollout.stop, rollout.stop_token_ids, of_model),
+        stop=stop,
+        stop_token_ids=stop_ids(tokenizer, stop, rollout.stop_token_ids, of_model),
     )
 
 

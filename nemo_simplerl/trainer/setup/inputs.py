@@ -9,6 +9,7 @@ import torch.distributed as dist
 from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.rules.runner import value_at
 from nemo_simplerl.config.schema import Config, DataConfig
+from nemo_simplerl.data.examples import examples_of
 from nemo_simplerl.data.problems import Prompt, load_problems, render_prompts
 from nemo_simplerl.data.tokenizer import check_vocab, load_tokenizer
 from nemo_simplerl.files import Unessential, atomic_write
@@ -19,7 +20,10 @@ from nemo_simplerl.user_files import content_digest
 from nemo_simplerl.user_functions import user_function
 
 RECORD = "inputs.json"  # digests of the contents of files and models, by the key that names them
-_INPUTS = ("data.train_path", "data.eval_path", "model.path", "model.tokenizer", "critic.path", "sft.output")
+_INPUTS = (
+    *("data.train_path", "data.eval_path", "data.examples"),
+    *("model.path", "model.tokenizer", "critic.path", "sft.output"),
+)
 _FUNCTION = "reward.function"
 
 
@@ -47,6 +51,7 @@ def build_prompts(
         trailing_newline=data.prompt_trailing_newline,
         max_prompt_tokens=max_tokens,
         overlong=data.overlong_prompts,
+        examples=examples_of(data),
     )
     parts = [f"{report.num_kept} prompts, the longest of {report.longest} tokens (limit {max_tokens})"]
     return prompts[:limit], [f"{path}: " + ", ".join(parts + golds.notes() + report.notes())]
@@ -97,7 +102,8 @@ def _digests(config: Config) -> dict[str, str]:
     paths = {key: value_at(config, key) for key in (*_INPUTS, *([] if is_warm else ["data.sft_path"]))}
     if function := value_at(config, _FUNCTION):
         paths[_FUNCTION] = user_function(function).file
-    return {key: content_digest(Path(path)) for key, path in paths.items() if path and Path(path).exists()}
+    named = {key: Path(path) for key, path in paths.items() if isinstance(path, str | Path) and path}
+    return {key: content_digest(path) for key, path in named.items() if path.exists()}
 
 
 def _agreed(config: Config, work: Callable[[], tuple[list[str], list[str]]]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from nemo_simplerl.config.schema import Config, CreateConfig
-from nemo_simplerl.data import arithmetic
+from nemo_simplerl.data.generated.tasks import write_task
 from nemo_simplerl.data.problems import load_problems
 from nemo_simplerl.data.rows import read_rows
 from nemo_simplerl.data.templates import render
@@ -24,8 +24,8 @@ from nemo_simplerl.model.source import kind_of, open_source
 def prepare(config: Config) -> None:
     """Write what is missing: the task of data.generate, the model of model.create, the model folder. On one rank."""
     data = config.data
-    if data.generate == "arithmetic" and not Path(data.train_path).exists():
-        arithmetic.write_task(data.train_path, data.eval_path, data.sft_path, seed=config.trainer.seed)
+    if data.generate is not None and not Path(data.train_path).exists():
+        write_task(data.generate, data.train_path, data.eval_path, data.sft_path, seed=config.trainer.seed)
     if config.model.create is not None and not Path(config.model.path).exists():
         create_model(config.model.path, config.model.create, _texts(config), seed=config.trainer.seed)
     write_model_files(config)
@@ -122,6 +122,6 @@ def _texts(config: Config) -> list[str]:
         render(data.template, problem.question, trailing_newline=data.prompt_trailing_newline) + problem.answer
         for problem in problems
     ]
-    if data.sft_path is not None:
+    if data.sft_path is not None and Path(data.sft_path).is_file():
         texts += [str(row.get("response", "")) for row in read_rows(data.sft_path)]
     return texts

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import MicroBatch
+from nemo_simplerl.data.examples import examples_of, stops_of
 from nemo_simplerl.data.packing import packed_micro_batches, unpack_to_batch
 from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
 from nemo_simplerl.eval.run import evaluate
@@ -47,6 +48,7 @@ class WarmStartEval:
                 trailing_newline=data.prompt_trailing_newline,
                 max_tokens=config.sft.max_tokens,
                 overlong="drop",
+                worked=examples_of(data),
             )
             log.info(f"{data.sft_eval_path}: {report.num_kept} examples, {report.num_dropped} dropped as too long")
         path = data.eval_path if config.sft.eval_every else None
@@ -56,7 +58,7 @@ class WarmStartEval:
         for note in notes:
             log.info(note)
         if self._prompts:
-            self._sampling = sampling_of(config.rollout, tokenizer, model_folder(config))
+            self._sampling = sampling_of(config.rollout, tokenizer, model_folder(config), stops_of(data))
             self._grader = self._opened.enter_context(closing(build_grader(config.reward)))
             engine = build_engine(config.rollout, config.model.precision, model_folder(config), mesh, tokenizer)
             self._engine = self._opened.enter_context(closing(engine))

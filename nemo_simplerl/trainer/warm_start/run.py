@@ -17,6 +17,7 @@ from torch import Tensor
 from nemo_simplerl.algo.loss import Metrics
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import MicroBatch
+from nemo_simplerl.data.examples import examples_of
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
 from nemo_simplerl.model.conversion.shards import export_to_hf
@@ -140,6 +141,7 @@ def _examples(config: Config, tokenizer) -> list[SftExample]:
         trailing_newline=config.data.prompt_trailing_newline,
         max_tokens=sft.max_tokens,
         overlong=sft.overlong,
+        worked=examples_of(config.data),
     )
     log.info(
         f"warm start: {report.num_kept} examples, the longest of {report.longest} tokens (limit {sft.max_tokens}), "

@@ -22,6 +22,12 @@ def test_one_reward_for_all_is_told_with_what_would_help():
     for verdict, remedy in (("correct", "harder"), ("incorrect", "--check-golds"), ("no_answer", "sft.output")):
         found = _idle(**alone | {f"reward__{verdict}_share": 1.0})
         assert found.keys() == {"reward"} and remedy in found["reward"]
+        assert "there was nothing to learn" in found["reward"]
+        assert ("data.examples" in found["reward"]) == (verdict != "correct")
+    unboxed = alone | {"reward__no_answer_share": 1.0}
+    assert "raise rollout.max_response_tokens" in _idle(**unboxed, rollout__truncated_share=0.9)["reward"]
+    shown = _idle("data.examples=[{question: a, response: b, answer: c}]", **unboxed)["reward"]
+    assert "worked examples" not in shown and "simplerl distill" in shown
     both = alone | {"reward__incorrect_share": 0.25, "reward__no_answer_share": 0.75}
     assert _idle(**both) == {}
     assert _idle("reward.incorrect=-1", **both).keys() == {"reward"}
@@ -42,3 +48,23 @@ def test_gradients_of_0_and_responses_that_are_all_left_out_are_told():
     assert _idle(actor__grad_norm_max=None) == {}  # the critic's warm-up, or updates left out
     found = _idle("algo.truncated=mask", rollout__truncated_share=1.0, actor__grad_norm_max=0.0)
     assert found.keys() == {"truncated"} and "rollout.max_response_tokens=96" in found["truncated"]
+
+
+def test_a_function_that_pays_every_response_the_same_is_told_too():
+    own = "reward.function=mine.py:paid"
+    assert _idle(own, reward__correct_share=1.0, reward__incorrect_share=0.0) == {}  # verdicts are not what it pays
+    found = _idle(own, reward__all_equal=1.0)
+    assert found.keys() == {"reward"} and "same reward (reward.function)" in found["reward"]
+
+
+def test_the_step_says_whether_all_its_scores_are_equal():
+    from nemo_simplerl.reward.serving.pool import Grade
+    from nemo_simplerl.rollout.base import Completion
+    from nemo_simplerl.trainer.logging.metrics import sample_metrics
+
+    def metrics_of(*scores):
+        rollout = [Completion((7,), (0.0,), "", "stop", 0, 0) for _ in scores]
+        return sample_metrics(rollout, [Grade("correct", "ok", 1.0)] * len(scores), scores)
+
+    assert metrics_of(0.5, 0.5)["reward/all_equal"] == 1.0
+    assert "reward/all_equal" not in metrics_of(0.5, 0.25) | metrics_of(0.5)

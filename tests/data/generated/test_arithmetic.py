@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from nemo_simplerl.data.arithmetic import Exercise, Task, respond, write_task
+from nemo_simplerl.data.generated.arithmetic import Exercise, Task, respond, write_task
 from nemo_simplerl.data.tokenizer import build_tokenizer
 
 SMALL = Task(num_train=400, num_eval=100, num_sft=1000)
