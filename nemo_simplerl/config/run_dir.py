@@ -59,6 +59,8 @@ LAYOUT_KEYS = frozenset(
     {
         "actor.tensor_model_parallel_size",
         "actor.pipeline_model_parallel_size",
+        "critic.tensor_model_parallel_size",
+        "critic.pipeline_model_parallel_size",
         "actor.sequence_parallel",
         "actor.use_distributed_optimizer",
         "actor.overlap_grad_reduce",

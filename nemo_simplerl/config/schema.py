@@ -5,7 +5,7 @@ and Megatron's where they exist. Counts are plain integers, times are seconds, l
 Imports nothing but the standard library: a wrong configuration is reported before torch loads.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 
@@ -57,7 +57,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ActorConfig:
-    """The policy, and the parallel layout that actor, critic and reference share."""
+    """The policy, and the parallel layout of actor and reference, which is the critic's too where it names none."""
 
     tensor_model_parallel_size: int  # ranks that share each layer
     pipeline_model_parallel_size: int  # stages that the layers are divided into
@@ -82,9 +82,11 @@ class ActorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CriticConfig:
-    """The value model. Its parallel layout is the actor's."""
+    """The value model. It lives on the ranks of the actor, in that layout or in one of its own."""
 
     path: str | None  # a critic or another model of the same tokenizer, in any form; null: model.path, a fresh head
+    tensor_model_parallel_size: int | None  # ranks that share each layer; null: as many as the actor's
+    pipeline_model_parallel_size: int | None  # stages that the layers are divided into; null: as many as the actor's
     micro_batch_size: int  # samples a rank holds in one forward and backward pass
     forward_micro_batch_size: int  # samples a rank holds in one pass without gradients
     # Tokens a rank holds in one forward and backward pass, samples end to end without padding; null: padded rows, as
@@ -370,3 +372,19 @@ class Config:
     data: DataConfig
     sft: SftConfig
     trainer: TrainerConfig
+
+    def layout_of(self, role: str) -> ActorConfig:
+        """The section `actor` with the parallel sizes of the model of `role`, "actor" or "critic".
+
+        Sequence parallelism is off in a model that has no tensor ranks to divide activations over.
+        """
+        layout = self.actor
+        if role == "critic":
+            tensor, pipeline = self.critic.tensor_model_parallel_size, self.critic.pipeline_model_parallel_size
+            layout = replace(
+                layout,
+                tensor_model_parallel_size=tensor or layout.tensor_model_parallel_size,
+                pipeline_model_parallel_size=pipeline or layout.pipeline_model_parallel_size,
+            )
+        has_tensor_ranks = layout.tensor_model_parallel_size > 1
+        return replace(layout, sequence_parallel=layout.sequence_parallel and has_tensor_ranks)

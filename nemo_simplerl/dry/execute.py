@@ -39,6 +39,8 @@ def executions(runs: Sequence[tuple[Sequence[str], Layout]], *, full: bool = Fal
     for _, layout in runs:
         if layout.cluster.gpu.is_cpu:
             raise Unavailable("ranks on CPUs train as they are: start the run itself")
+        if layout.critic_cut is not None:
+            raise Unavailable("a critic in a layout of its own gets its samples by values, which a dry run has not")
     started = time.monotonic()
     cases = [cases_of(overrides, layout, full, name=str(index)) for index, (overrides, layout) in enumerate(runs)]
     results = in_child([case for of_run in cases for case in of_run])

@@ -1,5 +1,6 @@
 """A run's layout on a cluster: the numbers that memory and time depend on."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,6 +62,7 @@ class Layout:
     cluster: Cluster
     tensor: int
     pipeline: int
+    critic_cut: tuple[int, int] | None = None  # tensor and pipeline sizes of the critic; None: the actor's
     sequence_parallel: bool
     distributed_optimizer: bool
     offloads: bool  # between the updates of a role its optimizer waits in host memory
@@ -103,6 +105,22 @@ class Layout:
         """The shape of each model that is trained, by its role."""
         return {role: self.shape_of(critic=role == "critic") for role in self.sizes}
 
+    def of(self, role: str) -> "Layout":
+        """The layout with the parallel sizes of the model of `role` as its own."""
+        if role != "critic" or self.critic_cut is None:
+            return self
+        tensor, pipeline = self.critic_cut
+        is_split = self.sequence_parallel and tensor > 1
+        return replace(self, tensor=tensor, pipeline=pipeline, critic_cut=None, sequence_parallel=is_split)
+
+    @property
+    def places(self) -> list[dict[str, int]]:
+        """The pipeline stages that ranks hold, by role: one entry for each combination that some rank has."""
+        ranks_a_stage = {role: self.of(role).tensor * self.of(role).data for role in self.sizes}
+        starts = range(0, self.cluster.world_size, math.gcd(*ranks_a_stage.values()))
+        found = [{role: rank // size for role, size in ranks_a_stage.items()} for rank in starts]
+        return [place for index, place in enumerate(found) if place not in found[:index]]
+
     @property
     def data(self) -> int:
         """Data-parallel size."""
@@ -129,11 +147,17 @@ class Layout:
 
 
 def divides(layout: Layout, tensor: int, pipeline: int) -> bool:
-    """Whether the sizes cut the models and the ranks of `layout` into equal parts."""
-    return layout.cluster.world_size % (tensor * pipeline) == 0 and not any(
-        width % tensor or shape.num_layers % pipeline
-        for shape in layout.shapes.values()
-        for width in (shape.num_attention_heads, shape.num_query_groups, shape.ffn_hidden_size)
+    """Whether these sizes, and the critic's own where it has some, cut models and ranks into equal parts."""
+    cut = replace(layout, tensor=tensor, pipeline=pipeline)
+    return all(_is_cut(cut.of(role), shape) for role, shape in layout.shapes.items())
+
+
+def _is_cut(layout: Layout, shape: ModelShape) -> bool:
+    widths = (shape.num_attention_heads, shape.num_query_groups, shape.ffn_hidden_size)
+    return (
+        layout.cluster.world_size % (layout.tensor * layout.pipeline) == 0
+        and shape.num_layers % layout.pipeline == 0
+        and not any(width % layout.tensor for width in widths)
     )
 
 
@@ -161,11 +185,11 @@ def warnings_of(layout: Layout) -> list[str]:
             "twice as much where it keeps half of them."
         )
     for name, sizes in layout.sizes.items():
-        count = layout.micro_batches(sizes)
-        if count < 2 * layout.pipeline and layout.pipeline > 1:
-            idle = (layout.pipeline - 1) / (count + layout.pipeline - 1)
+        stages, count = layout.of(name).pipeline, layout.of(name).micro_batches(sizes)
+        if count < 2 * stages and stages > 1:
+            idle = (stages - 1) / (count + stages - 1)
             warnings.append(
-                f"{name}: {count} micro-batches an update over {layout.pipeline} pipeline stages leave {idle:.0%} of "
+                f"{name}: {count} micro-batches an update over {stages} pipeline stages leave {idle:.0%} of "
                 f"the time idle. A smaller {name}.micro_batch_size, or fewer stages, helps."
             )
     return warnings

@@ -1,6 +1,6 @@
 """Memory of a run, phase by phase: bytes on the GPU that needs most, and in a node's host memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nemo_simplerl.plan.activations import forward_activations, update_activations
@@ -13,7 +13,8 @@ _MOMENTS, _MASTER, _GRADIENT = 8, 4, 4
 # A rollout as tensors, bytes per sample and position: tokens (8) and four masks or log-probabilities (16), the same
 # again in the updates' order, and seven float32 columns: old, reference, KL, rewards, two advantages, gate; a critic's
 # values and returns beside them.
-_BATCH, _CRITIC_COLUMNS = 2 * 24 + 7 * 4, 2 * 4
+_TENSORS, _CRITIC_COLUMNS = 24, 2 * 4
+_BATCH = 2 * _TENSORS + 7 * 4
 _DIGEST_WORK = 3 * 2**25  # rollout/digest.py: words, weights and products of 2**22 words
 _SAVED = (" weights", " optimizer")  # of `resident`
 _PROCESS = 3 * 2**30  # host memory of a trainer process before anything is loaded; an estimate
@@ -56,17 +57,20 @@ class Memory:
 
 def memory(layout: Layout) -> Memory:
     capacity = layout.cluster.gpu.capacity(footprint_of(layout.engine.name).process_bytes)
-    by_stage = [_phases(layout, stage, capacity) for stage in range(layout.pipeline)]
+    by_place = [_phases(layout, stages, capacity) for stages in layout.places]
     worst = tuple(
-        max(same, key=lambda phase: phase.peak) for same in zip(*(phases for phases, _ in by_stage), strict=True)
+        max(same, key=lambda phase: phase.peak) for same in zip(*(phases for phases, _ in by_place), strict=True)
     )
     # Engines of different stages' GPUs share the work: the smallest cache is the one to plan with.
-    cache = min((cache for _, cache in by_stage), key=lambda cache: cache.sequences)
+    cache = min((cache for _, cache in by_place), key=lambda cache: cache.sequences)
     return Memory(capacity=capacity, phases=worst, cache=cache, host=host_memory(layout))
 
 
 def resident(layout: Layout, stage: int, *, critic: bool, stepped: bool = True) -> dict[str, int]:
-    """Bytes of one role's weights, gradients and optimizer on one rank; without moments before the first update."""
+    """Bytes of one role's weights, gradients and optimizer on one rank; without moments before the first update.
+
+    layout: as the role's model is cut (Layout.of).
+    """
     shape = layout.shape_of(critic=critic)
     count = rank_parameters(shape, layout.tensor, layout.pipeline, stage, critic=critic)
     share = -(-count // layout.data) if layout.distributed_optimizer else count
@@ -79,11 +83,14 @@ def resident(layout: Layout, stage: int, *, critic: bool, stepped: bool = True) 
     }
 
 
-def held(layout: Layout, stage: int, *, updating: Sequence[str], stepped: bool = True) -> dict[str, int]:
-    """`resident` of all roles together; where they offload, gradients and optimizer of those in `updating` alone."""
+def held(layout: Layout, stages: Mapping[str, int], *, updating: Sequence[str], stepped: bool = True) -> dict[str, int]:
+    """`resident` of all roles together; where they offload, gradients and optimizer of those in `updating` alone.
+
+    stages: the pipeline stage of each role's model.
+    """
     parts: dict[str, int] = {}
-    for role in layout.sizes:
-        for name, size in resident(layout, stage, critic=role == "critic", stepped=stepped).items():
+    for role, stage in stages.items():
+        for name, size in resident(layout.of(role), stage, critic=role == "critic", stepped=stepped).items():
             if role in updating or not layout.offloads or name == f"{role} weights":
                 parts[name] = size
     return parts
@@ -99,10 +106,10 @@ def host_memory(layout: Layout) -> dict[str, int]:
         parts["offloaded optimizers"] = ranks * max(
             sum(
                 size
-                for name, size in held(layout, stage, updating=tuple(layout.sizes)).items()
+                for name, size in held(layout, stages, updating=tuple(layout.sizes)).items()
                 if name.endswith(" optimizer")
             )
-            for stage in range(layout.pipeline)
+            for stages in layout.places
         )
     if layout.saves_behind:
         parts["saves' copies"] = _saves_copies(layout)
@@ -120,15 +127,17 @@ def _saves_copies(layout: Layout) -> int:
     writes it; what waits in host memory is written from there. Ranks count through tensor, data and pipeline ranks.
     """
     of_node = [0] * layout.cluster.nodes
-    for stage in range(layout.pipeline):
-        parts = held(layout, stage, updating=tuple(layout.sizes))
-        weights, state = (sum(size for name, size in parts.items() if name.endswith(kind)) for kind in _SAVED)
-        for data in range(layout.data):
-            is_writer = data == 0 or layout.distributed_optimizer
-            size = (weights if data == 0 else 0) + (state if is_writer and not layout.offloads else 0)
-            first = (stage * layout.data + data) * layout.tensor
-            for rank in range(first, first + layout.tensor):
-                of_node[rank // layout.cluster.gpus_per_node] += size
+    for role in layout.sizes:
+        cut = layout.of(role)
+        for stage in range(cut.pipeline):
+            parts = resident(cut, stage, critic=role == "critic")
+            weights, state = (parts[role + kind] for kind in _SAVED)
+            for data in range(cut.data):
+                is_writer = data == 0 or cut.distributed_optimizer
+                size = (weights if data == 0 else 0) + (state if is_writer and not cut.offloads else 0)
+                first = (stage * cut.data + data) * cut.tensor
+                for rank in range(first, first + cut.tensor):
+                    of_node[rank // cut.cluster.gpus_per_node] += size
     return max(of_node)
 
 
@@ -138,13 +147,13 @@ def _reference(layout: Layout) -> int:
     return max(counts) * layout.param_bytes
 
 
-def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cache]:
+def _phases(layout: Layout, stages: Mapping[str, int], capacity: int) -> tuple[list[Phase], Cache]:
     reference = (
         {"reference weights": _reference(layout)} if layout.cluster.gpu.is_cpu and layout.keeps_reference else {}
     )
     *_, last_built = layout.sizes
-    making, made = (held(layout, stage, updating=roles, stepped=False) | reference for roles in ((last_built,), ()))
-    still = held(layout, stage, updating=()) | reference
+    making, made = (held(layout, stages, updating=roles, stepped=False) | reference for roles in ((last_built,), ()))
+    still = held(layout, stages, updating=()) | reference
     engine = footprint_of(layout.engine.name)
     weights, work = engine_weights(layout), engine.workspace(layout)
     cache = engine.cache(
@@ -153,11 +162,15 @@ def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cac
     kept = engine.between_rollouts(layout, weights, cache)
     position = _BATCH if layout.critic is None else _BATCH + _CRITIC_COLUMNS
     batch = {"rollout batch": -(-layout.samples // layout.data) * layout.max_tokens * position}
+    if layout.critic_cut is not None:
+        critics = layout.of("critic")
+        samples = -(-critics.samples // critics.data)
+        batch["critic's batch"] = samples * critics.max_tokens * (_TENSORS * 2 + _CRITIC_COLUMNS)
     refit = engine.before_refit(layout, weights, cache) | refit_buffers(layout)
     # The distributed optimizer moves the weights into one buffer, and both copies exist for a moment.
     moving = {"weights on their way": making[f"{last_built} weights"]} if layout.distributed_optimizer else {}
     forward = max(
-        forward_activations(layout, sizes.forward_micro, stage, critic=role == "critic")
+        forward_activations(layout.of(role), sizes.forward_micro, stages[role], critic=role == "critic")
         for role, sizes in layout.sizes.items()
     )
     phases = [
@@ -170,11 +183,11 @@ def _phases(layout: Layout, stage: int, capacity: int) -> tuple[list[Phase], Cac
         *(
             Phase(
                 f"{role} update",
-                held(layout, stage, updating=(role,))
+                held(layout, stages, updating=(role,))
                 | reference
                 | kept
                 | batch
-                | {"activations": update_activations(layout, sizes, stage, critic=role == "critic")},
+                | {"activations": update_activations(layout.of(role), sizes, stages[role], critic=role == "critic")},
             )
             for role, sizes in reversed(layout.sizes.items())
         ),

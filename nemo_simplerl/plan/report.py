@@ -43,7 +43,7 @@ def numbers(layout: Layout, memory: Memory) -> dict[str, Any]:
         for name, sizes in layout.sizes.items()
         for key, value in {
             "updates_per_step": layout.samples * layout.epochs // sizes.update,
-            "micro_batches_per_update": layout.micro_batches(sizes),
+            "micro_batches_per_update": layout.of(name).micro_batches(sizes),
         }.items()
     }
     return {
@@ -144,8 +144,9 @@ def _layout_lines(layout: Layout, memory: Memory) -> list[str]:
     found = numbers(layout, memory)
     optimizer = "distributed" if layout.distributed_optimizer else "plain"
     return [
-        f"{found['parameters'] / 1e9:.2f} B parameters: TP {layout.tensor} x PP {layout.pipeline} x DP {layout.data}, "
-        f"recompute {layout.recompute or 'none'}, {optimizer} optimizer",
+        f"{found['parameters'] / 1e9:.2f} B parameters: {_cut(layout)}, "
+        + (f"critic {_cut(layout.of('critic'))}, " if layout.critic_cut is not None else "")
+        + f"recompute {layout.recompute or 'none'}, {optimizer} optimizer",
         f"a step: {layout.prompts} prompts x {layout.samples_per_prompt} = {found['samples_per_step']} samples, "
         f"{found['samples_per_rank']} a replica, at most {found['max_tokens_per_step'] / 1e6:.1f} M tokens",
         *(
@@ -158,6 +159,10 @@ def _layout_lines(layout: Layout, memory: Memory) -> list[str]:
         f"{found['kv_bytes_per_token']} bytes each, {found['sequences_at_once_per_engine']} of the longest sequences "
         "at once",
     ]
+
+
+def _cut(layout: Layout) -> str:
+    return f"TP {layout.tensor} x PP {layout.pipeline} x DP {layout.data}"
 
 
 def _memory_lines(memory: Memory) -> list[str]:

@@ -12,6 +12,7 @@ from nemo_simplerl.plan.engines.base import footprint_of
 from nemo_simplerl.plan.layout import Cluster, Layout, Sizes, divides
 
 _BYTES = {"bf16": 2, "fp32": 4}
+_CRITICS_OWN = ("critic.tensor_model_parallel_size", "critic.pipeline_model_parallel_size")  # or null
 # Keys read below that must be positive integers.
 _COUNTS = (
     "actor.tensor_model_parallel_size",
@@ -34,6 +35,7 @@ _COUNTS = (
 )
 _OTHERS = (
     "model.precision",
+    *_CRITICS_OWN,
     *(f"{role}.{name}micro_batch_tokens" for role in ("actor", "critic") for name in ("", "forward_")),
     "actor.sequence_parallel",
     "actor.use_distributed_optimizer",
@@ -56,7 +58,7 @@ def runnable_layout(found: Examined, cluster: Cluster) -> Layout | None:
     layout = requested_layout(found, cluster)
     if layout is None or not divides(layout, layout.tensor, layout.pipeline):
         return None
-    if not all(map(layout.can_cut, layout.sizes.values())):
+    if not all(layout.of(role).can_cut(sizes) for role, sizes in layout.sizes.items()):
         return None
     return layout
 
@@ -69,7 +71,8 @@ def requested_layout(found: Examined, cluster: Cluster) -> Layout | None:
     footprint = footprint_of(config.rollout.engine)
     if any(_is_reported(key, found.reported) for key in footprint.keys):
         return None
-    if min(_value(config, key) for key in _COUNTS) < 1 or not footprint.settings(config.rollout).is_possible:
+    counts = [_value(config, key) for key in (*_COUNTS, *_CRITICS_OWN)]
+    if any(count is not None and count < 1 for count in counts) or not footprint.settings(config.rollout).is_possible:
         return None
     return None if config.actor.context_parallel_size != 1 else _layout(found, shape, cluster)
 
@@ -93,6 +96,7 @@ def _layout(found: Examined, shape: ModelShape, cluster: Cluster) -> Layout:
         cluster=cluster,
         tensor=actor.tensor_model_parallel_size,
         pipeline=actor.pipeline_model_parallel_size,
+        critic_cut=_critic_cut(config),
         sequence_parallel=actor.sequence_parallel,
         distributed_optimizer=actor.use_distributed_optimizer,
         offloads=actor.offload_adam_states and not cluster.gpu.is_cpu,
@@ -118,6 +122,15 @@ def _layout(found: Examined, shape: ModelShape, cluster: Cluster) -> Layout:
         reward_workers=config.reward.num_workers if has_own_workers else 0,
         reward_worker_bytes=config.reward.memory_limit_mb * 2**20,
     )
+
+
+def _critic_cut(config: Config) -> tuple[int, int] | None:
+    """The critic's tensor and pipeline sizes, where it has a layout of its own."""
+    sizes = [
+        (layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
+        for layout in (config.layout_of("actor"), config.layout_of("critic"))
+    ]
+    return sizes[1] if config.algo.has_critic and sizes[0] != sizes[1] else None
 
 
 def _old_logprobs_share(config: Config) -> float:

@@ -41,7 +41,7 @@ def step_time(layout: Layout) -> StepTime:
     found = decoding(layout)
     passes = _forward(layout, critic=False).times(layout.old_logprobs_share)
     if layout.critic is not None:
-        passes += _forward(layout, critic=True)
+        passes += _forward(layout.of("critic"), critic=True)
     if layout.keeps_reference:
         # The weights change places with the reference's, and back.
         moved = 4 * resident(layout, 0, critic=False)["actor weights"]
@@ -51,7 +51,7 @@ def step_time(layout: Layout) -> StepTime:
             "rollout": found.seconds + _prefill(layout),
             "log-probabilities": passes,
             **{
-                f"{role} update": _updates(layout, sizes, critic=role == "critic")
+                f"{role} update": _updates(layout.of(role), sizes, critic=role == "critic")
                 for role, sizes in reversed(layout.sizes.items())
             },
             "refit": _refit(layout),

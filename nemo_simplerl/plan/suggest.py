@@ -119,6 +119,8 @@ def _micro_batch(role: str, sizes: Sizes, layout: Layout) -> str:
 
 def _why_not(layout: Layout, tensor: int, pipeline: int) -> str | None:
     for role, shape in layout.shapes.items():
+        if role == "critic" and layout.critic_cut is not None:
+            continue
         of_role = "" if layout.critic_shape is None else f" of the {role}"
         for count, name in (
             (shape.num_attention_heads, "attention heads"),
@@ -156,9 +158,11 @@ def _spares(change: Change) -> bool:
 def _variants(layout: Layout, tensor: int, pipeline: int) -> Iterator[list[Change]]:
     """Ways to run these sizes, fastest first: with the engine as it is asked for or with larger batches, then with each
     change that has it take less memory."""
-    data = layout.cluster.world_size // (tensor * pipeline)
+    cut = replace(layout, tensor=tensor, pipeline=pipeline)
     micros = [
-        micro for micro in _MICRO_BATCHES if not any(sizes.update % (data * micro) for sizes in layout.sizes.values())
+        micro
+        for micro in _MICRO_BATCHES
+        if not any(sizes.update % (cut.of(role).data * micro) for role, sizes in layout.sizes.items())
     ]
     for engines in ([("", layout), *_larger_batches(layout)], *([change] for change in _engine_changes(layout))):
         found = []
@@ -168,7 +172,7 @@ def _variants(layout: Layout, tensor: int, pipeline: int) -> Iterator[list[Chang
                 tensor=tensor,
                 pipeline=pipeline,
                 sequence_parallel=tensor > 1,
-                distributed_optimizer=data > 1,
+                distributed_optimizer=cut.data > 1,
                 recompute=recompute,
             )
             found.append(Change(f"{_keys(variant)} {engine_keys}".rstrip(), variant))

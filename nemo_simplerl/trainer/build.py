@@ -9,7 +9,8 @@ from nemo_simplerl.data.examples import stops_of
 from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.model.source import kind_of, open_source, weights_fingerprint
-from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.parallel.grid import Grid
+from nemo_simplerl.parallel.mesh import Mesh, mesh_over
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.trainer.consistency import ConsistencyGate
 from nemo_simplerl.trainer.estimators import build_estimator
@@ -24,6 +25,7 @@ from nemo_simplerl.trainer.saving.step_state import StepState
 from nemo_simplerl.trainer.setup.engine import build_engine, sampling_of
 from nemo_simplerl.trainer.setup.grader import Grader
 from nemo_simplerl.trainer.setup.prepare import model_folder
+from nemo_simplerl.trainer.shares import Travel, local_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +89,11 @@ def build_roles(
         update_loop=UpdateLoop(partial(of_actor, "actor.update")),
     )
 
-    def build_critic() -> Critic:
-        learner = _critic_learner(config, sources[-1], mesh, total_steps)
-        of_critic = partial(on_phase, group=mesh.role)
-        return Critic(
+    def build_critic() -> tuple[Critic, Travel]:
+        critics = critic_mesh(config, mesh)
+        learner = _critic_learner(config, sources[-1], critics, total_steps)
+        of_critic = partial(on_phase, group=critics.role)
+        critic = Critic(
             learner,
             config.critic,
             algo,
@@ -98,6 +101,7 @@ def build_roles(
             timer=timer.with_on_enter(of_critic),
             update_loop=UpdateLoop(partial(of_critic, "critic.update")),
         )
+        return critic, travel_of(config, mesh, critics)
 
     return Roles(
         config=config,
@@ -122,13 +126,33 @@ def build_roles(
     )
 
 
+def critic_mesh(config: Config, mesh: Mesh) -> Mesh:
+    """The critic's mesh over the ranks of the actor's `mesh`: that one, where both have the same layout. Collective."""
+    layout = config.layout_of("critic")
+    grid = Grid(mesh.grid.ranks, layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
+    if grid == mesh.grid:
+        return mesh
+    found = mesh_over(grid, timeout_s=config.trainer.distributed_timeout_s)
+    assert found is not None
+    return found
+
+
+def travel_of(config: Config, actors: Mesh, critics: Mesh) -> Travel:
+    """The way of samples between the data ranks of actor and critic."""
+    share_of_actor, share_of_critic = (
+        partial(local_share, seed=config.trainer.seed, window=role.global_batch_size)
+        for role in (config.actor, config.critic)
+    )
+    return Travel(actors, critics, share_of_actor, share_of_critic)
+
+
 def _actor_learner(config: Config, source: Source, mesh: Mesh, total_steps: int) -> Learner:
     """The learner of the actor, whose learning rate decays over the updates after the critic's warm-up. Collective."""
     warmup_steps, per_step = config.algo.critic_warmup_steps, _updates_per_step(config, config.actor)
     return build_learner(
         source,
         config.model,
-        config.actor,
+        config.layout_of("actor"),
         config.actor.optim,
         mesh,
         total_updates=max(total_steps - warmup_steps, 1) * per_step,
@@ -143,7 +167,7 @@ def _critic_learner(config: Config, source: Source, mesh: Mesh, total_steps: int
     return build_learner(
         source,
         config.model,
-        config.actor,
+        config.layout_of("critic"),
         config.critic.optim,
         mesh,
         total_updates=total_steps * per_step,

@@ -26,6 +26,7 @@ from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.updates import UpdateLoop
 from nemo_simplerl.trainer.logging.metrics import advantage_metrics, estimate_metrics, update_metrics
 from nemo_simplerl.trainer.saving.step_state import StepState, kept_in_step
+from nemo_simplerl.trainer.shares import Travel
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,24 @@ class GaeWithCritic:
 
     The returns that the critic is fitted to may have a lambda of their own (VC-PPO, arXiv:2503.01491), and another one
     in the first steps, which train the critic alone.
+
+    mesh: the actor's, whose data ranks the batches are of. travel: between those and the critic's.
     """
 
-    def __init__(self, critic: Critic, algo: AlgoConfig, mesh: Mesh, step_state: StepState):
-        self.critic, self.algo, self.mesh, self.step_state = critic, algo, mesh, step_state
+    def __init__(self, critic: Critic, algo: AlgoConfig, mesh: Mesh, step_state: StepState, travel: Travel):
+        self.critic, self.algo, self.mesh, self.step_state, self.travel = critic, algo, mesh, step_state, travel
         self.learners = {"critic": critic.learner}
         self.update_loops = {"critic": critic.update_loop}
 
     @kept_in_step("values")
     def values(self, batch: Batch) -> Tensor:
         """float32 [B, T]: the critic's values from before the step's first update. Collective."""
-        return self.critic.values(batch)
+        critics = self.travel.batch(batch)
+        return self.travel.back(self.critic.values(critics), critics, batch)
 
     def estimate(self, step: int, batch: Batch, rewards_BT: Tensor) -> Estimate:
         """See Estimator.estimate."""
+        self.travel.begin(self.step_state.lengths, step)
         values_BT, lam = self.values(batch), self._lambda(batch)
         estimate_by = partial(gae, rewards_BT, values_BT, batch.mask_BT, gamma=self.algo.gamma)
         advantages_BT, returns_BT = estimate_by(lam=lam)
@@ -84,8 +89,12 @@ class GaeWithCritic:
 
     def update(self, batch: Batch, estimate: Estimate) -> dict[str, float]:
         """See Estimator.update."""
-        values_BT = estimate.columns_BT["values"]
-        return update_metrics("critic", self.critic.update(batch, values_BT, estimate.returns_BT))
+        critics = self.travel.batch(batch)
+        values_BT, returns_BT = (
+            self.travel.there(column_BT, batch, critics)
+            for column_BT in (estimate.columns_BT["values"], estimate.returns_BT)
+        )
+        return update_metrics("critic", self.critic.update(critics, values_BT, returns_BT))
 
     def _lambda(self, batch: Batch) -> float | Tensor:
         """Lambda of the advantages: a number, or one for each response [B, 1]."""
@@ -149,14 +158,19 @@ class RewardsToGo(NoModels):
 
 
 def build_estimator(
-    algo: AlgoConfig, num_prompts: int, mesh: Mesh, step_state: StepState, build_critic: Callable[[], Critic]
+    algo: AlgoConfig,
+    num_prompts: int,
+    mesh: Mesh,
+    step_state: StepState,
+    build_critic: Callable[[], tuple[Critic, Travel]],
 ) -> Estimator:
-    """The estimator of a run with `num_prompts` prompts a step. Collective.
+    """The estimator of a run with `num_prompts` prompts a step, on the actor's mesh. Collective.
 
     One without a critic does not call `build_critic`, and none is built.
     """
     if algo.advantage == "gae":
-        return GaeWithCritic(build_critic(), algo, mesh, step_state)
+        critic, travel = build_critic()
+        return GaeWithCritic(critic, algo, mesh, step_state, travel)
     if algo.advantage == "reinforce_pp":
         return RewardsToGo(algo.gamma, mesh)
     compare = {

@@ -13,7 +13,7 @@ from nemo_simplerl.config.run_dir import weight_affecting_settings
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.data.problems import Prompt
-from nemo_simplerl.data.sampler import even_share, sample_seed
+from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.eval.run import Evaluation, evaluate, grade_sharded, responses_of
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.reward.serving.pool import Grade, score_of
@@ -32,6 +32,7 @@ from nemo_simplerl.trainer.logging.timing import PhaseTimer, timed
 from nemo_simplerl.trainer.saving.record import StepKey, digest_of
 from nemo_simplerl.trainer.saving.step_state import StepState, kept_in_step
 from nemo_simplerl.trainer.setup.grader import Grader
+from nemo_simplerl.trainer.shares import local_share
 
 log = logging.getLogger(__name__)
 
@@ -144,14 +145,13 @@ class Roles:
         require_finite(columns_BT, rows, self.sampling.n, step, self.mesh)
 
     def local_rows(self, completions: Sequence[Completion], step: int) -> list[int]:
-        """Samples of this data rank: its share of each update in a permutation seeded by the step, so that the samples
-        of one prompt spread over updates and update k has the same samples at every data-parallel size."""
-        config, num_samples = self.config, len(completions)
-        generator = torch.Generator().manual_seed(sample_seed(config.trainer.seed, step, num_samples, 0))
-        return even_share(
-            torch.randperm(num_samples, generator=generator).tolist(),
+        """Samples of this data rank of the actor: see `local_share`."""
+        alike = [role for role, learner in self.learners.items() if learner.mesh.grid == self.mesh.grid]
+        return local_share(
             [len(completion.token_ids) for completion in completions],
-            window=math.gcd(*self._update_sizes),
+            step,
+            seed=self.config.trainer.seed,
+            window=math.gcd(*(getattr(self.config, role).global_batch_size for role in alike)),
             rank=self.mesh.dp_rank,
             num_ranks=self.mesh.dp_size,
         )

@@ -85,10 +85,12 @@ class Run:
         mesh, saved = self.roles.mesh, self.found.manifest
         self.steps_done, passed = saved.step, saved.prompts_passed
         self.prompts_passed = self.sampler.position_of(saved.step) if passed is None else passed
-        checkpoint.load(self.found, self.roles.learners, mesh)
+        checkpoint.load(self.found, self.roles.learners)
         if (record := checkpoint.load_record(self.found, mesh)) is not None:
             self.roles.step_state.restore(record)
-        before, now = checkpoint.layout_in_words(saved.layout), checkpoint.layout_in_words(checkpoint.layout_of(mesh))
+        learners = self.roles.learners
+        before = checkpoint.layouts_in_words({role: saved.layout_of(role) for role in learners})
+        now = checkpoint.layouts_in_words({role: checkpoint.layout_of(one.mesh) for role, one in learners.items()})
         change = "" if before == now else f", saved by {before} and continued by {now}"
         log.info(f"resumed after {saved.position.in_words} from {self.found.path}{change}")
         if differ := changed_versions(saved.versions, versions()):

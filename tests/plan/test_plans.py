@@ -316,6 +316,20 @@ def test_a_smaller_critic_needs_less_and_is_held_to_the_same_layout(data, tmp_pa
     assert "does not divide the critic's 2 query groups" in problem
 
 
+def test_a_critic_in_a_layout_of_its_own_is_planned_in_it(data):
+    shared, own = (plan_of(data, STAYS, *more) for more in ([], ["critic.tensor_model_parallel_size=4"]))
+    parts, of_shared = (
+        next(phase.parts for phase in plan.memory.phases if phase.name == "critic update") for plan in (own, shared)
+    )
+    assert parts["critic weights"] == pytest.approx(2 * 7_070_626_304 / 4, rel=1e-3)
+    assert parts["critic optimizer"] == pytest.approx(12 * 7_070_626_304 / 4 / 2, rel=1e-3)  # TP 4 leaves DP 2
+    assert parts["actor weights"] == of_shared["actor weights"]
+    assert parts["critic's batch"] > 0 and "critic's batch" not in of_shared
+    assert "TP 2 x PP 1 x DP 4, critic TP 4 x PP 1 x DP 2, " in plan_as_text(own)
+    stages = plan_of(data, "actor.pipeline_model_parallel_size=4", "critic.pipeline_model_parallel_size=2").layout
+    assert [(place["actor"], place["critic"]) for place in stages.places] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+
+
 def test_a_prompts_samples_are_decoded_together_however_small_the_batch(data):
     small, whole = (plan_as_dict(plan_of(data, f"rollout.max_batch_size={size}"))["memory"] for size in ("4", "8"))
     assert small == whole

@@ -17,7 +17,7 @@ from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.reward.serving.pool import RewardPool
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.digest import digest
-from nemo_simplerl.trainer.build import build_gate
+from nemo_simplerl.trainer.build import build_gate, critic_mesh, travel_of
 from nemo_simplerl.trainer.estimators import GaeWithCritic
 from nemo_simplerl.trainer.learners.actor import Actor
 from nemo_simplerl.trainer.learners.build import build_learner
@@ -158,13 +158,13 @@ class ScriptedEngine:
     def close(self) -> None: ...
 
 
-def small_config(folder: str, actor: dict, algo: dict) -> Config:
+def small_config(folder: str, actor: dict, algo: dict, critic: dict | None = None) -> Config:
     """The quickstart's configuration for a model of `save_hf_model`, in updates and micro-batches of 4 samples."""
     sizes = {"micro_batch_size": 4, "forward_micro_batch_size": 4, "global_batch_size": 4}
     sizes |= {"micro_batch_tokens": "null", "forward_micro_batch_tokens": "null"}
     optim = {"optim.lr": 1e-3, "optim.lr_warmup_fraction": 0.0}
     actor = sizes | optim | actor
-    critic = optim | {key: value for key, value in actor.items() if key in sizes}
+    critic = optim | {key: value for key, value in actor.items() if key in sizes} | (critic or {})
     sections = {
         "actor": actor,
         "critic": critic,
@@ -178,23 +178,29 @@ def small_config(folder: str, actor: dict, algo: dict) -> Config:
 
 
 def learner_of(config: Config, folder: str | Path, optim: OptimConfig, mesh: Mesh, **changes) -> Learner:
-    """A learner of the model in `folder` in the configuration's precision and layout."""
+    """A learner of the model in `folder` in the configuration's precision and the mesh's layout."""
     deterministic = config.trainer.deterministic
-    layout = replace(config.actor, offload_adam_states=changes.pop("offload_adam_states", False))
+    layout = replace(
+        config.layout_of("actor" if changes.get("critic_seed") is None else "critic"),
+        offload_adam_states=changes.pop("offload_adam_states", False),
+    )
     return build_learner(open_source(folder), config.model, layout, optim, mesh, deterministic=deterministic, **changes)
 
 
 @contextmanager
-def scripted_roles(folder: str, actor_changes: dict, algo_changes: dict) -> Iterator[Roles]:
+def scripted_roles(
+    folder: str, actor_changes: dict, algo_changes: dict, critic_changes: dict | None = None
+) -> Iterator[Roles]:
     """Real actor, critic, reference and grader of the model in `folder`, with a scripted engine."""
-    config = small_config(folder, actor_changes, algo_changes)
+    config = small_config(folder, actor_changes, algo_changes, critic_changes)
     mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
     optim = config.actor.optim
     timer = PhaseTimer()
     hf = read_hf_config(folder)
     grader = RewardPool(1, timeout_s=20.0, memory_limit_mb=1024)
     learner = learner_of(config, folder, optim, mesh, total_updates=8)
-    critic_learner = learner_of(config, folder, optim, mesh, total_updates=8, critic_seed=config.trainer.seed)
+    critics = critic_mesh(config, mesh)
+    critic_learner = learner_of(config, folder, optim, critics, total_updates=8, critic_seed=config.trainer.seed)
     length = 12
     critic = Critic(critic_learner, config.critic, config.algo, max_response_tokens=length, timer=timer)
     step_state = StepState()
@@ -203,7 +209,7 @@ def scripted_roles(folder: str, actor_changes: dict, algo_changes: dict) -> Iter
         config=config,
         mesh=mesh,
         actor=Actor(learner, hf, config.actor, config.algo, temperature=0.7, max_response_tokens=length, timer=timer),
-        estimator=GaeWithCritic(critic, config.algo, mesh, step_state),
+        estimator=GaeWithCritic(critic, config.algo, mesh, step_state, travel_of(config, mesh, critics)),
         engine=ScriptedEngine(hf["vocab_size"]),
         grader=grader,
         gate=build_gate(

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from nemo_simplerl.algo.advantages import whiten
 from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Problem, Prompt
+from nemo_simplerl.model.sharding.export import hf_buckets
 from nemo_simplerl.reward.grade import reward_of
 from nemo_simplerl.trainer.estimators import Estimator, build_estimator
 from nemo_simplerl.trainer.groups import Rollout
@@ -42,9 +43,25 @@ def _prompts() -> list[Prompt]:
     ]
 
 
-def _steps(folder: str, actor: dict, algo: dict) -> list[dict[str, float]]:
+# The critic on the same ranks in a layout of its own.
+CRITICS = {
+    "DP2 beside an actor of TP2 with sequence parallel": (
+        2,
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        {"tensor_model_parallel_size": 1, "global_batch_size": 2, "micro_batch_size": 1},
+    ),
+    "PP2 x DP2 beside an actor of DP4": (4, {"micro_batch_size": 1}, {"pipeline_model_parallel_size": 2}),
+    "DP4 beside an actor of TP2 x PP2": (
+        4,
+        {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+        {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "micro_batch_size": 1},
+    ),
+}
+
+
+def _steps(folder: str, actor: dict, algo: dict, critic: dict | None = None) -> list[dict[str, float]]:
     """The metrics of two steps with a critic and of one without, and a number of each estimator that has none."""
-    with scripted_roles(folder, actor, algo) as roles:
+    with scripted_roles(folder, actor, algo, critic) as roles:
         roles.refit(0)
         with_critic = [ppo_step(step, _prompts(), roles)[0] for step in (1, 2)]
         estimators = {name: _without_critic(roles, name) for name in WITHOUT_CRITIC}
@@ -96,6 +113,37 @@ def test_layouts_agree_with_one_rank(model, one_rank, layout):
     world_size, actor = LAYOUTS[layout]
     for found in run_ranks(_steps, world_size, model, actor, {}):
         _assert_same(found, one_rank, layout)
+
+
+@pytest.mark.parametrize("layout", CRITICS)
+def test_a_critic_in_a_layout_of_its_own_agrees_with_one_rank(model, one_rank, layout):
+    world_size, actor, critic = CRITICS[layout]
+    sizes = {key: value for key, value in critic.items() if key == "global_batch_size"}
+    (expected,) = run_ranks(_steps, 1, model, {}, {}, sizes) if sizes else (one_rank,)
+    for found in run_ranks(_steps, world_size, model, actor, {}, critic):
+        _assert_same(found, expected, layout)
+
+
+def _five_steps(folder: str, critic: dict) -> tuple[list[dict[str, float]], list]:
+    """Metrics of five steps of an actor of TP2, and the weights of both models after them."""
+    with scripted_roles(folder, {"tensor_model_parallel_size": 2}, {}, critic) as roles:
+        roles.refit(0)
+        metrics = [ppo_step(step, _prompts(), roles)[0] for step in range(1, 6)]
+        weights = [
+            tensor.clone()
+            for learner in roles.learners.values()
+            for bucket in hf_buckets(learner.gpt, roles.actor.hf, learner.mesh, 2**30)
+            for _, tensor in bucket
+        ]
+        return metrics, weights
+
+
+def test_a_critic_of_tp1_beside_an_actor_of_tp2_stays_close_over_five_steps(model):
+    (shared, weights), _ = run_ranks(_five_steps, 2, model, {})
+    for found, own_weights in run_ranks(_five_steps, 2, model, {"tensor_model_parallel_size": 1}):
+        for got, expected in zip(found, shared, strict=True):
+            assert got == pytest.approx(expected, abs=5e-4)
+        assert max(float((own - other).abs().max()) for own, other in zip(own_weights, weights, strict=True)) < 1e-4
 
 
 @pytest.mark.parametrize(("unit", "size"), [("size", 1), ("size", 2), ("tokens", 40)])

@@ -108,18 +108,20 @@ _RULES: tuple[Rule, ...] = (
 _SHAPE_RULES: tuple[Rule, ...] = (
     layout.tensor_parallel_splits_the_layers,
     layout.pipeline_stages_are_equal,
+    layout.critics_sizes_split_the_actors_model,
     model.rollout_fits_the_model,
     sft.examples_fit_the_model,
     *(partial(_of_engine, name=name, rule=rule) for name, engine in ENGINES.items() for rule in engine.shape_rules),
 )
-# A critic of its own shares the actor's parallel layout, and reads the same tokens.
+# A critic that is another model than the actor's is cut by its own sizes, and reads the same tokens.
 _CRITIC_RULES: tuple[Rule, ...] = (
-    layout.tensor_parallel_splits_the_layers,
-    layout.pipeline_stages_are_equal,
+    partial(layout.tensor_parallel_splits_the_layers, section="critic"),
+    partial(layout.pipeline_stages_are_equal, section="critic"),
     model.rollout_fits_the_model,
 )
 _WORLD_RULES: tuple[Rule, ...] = (
-    layout.layout_fits_the_ranks,
+    partial(layout.layout_fits_the_ranks, section="actor"),
+    partial(_of_critic, rule=layout.layout_fits_the_ranks),
     *(partial(layout.batch_splits, section=section) for section in ("actor", "sft")),
     partial(_of_critic, rule=layout.batch_splits),
     *(partial(_of_engine, name=name, rule=rule) for name, engine in ENGINES.items() for rule in engine.world_rules),

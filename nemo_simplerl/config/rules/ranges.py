@@ -31,6 +31,8 @@ RANGES: dict[str, str] = {
     "actor.forward_micro_batch_tokens": AT_LEAST_1,
     "actor.global_batch_size": AT_LEAST_1,
     **{f"actor.optim.{name}": interval for name, interval in _OPTIM.items()},
+    "critic.tensor_model_parallel_size": AT_LEAST_1,
+    "critic.pipeline_model_parallel_size": AT_LEAST_1,
     "critic.micro_batch_size": AT_LEAST_1,
     "critic.forward_micro_batch_size": AT_LEAST_1,
     "critic.micro_batch_tokens": AT_LEAST_1,

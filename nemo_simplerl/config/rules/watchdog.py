@@ -21,6 +21,7 @@ NAMES = (
     "gather.samples_not_finite",
     "gather.updates_left_out",
     "all_reduce.metrics",
+    "exchange.rows",
     "checkpoint.writers",
     "barrier.forgotten",
     "barrier.prepared",

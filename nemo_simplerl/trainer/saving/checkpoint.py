@@ -83,6 +83,7 @@ def layout_of(mesh: Mesh) -> dict[str, int]:
 def manifest_of(position: TrainingPosition, learners: Mapping[str, Learner], mesh: Mesh, **facts: Any) -> Manifest:
     """The manifest of what the learners hold now, without its files, which the saver adds.
 
+    mesh: the actor's.
     facts: the fields that the caller knows: weight_version, evaluation, config_xxh3; and prompts_passed, but for the
     warm start.
     """
@@ -92,16 +93,19 @@ def manifest_of(position: TrainingPosition, learners: Mapping[str, Learner], mes
         updates={role: learner.updates for role, learner in learners.items()},
         skipped={role: learner.skipped for role, learner in learners.items()},
         layout=layout_of(mesh),
+        layouts={role: layout_of(learner.mesh) for role, learner in learners.items()},
         versions=versions(),
         files={},
         **facts,
     )
 
 
-def layout_in_words(layout: Mapping[str, int]) -> str:
-    """A layout as `TP2 x PP1 x DP4`."""
-    tensor, pipeline, data = layout.values()
-    return f"TP{tensor} x PP{pipeline} x DP{data}"
+def layouts_in_words(layouts: Mapping[str, Mapping[str, int]]) -> str:
+    """The layouts of the roles as `TP2 x PP1 x DP4`, each with its role where they differ."""
+    words = {role: "TP{} x PP{} x DP{}".format(*layout.values()) for role, layout in layouts.items()}
+    if len(set(words.values())) == 1:
+        return next(iter(words.values()))
+    return ", ".join(f"{role} {of_role}" for role, of_role in words.items())
 
 
 def find_intact(folder: Path, mesh: Mesh) -> Found | None:
@@ -127,18 +131,18 @@ def find_intact(folder: Path, mesh: Mesh) -> Found | None:
     return None
 
 
-def load(found: Found, learners: Mapping[str, Learner], mesh: Mesh) -> None:
-    """Load weights and optimizer state of every role into this run's parallel layout. Collective."""
+def load(found: Found, learners: Mapping[str, Learner]) -> None:
+    """Load weights and optimizer state of every role into its parallel layout of this run. Collective."""
     saved = found.manifest
     for name, learner in learners.items():
         source = open_source(found.path, "checkpoint", critic=learner.gpt.is_critic)
-        load_weights(learner.gpt, source, mesh)
+        load_weights(learner.gpt, source, learner.mesh)
         optimizer_state.restore_state(
             learner,
             torch_dist.read_index(list_files(found.path / name), optimizer_state.FOLDER),
             source.hf,
-            mesh,
-            tp_size=saved.layout[_TENSOR_SIZE],
+            learner.mesh,
+            tp_size=saved.layout_of(name)[_TENSOR_SIZE],
             updates=saved.updates[name],
             skipped=saved.skipped.get(name, 0),
         )

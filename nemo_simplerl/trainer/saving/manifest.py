@@ -42,11 +42,16 @@ class Manifest:
     weight_version: int
     updates: dict[str, int]  # by role: updates of its optimizer, those left out included
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # by role: updates left out
-    layout: dict[str, int]  # parallel sizes
+    layout: dict[str, int]  # parallel sizes of the actor, and of each role that `layouts` does not name
+    layouts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # by role
     evaluation: dict[str, float]  # metrics of the step's evaluation, where it had one
     versions: dict[str, str]
     config_xxh3: str
     files: dict[str, FileFacts]
+
+    def layout_of(self, role: str) -> dict[str, int]:
+        """The parallel sizes that the role was saved in."""
+        return self.layouts.get(role, self.layout)
 
     @property
     def position(self) -> TrainingPosition:

@@ -217,9 +217,9 @@ class Saver:
 
     def _blocks(self, learners: Mapping[str, Learner]) -> dict[str, _Blocks]:
         """The learners' live tensors as blocks, by the folder whose index lists them."""
-        mesh = self._mesh
         found: dict[str, _Blocks] = {}
         for role, learner in learners.items():
+            mesh = learner.mesh
             hf, weights, optimizer = read_hf_config(self._model_folder(role)), _Blocks(), _Blocks()
             if mesh.dp_rank == 0:
                 shards.add_shards(weights, learner.gpt, hf, mesh)

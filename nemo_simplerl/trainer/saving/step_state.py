@@ -57,6 +57,11 @@ class StepState:
         assert self._record is not None, "call begin() first"
         return self._record
 
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Response tokens of each sample that is trained on."""
+        return self._lengths
+
     def num_updates(self, step: int) -> int:
         """Updates of all models that `step` has made so far."""
         record = self._record or self._restored

@@ -18,7 +18,11 @@ from nemo_simplerl.trainer.setup.prepare import prepare
 def join_world(config: Config) -> Iterator[Mesh]:
     """Join the world, and have one rank write what must exist before models are built. Collective."""
     determinism.pin(config.trainer.deterministic)
-    mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
+    mesh = mesh_of(
+        config.actor,
+        config.trainer.distributed_timeout_s,
+        other_tensor_size=config.layout_of("critic").tensor_model_parallel_size,
+    )
     try:
         with watched(config.trainer, mesh.rank, mesh.world_size):
             _prepare_on_first_rank(config, mesh)
@@ -29,13 +33,17 @@ def join_world(config: Config) -> Iterator[Mesh]:
         destroy_mesh()
 
 
-def mesh_of(layout: ActorConfig, timeout_s: float) -> Mesh:
-    """Join the world in the actor's layout; `timeout_s` limits every collective. Collective."""
+def mesh_of(layout: ActorConfig, timeout_s: float, *, other_tensor_size: int = 1) -> Mesh:
+    """Join the world in the actor's layout; `timeout_s` limits every collective. Collective.
+
+    other_tensor_size: that of the critic, where it has a layout of its own.
+    """
     return build_mesh(
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
         context_parallel_size=layout.context_parallel_size,
         timeout_s=timeout_s,
+        other_tensor_size=other_tensor_size,
     )
 
 

@@ -71,7 +71,7 @@ class WarmStartSaves:
                 f"as {aside}: remove that folder, or rename it back and give the settings that it was begun with."
             )
             return 0
-        checkpoint.load(found, self._learners, self._mesh)
+        checkpoint.load(found, self._learners)
         log.info(f"warm start: resumed after update {found.manifest.step}")
         return found.manifest.step
 

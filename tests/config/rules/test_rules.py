@@ -37,6 +37,15 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
     [
         (["actor.tensor_model_parallel_size=2"], 3, "divides 3"),
         (["actor.tensor_model_parallel_size=4"], 4, "2 query groups"),
+        (["critic.tensor_model_parallel_size=2"], 3, "critic.tensor_model_parallel_size=2 * actor.pipeline"),
+        (["critic.tensor_model_parallel_size=4"], 4, "critic.tensor_model_parallel_size=4 does not divide the model's"),
+        (["critic.pipeline_model_parallel_size=3"], 3, "does not divide the model's 4 layers"),
+        (
+            ["actor.tensor_model_parallel_size=2", "critic.tensor_model_parallel_size=1", "critic.global_batch_size=2"],
+            2,
+            "critic.global_batch_size=2 is not a multiple of critic.micro_batch_size=16 * 2 data-parallel replicas",
+        ),
+        (["critic.tensor_model_parallel_size=0"], 1, "critic.tensor_model_parallel_size=0 is out of range"),
         (
             ["model.create.ffn_hidden_size=385", "actor.tensor_model_parallel_size=2"],
             2,
@@ -324,3 +333,13 @@ def test_weights_and_biases_are_refused_where_the_package_is_not():
     assert check_machine(config, CPU) == []
     config, _ = quickstart()
     assert check_machine(config, dataclasses.replace(CPU, has_wandb=False)) == []
+
+
+def test_a_critic_with_sizes_of_its_own_has_the_rest_of_the_actors_layout():
+    config, _ = quickstart(
+        "actor.tensor_model_parallel_size=2", "actor.sequence_parallel=true", "critic.tensor_model_parallel_size=1"
+    )
+    actor, critic = config.layout_of("actor"), config.layout_of("critic")
+    assert actor == config.actor
+    assert critic == dataclasses.replace(actor, tensor_model_parallel_size=1, sequence_parallel=False)
+    assert problems_of("actor.sequence_parallel=true", "critic.tensor_model_parallel_size=2", world_size=2) == []

@@ -14,8 +14,10 @@ from nemo_simplerl.config.forms.gguf import read_header
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.config.shape import ModelShape, read_critic_shape, read_shape
 from nemo_simplerl.data.tokenizer import build_tokenizer
-from nemo_simplerl.model.conversion.convert import Target, convert, small_files_of
+from nemo_simplerl.model.conversion.convert import Target, convert
 from nemo_simplerl.model.source import kind_of, open_source
+from nemo_simplerl.trainer.setup.inputs import tokenizer_of
+from nemo_simplerl.trainer.setup.prepare import model_folder, write_model_files
 from support.forms import tensors_of
 from support.gguf_files import F32, TOKENIZER, TOKENS, save_gguf
 from support.tiny import save_hf_model
@@ -116,15 +118,28 @@ def test_the_tokenizers_files_go_along_and_another_folder_may_replace_them(file,
     assert json.loads((written / "config.json").read_text())["eos_token_id"] == 0
 
 
-def test_an_unknown_tokenizer_is_refused_by_name_unless_another_is_given(folders, tmp_path):
-    path = save_gguf(folders["llama"], tmp_path / "model.gguf", tokenizer=TOKENIZER | {"pre": "default"})
-    source = open_source(path)
+def test_an_unknown_tokenizer_is_refused_by_name_unless_another_is_given(tmp_path):
+    folder = save_hf_model(tmp_path / "model", vocab_size=300)
+    path = save_gguf(folder, tmp_path / "model.gguf", tokenizer=TOKENIZER | {"pre": "default"})
     with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre is 'default'.*known: gpt-2, smollm.*--tokenizer DIR"):
         converted(path, tmp_path / "refused")
-    assert list(tmp_path.iterdir()) == [path]
+    assert not (tmp_path / "refused").exists()
     build_tokenizer(["ab"], 259, tmp_path / "other")
-    with pytest.raises(ValueError, match="belongs to another model"):  # its vocabulary is 131, and it was looked at
-        small_files_of(source, tokenizer=tmp_path / "other")
+    assert (converted(path, tmp_path / "hf", tokenizer=tmp_path / "other") / "tokenizer.json").is_file()
+    run = [f"model.path={path}", "data.train_path=none.jsonl", f"trainer.run_dir={tmp_path / 'run'}"]
+    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre is 'default'.*model\.tokenizer=DIR"):
+        write_model_files(compose(run))
+    config = compose([*run, f"model.tokenizer={tmp_path / 'other'}"])
+    write_model_files(config)
+    assert tokenizer_of(model_folder(config)).eos_token == "<|endoftext|>"
+
+
+def test_a_run_gets_the_files_tokenizer_and_config_in_its_model_folder(file, tmp_path):
+    config = compose([f"model.path={file}", "data.train_path=none.jsonl", f"trainer.run_dir={tmp_path}"])
+    write_model_files(config)
+    tokenizer = tokenizer_of(model_folder(config))
+    assert tokenizer.encode("ab 12") == [TOKENS.index(token) for token in ("ab", "Ġ", "1", "2")]
+    assert tokenizer.eos_token_id == 0 and open_source(file).hf["num_hidden_layers"] == 4
 
 
 @pytest.mark.parametrize("name", ["Q8_1", "Q8_K", "I32"])

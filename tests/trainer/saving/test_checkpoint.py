@@ -162,7 +162,7 @@ def _resume_of_every_kind(folder: Path, model: str) -> None:
         trained, hf, mesh = _trained(model, actor, precision)
         _save(place, 1, trained, mesh, model)
         fresh, _, _ = _learners(model, actor, precision)
-        checkpoint.load(find_intact(place, mesh), fresh, mesh)
+        checkpoint.load(find_intact(place, mesh), fresh)
         _assert_same(trained, fresh)
         for learners in (trained, fresh):
             for learner in learners.values():
@@ -191,7 +191,7 @@ def _resume_behind_a_bad_update(folder: Path, model: str) -> None:
             _leave_out_one(learner)
         _save(folder / str(made), 1, trained, mesh, model)
         fresh, _, _ = _learners(model, {})
-        checkpoint.load(find_intact(folder / str(made), mesh), fresh, mesh)
+        checkpoint.load(find_intact(folder / str(made), mesh), fresh)
         for learners in (trained, fresh):
             for learner in learners.values():
                 assert (learner.updates, learner.steps) == (made + 1, made)
@@ -214,7 +214,7 @@ def _hand_on(folder: Path, models: dict[str, str]) -> None:
                 learners, _, mesh = _trained(models[name], changes, precision, updates=1)
             else:
                 learners, _, mesh = _learners(models[name], changes, precision)
-                checkpoint.load(find_intact(folder / source / name, mesh), learners, mesh)
+                checkpoint.load(find_intact(folder / source / name, mesh), learners)
             _save(folder / target / name, 1, learners, mesh, models[name])
     assert megatron_globals() == []
     _leave()
@@ -257,7 +257,7 @@ def _resume_with_counts_in_groups(folder: Path, model: str) -> None:
     for role, learner in fresh.items():
         (inner,) = learner.optimizer.chained_optimizers
         inner.optimizer = adams[role] = GroupCountingAdam(inner.optimizer.param_groups)
-    checkpoint.load(find_intact(folder, mesh), fresh, mesh)
+    checkpoint.load(find_intact(folder, mesh), fresh)
     for role, adam in adams.items():
         (expected,) = trained[role].optimizer.chained_optimizers
         assert [group["step"] for group in adam.param_groups] == [2] * len(adam.param_groups)
@@ -477,7 +477,7 @@ def _save_behind_training(folder: Path, model: str) -> None:
     for step, expected in ((1, before), (2, after)):
         (folder / "latest").write_text(f"step_{step:06d}\n")
         fresh, _, _ = _learners(model, {"use_distributed_optimizer": True}, "bf16")
-        checkpoint.load(find_intact(folder, mesh), fresh, mesh)
+        checkpoint.load(find_intact(folder, mesh), fresh)
         found = dict(_live(fresh))
         assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     _leave()
@@ -518,7 +518,7 @@ def _save_where_it_waits(folder: Path, model: str) -> None:
     for step, expected in ((1, before), (2, after)):
         (folder / "latest").write_text(f"step_{step:06d}\n")
         fresh, _, _ = _learners(model, {"use_distributed_optimizer": True}, "bf16", offload_adam_states=True)
-        checkpoint.load(find_intact(folder, mesh), fresh, mesh)
+        checkpoint.load(find_intact(folder, mesh), fresh)
         found = dict(_live(fresh))
         assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     _leave()

@@ -1,0 +1,37 @@
+"""Samples of two models' data ranks, and their way between them."""
+
+from nemo_simplerl.parallel.grid import Grid
+from nemo_simplerl.trainer.shares import local_share, route_of
+
+
+def test_an_update_has_the_same_samples_at_every_data_parallel_size():
+    lengths = [5, 9, 1, 7, 3, 8, 2, 6]
+    whole = local_share(lengths, 3, seed=0, window=4, rank=0, num_ranks=1)
+    halves = [local_share(lengths, 3, seed=0, window=4, rank=rank, num_ranks=2) for rank in range(2)]
+    assert sorted(whole) == list(range(8))
+    for update in range(2):
+        of_halves = [sample for half in halves for sample in half[2 * update : 2 * update + 2]]
+        assert sorted(of_halves) == sorted(whole[4 * update : 4 * update + 4])
+
+
+def test_samples_come_from_one_rank_that_holds_them_and_stay_where_they_are_wanted():
+    """Ranks 0 and 1 are one replica of two tensor ranks; for the other model each is a replica of its own."""
+    pair, singles = Grid(range(2), tp_size=2, pp_size=1), Grid(range(2), tp_size=1, pp_size=1)
+    for rank, wanted in ((0, [2, 0]), (1, [1, 3])):
+        there = route_of(rank, pair, [[0, 1, 2, 3]], singles, [[2, 0], [1, 3]])
+        assert (there.sends, there.receives) == ({}, {rank: wanted})
+        back = route_of(rank, singles, [[2, 0], [1, 3]], pair, [[0, 1, 2, 3]])
+        assert back.sends == {1 - rank: sorted(wanted)}
+        assert back.receives == {0: [0, 2], 1: [1, 3]}
+
+
+def test_the_ranks_of_a_replica_take_turns_in_sending():
+    pairs, quads = Grid(range(4), tp_size=2, pp_size=1), Grid(range(4), tp_size=2, pp_size=2)
+    routes = [route_of(rank, pairs, [[0], [1]], quads, [[1, 0]]) for rank in range(4)]
+    assert [route.sends for route in routes] == [{2: [0]}, {3: [0]}, {0: [1]}, {1: [1]}]
+    assert [route.receives for route in routes] == [
+        {2: [1], 0: [0]},
+        {3: [1], 1: [0]},
+        {2: [1], 0: [0]},
+        {3: [1], 1: [0]},
+    ]
