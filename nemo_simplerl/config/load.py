@@ -33,6 +33,7 @@ class Examined:
     shape: ModelShape | None  # None: not known
     has_files: bool  # the shape was read from model.path, and the run's files were looked for
     critic_shape: ModelShape | None  # None: not known, or the actor's
+    is_critic_known: bool  # the critic's is that of a well-known model
     problems: list[str]
     reported: frozenset[str]
 
@@ -57,23 +58,25 @@ def examine(
 ) -> Examined:
     """The configuration of a run on `machine`, which need not be this one, with its problems; raises none of them.
 
-    shape: of the model, whatever model.path says. known: shapes of models by name, for a model.path that ends in such
-    a name and is not on this disk. With either, no file of the run is looked for here.
+    shape: of the model, whatever model.path says. known: shapes of models by name, for a model.path or critic.path that
+    ends in such a name and is not on this disk. With a shape or a known actor no file of the run is looked for here.
     """
     findings = Findings()
     config, sources = _compose(overrides, findings)
     shape = shape or _known_shape(config, findings, known)
     if has_files := shape is None:
         shape = _shape(config, findings)
-    critic_shape = _critic_shape(config, findings)
+    known_critic = _known_critic_shape(config, findings, known)
+    critic_shape = known_critic or _critic_shape(config, findings)
     findings.problems += check(config, shape, world_size, frozenset(findings.reported), critic_shape)
-    machine = dataclasses.replace(machine, has_files=has_files)
+    machine = dataclasses.replace(machine, has_files=has_files, is_critic_known=known_critic is not None)
     findings.problems += check_machine(config, machine, frozenset(findings.reported))
     return Examined(
         config=config,
         shape=shape,
         has_files=has_files,
         critic_shape=critic_shape,
+        is_critic_known=known_critic is not None,
         problems=sources.named(findings.problems),
         reported=frozenset(findings.reported),
     )
@@ -180,8 +183,18 @@ def _known_shape(config: Config, findings: Findings, known: Mapping[str, ModelSh
     """The known shape of the model that model.path names, where nothing is there and nothing would be made there."""
     if any(map(decides_shape, findings.reported)) or config.model.create is not None:
         return None
-    path = Path(config.model.path)
-    return None if path.exists() else known.get(path.name)
+    return _known_at(config.model.path, known)
+
+
+def _known_critic_shape(config: Config, findings: Findings, known: Mapping[str, ModelShape]) -> ModelShape | None:
+    """The known shape of the model that critic.path names, where nothing is there."""
+    if any(map(decides_critic_shape, findings.reported)) or config.critic.path is None:
+        return None
+    return _known_at(config.critic.path, known)
+
+
+def _known_at(path: str, known: Mapping[str, ModelShape]) -> ModelShape | None:
+    return None if Path(path).exists() else known.get(Path(path).name)
 
 
 def _shape(config: Config, findings: Findings) -> ModelShape | None:

@@ -274,7 +274,7 @@ class DataConfig:
     shuffle: bool  # a new order of problems in every episode
     eval_limit: int | None  # evaluate on the first so many problems; null: on all
     # Write problems made from trainer.seed to the files where they are missing: short arithmetic with demonstrations,
-    # word problems of one and two steps, or of two steps and larger numbers; null: the files must be there.
+    # word problems of one and two steps, or of two steps alone; null: the files must be there.
     generate: Literal["arithmetic", "word_problems", "two_step_problems"] | None
 
 

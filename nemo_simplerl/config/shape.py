@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -114,7 +115,7 @@ def _shape_of_gguf(path: Path, key: str) -> ModelShape:
     try:
         header = read_header(path)
         quantizations(header)
-        return _shape_of_hf(hf_config(header))
+        return shape_of_hf(hf_config(header))
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 
@@ -224,10 +225,11 @@ def _shape_of_file(file: Path, key: str) -> ModelShape:
     bad = [name for name in sizes if type(hf.get(name)) is not int or hf[name] < 1]
     if bad:
         raise ValueError(f"{key}: {file} needs a positive {' and '.join(bad)}; fetch the model again.")
-    return _shape_of_hf(hf)
+    return shape_of_hf(hf)
 
 
-def _shape_of_hf(hf: dict[str, Any]) -> ModelShape:
+def shape_of_hf(hf: Mapping[str, Any]) -> ModelShape:
+    """The shape that the keys of a config.json give, which are there and positive."""
     return ModelShape(
         **{ours: hf[theirs] for ours, theirs in _HF_KEYS.items()},
         num_query_groups=hf.get("num_key_value_heads") or hf["num_attention_heads"],

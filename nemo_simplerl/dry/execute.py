@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,25 @@ from nemo_simplerl.plan.layout import Layout
 from nemo_simplerl.python_child import module_command
 
 _CHILD = module_command("nemo_simplerl.dry.child")[1:]
+EXECUTED = "executed "  # begins the child's lines of progress
+Tell = Callable[[str], None]
 
 
-def execute(overrides: Sequence[str], layout: Layout, *, full: bool = False) -> Execution:
+def execute(
+    overrides: Sequence[str], layout: Layout, *, full: bool = False, tell: Tell = lambda line: None
+) -> Execution:
     """Execute a step of the run that `overrides` describe, laid out as `layout`, which is possible.
 
     full: all layers, where otherwise a few are executed and the others extrapolated. Takes minutes for a large model.
+    tell: called with a line after every rank that was executed.
     Raises Unavailable, with the reason, where that cannot be done here.
     """
-    return executions([(overrides, layout)], full=full)[0]
+    return executions([(overrides, layout)], full=full, tell=tell)[0]
 
 
-def executions(runs: Sequence[tuple[Sequence[str], Layout]], *, full: bool = False) -> list[Execution]:
+def executions(
+    runs: Sequence[tuple[Sequence[str], Layout]], *, full: bool = False, tell: Tell = lambda line: None
+) -> list[Execution]:
     """`execute` of several runs in one child process."""
     shim.require_tested()
     for _, layout in runs:
@@ -43,7 +50,7 @@ def executions(runs: Sequence[tuple[Sequence[str], Layout]], *, full: bool = Fal
             raise Unavailable("a critic in a layout of its own gets its samples by values, which a dry run has not")
     started = time.monotonic()
     cases = [cases_of(overrides, layout, full, name=str(index)) for index, (overrides, layout) in enumerate(runs)]
-    results = in_child([case for of_run in cases for case in of_run])
+    results = in_child([case for of_run in cases for case in of_run], tell=tell)
     seconds = time.monotonic() - started
     return [
         execution_of(layout, [result for result in results if result["layout"] == str(index)], seconds)
@@ -79,8 +86,10 @@ def cases_of(overrides: Sequence[str], layout: Layout, full: bool, name: str) ->
     return cases
 
 
-def in_child(cases: list[dict[str, Any]], child: Sequence[str] = _CHILD) -> list[dict[str, Any]]:
-    """The results of the cases, executed in one child process. child: what python is to start.
+def in_child(
+    cases: list[dict[str, Any]], child: Sequence[str] = _CHILD, tell: Tell = lambda line: None
+) -> list[dict[str, Any]]:
+    """The results of the cases, executed in one child process. child: what python is to start. tell: as of `execute`.
 
     Raises Unavailable where the library cannot be compiled, and where the child dies.
     """
@@ -89,9 +98,26 @@ def in_child(cases: list[dict[str, Any]], child: Sequence[str] = _CHILD) -> list
         request.write_text(json.dumps({"library": str(shim.built()), "cases": cases}))
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, *child, str(request), str(result)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        status, problems = _run(command, environment, tell)
         found: list[dict[str, Any]] = json.loads(result.read_text()) if result.exists() else []
     if len(found) < len(cases):
-        lines = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise Unavailable(f"the child process ended with status {done.returncode}: {lines[-1]}")
+        lines = problems.strip().splitlines() or ["it said nothing"]
+        raise Unavailable(f"the child process ended with status {status}: {lines[-1]}")
     return found
+
+
+def _run(command: Sequence[str], environment: dict[str, str], tell: Tell) -> tuple[int, str]:
+    """The exit status and stderr of a command, whose lines of progress are told as they come."""
+    with tempfile.TemporaryFile("w+", errors="replace") as problems:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=problems, text=True, errors="replace", env=environment
+        ) as process:
+            try:
+                for line in process.stdout or ():
+                    if line.startswith(EXECUTED):
+                        tell(line.rstrip())
+            except BaseException:
+                process.kill()
+                raise
+        problems.seek(0)
+        return process.returncode, problems.read()

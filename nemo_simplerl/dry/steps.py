@@ -25,6 +25,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from nemo_simplerl.config.load import compose  # noqa: E402
 from nemo_simplerl.config.shape import ModelShape  # noqa: E402
 from nemo_simplerl.dry.collectives import traffic  # noqa: E402
+from nemo_simplerl.dry.execute import EXECUTED  # noqa: E402
 from nemo_simplerl.dry.materials import GivenStep, materials, prompts_of  # noqa: E402
 from nemo_simplerl.dry.recorder import FakeCuda, Recorder  # noqa: E402
 from nemo_simplerl.dry.sample import Sample  # noqa: E402
@@ -57,12 +58,14 @@ def current_phase() -> str:
 
 
 def run_cases(cases: Sequence[Mapping[str, Any]], result: Path) -> None:
-    """Execute the cases in their order; writes after each what all of them have given."""
+    """Execute the cases in their order; writes after each what all of them have given, and a line to stdout."""
     session = Session()
     found = []
-    for case in cases:
-        found.append(session.run(case))
+    for count, case in enumerate(cases, 1):
+        found.append(done := session.run(case))
         result.write_text(json.dumps(found))
+        what = f"rank {done['rank']} of models of {done['num_layers']} layers"
+        print(f"{EXECUTED}{count} of {len(cases)}: {what}, {done['seconds']:.0f} s", flush=True)
 
 
 class Session:

@@ -45,6 +45,7 @@ class EngineSettings:
     kernels_a_layer: int = 20  # of one decoding step; this many where they are fused
     is_graphed: bool = True  # the host launches a decoding step as one graph; else kernel by kernel
     batch_key: str | None = None  # where larger batches cost memory that is otherwise free: the key that asks for them
+    keeps_weights: bool = True  # in host memory, where it sleeps and that is how it wakes
     cpu_cache_bytes: int = 0  # of the KV cache on a CPU, where a key says it
 
     @property

@@ -6,11 +6,11 @@ from pathlib import Path
 from nemo_simplerl.config.load import Examined, examine
 from nemo_simplerl.config.rules.machine import Machine
 from nemo_simplerl.config.shape import ModelShape
+from nemo_simplerl.plan.known import KNOWN_MODELS
 from nemo_simplerl.plan.layout import Cluster, Layout, warnings_of
 from nemo_simplerl.plan.memory import Memory, memory
 from nemo_simplerl.plan.report import Plan
 from nemo_simplerl.plan.request import problems_of_the_cluster, requested_layout, runnable_layout
-from nemo_simplerl.plan.shapes import PRESETS
 from nemo_simplerl.plan.step_time import step_time
 from nemo_simplerl.plan.suggest import faster_batch, first_change, shortage, suggestions
 
@@ -30,7 +30,7 @@ def make_plan(
     well-known model, that one's is taken unless `needs_files`. The cluster's machines are assumed to have what the
     container has.
     """
-    has_gpu, known = not cluster.gpu.is_cpu, {} if needs_files else PRESETS
+    has_gpu, known = not cluster.gpu.is_cpu, {} if needs_files else KNOWN_MODELS
     found = examine(
         overrides, cluster.world_size, Machine(has_gpu=has_gpu, has_transformer_engine=has_gpu), shape, known
     )
@@ -39,15 +39,18 @@ def make_plan(
     used = None if layout is None else memory(layout)
     if layout is not None and used is not None:
         problems += _memory_problems(layout, used)
+    why_no_time = None if layout is None else _why_no_time(layout, problems)
+    timed = layout if why_no_time is None else None
     fitting, refused = suggestions(wished) if suggest and wished is not None else ([], [])
     return Plan(
         cluster=cluster,
         source=_source(found, shape),
         problems=problems,
-        warnings=[] if layout is None else [*warnings_of(layout), *_warnings_of_time(layout)],
+        warnings=[] if layout is None else [*warnings_of(layout), *([] if timed is None else _warnings_of_time(timed))],
         layout=layout,
         memory=used,
-        time=None if layout is None or not has_gpu else step_time(layout),
+        time=None if timed is None else step_time(timed),
+        why_no_time=why_no_time,
         first_change=None if layout is None or used is None or used.fits else _first_change(layout),
         suggestions=fitting if suggest else None,
         refusals=refused,
@@ -55,16 +58,36 @@ def make_plan(
 
 
 def _source(found: Examined, shape: ModelShape | None) -> str | None:
-    """Where the model's sizes are from, where not from its folder: a line for the reader."""
-    if found.has_files:
+    """Where the sizes of the models are from, in a line for the reader; None where they are not known."""
+    if found.shape is None:
         return None
+    config = found.config
+    if found.is_critic_known and config.algo.has_critic:
+        critic = f"; critic: {_published(str(config.critic.path))}"
+    else:
+        critic = "" if found.critic_shape is None else f"; critic: {config.critic.path}"
+    path = config.model.path
     if shape is not None:
-        return "sizes of --shape; files of the run were not looked for"
-    path = found.config.model.path
-    return (
-        f"{path} is not on this disk: sizes are those published for {Path(path).name}, and files of the run were not "
-        "looked for"
-    )
+        return f"sizes of --shape; files of the run were not looked for{critic}"
+    if not found.has_files:
+        return f"{_published(path)}, and files of the run were not looked for{critic}"
+    return f"sizes of {path if Path(path).exists() else 'model.create'}{critic}"
+
+
+def _published(path: str) -> str:
+    return f"{path} is not on this disk: sizes are those published for {Path(path).name}"
+
+
+def _why_no_time(layout: Layout, problems: Sequence[str]) -> str | None:
+    """Why the time of a step is not estimated; None where it is."""
+    if problems:
+        return "no time is estimated: the run cannot start as it is"
+    if layout.cluster.gpu.is_cpu:
+        return (
+            "no time is estimated: how fast these CPUs are is not known; "
+            "trainer.max_steps=3 with a trainer.run_dir of its own measures it"
+        )
+    return None
 
 
 def _memory_problems(layout: Layout, used: Memory) -> list[str]:
@@ -89,7 +112,7 @@ def _memory_problems(layout: Layout, used: Memory) -> list[str]:
 
 def _warnings_of_time(layout: Layout) -> list[str]:
     """What the rollout waits for, where a larger batch would spare a good part of a step and fits."""
-    if layout.cluster.gpu.is_cpu or (change := faster_batch(layout)) is None:
+    if (change := faster_batch(layout)) is None:
         return []
     before, after = step_time(layout), change.time
     if after.total.middle > _WORTH_A_WARNING * before.total.middle:

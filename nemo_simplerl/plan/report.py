@@ -17,15 +17,16 @@ _COST = "estimated seconds of a step, the middle of a range; docs/performance.md
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The plan of a run on a cluster. layout, memory and time are None where the problems leave them unknown."""
+    """The plan of a run on a cluster. layout and memory are None where the problems leave them unknown."""
 
     cluster: Cluster
-    source: str | None  # where the model's sizes are from; None: from model.path
+    source: str | None  # where the models' sizes are from; None: they are not known
     problems: list[str]
     warnings: list[str]
     layout: Layout | None
     memory: Memory | None
-    time: StepTime | None  # of a step; None on a CPU too, whose speeds are not known
+    time: StepTime | None  # of a step
+    why_no_time: str | None  # where there is a layout and no time
     first_change: str | None
     suggestions: list[Change] | None  # None: not asked for
     refusals: list[Refusal]
@@ -78,6 +79,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         "numbers": None,
         "memory": None,
         "step_seconds": None if plan.time is None else _time_as_dict(plan.time),
+        "no_step_seconds": plan.why_no_time,
     }
     if layout is not None and memory is not None:
         found["numbers"] = numbers(layout, memory)
@@ -127,6 +129,8 @@ def plan_as_text(plan: Plan) -> str:
         lines += [*_layout_lines(plan.layout, plan.memory), "", *_memory_lines(plan.memory)]
     if plan.layout is not None and plan.time is not None:
         lines += ["", *_time_lines(plan.layout, plan.time)]
+    if plan.why_no_time is not None:
+        lines += ["", plan.why_no_time]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     if plan.suggestions is not None:
         lines += ["", *_suggestion_lines(plan.suggestions, plan.refusals, in_seconds=not cluster.gpu.is_cpu)]

@@ -1,49 +1,10 @@
-"""Sizes of well-known models, and the number of parameters that a rank holds.
+"""Widths of a model, and the number of parameters that a rank holds.
 
 Legend: L layers, h hidden size, a query heads, g key/value groups, d head size, f MLP width, V vocabulary,
 t tensor-parallel size.
 """
 
 from nemo_simplerl.config.shape import ModelShape
-
-# name: L, h, a, g, f, V, positions, tied, d (None: h / a), from the published config.json.
-_SIZES: dict[str, tuple[int, int, int, int, int, int, int, bool, int | None]] = {
-    "Qwen2.5-0.5B": (24, 896, 14, 2, 4864, 151936, 32768, True, None),
-    "Qwen2.5-1.5B": (28, 1536, 12, 2, 8960, 151936, 131072, True, None),
-    "Qwen2.5-3B": (36, 2048, 16, 2, 11008, 151936, 32768, True, None),
-    "Qwen2.5-7B": (28, 3584, 28, 4, 18944, 152064, 131072, False, None),
-    "Qwen2.5-14B": (48, 5120, 40, 8, 13824, 152064, 131072, False, None),
-    "Qwen2.5-32B": (64, 5120, 40, 8, 27648, 152064, 131072, False, None),
-    "Qwen2.5-72B": (80, 8192, 64, 8, 29568, 152064, 131072, False, None),
-    "Qwen2.5-Math-1.5B": (28, 1536, 12, 2, 8960, 151936, 4096, True, None),
-    "Qwen2.5-Math-7B": (28, 3584, 28, 4, 18944, 152064, 4096, False, None),
-    "Qwen3-0.6B": (28, 1024, 16, 8, 3072, 151936, 40960, True, 128),
-    "Qwen3-1.7B": (28, 2048, 16, 8, 6144, 151936, 40960, True, 128),
-    "Qwen3-4B": (36, 2560, 32, 8, 9728, 151936, 40960, True, 128),
-    "Qwen3-8B": (36, 4096, 32, 8, 12288, 151936, 40960, False, 128),
-    "Qwen3-14B": (40, 5120, 40, 8, 17408, 151936, 40960, False, 128),
-    "Qwen3-32B": (64, 5120, 64, 8, 25600, 151936, 40960, False, 128),
-    "Llama-3.2-1B": (16, 2048, 32, 8, 8192, 128256, 131072, True, 64),
-    "Llama-3.2-3B": (28, 3072, 24, 8, 8192, 128256, 131072, True, 128),
-    "Llama-3.1-8B": (32, 4096, 32, 8, 14336, 128256, 131072, False, None),
-    "Llama-3.1-70B": (80, 8192, 64, 8, 28672, 128256, 131072, False, None),
-}
-_FAMILY_OF_PREFIX = {"Qwen2.5": "qwen2", "Qwen3": "qwen3", "Llama": "llama"}
-PRESETS = {
-    name: ModelShape(
-        num_layers=layers,
-        hidden_size=hidden,
-        num_attention_heads=heads,
-        num_query_groups=groups,
-        ffn_hidden_size=ffn,
-        vocab_size=vocab,
-        max_position_embeddings=positions,
-        tied=tied,
-        head_dim=head_dim,
-        model_type=_FAMILY_OF_PREFIX[name.split("-")[0]],
-    )
-    for name, (layers, hidden, heads, groups, ffn, vocab, positions, tied, head_dim) in _SIZES.items()
-}
 
 
 def head_dim(shape: ModelShape) -> int:

@@ -46,6 +46,7 @@ class Run:
     saver: Saver
     found: Found | None  # the checkpoint to resume from
     lap_started: float  # time.monotonic() when the last phase ended
+    start_seconds: float | None = None  # of a resumed process, before its first step; None once they are logged
     stop: Stop
     alarms: Alarms
     steps_done: int = 0
@@ -95,6 +96,7 @@ class Run:
         log.info(f"resumed after {saved.position.in_words} from {self.found.path}{change}")
         if differ := changed_versions(saved.versions, versions()):
             log.info(differ)
+        self.start_seconds = time.monotonic() - self.lap_started
         if saved.step >= self.last_step:
             log.info(f"nothing is left to do: this command ends after step {self.last_step}")
         return saved.step
@@ -115,14 +117,19 @@ class Run:
             self.run_log.rollouts(step, samples)
 
     def log_step(self, step: int, metrics: dict[str, float]) -> None:
-        """One line of metrics and timings. That of step 0 has the time of everything before the first step."""
+        """One line of metrics and timings. That of step 0 has the time of everything before the first step; that of the
+        first step after a resume has it as `time/start`, beside what the step itself took."""
         seconds = self.roles.timer.drain()
         before, self.lap_started = self.lap_started, time.monotonic()
         seconds["time/total"] = self.lap_started - before
+        step_seconds = seconds["time/total"]
+        if self.start_seconds is not None:
+            seconds["time/start"], self.start_seconds = self.start_seconds, None
+            step_seconds -= seconds["time/start"]
         seconds["memory/host_gb"] = host_gb()
         if "rollout/tokens" in metrics and not self.roles.step_state.was_sampled_before:
             seconds["time/rollout_tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/rollout"]
-            seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/total"]
+            seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / step_seconds
         self.run_log.metrics(step, metrics | seconds)
         for text in self.alarms.check(metrics):
             log.warning(f"step {step}: {text}")

@@ -10,7 +10,13 @@ set -euo pipefail
 # shellcheck source=scripts/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 
-case ${1:-} in -h | --help) usage "${BASH_SOURCE[0]}" && exit 0 ;; esac
+case "$#:$*" in
+  1:-h | 1:--help) usage "${BASH_SOURCE[0]}" && exit 0 ;;
+  *:-* | [!01]:*)
+    usage "${BASH_SOURCE[0]}" >&2
+    exit 2
+    ;;
+esac
 BENCH=$ROOT/scripts/bench
 OUT=${1:-$ROOT/runs/bench.jsonl}
 TRL_VENV=${TRL_VENV:-$ROOT/.venv-trl}

@@ -17,7 +17,8 @@ Steps, by the name of their figures:
     transformer_engine  the passes of `bench` on Transformer Engine's layers, where it is installed
 
 `status` is ok, failed, timed_out or skipped; `why` says why. --dry hides the GPU and takes toy sizes: every step runs,
-and a typing error costs nobody an hour. Exit status: 0, or 1 where a step is neither ok nor skipped.
+and a typing error costs nobody an hour. Exit status: 0, or 1 where a step is neither ok nor skipped; 69 where torch
+sees no GPU, and nothing is begun.
 """
 
 import argparse
@@ -38,6 +39,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts/bench/gpu.py"
+UNAVAILABLE = 69  # as scripts/env.sh ends with where something cannot be had
+NO_GPU = "torch sees no GPU here, so there is nothing to measure; --dry shows on the CPU that every step runs"
 LEAST_S = 15  # a step with less time left is not begun
 TAIL = 1500  # characters of a failed step's output that are kept
 Figures = dict[str, object]
@@ -140,6 +143,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--dry", action="store_true")
     args = parser.parse_args()
+    if not args.dry and not has_gpu():
+        print(NO_GPU, file=sys.stderr)
+        return UNAVAILABLE
     out = (args.out or Path(tempfile.mkdtemp(prefix="first_hour_"))).absolute()
     out.mkdir(parents=True, exist_ok=True)
     print(f"figures, and the output of every step: {out}", file=sys.stderr, flush=True)
@@ -152,6 +158,12 @@ def main() -> int:
     hour.step("transformer_engine", 80, lambda limit_s: transformer_engine(hour, limit_s))
     print(json.dumps(hour.report()))
     return int(any(found["status"] not in ("ok", "skipped") for found in hour.figures.values()))
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU: asked in a process of its own, which takes torch's memory with it."""
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def install(hour: Hour, wheels: Path | None, limit_s: float) -> Figures:

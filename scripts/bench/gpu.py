@@ -44,7 +44,8 @@ from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.model.network.provider import build_gpt_model, kernel_options, use_transformer_engine
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh
-from nemo_simplerl.plan.shapes import PRESETS, attention_width, qkv_width
+from nemo_simplerl.plan.known import KNOWN_MODELS
+from nemo_simplerl.plan.shapes import attention_width, qkv_width
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.refit import verified_refit
@@ -55,9 +56,9 @@ from nemo_simplerl.trainer.setup.world import mesh_of
 
 PEAKS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}  # FLOP/s by the device's name
 MODELS = {
-    "0.5B": PRESETS["Qwen2.5-0.5B"],
-    "1.5B": PRESETS["Qwen2.5-1.5B"],
-    "7B": replace(PRESETS["Qwen2.5-7B"], num_layers=8),
+    "0.5B": KNOWN_MODELS["Qwen2.5-0.5B"],
+    "1.5B": KNOWN_MODELS["Qwen2.5-1.5B"],
+    "7B": replace(KNOWN_MODELS["Qwen2.5-7B"], num_layers=8),
 }
 TOY = ModelShape(
     num_layers=2,

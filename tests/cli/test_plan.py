@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from nemo_simplerl.cli.plan import run
+from nemo_simplerl.dry.shim import Unavailable
+from nemo_simplerl.plan.known import known_configs
 
 RECIPE = ["simplerl_zero_qwen2.5_math_7b", "--shape", "Qwen2.5-Math-7B"]
 
@@ -48,7 +50,15 @@ def test_json_is_one_object(data, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [[], [*RECIPE, "--gpu", "abacus"], [*RECIPE, "--nodes", "0"], [*RECIPE, "--fast"], [*RECIPE, "--files"]]
+    "argv",
+    [
+        [],
+        [*RECIPE, "--gpu", "abacus"],
+        [*RECIPE, "--nodes", "0"],
+        [*RECIPE, "--fast"],
+        [*RECIPE, "--files"],
+        [RECIPE[0], "--shape", "GPT-2"],
+    ],
 )
 def test_a_wrong_command_line_exits_with_2(argv, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -78,6 +88,19 @@ def test_a_run_about_to_be_queued_needs_its_files_on_this_disk(tmp_path, monkeyp
     assert "holds no config.json" in printed and "data.train_path" in printed
 
 
+def test_where_a_folder_is_there_its_sizes_are_taken_and_the_plan_says_so(data, tmp_path, capsys):
+    folder = tmp_path / "Qwen2.5-Math-7B"
+    folder.mkdir()
+    hf = known_configs()["Qwen/Qwen2.5-0.5B"] | {"max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(hf))
+    asked = [RECIPE[0], data, f"model.path={folder}"]
+    assert run(asked) == 0
+    printed = capsys.readouterr().out
+    assert f"sizes of {folder}\n0.49 B parameters" in printed
+    assert run([*asked, "--shape", "Qwen/Qwen2.5-Math-7B"]) == 0  # its name on the Hub will do
+    assert "sizes of --shape" in capsys.readouterr().out
+
+
 def test_a_model_of_no_known_name_needs_its_folder(data, capsys):
     assert run([RECIPE[0], data, "model.path=models/mine"]) == 1
     assert "models/mine" in capsys.readouterr().out
@@ -85,7 +108,21 @@ def test_a_model_of_no_known_name_needs_its_folder(data, capsys):
 
 def test_the_quickstart_can_be_planned_for_a_laptop(capsys):
     assert run(["quickstart", "--gpu", "cpu"]) == 0
-    assert "1 x 1 cpu" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 x 1 cpu" in printed and "sizes of model.create" in printed
+    assert "no time is estimated: how fast these CPUs are is not known" in printed
+
+
+def test_an_execution_is_told_rank_by_rank_beside_the_output(data, monkeypatch, capsys):
+    def execute(overrides, layout, *, full, tell):
+        tell("executed 1 of 2: rank 0")
+        raise Unavailable("this is a test")
+
+    monkeypatch.setattr("nemo_simplerl.cli.plan.execute", execute)
+    assert run([*RECIPE, data, "--execute", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["not_executed"] == "this is a test"
+    assert printed.err.splitlines()[1:] == ["executed 1 of 2: rank 0"]
 
 
 def test_planning_loads_no_torch(data):

@@ -13,30 +13,24 @@ import pytest
 from nemo_simplerl.config.experiments import choices, conf_dir
 from nemo_simplerl.config.load import compose, from_yaml, load, to_dict, to_yaml
 from nemo_simplerl.config.rules.check import check
-from nemo_simplerl.config.shape import ModelShape, read_shape
+from nemo_simplerl.config.shape import read_shape
 from nemo_simplerl.data.examples import check_examples, stops_of
-from nemo_simplerl.plan.shapes import PRESETS
+from nemo_simplerl.plan.known import KNOWN_MODELS
 
 ZERO_7B = "simplerl_zero_qwen2.5_math_7b"
 ZOO_7B = "simplerl_zoo_qwen2.5_7b"
-SHAPES = dict.fromkeys((ZERO_7B, "simplerl_qwen2.5_math_7b"), PRESETS["Qwen2.5-Math-7B"])
-SHAPES[ZOO_7B] = PRESETS["Qwen2.5-7B"]
-SHAPES["smollm2_135m"] = ModelShape(  # its config.json
-    num_layers=30,
-    hidden_size=576,
-    num_attention_heads=9,
-    num_query_groups=3,
-    ffn_hidden_size=1536,
-    vocab_size=49152,
-    max_position_embeddings=8192,
-    tied=True,
-    model_type="llama",
-)
 WORLD_SIZE = {
     "quickstart": 1,
     "math_smoke": 4,
+    "simplerl_qwen2.5_math_7b": 8,
     "smollm2_135m": 1,
-    **dict.fromkeys((ZERO_7B, ZOO_7B, "simplerl_qwen2.5_math_7b"), 8),
+    "simplerl_zero_llama3.1_8b_instruct": 8,
+    "simplerl_zero_qwen2.5_0.5b": 1,
+    "simplerl_zero_qwen2.5_1.5b": 1,
+    "simplerl_zero_qwen2.5_32b": 32,
+    "simplerl_zero_qwen3_4b": 4,
+    ZERO_7B: 8,
+    ZOO_7B: 8,
 }
 
 # hkust-nlp/simpleRL-reason, branch v0, train_ppo_qwen_base_math_lv35_new.sh.
@@ -182,7 +176,7 @@ def test_every_experiment_has_a_natural_number_of_ranks():
 def test_every_experiment_passes_its_rules_on_its_natural_number_of_ranks(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = compose([f"experiment={name}"])
-    shape = SHAPES.get(name) or read_shape(config.model)
+    shape = KNOWN_MODELS.get(Path(config.model.path).name) or read_shape(config.model)
     assert check(config, shape, WORLD_SIZE[name]) == []
 
 

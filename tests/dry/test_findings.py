@@ -4,7 +4,7 @@ import pytest
 
 from nemo_simplerl.dry import shim
 from nemo_simplerl.dry.collectives import RECEIVE, SEND, Collective, differences, on_the_host, traffic
-from nemo_simplerl.dry.execute import execute
+from nemo_simplerl.dry.execute import execute, in_child
 from nemo_simplerl.dry.findings import Row, extrapolated
 from nemo_simplerl.dry.sample import ranks_of, sample_of
 from nemo_simplerl.dry.shim import Unavailable
@@ -103,6 +103,24 @@ def test_an_environment_that_was_not_tested_is_refused_in_words(package, version
     monkeypatch.setattr(shim.metadata, "version", versions.__getitem__)
     with pytest.raises(Unavailable, match=told.replace("+", r"\+")):
         execute([], None)
+
+
+def test_the_childs_progress_is_told_as_it_comes_and_its_other_words_are_not(tmp_path, monkeypatch):
+    program = """
+import pathlib, sys
+print("a warning of some library")
+for count in (1, 2):
+    print(f"executed {count} of 2: rank {count}", flush=True)
+pathlib.Path(sys.argv[2]).write_text("[1, 2]")
+sys.exit("torn")
+"""
+    (tmp_path / "child.py").write_text(program)
+    monkeypatch.setattr(shim, "built", lambda: tmp_path)
+    told: list[str] = []
+    assert in_child([{}, {}], (str(tmp_path / "child.py"),), told.append) == [1, 2]
+    assert told == ["executed 1 of 2: rank 1", "executed 2 of 2: rank 2"]
+    with pytest.raises(Unavailable, match="ended with status 1: torn"):
+        in_child([{}, {}, {}], (str(tmp_path / "child.py"),))
 
 
 def test_without_a_compiler_it_says_so(monkeypatch, tmp_path):

@@ -13,10 +13,10 @@ from nemo_simplerl.config.schema import RolloutConfig
 from nemo_simplerl.plan import engines
 from nemo_simplerl.plan.engines.base import footprint_of
 from nemo_simplerl.plan.gpus import gpu
+from nemo_simplerl.plan.known import KNOWN_MODELS
 from nemo_simplerl.plan.layout import Cluster
 from nemo_simplerl.plan.plan import make_plan
 from nemo_simplerl.plan.report import Plan, plan_as_text
-from nemo_simplerl.plan.shapes import PRESETS
 
 GIB = 2**30
 FOLDER = Path(nemo_simplerl.__file__).parent
@@ -109,7 +109,7 @@ def plan_of(tmp_path: Path, *overrides: str, nodes: int = 1, suggest: bool = Fal
     cluster = Cluster(nodes=nodes, gpus_per_node=2, gpu=gpu("h200-141g", 2))
     asked = ["experiment=simplerl_zero_qwen2.5_math_7b", f"data.train_path={file}", *overrides]
     asked += ["actor.tensor_model_parallel_size=2"]
-    return make_plan(asked, cluster, PRESETS["Qwen2.5-Math-1.5B"], suggest)
+    return make_plan(asked, cluster, KNOWN_MODELS["Qwen2.5-Math-1.5B"], suggest)
 
 
 def test_a_plan_asks_the_footprint_of_a_new_engine(toy, tmp_path):

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from nemo_simplerl.config.families import check_hf_config, rope_type
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.parallel.mesh import build_mesh, destroy_mesh
-from nemo_simplerl.plan.shapes import PRESETS, rank_parameters
+from nemo_simplerl.plan.known import KNOWN_MODELS, known_configs
+from nemo_simplerl.plan.shapes import rank_parameters
 from support.forms import num_parameters
 from support.tiny import layout
 
@@ -21,6 +23,15 @@ PUBLISHED = {
     "Qwen3-8B": 8_190_735_360,
     "Llama-3.1-8B": 8_030_261_248,
     "Llama-3.1-70B": 70_553_706_496,
+    "Llama-3.2-1B": 1_235_814_400,
+    "Llama-3.2-3B": 3_212_749_824,
+    "Mistral-7B-v0.1": 7_241_732_096,
+    "Mistral-7B-v0.3": 7_248_023_552,
+    "Mistral-Nemo-Base-2407": 12_247_782_400,
+    "Mistral-Small-24B-Base-2501": 23_572_403_200,
+    "deepseek-math-7b-base": 6_910_365_696,
+    "SmolLM2-135M": 134_515_008,
+    "SmolLM2-1.7B": 1_711_376_384,
 }
 
 
@@ -43,15 +54,24 @@ def hf_of(shape: ModelShape) -> dict:
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
 def test_a_known_model_has_as_many_parameters_as_published(name, count):
-    assert rank_parameters(PRESETS[name]) == count
+    assert rank_parameters(KNOWN_MODELS[name]) == count
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_whole_model_has_as_many_parameters_as_the_name_tables_say(name):
-    shape = PRESETS[name]
-    assert rank_parameters(shape) == num_parameters(hf_of(shape))
-    # hf_map leaves the value head out, one weight a hidden dimension.
-    assert rank_parameters(shape, critic=True) == num_parameters(hf_of(shape), critic=True) + shape.hidden_size
+def test_a_known_model_keeps_the_rules_of_its_family_and_has_a_name_of_its_own():
+    configs = known_configs()
+    for name, hf in configs.items():
+        assert check_hf_config(hf | {"rms_norm_eps": 1e-6, "rope_theta": 1e4}, name)
+        assert rope_type(hf) == ("llama3" if "Llama-3." in name else "default"), name
+    assert len(KNOWN_MODELS) == len(configs), "the last part of the name tells them apart"
+    owners = {name.split("/")[0] for name in configs}
+    assert owners == {"Qwen", "meta-llama", "mistralai", "deepseek-ai", "HuggingFaceTB"}
+
+
+def test_the_whole_model_has_as_many_parameters_as_the_name_tables_say():
+    for shape in {replace(shape, max_position_embeddings=128) for shape in KNOWN_MODELS.values()}:
+        assert rank_parameters(shape) == num_parameters(hf_of(shape)), shape
+        # hf_map leaves the value head out, one weight a hidden dimension.
+        assert rank_parameters(shape, critic=True) == num_parameters(hf_of(shape), critic=True) + shape.hidden_size
 
 
 @pytest.mark.parametrize(
@@ -71,7 +91,7 @@ def test_the_whole_model_has_as_many_parameters_as_the_name_tables_say(name):
     ],
 )
 def test_every_stage_has_as_many_parameters_as_the_model_that_megatron_builds(name, tensor, pipeline):
-    shape = PRESETS[name]
+    shape = KNOWN_MODELS[name]
     for stage in range(pipeline):
         for critic_seed in (None, 0):
             built = built_parameters(shape, tensor, pipeline, stage, critic_seed)

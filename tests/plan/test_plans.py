@@ -5,10 +5,11 @@ import json
 import pytest
 
 from nemo_simplerl.plan.gpus import gpu
+from nemo_simplerl.plan.known import KNOWN_MODELS
 from nemo_simplerl.plan.layout import Cluster
 from nemo_simplerl.plan.plan import make_plan
 from nemo_simplerl.plan.report import Plan, plan_as_dict, plan_as_text
-from nemo_simplerl.plan.shapes import PRESETS
+from nemo_simplerl.plan.step_time import step_time
 
 RECIPE = "experiment=simplerl_zero_qwen2.5_math_7b"
 STAYS = "actor.offload_adam_states=false"
@@ -25,7 +26,7 @@ def plan_of(
     *overrides: str, nodes: int = 1, ranks: int = 8, name: str = "h100-80g", shape="Qwen2.5-Math-7B", **asked
 ) -> Plan:
     cluster = Cluster(nodes=nodes, gpus_per_node=ranks, gpu=gpu(name, ranks))
-    return make_plan([RECIPE, *overrides], cluster, PRESETS.get(shape), **asked)
+    return make_plan([RECIPE, *overrides], cluster, KNOWN_MODELS.get(shape), **asked)
 
 
 # Changes to the recipe on eight GPUs, and a piece of each problem that must be reported, no more and no fewer.
@@ -130,6 +131,33 @@ def test_a_missing_data_set_and_a_missing_model_are_told_together():
     assert len(plan.problems) == 2
     assert any("data.train_path='nowhere.json' is not a file" in problem for problem in plan.problems)
     assert any("model.path='nowhere' holds no config.json" in problem for problem in plan.problems)
+
+
+def test_a_run_that_cannot_start_gets_no_time_and_the_plan_says_so(data):
+    for plan in (plan_of(data, STAYS), plan_of(data, "trainer.eval_every=5")):
+        assert plan.problems and plan.memory is not None and plan.time is None
+        assert "no time is estimated: the run cannot start" in plan_as_text(plan)
+        assert not any("seconds" in warning or " s," in warning for warning in plan.warnings)
+    assert plan_as_dict(plan)["step_seconds"] is None and "cannot start" in plan_as_dict(plan)["no_step_seconds"]
+    assert plan_as_dict(plan_of(data))["no_step_seconds"] is None
+
+
+def test_a_well_known_critic_needs_no_folder_and_another_one_does(data):
+    known = "critic.path=models/Qwen2.5-Math-1.5B"
+    plan = plan_of(known, "actor.tensor_model_parallel_size=2", shape=None)
+    assert plan.problems == [] and plan.source.endswith("sizes are those published for Qwen2.5-Math-1.5B")
+    weights = next(phase for phase in plan.memory.phases if phase.name == "critic update").parts["critic weights"]
+    assert weights < 0.25 * plan.memory.phases[-1].parts["actor weights"]
+    assert "2 query groups" in plan_of(known, "actor.tensor_model_parallel_size=4", shape=None).problems[0]
+    for refused in (plan_of("critic.path=models/mine", shape=None), plan_of(data, known, shape=None, needs_files=True)):
+        assert any("critic.path=" in problem and "is no model" in problem for problem in refused.problems)
+
+
+def test_weights_that_a_sleeping_engine_drops_take_no_host_memory(data):
+    drops = "rollout.trtllm.engine_args={sleep_config: {restore_modes: {model_weights: NONE}}}"
+    kept, dropped = (plan_of(data, "rollout.engine=trtllm", *more).memory.host for more in ([], [drops]))
+    assert kept.items() - dropped.items() == {("sleeping engine's weights", 8 * 2 * 7_615_616_512)}
+    assert dropped.items() <= kept.items()
 
 
 def test_an_engine_across_nodes_is_refused(data):
@@ -250,7 +278,7 @@ def test_the_numbers_of_a_step_are_those_worked_by_hand(data):
     assert numbers["max_tokens_per_step"] == 8192 * 4024
     assert numbers["kv_bytes_per_token"] == 2 * 28 * 4 * 128 * 2  # keys and values x layers x groups x head size x bf16
     assert numbers["engines"] == 8
-    assert found["step_seconds"]["decoding"]["steps"] == 5 * 3000  # 40 batches of 26 prompts on 8 engines
+    assert plan_of(data).time.decoding.steps == 5 * 3000  # 40 batches of 26 prompts on 8 engines
     phases = found["memory"]["phases"]
     assert list(phases) == ["start", "rollout", "log-probabilities", "critic update", "actor update", "refit"]
     # TP 2 holds (7,615,616,512 - norms) / 2 + norms; norms: 28 x 2 x 3584 + 3584 = 204,288.
@@ -290,7 +318,7 @@ def test_the_first_data_rank_of_each_stage_copies_the_weights_on_the_node_it_is_
 
 
 def test_a_smaller_critic_needs_less_and_is_held_to_the_same_layout(data, tmp_path):
-    preset = PRESETS["Qwen2.5-Math-7B"]
+    preset = KNOWN_MODELS["Qwen2.5-Math-7B"]
     hf = {
         "model_type": "qwen2",
         "num_hidden_layers": 28,
@@ -350,6 +378,7 @@ def test_without_a_critic_neither_its_memory_nor_its_time_is_planned_nor_its_set
     columns = before["actor update"].parts["rollout batch"] - after["actor update"].parts["rollout batch"]
     assert columns == 2048 * 4024 * 2 * 4  # values and returns of a replica's samples, float32
     assert without.memory.host["saves' copies"] < 0.55 * with_critic.memory.host["saves' copies"]
-    phases = with_critic.time.phases
+    before, after = step_time(with_critic.layout), step_time(without.layout)
+    phases = before.phases
     spared = phases["critic update"].middle + phases["log-probabilities"].middle / 3  # one of three equal passes
-    assert with_critic.time.total.middle - without.time.total.middle == pytest.approx(spared, rel=0.1)
+    assert before.total.middle - after.total.middle == pytest.approx(spared, rel=0.1)

@@ -8,16 +8,16 @@ from nemo_simplerl.plan import seconds
 from nemo_simplerl.plan.decoding import decoding, even_batches
 from nemo_simplerl.plan.engines.base import footprint_of, wider_sizes
 from nemo_simplerl.plan.gpus import gpu
+from nemo_simplerl.plan.known import KNOWN_MODELS
 from nemo_simplerl.plan.layout import Cluster, Layout
 from nemo_simplerl.plan.memory import memory
 from nemo_simplerl.plan.plan import make_plan
 from nemo_simplerl.plan.report import Plan, plan_as_dict, plan_as_text
 from nemo_simplerl.plan.seconds import Seconds
-from nemo_simplerl.plan.shapes import PRESETS
 from nemo_simplerl.plan.step_time import layer_flops, step_time
 from nemo_simplerl.plan.suggest import Change, faster_batch, suggestions
 
-SHAPE = PRESETS["Qwen2.5-Math-7B"]
+SHAPE = KNOWN_MODELS["Qwen2.5-Math-7B"]
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,15 @@
 import pytest
 
 from nemo_simplerl.plan.gpus import gpu
+from nemo_simplerl.plan.known import KNOWN_MODELS
 from nemo_simplerl.plan.layout import Cluster
 from nemo_simplerl.plan.plan import make_plan
 from nemo_simplerl.plan.report import Plan
-from nemo_simplerl.plan.shapes import PRESETS, rank_parameters
+from nemo_simplerl.plan.shapes import rank_parameters
 
 GIB = 2**30
 RECIPE = ["experiment=simplerl_zero_qwen2.5_math_7b", "rollout.engine=vllm"]
-SHAPE = PRESETS["Qwen2.5-Math-7B"]
+SHAPE = KNOWN_MODELS["Qwen2.5-Math-7B"]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The first hour with a GPU, on a machine without one: every step runs in a toy size, and none holds up another."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,25 @@ def test_every_step_runs_in_a_toy_size_on_a_cpu(tmp_path):
     assert all(toy[f"rollout_{size}"]["tokens_per_s"] > 0 for size in (2, 4, 6))
     assert found["quickstart"]["same_responses"] == 1.0
     assert all(one == other for one, other in found["quickstart"]["step_1"].values())
+
+
+def test_without_a_gpu_nothing_is_begun_and_one_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(first_hour, "has_gpu", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["first_hour.py", "--out", str(tmp_path / "out")])
+    assert first_hour.main() == 69
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no GPU" in line and "--dry" in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "--bogus", "--list --bogus", "wheels --bogus", "wheels 3.12 more", "wheels x"]
+)
+def test_the_wheels_are_fetched_for_a_folder_and_a_version_alone(arguments, tmp_path):
+    command = [ROOT / "scripts/gpu_wheels.sh", *arguments.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHON": "false"})
+    assert done.returncode == (1 if arguments == "wheels x" else 2)
+    assert "gpu_wheels.sh FOLDER" in done.stderr or "no Python version" in done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_step_that_fails_hangs_or_comes_too_late_is_told_and_the_next_one_runs(tmp_path, capsys):

@@ -33,6 +33,7 @@ class Machine:
     has_gradient_fusion: bool = True  # Apex's extension
     attention: str | None = "auto"  # see attention_chosen
     has_files: bool = True  # the run's files, those of its models apart, would be where this machine has them
+    is_critic_known: bool = False  # critic.path is planned for by name, and need not be here
     is_this_one: bool = False  # not one that is only planned for: programs of other environments are looked for
 
 
@@ -204,7 +205,7 @@ def _sft_eval_file_exists(config: Config, machine: Machine) -> Iterator[str]:
 
 
 def _critic_exists(config: Config, machine: Machine) -> Iterator[str]:
-    if config.critic.path is None:
+    if config.critic.path is None or machine.is_critic_known:
         return
     path = Path(config.critic.path)
     if not path.is_file() and not form_of(path) and not any((path / name).is_file() for name in _MODEL_FILES):

@@ -79,7 +79,7 @@ class Task:
 
 
 ONE_AND_TWO_STEPS = Task()
-TWO_STEPS = Task(share_of_two_steps=1.0, max_number=60, max_factor=12, max_result=400)
+TWO_STEPS = Task(share_of_two_steps=1.0)
 
 
 @dataclass(frozen=True)

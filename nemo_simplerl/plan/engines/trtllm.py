@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from nemo_simplerl.config.rules.engines.trtllm import discards_weights
 from nemo_simplerl.config.schema import Config, RolloutConfig
 from nemo_simplerl.plan.engines.base import Cache, Footprint, cache_bytes_per_token, engine_weights, wider_sizes
 from nemo_simplerl.plan.layout import Cluster, EngineSettings, Layout
@@ -16,6 +17,7 @@ class _Trtllm:
         "rollout.trtllm.max_batch_size",
         "rollout.trtllm.free_gpu_memory_fraction",
         "rollout.trtllm.sleep",
+        "rollout.trtllm.engine_args",
     )
     process_bytes = 3 * 2**30  # an estimate: another CUDA context, CUDA graphs, the forward pass
     refit_buckets = 1  # the one that its process reads
@@ -28,6 +30,7 @@ class _Trtllm:
             batch=own.max_batch_size,
             cache_fraction=own.free_gpu_memory_fraction,
             sleeps=own.sleep,
+            keeps_weights=not discards_weights(own.engine_args),
         )
 
     def problems(self, config: Config, cluster: Cluster) -> Iterator[str]:
@@ -58,7 +61,8 @@ class _Trtllm:
         return {"engine weights": weights, "engine KV cache": cache.bytes}
 
     def in_host_memory(self, layout: Layout) -> dict[str, int]:
-        return {"sleeping engine's weights": engine_weights(layout)} if layout.engine.sleeps else {}
+        engine = layout.engine
+        return {"sleeping engine's weights": engine_weights(layout)} if engine.sleeps and engine.keeps_weights else {}
 
     def changes(self, layout: Layout) -> Iterator[tuple[str, Layout]]:
         engine = layout.engine

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from nemo_simplerl.config.rules.engines.trtllm import discards_weights
 from nemo_simplerl.config.schema import TrtllmConfig
 from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
@@ -26,7 +27,6 @@ from nemo_simplerl.rollout.trtllm.contract import installed_source, missing_of_r
 from nemo_simplerl.rollout.trtllm.host import EngineHost, Limits
 from nemo_simplerl.rollout.trtllm.releases import Release, installed_release
 from nemo_simplerl.rollout.trtllm.values import (
-    discards_weights,
     llm_arguments,
     logprobs_mode,
     padding_bias,

@@ -63,12 +63,6 @@ def _laid_over(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def discards_weights(arguments: Mapping[str, Any]) -> bool:
-    """Whether an engine with these arguments has lost its weights when it wakes, so that only a refit brings them."""
-    modes = (arguments.get("sleep_config") or {}).get("restore_modes", {})
-    return any(modes.get(tag) in ("NONE", "MEMSET") for tag in ("model", "model_weights"))
-
-
 def sleep_tags(memory_types: Iterable[str]) -> list[str]:
     """Tags of all memory that a sleeping engine gives back, but the KV cache: those of the package's enumeration.
 

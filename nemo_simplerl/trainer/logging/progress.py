@@ -66,7 +66,8 @@ class Progress:
         total = metrics.get("time/total")
         if total is None:
             return []
-        # Evaluations belong to the time that is left, not to the pace of a step.
+        # Evaluations belong to the time that is left, not to the pace of a step; a resumed process's start to none.
+        total -= metrics.get("time/start") or 0.0
         self._seconds.append(total)
         times = [f"{total - (metrics.get('time/eval') or 0.0):.1f} s/step"]
         if step < self._total_steps:

@@ -78,7 +78,6 @@ def test_the_harder_set_has_two_steps_each_and_no_demonstrations(tmp_path):
     assert write_task("two_step_problems", *paths, seed=1) == paths[:2]
     rows = read(paths[0]) + read(paths[1])
     assert len(rows) == TWO_STEPS.num_train + TWO_STEPS.num_eval and {row["level"] for row in rows} == {2}
-    assert max(int(row["answer"]) for row in rows) > 100
 
 
 def test_numbers_too_small_for_so_many_problems_are_refused(tmp_path):

@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from fakes.releases import FAKES, build
 from nemo_simplerl.config.load import compose
+from nemo_simplerl.config.rules.engines.trtllm import discards_weights
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
 from nemo_simplerl.rollout.own_process import handles
@@ -30,7 +31,6 @@ from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine, usable_release
 from nemo_simplerl.rollout.trtllm.loop_thread import LoopThread, Overdue
 from nemo_simplerl.rollout.trtllm.releases import RELEASES, TORCH, TRTLLM, installed_release
 from nemo_simplerl.rollout.trtllm.values import (
-    discards_weights,
     llm_arguments,
     logprobs_mode,
     padding_bias,

@@ -147,11 +147,11 @@ def test_in_a_log_file_a_step_is_one_line_with_its_pace_and_the_time_left(tmp_pa
 
 def test_on_a_terminal_one_line_moves(tmp_path):
     log, screen = open_log(tmp_path, terminal=True, resume_step=3)
-    log.metrics(4, {"reward/mean": 0.5, "time/total": 1.0})
+    log.metrics(4, {"reward/mean": 0.5, "time/total": 401.0, "time/start": 400.0})
     log.close()
     text = screen.getvalue()
     assert "step 3/10" in text and "step 4/10" in text
-    assert "reward +0.50  1.0 s/step  eta 6 s" in text
+    assert "reward +0.50  1.0 s/step  eta 6 s" in text, "the start of the process is none of the step's"
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,9 @@ def test_an_old_run_stopped_within_a_step_ends_that_step_as_the_old_version_woul
         if got["step"] <= 2:  # later steps are sampled here, and 0.1.0 also sampled ids that stand for no token
             # Recorded on another machine: its rounding may differ.
             assert got == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+    times = [json.loads(line) for line in (moved / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("time/start", 0.0) > 0 for line in times] == [False, False, True, False, False]
+    assert times[2]["time/start"] < times[2]["time/total"]
     responses = (moved / "rollouts/step_000002.jsonl").read_text()
     assert len(responses.splitlines()) == 16
     assert (moved / "checkpoints/latest").read_text().split()[0] == "step_000004"

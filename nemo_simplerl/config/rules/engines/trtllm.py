@@ -1,6 +1,7 @@
-"""Rules of `rollout.engine=trtllm`, which run only where it is chosen, and the ranges of its section."""
+"""Rules of `rollout.engine=trtllm`, which run only where it is chosen, and what `plan` too reads out of its section."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from nemo_simplerl.config.rules.numbers import AT_LEAST_1
 from nemo_simplerl.config.schema import Config
@@ -57,6 +58,15 @@ def engines_fill_the_ranks(config: Config, world_size: int) -> Iterator[str]:
             f"rollout.trtllm.tensor_parallel_size={size} does not divide {world_size} ranks into engines. "
             f"Sizes that work: {_divisors(world_size)}."
         )
+
+
+def discards_weights(arguments: Mapping[str, Any]) -> bool:
+    """Whether an engine with these arguments has lost its weights when it wakes, so that only a refit brings them."""
+    section = arguments.get("sleep_config")
+    modes = section.get("restore_modes") if isinstance(section, Mapping) else None
+    return isinstance(modes, Mapping) and any(
+        modes.get(tag) in ("NONE", "MEMSET") for tag in ("model", "model_weights")
+    )
 
 
 def _divisors(number: int) -> str:
