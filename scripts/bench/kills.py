@@ -73,6 +73,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="kills"))
+    multiprocessing.set_forkserver_preload(_PRELOAD)
     begun = time.monotonic()
     points, differences = kill_runs(folder, args.kills, args.ranks, args.seed)
     seconds = round(time.monotonic() - begun, 1)
@@ -132,7 +133,6 @@ def start(run_dir: Path, overrides: Sequence[str], ranks: int, fault: str = "", 
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
     port = _free_port()
     words = [*RUN, *overrides, f"trainer.run_dir={run_dir}"]
     processes = [

@@ -55,11 +55,20 @@ def test_an_interrupt_ends_with_130_and_no_traceback(greet, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_every_listed_command_has_a_module_that_can_run_and_help_of_its_own():
-    for name in front.COMMANDS:
-        done = subprocess.run([sys.executable, "-m", "nemo_simplerl", name, "--help"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"usage: simplerl {name}")
+@pytest.mark.parametrize("name", front.COMMANDS)
+def test_every_listed_command_has_a_module_that_can_run_and_help_of_its_own(name, capsys):
+    try:
+        status = front.main([name, "--help"])
+    except SystemExit as left:  # of argparse
+        status = left.code
+    assert not status
+    assert capsys.readouterr().out.startswith(f"usage: simplerl {name}")
+
+
+def test_a_process_of_its_own_answers_as_the_front_door_does():
+    done = subprocess.run([sys.executable, "-m", "nemo_simplerl", "train", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: simplerl train")
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], ["trian"]])

@@ -15,7 +15,7 @@ from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import read_shape
 from nemo_simplerl.plan.known import KNOWN_MODELS
 
-WORLD_SIZE = {"quickstart": 1, "math_smoke": 4, "simplerl_zero_qwen2.5_0.5b": 1}  # 8 for the others
+WORLD_SIZE = {"quickstart": 1, "math_smoke": 4, "smollm2_135m": 1, "simplerl_zero_qwen2.5_0.5b": 1}  # 8 for the others
 # Of the sizes of the 7B recipe, which set nothing that a recipe reads, the smallest stands for all.
 ALIKE = {f"simplerl_zero_{size}" for size in ("qwen2.5_1.5b", "qwen2.5_32b", "qwen3_4b", "llama3.1_8b_instruct")}
 RECIPES = ("default", "grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "gspo", "vapo")

@@ -43,8 +43,9 @@ def test_a_path_that_no_reader_recognises_is_refused_with_every_form(tmp_path):
         kind_of(tmp_path)
     assert str(error.value) == (
         f"{tmp_path} is no model: neither a .nemo file or folder (model_config.yaml), nor a Hugging Face folder "
-        "(config.json), nor a training checkpoint (manifest.json), nor a GGUF file, nor a NeMo 2 folder (context/, weights/), nor a "
-        "Megatron-Bridge checkpoint (run_config.yaml), nor a Megatron-LM checkpoint (iter_N or release, torch_dist)."
+        "(config.json), nor a training checkpoint (manifest.json), nor a GGUF file, nor a NeMo 2 folder (context/, "
+        "weights/), nor a Megatron-Bridge checkpoint (run_config.yaml), nor a Megatron-LM checkpoint "
+        "(iter_N or release, torch_dist)."
     )
 
 

@@ -362,18 +362,18 @@ def _assert_only_the_hanging_are_late(outcomes, num_workers, seconds):
         expected = ("correct" if k % 3 == k % 4 else "incorrect", "ok")
         assert outcome == (("incorrect", "timeout") if k % 25 == 7 else expected), k
     assert num_workers >= 7  # the last worker killed is replaced when there is work again
-    assert seconds < 60  # 200 deadlines of half a second over 8 workers take 12.5 seconds, and new workers theirs
+    assert seconds < 60  # 80 deadlines of half a second over 8 workers take 5 seconds, and new workers theirs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "num_items"), [("thread", 5000), ("asyncio", 1000)])
+@pytest.mark.parametrize(("how", "num_items"), [("thread", 2000), ("asyncio", 1000)])
 def test_hanging_answers_among_thousands_cost_no_other_its_grade(how, num_items):
     _assert_only_the_hanging_are_late(*_flood(how, num_items))
 
 
 @pytest.mark.slow
 def test_hanging_answers_cost_no_other_its_grade_on_two_ranks():
-    for answer in run_ranks(_flood, 2, "thread", 1000):
+    for answer in run_ranks(_flood, 2, "thread", 500):
         _assert_only_the_hanging_are_late(*answer)
 
 

@@ -7,10 +7,12 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
+from support.fork_server import fork_context
 from support.ports import free_port
 
 SCRIPT = Path(__file__).with_name("watched_rank.py")
@@ -27,44 +29,71 @@ class Ended:
 
 
 def run_watched(folder: Path, *, torchrun: bool, env: dict[str, str] | None = None, world_size: int = 2) -> Ended:
-    """Run the script on some ranks until the last has ended; kills and reports what is left after a minute."""
+    """Run the script on some ranks until the last has ended; kills and reports what is left after a minute.
+
+    torchrun: it starts them; else each is forked from a server that has imported everything, in a session of its own.
+    """
     token = uuid.uuid4().hex
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "SIMPLERL_TEST": token, **(env or {})}
-    arguments = [str(SCRIPT), str(folder), *LIMITS]
+    env = {"OMP_NUM_THREADS": "1", **(env or {})}
+    arguments = [str(folder), *LIMITS]
     port = str(free_port())
     if torchrun:
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={world_size}", f"--master_port={port}"]
-        commands = [([sys.executable, *launcher, *arguments], env)]
+        with (folder / "stderr_0.txt").open("w") as log:
+            started = [
+                subprocess.Popen(
+                    [sys.executable, *launcher, str(SCRIPT), *arguments],
+                    env={**os.environ, **env, "SIMPLERL_TEST": token},
+                    stderr=log,
+                    stdout=log,
+                )
+            ]
+        status = subprocess.Popen.poll
     else:
-        world = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
-        commands = [([sys.executable, *arguments], env | world | rank) for rank in ranks]
-    logs = [(folder / f"stderr_{k}.txt").open("w+") for k in range(len(commands))]
-    processes = [
-        subprocess.Popen(command, env=env, stderr=log, stdout=log)
-        for (command, env), log in zip(commands, logs, strict=True)
-    ]
+        world = env | {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        started = [
+            fork_context().Process(
+                target=_watched_rank,
+                args=(folder / f"stderr_{rank}.txt", world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, arguments),
+            )
+            for rank in range(world_size)
+        ]
+        for process in started:
+            process.start()
+        status = attrgetter("exitcode")
     deadline = time.monotonic() + AT_MOST_S
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+    while any(status(process) is None for process in started) and time.monotonic() < deadline:
         time.sleep(0.1)
-    orphans = _alive(token)
+    orphans = _alive(token, {process.pid for process in started})
     for pid in orphans:
         os.kill(int(pid.split()[0]), 9)
-    statuses = [process.wait() for process in processes]
-    for log in logs:
-        log.seek(0)
-    errors = "".join(log.read() for log in logs)
+    for process in started:
+        process.wait() if torchrun else process.join()
+    errors = "".join((folder / f"stderr_{k}.txt").read_text() for k in range(len(started)))
     path = folder / "watchdog.txt"
-    return Ended(statuses, errors, path.read_text() if path.exists() else "", orphans)
+    return Ended([status(process) for process in started], errors, path.read_text() if path.exists() else "", orphans)
 
 
-def _alive(token: str) -> list[str]:
-    """`pid command` of every process that was started with the token."""
+def _watched_rank(output: Path, env: dict[str, str], arguments: list[str]) -> None:
+    os.setsid()  # what this rank starts can be told by its session
+    with output.open("w") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    os.environ |= env
+    sys.path.insert(0, str(SCRIPT.parent))
+    from watched_rank import main
+
+    main(*arguments)
+
+
+def _alive(token: str, sessions: set[int]) -> list[str]:
+    """`pid command` of every process that was started with the token, or in one of the sessions."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-            if state not in "ZX" and token.encode() in (folder / "environ").read_bytes():
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            is_ours = int(fields[3]) in sessions or token.encode() in (folder / "environ").read_bytes()
+            if fields[0] not in "ZX" and is_ours:
                 found.append(f"{folder.name} {(folder / 'cmdline').read_bytes()}")
         except (OSError, PermissionError):
             continue
