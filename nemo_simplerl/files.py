@@ -19,13 +19,20 @@ log = logging.getLogger(__name__)
 
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Write `content` (text as UTF-8) to `path`, replacing what was there. Makes the folders above it."""
-    data = content.encode() if isinstance(content, str) else content
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Use as a context around writing `path`: what was there is replaced at its end, unless that raises. Makes the
+    folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder: a rename is atomic only within a file system. The process id keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "parallel": set(),
     "model": {"config", "files", "parallel", "user_files", "user_functions"},
     "rollout": {
-        *("config", "parallel.products", "parallel.reductions", "parallel.waits"),
+        *("config", "parallel.exchange", "parallel.products", "parallel.reductions", "parallel.waits"),
         *("user_files", "user_functions"),
     },
     "plan": {"config", "user_files", "user_functions"},

@@ -6,19 +6,22 @@ is about the token `tokens_BS[:, t + 1]`, predicted from the tokens up to t. Row
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 
 class Response(Protocol):
-    """The part of a completion that `collate` reads; `logprobs` holds one number a token."""
+    """The part of a completion that `collate` reads; `logprobs` holds one number a token.
+
+    Both may be NumPy arrays, which are copied as they are, or sequences of Python numbers.
+    """
 
     @property
-    def token_ids(self) -> Sequence[int]: ...
+    def token_ids(self) -> Any: ...
     @property
-    def logprobs(self) -> Sequence[float]: ...
+    def logprobs(self) -> Any: ...
     @property
     def finish_reason(self) -> str: ...
 
@@ -128,10 +131,10 @@ def collate(
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         start, end = prompt_lengths[row], lengths[row]
         tokens_BS[row, :start] = torch.tensor(prompt)
-        tokens_BS[row, start:end] = torch.tensor(completion.token_ids)
+        tokens_BS[row, start:end] = torch.as_tensor(completion.token_ids)
         # The first response token stands at `start` and is predicted at start - 1, the last at end - 2.
         mask_BT[row, start - 1 : end - 1] = engine_mask_BT[row, start - 1 : end - 1] = 1.0
-        engine_logprobs_BT[row, start - 1 : end - 1] = torch.tensor(completion.logprobs)
+        engine_logprobs_BT[row, start - 1 : end - 1] = torch.as_tensor(completion.logprobs)
         if is_cut[row] and overwrite_truncated_with_eos is not None:
             tokens_BS[row, end - 1] = overwrite_truncated_with_eos
             engine_logprobs_BT[row, end - 2] = engine_mask_BT[row, end - 2] = 0.0
@@ -165,7 +168,7 @@ def _check_rows(prompts: Sequence[Sequence[int]], completions: Sequence[Response
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         if not prompt:
             raise ValueError(f"row {row} has an empty prompt; the first response token needs one token before it")
-        if not completion.token_ids:
+        if len(completion.token_ids) == 0:
             raise ValueError(
                 f"row {row} has an empty completion; the engine must sample at least one token, if only EOS"
             )

@@ -84,18 +84,42 @@ def sample_seed(run_seed: int, step: int, problem_index: int, sample_index: int)
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
 
 
-def even_share(order: Sequence[int], lengths: Sequence[int], *, window: int, rank: int, num_ranks: int) -> list[int]:
-    """One rank's share of `order`: of each `window` entries as many as any other rank, and of like lengths.
+def rows_of(
+    lengths: Sequence[int], step: int, seed: int, *, window: int, rank: int | None, num_ranks: int
+) -> list[int]:
+    """The samples of a step that data rank `rank` of `num_ranks` trains on, in the order of its batch.
+
+    A share of each update, in a permutation seeded by run and step, so that the samples of one prompt spread over
+    updates and update k has the same samples at every number of data ranks. lengths: response tokens of all samples of
+    the step. window: samples of an update. A rank that trains on nothing (None) has no rows.
+    """
+    return [] if rank is None else all_rows(lengths, step, seed, window=window, num_ranks=num_ranks)[rank]
+
+
+def all_rows(lengths: Sequence[int], step: int, seed: int, *, window: int, num_ranks: int) -> list[list[int]]:
+    """`rows_of` every data rank."""
+    # torch, which not all that imports this module needs.
+    import torch
+
+    generator = torch.Generator().manual_seed(sample_seed(seed, step, len(lengths), 0))
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    return even_shares(order, lengths, window=window, num_ranks=num_ranks)
+
+
+def even_shares(order: Sequence[int], lengths: Sequence[int], *, window: int, num_ranks: int) -> list[list[int]]:
+    """Each rank's share of `order`: of each `window` entries as many as any other rank, and of like lengths.
 
     Ranks choose in turn from the longest down, and every other time in the opposite direction: whatever a sequence
     costs by its length, the ranks differ by less than one sequence's cost. One rank takes all in their order. `window`
     must be a multiple of `num_ranks`.
     """
     if num_ranks == 1:
-        return list(order)
-    share = []
+        return [list(order)]
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
     for start in range(0, len(order), window):
         by_length = sorted(order[start : start + window], key=lambda entry: -lengths[entry])
         for turn, first in enumerate(range(0, len(by_length), num_ranks)):
-            share.append(by_length[first + (rank if turn % 2 == 0 else num_ranks - 1 - rank)])
-    return share
+            chosen = by_length[first : first + num_ranks]
+            for share, entry in zip(shares, chosen if turn % 2 == 0 else chosen[::-1], strict=True):
+                share.append(entry)
+    return shares

@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from nemo_simplerl.config.families import FAMILIES
@@ -21,6 +23,8 @@ from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.plan.engines.base import is_in_trainer
 from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Bucket, Completion, RolloutEngine, SamplingParams
+from nemo_simplerl.rollout.completions import Completions
+from nemo_simplerl.rollout.spread import Response, SpreadCompletions
 from nemo_simplerl.trainer.build import Materials
 from nemo_simplerl.trainer.saving.step_state import StepState
 from nemo_simplerl.trainer.setup.engine import build_engine
@@ -111,12 +115,20 @@ class GivenStep(StepState):
         super().__init__()
         self._given = sample.response_tokens
 
-    def completions(self, sample, count) -> list[Completion]:
-        self.record.completions = [
-            Completion((_TOKEN,) * tokens, (_LOGPROB,) * tokens, "", "stop", 0, seed)
-            for seed, tokens in enumerate(self._given)
-        ]
+    def completions(self, sample, count) -> SpreadCompletions:
+        """As on the rank that sampled none of them: their lengths are all that is looked at."""
+        lengths, nothing = np.array(self._given, dtype=np.int64), np.zeros(len(self._given), dtype=np.int64)
+        stopped, holders = nothing == 0, nothing - 1
+        self.record.completions = SpreadCompletions(
+            lengths, stopped, nothing, nothing, holders, rank=0, held=Completions.of([])
+        )
         return self.record.completions
+
+    def responses(self, completions, owners) -> list[Response]:
+        return [
+            Response(np.full(length, _TOKEN, np.int32), np.full(length, _LOGPROB, np.float32), "stop")
+            for length in completions.lengths[owners[dist.get_rank()]].tolist()
+        ]
 
     def grades(self, grade, count) -> list[Grade]:
         return [Grade(("correct", "incorrect")[index % 2], "ok", 0.0) for index in range(len(self._given))]

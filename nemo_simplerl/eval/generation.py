@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import sample_seed
-from nemo_simplerl.eval.run import GradeFn, grade_sharded, responses_of, sample_rows
+from nemo_simplerl.eval.run import GradeFn, SpreadRows, grade_sharded, sample_rows
 from nemo_simplerl.reward.extract import final_answers
 from nemo_simplerl.reward.parsing.normalize import normalize_answer
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
@@ -36,17 +36,13 @@ def generate_graded(
         chunk = prompts[start : start + chunk_size]
         seeds = [sample_seed(seed, 0, start + i, k) for i in range(len(chunk)) for k in range(params.n)]
         completions = generate_sharded(engine, [prompt.token_ids for prompt in chunk], params, seeds, group=group)
-        responses = responses_of(chunk, completions, params.n)
-        grades = grade_sharded(grade, responses, group)
+        grades = grade_sharded(grade, chunk, completions, group)
         scores = [float(grade.verdict == "correct") for grade in grades]
-        rows = sample_rows(chunk, completions, grades, scores)
-        answers = (answer_of(completion.text) for completion in completions)
-        keep(
-            [
-                {"question": start + i // params.n} | row | {"answer": answer}
-                for i, (row, answer) in enumerate(zip(rows, answers, strict=True))
-            ]
-        )
+        held = [
+            {"question": start + i // params.n} | row | {"answer": answer_of(row["response"])}
+            for i, row in zip(completions.held_indices, sample_rows(chunk, completions, grades, scores), strict=True)
+        ]
+        keep(SpreadRows(held, completions.holders).gathered(group))
 
 
 def answer_of(response: str) -> str | None:

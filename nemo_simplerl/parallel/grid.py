@@ -37,27 +37,27 @@ class Grid:
 
     @property
     def tensor(self) -> Groups:
-        """Those that share the layers of one stage of one replica."""
+        """The groups of ranks that share the layers of one stage of one replica."""
         return self._cube.reshape(-1, self.tp_size).tolist()
 
     @property
     def data(self) -> Groups:
-        """Those that hold the same shard of different replicas."""
+        """The groups of ranks that hold the same shard of different replicas."""
         return self._cube.transpose(0, 2, 1).reshape(-1, self.dp_size).tolist()
 
     @property
     def pipeline(self) -> Groups:
-        """Those that pass activations to each other."""
+        """The groups of ranks that pass activations to each other."""
         return self._cube.transpose(1, 2, 0).reshape(-1, self.pp_size).tolist()
 
     @property
     def model(self) -> Groups:
-        """Those that share a replica, by data rank."""
+        """The groups of ranks that share a replica, by data rank."""
         return self._cube.transpose(1, 0, 2).reshape(self.dp_size, -1).tolist()
 
     @property
     def stages(self) -> Groups:
-        """Those that hold the same layers, of all replicas."""
+        """The groups of ranks that hold the same layers, of all replicas."""
         return self._cube.reshape(self.pp_size, -1).tolist()
 
     @property

@@ -47,6 +47,19 @@ def gather_objects(obj: T, group: dist.ProcessGroup | None, what: str = "objects
     return gathered
 
 
+def gather_to_first(obj: T, group: dist.ProcessGroup | None, what: str) -> list[T]:
+    """Every rank's object, in the order of ranks, on the group's first rank; none elsewhere. Collective.
+
+    what: as in `gather_objects`.
+    """
+    if group is None or group.size() == 1:
+        return [obj]
+    gathered: list | None = [None] * group.size() if group.rank() == 0 else None
+    with waiting(f"gather.{what}"):
+        dist.gather_object(obj, gathered, dst=dist.get_global_rank(group, 0), group=group)
+    return gathered or []
+
+
 def of_first_rank(obj: T, what: str) -> T:
     """Rank 0's object, on every rank of the world: its view of the disk is the one that counts. Collective.
 

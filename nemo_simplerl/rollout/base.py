@@ -86,8 +86,10 @@ class RolloutEngine(Protocol):
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
-    ) -> list[Completion]:
+    ) -> Sequence[Completion]:
         """Sample `params.n` completions of each prompt, prompt-major: all of prompt 0, then all of prompt 1.
+
+        They are best returned as flat arrays (`rollout.completions.Completions`); a list costs Python objects a token.
 
         `seeds` holds one integer a completion in the same order. An engine that draws from per-sample streams
         (`hf`) gives a completion that depends on its prompt, params, seed and weights alone, not on its

@@ -13,16 +13,18 @@ tokens. For an engine without a batch size (None) nothing is promised.
 """
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
+import numpy as np
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.parallel.waits import waiting
-from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams, check_seeds
-from nemo_simplerl.rollout.completions import decode_completions, encode_completions
+from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams, check_seeds
+from nemo_simplerl.rollout.completions import Completions, seeds_of
+from nemo_simplerl.rollout.spread import SpreadCompletions
 from nemo_simplerl.rollout.work_batches import sample_indices, work_batches
 
 
@@ -38,8 +40,9 @@ def generate_sharded(
     *,
     group: dist.ProcessGroup | None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[Completion]:
-    """All completions of `engine.generate(prompts, params, seeds)` on every rank; the ranks of `group` share the work.
+) -> SpreadCompletions:
+    """All completions of `engine.generate(prompts, params, seeds)`; the ranks of `group` share the work, and each keeps
+    the tokens and texts that it sampled.
 
     Collective: every rank calls with the same arguments and an engine of the same weights, or None where another rank's
     engine serves it too. group None is this rank alone. Raises ValueError on a wrong number of seeds, RuntimeError on
@@ -51,7 +54,7 @@ def generate_sharded(
         return _generate_alone(engine, prompts, params, seeds, should_stop)
     shares, batch_size, key = _plan(engine, [len(prompt) for prompt in prompts], params.n, group)
     queue = _Queue(key, len(shares))
-    done: dict[int, dict] = {}
+    done: dict[int, Completions] = {}
     error: Exception | None = None
     try:
         # Ranks with short responses take more batches. Without a batch size there is one share for each engine.
@@ -59,25 +62,42 @@ def generate_sharded(
             if should_stop():
                 queue.stop()
                 break
-            seeds_of_share = [seeds[sample] for sample in sample_indices(shares[index], params.n)]
-            with waiting("engine.generate"):
-                completions = engine.generate([prompts[i] for i in shares[index]], params, seeds_of_share)
-                done[index] = encode_completions(completions)
+            done[index] = _share(engine, prompts, params, seeds, shares[index])
     except Exception as caught:  # raised below on every rank: the others would wait for this one's answers forever
         error = caught
         queue.stop()
-    answers = gather_objects((done, None if error is None else repr(error)), group, "completions")
+    facts = {index: (part.lengths, part.is_stopped, part.versions) for index, part in done.items()}
+    answers = gather_objects((facts, None if error is None else repr(error)), group, "completions")
     if dist.get_rank(group) == 0:
         queue.forget()
     if failures := [f"rank {rank}: {text}" for rank, (_, text) in enumerate(answers) if text is not None]:
         raise RuntimeError(f"generation failed on {'; '.join(failures)}") from error
-    if sum(len(encoded_shares) for encoded_shares, _ in answers) < len(shares):
+    if sum(len(facts_of_shares) for facts_of_shares, _ in answers) < len(shares):
         raise BrokenOff
-    by_sample: dict[int, Completion] = {}
-    for encoded_shares, _ in answers:
-        for index, encoded in encoded_shares.items():
-            by_sample |= zip(sample_indices(shares[index], params.n), decode_completions(encoded), strict=True)
-    return [by_sample[sample] for sample in range(len(seeds))]
+    return _spread([facts_of_shares for facts_of_shares, _ in answers], done, shares, params.n, seeds, group)
+
+
+def _spread(
+    facts: Sequence[Mapping[int, tuple[np.ndarray, ...]]],
+    done: Mapping[int, Completions],
+    shares: Sequence[Sequence[int]],
+    n: int,
+    seeds: Sequence[int],
+    group: dist.ProcessGroup | None,
+) -> SpreadCompletions:
+    """The whole rollout, of the facts of each rank's shares and the completions of those that this rank has `done`."""
+    lengths, versions, holders = (np.zeros(len(seeds), dtype=np.int64) for _ in range(3))
+    is_stopped = np.zeros(len(seeds), dtype=bool)
+    for rank, of_shares in enumerate(facts):
+        for index, (lengths_of_share, stopped_of_share, versions_of_share) in of_shares.items():
+            samples = sample_indices(shares[index], n)
+            lengths[samples], is_stopped[samples] = lengths_of_share, stopped_of_share
+            versions[samples], holders[samples] = versions_of_share, rank
+    held = Completions.joined(done.values())
+    samples_held = [sample for index in done for sample in sample_indices(shares[index], n)]
+    held = held.select(np.argsort(np.array(samples_held, dtype=np.int64)))
+    rank = 0 if group is None else group.rank()
+    return SpreadCompletions(lengths, is_stopped, versions, seeds_of(seeds), holders, rank, held)
 
 
 def _generate_alone(
@@ -86,19 +106,34 @@ def _generate_alone(
     params: SamplingParams,
     seeds: Sequence[int],
     should_stop: Callable[[], bool],
-) -> list[Completion]:
+) -> SpreadCompletions:
     """`generate_sharded` on one rank: the same work batches, one after the other."""
     lengths = [len(prompt) for prompt in prompts]
     everything = [list(range(len(prompts)))]
-    by_sample: dict[int, Completion] = {}
+    samples: list[int] = []
+    parts: list[Completions] = []
     for share in everything if engine.batch_size is None else work_batches(lengths, params.n, engine.batch_size):
         if should_stop():
             raise BrokenOff
-        samples = sample_indices(share, params.n)
-        with waiting("engine.generate"):
-            completions = engine.generate([prompts[i] for i in share], params, [seeds[sample] for sample in samples])
-        by_sample |= zip(samples, completions, strict=True)
-    return [by_sample[sample] for sample in range(len(seeds))]
+        samples += sample_indices(share, params.n)
+        parts.append(_share(engine, prompts, params, seeds, share))
+    return SpreadCompletions.alone(Completions.joined(parts).select(np.argsort(np.array(samples, dtype=np.int64))))
+
+
+def _share(
+    engine: RolloutEngine,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    seeds: Sequence[int],
+    share: Sequence[int],
+) -> Completions:
+    """The completions of the prompts with these indices."""
+    samples = sample_indices(share, params.n)
+    with waiting("engine.generate"):
+        completions = engine.generate([prompts[i] for i in share], params, [seeds[sample] for sample in samples])
+    found = Completions.of(completions)
+    assert len(found) == len(samples), f"the engine answered {len(found)} completions of {len(samples)}"
+    return found
 
 
 class _Queue:

@@ -6,6 +6,7 @@ from functools import partial
 
 from nemo_simplerl.config.schema import ActorConfig, AlgoConfig, Config, ConsistencyConfig, CriticConfig
 from nemo_simplerl.data.examples import stops_of
+from nemo_simplerl.data.sampler import rows_of
 from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.model.source import kind_of, open_source, weights_fingerprint
@@ -25,7 +26,7 @@ from nemo_simplerl.trainer.saving.step_state import StepState
 from nemo_simplerl.trainer.setup.engine import build_engine, sampling_of
 from nemo_simplerl.trainer.setup.grader import Grader
 from nemo_simplerl.trainer.setup.prepare import model_folder
-from nemo_simplerl.trainer.shares import Travel, local_share
+from nemo_simplerl.trainer.shares import Travel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def critic_mesh(config: Config, mesh: Mesh) -> Mesh:
 def travel_of(config: Config, actors: Mesh, critics: Mesh) -> Travel:
     """The way of samples between the data ranks of actor and critic."""
     share_of_actor, share_of_critic = (
-        partial(local_share, seed=config.trainer.seed, window=role.global_batch_size)
+        partial(rows_of, seed=config.trainer.seed, window=role.global_batch_size)
         for role in (config.actor, config.critic)
     )
     return Travel(actors, critics, share_of_actor, share_of_critic)

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nemo_simplerl.data.problems import Prompt
-from nemo_simplerl.eval.run import sample_rows
+from nemo_simplerl.eval.run import SpreadRows, sample_rows
 from nemo_simplerl.reward.serving.pool import Grade
-from nemo_simplerl.rollout.base import Completion
+from nemo_simplerl.rollout.spread import SpreadCompletions
 from nemo_simplerl.trainer.logging.metrics import sample_metrics
 
 
 class Rollout(NamedTuple):
-    """Prompts, and n completions of each in turn, with their grades and scores."""
+    """Prompts, and n completions of each in turn, with their grades and scores. Every rank has the grades of all."""
 
     prompts: list[Prompt]
-    completions: list[Completion]
+    completions: SpreadCompletions
     grades: list[Grade]
     scores: list[float]
 
@@ -41,30 +41,48 @@ class SampledGroups:
     only_mixed: bool
     max_rounds: int
     terms_of: Callable[[int], dict[str, float]]
-    sampled: Rollout = field(default_factory=lambda: Rollout([], [], [], []))
+    parts: list[Rollout] = field(default_factory=list)  # of each round
     terms: list[dict[str, float]] = field(default_factory=list)  # of each response
-    rounds: int = 0
 
     def add(
         self,
         prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
+        completions: SpreadCompletions,
         grades: Sequence[Grade],
         rewards: Sequence[float],
     ) -> None:
         """Take the groups of one round. rewards: of the verdicts; the other terms of the scores are added to them."""
-        terms = [self.terms_of(len(completion.token_ids)) for completion in completions]
-        self.sampled.prompts.extend(prompts)
-        self.sampled.completions.extend(completions)
-        self.sampled.grades.extend(grades)
-        self.sampled.scores.extend(reward + sum(named.values()) for reward, named in zip(rewards, terms, strict=True))
+        terms = [self.terms_of(length) for length in completions.lengths.tolist()]
+        scores = [reward + sum(named.values()) for reward, named in zip(rewards, terms, strict=True)]
+        self.parts.append(Rollout(list(prompts), completions, list(grades), scores))
         self.terms.extend(terms)
-        self.rounds += 1
+
+    @property
+    def rounds(self) -> int:
+        """Rounds sampled so far."""
+        return len(self.parts)
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts sampled so far."""
+        return [prompt for part in self.parts for prompt in part.prompts]
+
+    @property
+    def grades(self) -> list[Grade]:
+        """The grades of all responses so far."""
+        return [grade for part in self.parts for grade in part.grades]
+
+    @property
+    def sampled(self) -> Rollout:
+        """All groups, of at least one round."""
+        completions = SpreadCompletions.joined(part.completions for part in self.parts)
+        scores = [score for part in self.parts for score in part.scores]
+        return Rollout(self.prompts, completions, self.grades, scores)
 
     @property
     def num_correct(self) -> list[int]:
         """Right responses of each group."""
-        is_correct = [grade.verdict == "correct" for grade in self.sampled.grades]
+        is_correct = [grade.verdict == "correct" for grade in self.grades]
         return [sum(is_correct[start : start + self.n]) for start in range(0, len(is_correct), self.n)]
 
     @property
@@ -74,7 +92,7 @@ class SampledGroups:
 
     def next_prompts(self) -> list[Prompt]:
         """Prompts to sample next; none where the step is full, was given all its rounds, or met every one on offer."""
-        left = self.offered[len(self.sampled.prompts) :] if self.rounds < self.max_rounds else []
+        left = self.offered[len(self.prompts) :] if self.rounds < self.max_rounds else []
         return list(left[: round_size(self.kept, self.wanted, most=min(self.wanted, len(left)))])
 
     @property
@@ -82,8 +100,13 @@ class SampledGroups:
         """The groups that the step trains on, in the order of sampling."""
         chosen = chosen_groups(self.kept, self.wanted)
         samples = [group * self.n + k for group in chosen for k in range(self.n)]
-        prompts, *columns = self.sampled
-        return Rollout([prompts[group] for group in chosen], *([column[i] for i in samples] for column in columns))
+        sampled = self.sampled
+        return Rollout(
+            [sampled.prompts[group] for group in chosen],
+            sampled.completions.select(samples),
+            [sampled.grades[i] for i in samples],
+            [sampled.scores[i] for i in samples],
+        )
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -92,27 +115,29 @@ class SampledGroups:
         if self.only_mixed:
             metrics |= {
                 "rollout/rounds": float(self.rounds),
-                "rollout/prompts_sampled": float(len(self.sampled.prompts)),
+                "rollout/prompts_sampled": float(len(self.prompts)),
                 "rollout/groups_all_correct": float(self.num_correct.count(self.n)),
                 "rollout/groups_none_correct": float(self.num_correct.count(0)),
-                "rollout/groups_left_out": float(len(self.sampled.prompts) - self.wanted),
+                "rollout/groups_left_out": float(len(self.prompts) - self.wanted),
                 "rollout/groups_filled": float(max(self.wanted - sum(self.kept), 0)),
             }
         return metrics
 
     @property
-    def rows(self) -> list[dict]:
-        """A row for each response that was sampled, for the run directory."""
-        rows = [row | terms for row, terms in zip(sample_rows(*self.sampled), self.terms, strict=True)]
+    def rows(self) -> SpreadRows:
+        """A row for each response that was sampled, for the run directory, on the rank that holds its text."""
+        sampled = self.sampled
+        held = sampled.completions.held_indices
+        rows = [row | self.terms[i] for i, row in zip(held, sample_rows(*sampled), strict=True)]
         if self.only_mixed:
             chosen = set(chosen_groups(self.kept, self.wanted))
-            rows = [row | {"trained_on": i // self.n in chosen} for i, row in enumerate(rows)]
-        return rows
+            rows = [row | {"trained_on": i // self.n in chosen} for i, row in zip(held, rows, strict=True)]
+        return SpreadRows(rows, sampled.completions.holders)
 
     @property
     def warning(self) -> str | None:
         """What to say where groups without a difference fill the step, in words; None where it is full without."""
-        mixed, num_prompts = sum(self.kept), len(self.sampled.prompts)
+        mixed, num_prompts = sum(self.kept), len(self.prompts)
         if mixed >= self.wanted:
             return None
         right, wrong = self.num_correct.count(self.n), self.num_correct.count(0)

@@ -10,17 +10,18 @@ from nemo_simplerl.algo.advantages import whiten
 from nemo_simplerl.algo.kl import kl_penalty
 from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Prompt
+from nemo_simplerl.eval.run import SpreadRows
 from nemo_simplerl.trainer.groups import Rollout
 from nemo_simplerl.trainer.logging.metrics import reference_metrics
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.run import Run
 
 
-def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[str, float], list[dict]]:
+def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[str, float], SpreadRows]:
     """Sample, grade, learn from it, and hand the new policy to the engine. Collective: call on every rank.
 
     Steps count from 1. prompts: those that the step may take, in order. Returns the step's metrics and its samples as
-    rows for the run directory.
+    rows for the run directory, each rank those that it holds.
     """
     groups = roles.begin(prompts, step)
     for new_prompts in roles.rounds(groups):  # one, or DAPO's: until enough groups are mixed (groups.py)

@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+import torch.distributed as dist
 from rich.console import Console
 
 from nemo_simplerl.config.load import to_dict, to_yaml
@@ -65,7 +66,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
     stop = Stop(run_dir, is_first_rank=is_first_rank, max_time=trainer.max_time, started=started)
     console = Console()
     run_log = _run_log(trainer, mesh, found, total_steps, console)
-    journal = Journal(run_dir / JOURNAL, is_writer=is_first_rank)
+    journal = Journal(run_dir / JOURNAL, dist.group.WORLD)
     if is_first_rank:
         _clear_earlier(trainer, stop, found, journal)
     with (

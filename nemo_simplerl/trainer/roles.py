@@ -13,14 +13,15 @@ from nemo_simplerl.config.run_dir import weight_affecting_settings
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.data.problems import Prompt
-from nemo_simplerl.data.sampler import sample_seed
-from nemo_simplerl.eval.run import Evaluation, evaluate, grade_sharded, responses_of
+from nemo_simplerl.data.sampler import all_rows, sample_seed
+from nemo_simplerl.eval.run import Evaluation, evaluate, grade_sharded
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.reward.serving.pool import Grade, score_of
 from nemo_simplerl.reward.shaping import terms_of
-from nemo_simplerl.rollout.base import Completion, RolloutEngine, SamplingParams
+from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.rollout.distribute import generate_sharded
 from nemo_simplerl.rollout.refit import verified_refit
+from nemo_simplerl.rollout.spread import SpreadCompletions
 from nemo_simplerl.trainer.consistency import ConsistencyGate, GateResult
 from nemo_simplerl.trainer.estimators import Estimate, Estimator
 from nemo_simplerl.trainer.groups import Rollout, SampledGroups
@@ -32,7 +33,6 @@ from nemo_simplerl.trainer.logging.timing import PhaseTimer, timed
 from nemo_simplerl.trainer.saving.record import StepKey, digest_of
 from nemo_simplerl.trainer.saving.step_state import StepState, kept_in_step
 from nemo_simplerl.trainer.setup.grader import Grader
-from nemo_simplerl.trainer.shares import local_share
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _EVALUATION_STREAM = 1  # keeps evaluation's sample seeds apart from training's,
 
 @dataclass
 class Roles:
-    """All ranks call every verb, in the order of `ppo_step`; all but `batch` and `local_rows` are collective."""
+    """All ranks call every verb, in the order of `ppo_step`; all are collective."""
 
     config: Config
     mesh: Mesh
@@ -90,29 +90,31 @@ class Roles:
             log.warning(f"step {groups.step}: {warning}")
 
     @timed("rollout")
-    def generate(self, prompts: Sequence[Prompt], step: int) -> list[Completion]:
-        """Sample n completions of each prompt of a round. Returns all of them, in order, on every rank."""
+    def generate(self, prompts: Sequence[Prompt], step: int) -> SpreadCompletions:
+        """Sample n completions of each prompt of a round. Every rank keeps those that it sampled."""
         first = self.step_state.num_sampled // self.sampling.n
         seeds = self._seeds(step, range(first, first + len(prompts)))
         return self.step_state.completions(lambda: self._sample(prompts, seeds), len(seeds))
 
     @timed("reward")
-    def grade(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> tuple[list[Grade], list[float]]:
-        """Grade and reward every completion of a round. Returns all of them on every rank."""
-        responses = responses_of(prompts, completions, self.sampling.n)
+    def grade(self, prompts: Sequence[Prompt], completions: SpreadCompletions) -> tuple[list[Grade], list[float]]:
+        """Grade and reward every completion of a round. Returns grades and rewards of all on every rank."""
         grades = self.step_state.grades(
-            lambda: grade_sharded(self.grader.grade, responses, dist.group.WORLD), len(responses)
+            lambda: grade_sharded(self.grader.grade, prompts, completions, dist.group.WORLD), len(completions)
         )
         return grades, [score_of(grade, self.config.reward) for grade in grades]
 
     def batch(self, rollout: Rollout, step: int) -> Batch:
-        """This data rank's samples of the rollout as tensors."""
+        """This data rank's samples of the rollout as tensors, whose tokens come from the ranks that sampled them.
+        Collective."""
         algo, (prompts, completions, grades, scores) = self.config.algo, rollout
-        rows = self.local_rows(completions, step)
-        self.step_state.assign_rows(rows, [len(completion.token_ids) for completion in completions])
+        rows_of_ranks = self._rows_of_ranks(completions, step)
+        grid = self.mesh.grid
+        owners = [rows_of_ranks[grid.dp_rank(k)] if k in grid.ranks else [] for k in range(self.mesh.world_size)]
+        rows = owners[self.mesh.rank]
         return collate(
             [prompts[i // self.sampling.n].token_ids for i in rows],
-            [completions[i] for i in rows],
+            self.step_state.responses(completions, owners),
             [scores[i] for i in rows],
             groups=[i // self.sampling.n for i in rows],
             is_correct=[grades[i].verdict == "correct" for i in rows],
@@ -139,22 +141,10 @@ class Roles:
         """Advantages of the response tokens: see Estimator.estimate."""
         return self.estimator.estimate(step, batch, rewards_BT)
 
-    def require_finite(self, step: int, completions: Sequence[Completion], **columns_BT: torch.Tensor) -> None:
+    def require_finite(self, step: int, completions: SpreadCompletions, **columns_BT: torch.Tensor) -> None:
         """Raise RuntimeError naming the samples where a column of any rank holds NaN or infinity."""
-        rows = self.local_rows(completions, step)
+        rows = self._rows_of_ranks(completions, step)[self.mesh.dp_rank]
         require_finite(columns_BT, rows, self.sampling.n, step, self.mesh)
-
-    def local_rows(self, completions: Sequence[Completion], step: int) -> list[int]:
-        """Samples of this data rank of the actor: see `local_share`."""
-        alike = [role for role, learner in self.learners.items() if learner.mesh.grid == self.mesh.grid]
-        return local_share(
-            [len(completion.token_ids) for completion in completions],
-            step,
-            seed=self.config.trainer.seed,
-            window=math.gcd(*(getattr(self.config, role).global_batch_size for role in alike)),
-            rank=self.mesh.dp_rank,
-            num_ranks=self.mesh.dp_size,
-        )
 
     def update_critic(self, batch: Batch, estimate: Estimate) -> dict[str, float]:
         """Train the estimator's models, where it has any, on the rollout. Returns metrics."""
@@ -204,6 +194,13 @@ class Roles:
             group=dist.group.WORLD,
         )
 
+    def _rows_of_ranks(self, completions: SpreadCompletions, step: int) -> list[list[int]]:
+        """The samples of each data rank, in the order of its batch: see data.sampler.rows_of."""
+        alike = [role for role, learner in self.learners.items() if learner.mesh.grid == self.mesh.grid]
+        window = math.gcd(*(getattr(self.config, role).global_batch_size for role in alike))
+        lengths, seed = completions.lengths.tolist(), self.config.trainer.seed
+        return all_rows(lengths, step, seed, window=window, num_ranks=self.mesh.dp_size)
+
     @property
     def _update_sizes(self) -> list[int]:
         """Samples of an update of each model, in the order of their updates."""
@@ -227,7 +224,7 @@ class Roles:
             settings.append(self.grader.digest)
         return StepKey(step, self.sent_version, digest_of(request), digest_of(settings))
 
-    def _sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Completion]:
+    def _sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> SpreadCompletions:
         self._wake()
         return generate_sharded(
             self._sampler,

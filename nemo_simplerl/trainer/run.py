@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+import torch.distributed as dist
 import xxhash
 
 from nemo_simplerl.config.load import to_yaml
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.data.sampler import StepSampler
+from nemo_simplerl.eval.run import SpreadRows
 from nemo_simplerl.files import NotSaved, Unessential
 from nemo_simplerl.model.conversion.convert import Target, convert, remove
 from nemo_simplerl.model.source import open_source
@@ -112,9 +114,10 @@ class Run:
             self.scores = evaluation.metrics
         return self.scores
 
-    def log_samples(self, step: int, samples: list[dict]) -> None:
+    def log_samples(self, step: int, samples: SpreadRows) -> None:
+        """Write a step's samples, whose rows are spread over the ranks. Collective."""
         with self.roles.timer("log"):
-            self.run_log.rollouts(step, samples)
+            self.run_log.rollouts(step, samples, group=dist.group.WORLD)
 
     def log_step(self, step: int, metrics: dict[str, float]) -> None:
         """One line of metrics and timings. That of step 0 has the time of everything before the first step; that of the
@@ -194,9 +197,7 @@ class Run:
         self.saver.finish_pending(block=True)
         resumed_from = None if self.found is None else self.found.manifest.position
         if position > TrainingPosition(0) and position not in (self.saver.saved, resumed_from):
-            files = (
-                {checkpoint.RECORD: step_state.gather_record(self.roles.mesh).to_bytes()} if position.updates else {}
-            )
+            files = step_state.files(self.roles.mesh, checkpoint.RECORD) if position.updates else {}
             self.saver.save(self.roles.learners, self._manifest(position), files)
             self.saver.finish()
         if self.roles.mesh.rank == 0:

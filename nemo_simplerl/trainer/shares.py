@@ -1,4 +1,4 @@
-"""Which samples of a step a data rank trains on, and their way between the data ranks of two models.
+"""The way of samples between the data ranks of two models.
 
 Where actor and critic have parallel layouts of their own, each has data ranks of its own on the same ranks. What
 belongs to a sample goes straight from a rank that holds it for the one model to those that hold it for the other: which
@@ -14,25 +14,12 @@ import torch
 from torch import Tensor
 
 from nemo_simplerl.data.batch import Batch
-from nemo_simplerl.data.sampler import even_share, sample_seed
 from nemo_simplerl.parallel.exchange import exchange
 from nemo_simplerl.parallel.grid import Grid
 from nemo_simplerl.parallel.mesh import Mesh
 
 Rows = dict[int, list[np.ndarray]]  # the arrays that belong to a sample, by its index among those of the step
 _FIELDS = [field.name for field in fields(Batch)]
-
-
-def local_share(lengths: Sequence[int], step: int, *, seed: int, window: int, rank: int, num_ranks: int) -> list[int]:
-    """Samples of a data rank: its share of each update in a permutation seeded by the step, so that the samples of one
-    prompt spread over updates and update k has the same samples at every data-parallel size.
-
-    lengths: response tokens of every sample. window: samples of an update, or a divisor of them that `num_ranks`
-    divides.
-    """
-    generator = torch.Generator().manual_seed(sample_seed(seed, step, len(lengths), 0))
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    return even_share(order, lengths, window=window, rank=rank, num_ranks=num_ranks)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ if engine=$("$ROOT/scripts/engine_env.sh" vllm --cpu); then
 fi
 measure convert "$PY" "$BENCH/convert.py" --repeats 4
 measure refit "$PY" "$BENCH/refit.py"
+measure data_plane "$PY" "$BENCH/data_plane.py" --fixed
 measure checkpoint "$PY" "$BENCH/checkpoint.py"
 measure kills "$PY" "$BENCH/kills.py"
 measure "kills of two ranks" "$PY" "$BENCH/kills.py" --ranks 2

@@ -173,6 +173,17 @@ def refit(lines: Lines) -> str:
     )
 
 
+def data_plane(lines: Lines) -> str:
+    it = lines["data_plane"]
+    cost = it["ns_per_token"]
+    return wrapped(
+        f"{it['ranks']} ranks, {it['response_tokens'] / 1e6:.1f} million response tokens: {max(it['peak_gb']):.2f} GB "
+        f"of host memory on the fullest rank ({max(it['base_gb']):.2f} GB before anything was sampled), "
+        f"{it['bytes_per_token']:g} bytes sent a response token, where {it['minimum_per_token']:g} have to be, and "
+        f"{cost['exchange']:.1f} + {cost['collate']:.1f} ns a token of a rank to exchange and to pad."
+    )
+
+
 def checkpoint(lines: Lines) -> str:
     it, seconds = lines["checkpoint"], lines["checkpoint"]["seconds"]
     return wrapped(
@@ -241,7 +252,7 @@ TABLES: dict[str, Callable[[Lines], str]] = {
     table.__name__: table
     for table in (
         *(machine, step, logprob, scaling, packing, rollout, engines),
-        *(convert, refit, checkpoint, kills, grader, quickstart, algorithms),
+        *(convert, refit, data_plane, checkpoint, kills, grader, quickstart, algorithms),
     )
 }
 

@@ -1,6 +1,7 @@
 """`simplerl train --help`: the experiments, the sections, and what each key means."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_help_lists_the_experiments_with_a_line_each_and_the_sections_with_their
     text = told(capsys, command, "--help")
     assert text.startswith(f"usage: simplerl {command} ")
     assert "  gspo          GSPO (Zheng 2025, arXiv:2507.18071): GRPO with " in text
-    assert "  quickstart                     The whole recipe on a laptop's CPU" in text
+    assert re.search(r"^  quickstart +The whole recipe on a laptop's CPU", text, re.M)
     for field in dataclasses.fields(Config):
         assert f"\n  {field.name} " in text
     assert "kl_coef" in text and "optim.lr_decay_style" in text

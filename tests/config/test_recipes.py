@@ -76,6 +76,7 @@ SCALED = {
     "reward.overlong_buffer_tokens",
     "rollout.max_rounds",
 }
+OWN = {"smollm2_135m": {"algo.kl_coef"}}  # keeps no reference: a third of the time of its passes
 
 
 @functools.cache
@@ -101,7 +102,8 @@ def test_every_experiment_takes_every_recipe_as_it_is(experiment, name, tmp_path
     config, recipe = compose([f"experiment={experiment}", f"algo={name}"]), bare(name)
     keys = {f"algo.{field.name}" for field in dataclasses.fields(recipe.algo)} - {"algo.ratio_tolerance"}
     keys |= {key for key in PUBLISHED.get(name, {}) if not key.startswith("algo.")}
-    spoilt = {key for key in keys - SCALED if value_at(config, key) != value_at(recipe, key)}
+    own = OWN.get(experiment, set())
+    spoilt = {key for key in keys - SCALED - own if value_at(config, key) != value_at(recipe, key)}
     assert spoilt == set()
     shape = KNOWN_MODELS.get(Path(config.model.path).name) or read_shape(config.model)
     assert check(config, shape, WORLD_SIZE.get(experiment, 8)) == []

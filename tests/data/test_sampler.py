@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from nemo_simplerl.data.sampler import StepSampler, even_share, require_enough, sample_seed
+from nemo_simplerl.data.sampler import StepSampler, all_rows, even_shares, require_enough, rows_of, sample_seed
 
 
 def _indices(sampler: StepSampler, step: int) -> list[int]:
@@ -122,19 +122,26 @@ def test_sample_seeds_do_not_run_fields_together():
 def test_ranks_share_every_window_by_number_and_by_length():
     lengths = [5, 80, 7, 60, 100, 1, 90, 3]
     order = [7, 0, 4, 1, 2, 3, 5, 6]
-    shares = [even_share(order, lengths, window=4, rank=rank, num_ranks=2) for rank in range(2)]
+    shares = even_shares(order, lengths, window=4, num_ranks=2)
     # Of 3, 5, 100 and 80 tokens the first rank takes 100 and 3; of 7, 60, 1 and 90 it takes 90 and 1.
     assert shares == [[4, 7, 6, 5], [1, 0, 3, 2]]
-    assert even_share(order, lengths, window=4, rank=0, num_ranks=1) == order
+    assert even_shares(order, lengths, window=4, num_ranks=1) == [order]
+
+
+def test_rows_of_a_step_are_known_on_every_rank_and_change_with_step_and_seed():
+    lengths = [5, 80, 7, 60, 100, 1, 90, 3]
+    shares = all_rows(lengths, 3, 1, window=4, num_ranks=2)
+    assert [rows_of(lengths, 3, 1, window=4, rank=rank, num_ranks=2) for rank in (0, 1, None)] == [*shares, []]
+    (order,) = all_rows(lengths, 3, 1, window=4, num_ranks=1)
+    assert [{*shares[0][i : i + 2], *shares[1][i : i + 2]} for i in (0, 2)] == [{*order[:4]}, {*order[4:]}]
+    assert all_rows(lengths, 4, 1, window=4, num_ranks=1) != [order] != all_rows(lengths, 3, 2, window=4, num_ranks=1)
 
 
 def test_no_rank_has_a_longest_sequence_more_than_another():
     rng = random.Random(0)
     lengths = [rng.randint(1, 1000) for _ in range(256)]
     for num_ranks in (2, 4, 8):
-        shares = [
-            even_share(range(256), lengths, window=128, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)
-        ]
+        shares = even_shares(range(256), lengths, window=128, num_ranks=num_ranks)
         assert sorted(sum(shares, [])) == list(range(256))
         for window in range(2):
             size = 128 // num_ranks

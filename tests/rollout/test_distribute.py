@@ -11,6 +11,7 @@ from nemo_simplerl.rollout.distribute import BrokenOff, deal, generate_sharded
 from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.work_batches import work_batches
 from support.ranks import run_ranks
+from support.spread import whole
 from support.tiny import save_hf_model
 
 PARAMS = SamplingParams(n=2, max_tokens=8, temperature=1.0, top_p=1.0, top_k=0, stop=(), stop_token_ids=(3, 50, 90))
@@ -33,7 +34,8 @@ def sample_on_ranks(folder, calls):
 
 def _answer(engine, prompts):
     try:
-        return generate_sharded(engine, prompts, PARAMS, list(range(2 * len(prompts))), group=dist.group.WORLD)
+        spread = generate_sharded(engine, prompts, PARAMS, list(range(2 * len(prompts))), group=dist.group.WORLD)
+        return whole(spread, dist.group.WORLD)
     except RuntimeError as error:
         return str(error)
 
@@ -46,7 +48,7 @@ def test_ranks_together_sample_to_the_bit_what_one_rank_samples_alone(tmp_path):
     on_ranks = run_ranks(sample_on_ranks, 3, folder, calls)
     torch.set_num_threads(1)
     alone = [
-        generate_sharded(engine_of(folder), prompts, PARAMS, list(range(2 * len(prompts))), group=None)
+        whole(generate_sharded(engine_of(folder), prompts, PARAMS, list(range(2 * len(prompts))), group=None), None)
         for prompts in (PROMPTS, PROMPTS[:1], PROMPTS)
     ]
     for *answers, failure, nothing in on_ranks:

@@ -126,7 +126,7 @@ def test_ci_ends_with_what_was_skipped_whatever_became_of_it(tmp_path, status):
     program(tmp_path / "scripts", "test.sh", f'echo "test.sh $1"; {skips}; exit {status}')
     done = subprocess.run([tmp_path / ".ci/run"], capture_output=True, text=True)
     first = ["checked", "test.sh "]
-    last = [*(f"test.sh --{name}" for name in ("long", "newest", "engines")), "Skipped", "no newest here"]
+    last = [*(f"test.sh --{name}" for name in ("long", "newest", "engines", "launchers")), "Skipped", "no newest here"]
     expected = [*first, *last, "no engines here"] if status == 0 else first
     assert done.returncode == status
     assert done.stdout.splitlines()[: len(expected)] == expected

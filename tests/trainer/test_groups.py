@@ -7,6 +7,8 @@ import pytest
 from nemo_simplerl.data.problems import Problem, Prompt
 from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion
+from nemo_simplerl.rollout.completions import Completions
+from nemo_simplerl.rollout.spread import SpreadCompletions
 from nemo_simplerl.trainer.groups import Rollout, SampledGroups, chosen_groups, round_size
 
 PROMPT = Prompt(Problem("next", "", "1", None, None), "", (5,))
@@ -19,7 +21,11 @@ def _round(*groups: tuple[bool, bool], lengths: tuple[int, int] = (1, 2)) -> Rol
     tokens = list(lengths) * len(groups)
     return Rollout(
         [Prompt(Problem(f"{i}", "", "1", None, None), "", (5,)) for i in range(len(groups))],
-        [Completion((7,) * count, (-1.0,) * count, "", "stop", 0, i) for i, count in enumerate(tokens)],
+        SpreadCompletions.alone(
+            Completions.of(
+                [Completion((7,) * count, (-1.0,) * count, "", "stop", 0, i) for i, count in enumerate(tokens)]
+            )
+        ),
         [Grade("correct" if flag else "incorrect", "ok", 0.0) for flag in flags],
         [float(count) for count in tokens],
     )
@@ -64,9 +70,10 @@ def test_a_step_of_all_groups_takes_one_round_whatever_its_verdicts():
     assert len(groups.next_prompts()) == 2
     groups.add(*_round(ALL_RIGHT, ALL_WRONG))
     assert groups.next_prompts() == []
-    assert groups.trained == groups.sampled and groups.warning is None
+    assert groups.trained.completions.held == groups.sampled.completions.held and groups.warning is None
+    assert (groups.trained.prompts, *groups.trained[2:]) == (groups.sampled.prompts, *groups.sampled[2:])
     assert not [name for name in groups.metrics if "groups" in name or "rounds" in name or "overlong" in name]
-    assert all("trained_on" not in row and "overlong" not in row for row in groups.rows)
+    assert all("trained_on" not in row and "overlong" not in row for row in groups.rows.held)
 
 
 def test_a_step_of_mixed_groups_goes_on_until_it_is_full_and_counts_what_it_left_out():
@@ -79,8 +86,8 @@ def test_a_step_of_mixed_groups_goes_on_until_it_is_full_and_counts_what_it_left
     trained = groups.trained
     assert [prompt.problem.id for prompt in trained.prompts] == ["1", "0", "2"]
     assert [grade.verdict for grade in trained.grades] == ["correct", "incorrect"] * 3
-    assert [completion.seed for completion in trained.completions] == [2, 3, 0, 1, 4, 5] and len(trained.scores) == 6
-    assert [row["trained_on"] for row in groups.rows] == [flag for flag in (0, 1, 0, 1, 0, 1) for _ in range(2)]
+    assert trained.completions.seeds.tolist() == [2, 3, 0, 1, 4, 5] and len(trained.scores) == 6
+    assert [row["trained_on"] for row in groups.rows.held] == [flag for flag in (0, 1, 0, 1, 0, 1) for _ in range(2)]
     metrics = groups.metrics
     counts = {name.partition("/")[2]: metrics[name] for name in metrics if "groups_" in name}
     assert counts == {"groups_all_correct": 1, "groups_none_correct": 2, "groups_left_out": 3, "groups_filled": 0}
@@ -102,12 +109,12 @@ def test_what_rounds_did_not_find_is_filled_with_a_word_on_why_and_what_to_try()
 def test_groups_are_mixed_by_their_verdicts_whatever_their_length_costs():
     groups = _sampled(_round(ALL_RIGHT, MIXED, lengths=(1, 9)), wanted=1, overlong=-0.5)
     assert groups.kept == [False, True], "unequal scores alone do not make a group mixed"
-    assert groups.metrics["reward/overlong_mean"] == -0.5 and groups.rows[0]["overlong"] == -0.5
-    assert (groups.rows[1]["verdict"], groups.rows[1]["reward"]) == ("correct", 8.5)
+    assert groups.metrics["reward/overlong_mean"] == -0.5 and groups.rows.held[0]["overlong"] == -0.5
+    assert (groups.rows.held[1]["verdict"], groups.rows.held[1]["reward"]) == ("correct", 8.5)
 
 
 def test_a_metric_of_ones_own_reward_takes_no_name_of_a_term():
     groups = _sampled(_round(MIXED), wanted=1, overlong=-0.5)
-    graded = [replace(grade, metrics={"overlong_mean": 7.0}) for grade in groups.sampled.grades]
-    groups.sampled.grades[:] = graded
+    graded = groups.parts[0].grades
+    graded[:] = [replace(grade, metrics={"overlong_mean": 7.0}) for grade in graded]
     assert groups.metrics["reward/overlong_mean"] == -0.5 and groups.metrics["reward/function_overlong_mean"] == 7.0

@@ -4,12 +4,14 @@ import os
 import time
 
 import pytest
+import torch.distributed as dist
 
 from nemo_simplerl.config.load import load
 from nemo_simplerl.trainer.open_run import open_run
 from nemo_simplerl.trainer.setup.world import join_world
 from support.ranks import run_ranks
 from support.small_run import SMALL
+from support.spread import whole
 
 LAYOUTS = {
     "TP2": (2, ["actor.tensor_model_parallel_size=2"]),
@@ -24,7 +26,7 @@ def _first_rollout(overrides: list[str]) -> list:
     with join_world(config) as mesh, open_run(config, mesh, time.monotonic()) as run:
         run.roles.refit(version=0)
         run.roles.begin(prompts := run.next_prompts(), 1)
-        return run.roles.generate(prompts, 1)
+        return whole(run.roles.generate(prompts, 1), dist.group.WORLD)
 
 
 @pytest.fixture(scope="module")

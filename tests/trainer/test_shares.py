@@ -1,17 +1,7 @@
-"""Samples of two models' data ranks, and their way between them."""
+"""The way of samples between the data ranks of two models."""
 
 from nemo_simplerl.parallel.grid import Grid
-from nemo_simplerl.trainer.shares import local_share, route_of
-
-
-def test_an_update_has_the_same_samples_at_every_data_parallel_size():
-    lengths = [5, 9, 1, 7, 3, 8, 2, 6]
-    whole = local_share(lengths, 3, seed=0, window=4, rank=0, num_ranks=1)
-    halves = [local_share(lengths, 3, seed=0, window=4, rank=rank, num_ranks=2) for rank in range(2)]
-    assert sorted(whole) == list(range(8))
-    for update in range(2):
-        of_halves = [sample for half in halves for sample in half[2 * update : 2 * update + 2]]
-        assert sorted(of_halves) == sorted(whole[4 * update : 4 * update + 4])
+from nemo_simplerl.trainer.shares import route_of
 
 
 def test_samples_come_from_one_rank_that_holds_them_and_stay_where_they_are_wanted():

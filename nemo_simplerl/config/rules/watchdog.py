@@ -15,6 +15,8 @@ NAMES = (
     "gather.completions",
     "gather.grades",
     "gather.objects",
+    "gather.rows",
+    "exchange.tokens",
     "gather.benchmark",
     "gather.checkpoint",
     "gather.journal",

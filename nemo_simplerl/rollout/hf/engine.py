@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
+from nemo_simplerl.rollout.base import Bucket, SamplingParams, check_request
+from nemo_simplerl.rollout.completions import Completions, seeds_of
 from nemo_simplerl.rollout.hf.decode import Decoded, decode
 from nemo_simplerl.rollout.hf.kv_cache import ATTENTION
 from nemo_simplerl.rollout.hf.sampling import uniforms
@@ -76,16 +77,15 @@ class HfEngine:
     def invalidate(self, reason: str) -> None:
         self._weight_state.invalidate(reason)
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
-    ) -> list[Completion]:
+    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> Completions:
         """See RolloutEngine.generate."""
         model = self._awake_model()
         version = self._weight_state.require()
         vocab_size = model.config.vocab_size
         check_request(prompts, params, seeds, vocab_size=vocab_size, max_model_len=self._max_model_len)
         stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, vocab_size)
-        completions: list[Completion | None] = [None] * len(seeds)
+        samples: list[int] = []
+        parts: list[Completions] = []
         for batch in self._batches(prompts, params.n):
             batch_prompts = list(dict.fromkeys(sample // params.n for sample in batch))
             rank_of_prompt = {prompt: rank for rank, prompt in enumerate(batch_prompts)}
@@ -100,11 +100,11 @@ class HfEngine:
                 self.vocab_limit,
                 capture=self._capture,
             )
-            for sample, completion in zip(batch, self._completions(decoded, batch_seeds, version), strict=True):
-                completions[sample] = completion
+            samples += batch
+            parts.append(self._completions(decoded, batch_seeds, version))
         if self._device.type == "cuda":
             torch.cuda.empty_cache()  # blocks of a cache are too small for the gradients that come next
-        return completions
+        return Completions.joined(parts).select(np.argsort(np.array(samples, dtype=np.int64)))
 
     def sleep(self) -> None:
         """Move the weights to host memory. Harmless when asleep."""
@@ -135,18 +135,18 @@ class HfEngine:
             for first in range(0, len(samples), self.batch_size):
                 yield samples[first : first + self.batch_size]
 
-    def _completions(self, decoded: Decoded, seeds: Sequence[int], version: int) -> Iterable[Completion]:
-        for row, seed in enumerate(seeds):
-            length = decoded.lengths_R[row]
-            token_ids = decoded.tokens_RT[row, :length].tolist()
-            yield Completion(
-                token_ids=tuple(token_ids),
-                logprobs=tuple(decoded.logprobs_RT[row, :length].tolist()),
-                text="" if self._tokenizer is None else self._tokenizer.decode(token_ids, skip_special_tokens=True),
-                finish_reason="stop" if decoded.is_stopped_R[row] else "length",
-                weight_version=version,
-                seed=seed,
-            )
+    def _completions(self, decoded: Decoded, seeds: Sequence[int], version: int) -> Completions:
+        is_token_RT = np.arange(decoded.tokens_RT.shape[1]) < decoded.lengths_R[:, None]
+        completions = Completions.from_flat(
+            decoded.tokens_RT[is_token_RT],
+            decoded.logprobs_RT[is_token_RT],
+            decoded.lengths_R,
+            texts=[""] * len(seeds),
+            is_stopped=decoded.is_stopped_R,
+            versions=np.full(len(seeds), version),
+            seeds=seeds_of(seeds),
+        )
+        return completions.with_texts(self._tokenizer)
 
 
 def _build_model(path: str | Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nemo_simplerl.rollout.base import Completion
+from nemo_simplerl.rollout.completions import Completions, seeds_of
 from nemo_simplerl.rollout.stopping import StopRule, TextDecoder
 
 
@@ -14,23 +14,21 @@ def completions_of(
     stop_rule: StopRule,
     tokenizer: TextDecoder | None,
     version: int,
-) -> list[Completion]:
+) -> Completions:
     """The completions of answers, tokens with their log-probabilities, each cut after its first stop.
 
     seeds: one for each answer. version: of the weights that gave them. Without a tokenizer completions have no text.
     """
     lengths, stopped = cut_at_stops([tokens for tokens, _ in answers], stop_rule)
-    return [
-        Completion(
-            token_ids=tuple(tokens[:length]),
-            logprobs=tuple(logprobs[:length]),
-            text="" if tokenizer is None else tokenizer.decode(tokens[:length], skip_special_tokens=True),
-            finish_reason="stop" if is_stopped else "length",
-            weight_version=version,
-            seed=seed,
-        )
-        for (tokens, logprobs), length, is_stopped, seed in zip(answers, lengths, stopped, seeds, strict=True)
-    ]
+    completions = Completions(
+        [np.array(tokens[:length], dtype=np.int32) for (tokens, _), length in zip(answers, lengths, strict=True)],
+        [np.array(logprobs[:length], dtype=np.float32) for (_, logprobs), length in zip(answers, lengths, strict=True)],
+        [""] * len(answers),
+        np.array(stopped, dtype=bool),
+        np.full(len(answers), version, dtype=np.int64),
+        seeds_of(seeds),
+    )
+    return completions.with_texts(tokenizer)
 
 
 def cut_at_stops(responses: Sequence[Sequence[int]], stop_rule: StopRule) -> tuple[list[int], list[bool]]:

@@ -17,7 +17,8 @@ import torch.distributed as dist
 
 from nemo_simplerl.config.rules.engines.trtllm import discards_weights
 from nemo_simplerl.config.schema import TrtllmConfig
-from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
+from nemo_simplerl.rollout.base import Bucket, SamplingParams, check_request
+from nemo_simplerl.rollout.completions import Completions
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
 from nemo_simplerl.rollout.own_process.answers import completions_of
 from nemo_simplerl.rollout.own_process.engine_group import EngineGroup
@@ -119,9 +120,7 @@ class TrtllmEngine:
     def invalidate(self, reason: str) -> None:
         self._weight_state.invalidate(reason)
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
-    ) -> list[Completion]:
+    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> Completions:
         """See RolloutEngine.generate. One request a sample, each with its seed.
 
         `params.stop` is applied to the responses that the engine returns. The engine itself stops at stop tokens only:
@@ -135,7 +134,7 @@ class TrtllmEngine:
         check_request(prompts, params, seeds, vocab_size=vocab_size, max_model_len=self._max_model_len)
         stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, vocab_size)
         if not seeds:
-            return []
+            return Completions.of([])
         if not self._has_cache:
             self._host.restore_cache()
             self._has_cache = True

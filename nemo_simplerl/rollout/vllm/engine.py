@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from nemo_simplerl.config.rules.engines.vllm import engine_python
 from nemo_simplerl.config.schema import VllmConfig
-from nemo_simplerl.rollout.base import Bucket, Completion, SamplingParams, check_request
+from nemo_simplerl.rollout.base import Bucket, SamplingParams, check_request
+from nemo_simplerl.rollout.completions import Completions
 from nemo_simplerl.rollout.expected_weights import Arrivals, ExpectedWeights
 from nemo_simplerl.rollout.hf_model import read_config
 from nemo_simplerl.rollout.own_process.answers import completions_of
@@ -100,9 +101,7 @@ class VllmEngine:
     def invalidate(self, reason: str) -> None:
         self._weight_state.invalidate(reason)
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
-    ) -> list[Completion]:
+    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> Completions:
         """See RolloutEngine.generate. One request a sample, with its seed; all is checked before anything is sent.
 
         `params.stop` is applied to the responses that the engine returns. The engine itself stops at stop tokens only.
@@ -115,7 +114,7 @@ class VllmEngine:
         stop_rule = StopRule(params.stop, params.stop_token_ids, self._tokenizer, vocab_size)
         requests = [(i // params.n, request_arguments(params, seed)) for i, seed in enumerate(seeds)]
         if not requests:
-            return []
+            return Completions.of([])
         try:
             if not self._has_cache:
                 self._call("wake", ["kv_cache"])

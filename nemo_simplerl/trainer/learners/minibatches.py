@@ -34,7 +34,7 @@ def mini_batches(
     over all data ranks, by `aggregation` (algo.loss.token_weights). Under token_sum_over_max, which divides by
     `max_tokens`, there is also metric_weights_BT, those of the mean over tokens, since its own do not add up to 1; with
     `weigh_correct` also correct_weights_BT, those of the mean over the tokens of right responses. The batch holds this
-    data rank's share of every update, one behind the other (see Roles.local_rows): update k has the same samples at
+    data rank's share of every update, one behind the other (see data.sampler.rows_of): update k has the same samples at
     every data-parallel size.
     """
     size = sizes.global_batch_size // mesh.dp_size

@@ -12,21 +12,22 @@ from nemo_simplerl.algo.advantages import masked_moments
 from nemo_simplerl.algo.kl import kl_penalty
 from nemo_simplerl.algo.loss import explained_variance
 from nemo_simplerl.reward.serving.pool import Grade
-from nemo_simplerl.rollout.base import Completion
+from nemo_simplerl.rollout.completions import Completions
+from nemo_simplerl.rollout.spread import SpreadCompletions
 
 
 def sample_metrics(
-    completions: Sequence[Completion],
+    completions: Completions | SpreadCompletions,
     grades: Sequence[Grade],
     scores: Sequence[float],
     terms: Sequence[Mapping[str, float]] = (),
 ) -> dict[str, float]:
-    """Rewards, verdicts and lengths of the whole rollout, which every rank holds, and what a user's function adds.
+    """Rewards, verdicts and lengths of the whole rollout, which every rank knows, and what a user's function adds.
 
     terms: of each response's score, by name.
     """
     count = len(completions)
-    lengths = sorted(len(completion.token_ids) for completion in completions)
+    lengths = sorted(completions.lengths.tolist())
     share = {
         name: sum(grade.verdict == name for grade in grades) / count for name in ("correct", "incorrect", "no_answer")
     }
@@ -42,9 +43,9 @@ def sample_metrics(
         "rollout/length_mean": sum(lengths) / count,
         "rollout/length_p95": float(lengths[min(int(0.95 * count), count - 1)]),
         "rollout/length_max": float(lengths[-1]),
-        "rollout/truncated_share": sum(completion.finish_reason == "length" for completion in completions) / count,
+        "rollout/truncated_share": (count - int(completions.is_stopped.sum())) / count,
         "rollout/tokens": float(sum(lengths)),
-        "rollout/weight_version": float(completions[0].weight_version),
+        "rollout/weight_version": float(completions.versions[0]),
     }
     if count > 1 and len(set(scores)) == 1:
         metrics["reward/all_equal"] = 1.0  # where it is not so, the key is not there

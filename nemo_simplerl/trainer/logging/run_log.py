@@ -10,22 +10,27 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch.distributed as dist
 from rich.console import Console
 
 from nemo_simplerl.config.schema import WandbConfig
-from nemo_simplerl.files import Unessential, append_jsonl, atomic_write, jsonl_text, truncate_jsonl
+from nemo_simplerl.eval.run import SpreadRows
+from nemo_simplerl.files import Unessential, append_jsonl, atomic_file, atomic_write, jsonl_text, truncate_jsonl
+from nemo_simplerl.parallel.reductions import gather_to_first
 from nemo_simplerl.trainer.guard.faults import fault_point
 from nemo_simplerl.trainer.logging.progress import Progress
-from nemo_simplerl.trainer.logging.wandb_log import WandbLog
+from nemo_simplerl.trainer.logging.wandb_log import MAX_SAMPLES, WandbLog
 
 log = logging.getLogger(__name__)
 
 MESSAGES = "messages.jsonl"  # in the run directory
+_BLOCK_ROWS = 128  # of the samples that are written together
 
 
 class MessageLog:
@@ -123,11 +128,25 @@ class RunLog:
         if missing := sorted(key for key, value in numbers.items() if value is None):
             log.warning(f"step {step}: not a finite number: {', '.join(missing)}")
 
-    def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the samples of a step, one row a completion."""
-        self._step_file("rollouts", step, rows)
+    def rollouts(self, step: int, rows: SpreadRows, *, group: dist.ProcessGroup | None) -> None:
+        """Write the samples of a step, one row a completion, which are spread over the ranks of `group`. Collective.
+
+        The rows of all ranks pass through the writer's memory a block at a time.
+        """
+        stride, shown, number = max(-(-len(rows) // MAX_SAMPLES), 1), [], 0
+        blocks = line_blocks(rows, group)
+        if self._is_writer:
+            path = self._dir / f"rollouts/step_{step:06d}.jsonl"
+            with self._unessential.write("rollouts/", self._dir), atomic_file(path) as file:
+                for lines in blocks:
+                    file.write(b"".join(lines))
+                    if self.wandb is not None:
+                        shown += [json.loads(line) for line in lines[-number % stride :: stride]]
+                        number += len(lines)
+        for _ in blocks:  # all ranks send all, also where the disk refused some
+            pass
         if self.wandb is not None:
-            self.wandb.samples(step, rows)
+            self.wandb.samples(step, shown)
 
     def eval(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the responses of the evaluation after `step` steps; its metrics belong in the step's line."""
@@ -166,6 +185,18 @@ class RunLog:
     def _write(self, name: str, content: str, kind: str | None = None) -> None:
         with self._unessential.write(kind or name, self._dir):
             atomic_write(self._dir / name, content)
+
+
+def line_blocks(rows: SpreadRows, group: dist.ProcessGroup | None) -> Iterator[list[bytes]]:
+    """The rows as lines of a .jsonl file, in order, a block at a time; on the group's first rank, and elsewhere empty
+    blocks. Collective: every rank takes all blocks."""
+    rank = 0 if group is None else group.rank()
+    held = iter(rows.held)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        holders = rows.holders[start : start + _BLOCK_ROWS]
+        mine = [jsonl_text([plain(next(held))]).encode() for _ in range(int(np.sum(holders == rank)))]
+        shares = [iter(lines) for lines in gather_to_first(mine, group, "rows")]
+        yield [next(shares[holder]) for holder in holders.tolist()] if shares else []
 
 
 def _ordered(step: int, numbers: Mapping[str, Any]) -> dict[str, Any]:

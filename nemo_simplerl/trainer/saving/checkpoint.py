@@ -35,7 +35,7 @@ from nemo_simplerl.trainer.saving.manifest import (
     write_manifest,
 )
 from nemo_simplerl.trainer.saving.position import TrainingPosition, position_of
-from nemo_simplerl.trainer.saving.record import StepRecord, record_from
+from nemo_simplerl.trainer.saving.record import StepRecord, head_from, read_record
 
 LATEST = "latest"
 RECORD = "step/record.npz"
@@ -149,10 +149,23 @@ def load(found: Found, learners: Mapping[str, Learner]) -> None:
 
 
 def load_record(found: Found, mesh: Mesh) -> StepRecord | None:
-    """The record of the step within which the checkpoint was saved; None between steps. Collective."""
+    """The record of the step within which the checkpoint was saved; None between steps. Collective.
+
+    Raises ValueError, on all ranks, where it cannot be read.
+    """
     if not found.manifest.updates_in_step:
         return None
-    return record_from(of_first_rank((found.path / RECORD).read_bytes() if mesh.rank == 0 else b"", "checkpoint"))
+    path, head, problem = found.path / RECORD, None, ""
+    if mesh.rank == 0:
+        try:
+            head = head_from(path.read_bytes())
+        except (OSError, ValueError) as error:
+            problem = f"{path}: {error}"
+    if problem := of_first_rank(problem, "checkpoint"):
+        raise ValueError(problem)
+    read = read_record(head, lambda name: path.parent / name, dist.group.WORLD)
+    assert read is not None, "rank 0 has read its head"
+    return read[0]
 
 
 def commit(folder: Path, manifest: Manifest) -> None:

@@ -169,7 +169,7 @@ class Saver:
     ) -> None:
         """Finish the pending save, then begin to write what the learners hold now. Collective.
 
-        manifest: without its files. files: further files by name, which rank 0 writes as they are.
+        manifest: without its files. files: further files by name, which this rank writes as they are.
         """
         self.finish_pending(block=True)
         blocks = self._blocks(learners)
@@ -247,9 +247,9 @@ class Saver:
             if self._mesh.rank == 0:
                 for role, learner in learners.items():
                     self._write_rest(target, role, learner, position)
-                for name, content in files.items():
-                    with target.create(name) as stream:
-                        stream.write(content)
+            for name, content in files.items():
+                with target.create(name) as stream:
+                    stream.write(content)
         except Exception as error:  # rank 0 logs it when the save ends
             problem = _in_words(error)
         return _Share(sum(part.num_bytes for part in blocks.values()), written, target.files, problem)

@@ -6,6 +6,8 @@ the middle of a step resumes there instead of sampling again.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePath
 
 import numpy as np
 import torch.distributed as dist
@@ -15,17 +17,20 @@ from nemo_simplerl.data.batch import Batch
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.reward.serving.pool import Grade
-from nemo_simplerl.rollout.base import Completion
+from nemo_simplerl.rollout.completions import flat_of_rows, rows_of_flat
 from nemo_simplerl.rollout.distribute import BrokenOff
+from nemo_simplerl.rollout.spread import Response, SpreadCompletions, deliver
 from nemo_simplerl.trainer.learners.updates import UpdateLoop
 from nemo_simplerl.trainer.saving.journal import Journal
+from nemo_simplerl.trainer.saving.parts import Column
 from nemo_simplerl.trainer.saving.record import (
+    PartFile,
     StepKey,
     StepRecord,
+    head_bytes,
     is_first_of_replica,
     local_column_BT,
     response_tokens,
-    whole_column,
 )
 
 
@@ -46,8 +51,8 @@ class StepState:
         self._journal, self._safe_point = journal, safe_point
         self._restored: StepRecord | None = None
         self._record: StepRecord | None = None
-        self._rows: list[int] = []  # this data rank's samples of those that are trained on
-        self._lengths: list[int] = []  # response tokens of each of the latter
+        self._lengths = np.empty(0, np.int64)  # response tokens of each sample that is trained on
+        self._owners: Sequence[Sequence[int]] = []  # those samples that each rank of the world trains on
         self._local: dict[str, np.ndarray] = {}  # one number a response token of theirs, by column
         self.was_sampled_before = False
         self.num_sampled = 0  # completions of the step's rounds so far
@@ -85,24 +90,25 @@ class StepState:
             )
         if found is None and self._journal is not None:
             found = self._journal.find(key)
-        self._record, self._rows, self._lengths, self._local = found or StepRecord(key), [], [], {}
+        self._record, self._local = found or StepRecord(key), {}
         self.was_sampled_before = self._record.completions is not None
         self.num_sampled = 0
         for role, update_loop in update_loops.items():
             update_loop.skip_finished(self._record.finished_updates.setdefault(role, []))
 
-    def completions(self, sample: Callable[[], list[Completion]], count: int) -> list[Completion]:
+    def completions(self, sample: Callable[[], SpreadCompletions], count: int) -> SpreadCompletions:
         """The `count` completions of the step's next round, from the record or else from `sample`. Collective."""
-        known = self.record.completions or []
-        if len(known) == self.num_sampled:
+        known = self.record.completions
+        if known is None or len(known) == self.num_sampled:
             try:
-                known = self.record.completions = known + sample()
+                new = sample()
             except BrokenOff:
                 self._safe_point()
                 raise
+            known = self.record.completions = new if known is None else SpreadCompletions.joined([known, new])
             self._write()
         self.num_sampled += count
-        return known[self.num_sampled - count : self.num_sampled]
+        return known.select(range(self.num_sampled - count, self.num_sampled))
 
     def grades(self, grade: Callable[[], list[Grade]], count: int) -> list[Grade]:
         """The grades of that round's `count` completions, from the record or else from `grade`. Collective."""
@@ -112,28 +118,55 @@ class StepState:
             self._write()
         return known[self.num_sampled - count : self.num_sampled]
 
-    def assign_rows(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
-        """Say which of the samples that are trained on are this data rank's, in the order of its batch.
+    def responses(self, completions: SpreadCompletions, owners: Sequence[Sequence[int]]) -> Sequence[Response]:
+        """The responses that this rank trains on, from the ranks that hold them. Collective.
 
-        lengths: response tokens of all that are trained on.
+        completions: those that are trained on. owners: for each rank of the world those that it gets, in the order of
+        its batch.
         """
-        self._rows, self._lengths = list(rows), list(lengths)
+        self._lengths, self._owners = completions.lengths, owners
+        return completions.to_owners(owners, dist.group.WORLD)
 
     def column(self, name: str, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
         """float32 [B, T] of this data rank's samples, from the record or else from `compute`. Collective."""
-        whole = self.record.columns.get(name)
-        column_BT = compute(batch) if whole is None else local_column_BT(whole, self._rows, self._lengths, batch)
+        known = self._restored_column(name) if self.was_sampled_before else None
+        column_BT = compute(batch) if known is None else local_column_BT(known, batch)
         self._local[name] = response_tokens(column_BT, batch)
         return column_BT
 
-    def gather_record(self, mesh: Mesh) -> StepRecord:
-        """The record with the columns of all ranks. Collective."""
-        share = (self._rows, self._local) if is_first_of_replica(mesh) else None
-        shares = [share for share in gather_objects(share, dist.group.WORLD) if share is not None]
-        rows = [rows for rows, _ in shares]
-        for name in self._local:
-            self.record.columns[name] = whole_column([local[name] for _, local in shares], rows, self._lengths)
-        return self.record
+    def record_of(self, mesh: Mesh) -> StepRecord:
+        """The record, with the columns of the samples that this rank speaks for."""
+        rows = list(self._owners[mesh.rank]) if is_first_of_replica(mesh) else []
+        columns = {name: Column(rows, values if rows else values[:0]) for name, values in self._local.items()}
+        return replace(self.record, columns=columns)
+
+    def files(self, mesh: Mesh, name: str) -> dict[str, bytes]:
+        """The files with this rank's part of the record: on rank 0, its head under `name` too. Collective."""
+        record = self.record_of(mesh)
+        assert record.completions is not None, "a record is written from its completions on"
+        part_name = str(PurePath(name).with_name(f"part_{mesh.rank:05d}.npz"))
+        content, digest = record.own_part.to_bytes()
+        parts = gather_objects(PartFile(PurePath(part_name).name, digest), dist.group.WORLD)
+        head = {name: head_bytes(record, parts, record.completions.holders)} if mesh.rank == 0 else {}
+        return head | {part_name: content}
+
+    def _restored_column(self, name: str) -> np.ndarray | None:
+        """float32: the numbers of the response tokens of this rank's batch, where a record that was read has them."""
+        found = self.record.columns.get(name)
+        if found is not None and not found.samples and len(found.values):
+            found = Column(list(range(len(self._lengths))), found.values)  # of an earlier version: all, in order
+        samples_of_ranks = gather_objects([] if found is None else found.samples, dist.group.WORLD)
+        holders = np.full(len(self._lengths), -1)
+        for rank, samples in enumerate(samples_of_ranks):
+            holders[samples] = rank
+        if (holders < 0).any():
+            return None
+        rows: list[np.ndarray] = []
+        if found is not None:
+            by_sample = dict(zip(found.samples, rows_of_flat(found.values, self._lengths[found.samples]), strict=True))
+            rows = [by_sample[sample] for sample in sorted(by_sample)]
+        mine = deliver([rows], [np.float32], self._lengths, holders, self._owners, dist.group.WORLD)
+        return flat_of_rows([row for (row,) in mine], np.float32)
 
     def _write(self) -> None:
         if self._journal is not None:

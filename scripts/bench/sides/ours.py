@@ -95,7 +95,7 @@ def give_reward(roles: Roles) -> None:
 
     def graded(prompts, completions):
         grades, _ = grade(prompts, completions)
-        return grades, [work.reward(completion.token_ids) for completion in completions]
+        return grades, [work.reward(row.tolist()) for row in completions.held.token_ids]
 
     roles.grade = graded
 

@@ -17,6 +17,7 @@ from nemo_simplerl.config.shape import ModelShape, read_shape
 CPU = Machine(has_gpu=False, has_transformer_engine=False)
 GPU = Machine(has_gpu=True, has_transformer_engine=True)
 GROUP = ["algo.advantage=group"]
+TP2_PP2 = ["actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=2"]
 ONE_TEMPERATURE = ["algo.logprob_temperature=one", "rollout.temperature=0.6"]  # sampled at 0.6, trained at 1
 
 
@@ -37,13 +38,17 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
     [
         (["actor.tensor_model_parallel_size=2"], 3, "divides 3"),
         (["actor.tensor_model_parallel_size=4"], 4, "2 query groups"),
-        (["critic.tensor_model_parallel_size=2"], 3, "critic.tensor_model_parallel_size=2 * actor.pipeline"),
-        (["critic.tensor_model_parallel_size=4"], 4, "critic.tensor_model_parallel_size=4 does not divide the model's"),
-        (["critic.pipeline_model_parallel_size=3"], 3, "does not divide the model's 4 layers"),
+        (["critic.tensor_model_parallel_size=2"], 1, "critic.tensor_model_parallel_size=2 * actor.pipeline"),
+        (
+            [*TP2_PP2, "critic.tensor_model_parallel_size=4", "critic.pipeline_model_parallel_size=1"],
+            4,
+            "2 query groups",
+        ),
+        ([*TP2_PP2, "critic.tensor_model_parallel_size=1", "critic.pipeline_model_parallel_size=8"], 8, "4 layers"),
         (
             ["actor.tensor_model_parallel_size=2", "critic.tensor_model_parallel_size=1", "critic.global_batch_size=2"],
             2,
-            "critic.global_batch_size=2 is not a multiple of critic.micro_batch_size=16 * 2 data-parallel replicas",
+            "critic.global_batch_size=2 is not a multiple of critic.micro_batch_size=32 * 2 data-parallel replicas",
         ),
         (["critic.tensor_model_parallel_size=0"], 1, "critic.tensor_model_parallel_size=0 is out of range"),
         (

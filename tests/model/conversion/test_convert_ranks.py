@@ -62,11 +62,13 @@ def test_what_ranks_of_any_layout_saved_becomes_the_model_they_started_from(tmp_
 
 
 def _save_with_megatron(models: dict[str, str], out: str, tp: int, pp: int, prefix: str) -> None:
-    from megatron.core import dist_checkpointing
+    from megatron.core import dist_checkpointing, parallel_state
 
     # Megatron's writer starts a process of its own, which the daemon that this one is may not.
     multiprocessing.current_process()._config["daemon"] = False
     mesh = _mesh(tp, pp)
+    parallel_state.destroy_global_memory_buffer()
+    parallel_state.initialize_model_parallel(tp, pp)  # Megatron's writer asks its globals
     for name, folder in models.items():
         source = open_source(folder)
         gpt = build_gpt_model(source.hf, layout(tp, pp), mesh, dtype=torch.float32, transformer_engine=False)

@@ -8,6 +8,7 @@ from nemo_simplerl.reward.functions.pool import FunctionFails, FunctionPool
 from nemo_simplerl.reward.serving.client import RewardClient
 from nemo_simplerl.reward.serving.pool import Grade, Sample, score_of
 from nemo_simplerl.rollout.base import Completion
+from nemo_simplerl.rollout.completions import Completions
 from nemo_simplerl.trainer.logging.metrics import sample_metrics
 from nemo_simplerl.user_functions import source_digest, user_function
 from support.servers import reward_server
@@ -118,7 +119,7 @@ def test_a_worker_that_starts_later_has_the_function_that_the_run_began_with(fil
 
 
 def test_metrics_are_means_of_the_samples_that_have_them_and_displace_none_of_the_trainers():
-    completions = [Completion((7,), (0.0,), "", "stop", 0, 0)] * 3
+    completions = Completions.of([Completion((7,), (0.0,), "", "stop", 0, 0)] * 3)
     grades = [
         Grade("correct", "ok", 1.0, 2.0, {"short": 1.0, "mean": 5.0}),
         Grade("incorrect", "ok", 1.0, 4.0, {"short": 0.0}),

@@ -16,6 +16,7 @@ from nemo_simplerl.rollout.own_process.engine_group import consecutive_ranks
 from nemo_simplerl.rollout.own_process.handles import Staging
 from nemo_simplerl.rollout.trtllm.host import Limits
 from support.ranks import run_ranks
+from support.spread import whole
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +115,9 @@ def on_two_ranks(folder):
             engine.refit([list(lacking.items())], 2)
         engine.refit(buckets_of(weights), 3)
         sampler = engine if engine.generates else None
-        told["second"] = generate_sharded(sampler, [[5, 9], [7]], SAMPLED, [1, 2, 3, 4], group=dist.group.WORLD)
+        told["second"] = whole(
+            generate_sharded(sampler, [[5, 9], [7]], SAMPLED, [1, 2, 3, 4], group=dist.group.WORLD), dist.group.WORLD
+        )
     finally:
         engine.close()
     return told

@@ -19,10 +19,15 @@ from nemo_simplerl.rollout.own_process.engine_group import consecutive_ranks
 from nemo_simplerl.rollout.refit import verified_refit
 from support.links import Linked, flipped, on
 from support.ranks import run_ranks
+from support.spread import whole
 from support.vllm_engine import GREEDY, PROMPTS, DoubleProcess, buckets_of, make_engine, save_model, weights_of
 
 O_PROJ = "model.layers.1.self_attn.o_proj.weight"
 LAST_BIT = 64 * 64 * 32 - 9  # of its last column, which the second worker holds
+
+
+def sampled_by_all(engine) -> list:
+    return whole(generate_sharded(engine, PROMPTS, SAMPLED, list(range(16)), group=dist.group.WORLD), dist.group.WORLD)
 
 
 def cannot_be_made(name, tensor):
@@ -114,20 +119,10 @@ def one_engine_of_two_ranks(folders: list[Path], python: str) -> dict:
     seen = []
     for version, folder in enumerate([*folders, *folders]):
         refit(engine, folder, version)
-        seen.append(
-            generate_sharded(
-                engine if engine.generates else None,
-                PROMPTS,
-                SAMPLED,
-                list(range(16)),
-                group=dist.group.WORLD,
-            )
-        )
+        seen.append(sampled_by_all(engine if engine.generates else None))
     broken = error_of(lambda: refit(engine, folders[0], 9, list(FAULTS.values())[0] if dist.get_rank() else None))
     refit(engine, folders[1], 10)
-    again = generate_sharded(
-        engine if engine.generates else None, PROMPTS, SAMPLED, list(range(16)), group=dist.group.WORLD
-    )
+    again = sampled_by_all(engine if engine.generates else None)
     left = None
     if engine.generates:
         process = psutil.Process(engine._process.pid)
@@ -166,8 +161,8 @@ def an_engine_each(folder: Path, python: str) -> list:
     join()
     engine = make_engine(folder, python)
     refit(engine, folder, 1)
-    together = generate_sharded(engine, PROMPTS, SAMPLED, list(range(16)), group=dist.group.WORLD)
-    alone = generate_sharded(engine, PROMPTS, SAMPLED, list(range(16)), group=None)
+    together = sampled_by_all(engine)
+    alone = list(generate_sharded(engine, PROMPTS, SAMPLED, list(range(16)), group=None).held)
     engine.close()
     return [together, alone]
 

@@ -15,6 +15,7 @@ from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.logging.metrics import update_metrics
 from support.ranks import run_ranks
 from support.small_run import SMALL, few_problems, leave_bad_updates, train_here
+from support.spread import held_by_first
 from support.tiny import save_hf_model, scripted_roles
 
 LAYOUTS = {
@@ -24,7 +25,7 @@ LAYOUTS = {
     "TP2": (2, {"tensor_model_parallel_size": 2}),
     "PP2": (2, {"pipeline_model_parallel_size": 2}),
 }
-ALONE = SimpleNamespace(device=torch.device("cpu"), data=None)
+ALONE = SimpleNamespace(device=torch.device("cpu"), data=None, role=None)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,8 @@ def _batch(roles):
     """Eight samples of four prompts, in updates of four."""
     roles.engine.weight_version = 0
     prompts = [Prompt(Problem(str(i), "", "1", None, None), "", tuple(range(1, 6 + i))) for i in range(4)]
-    completions = roles.engine.generate(None, roles.sampling, random.Random(5).sample(range(1000), 8))
+    sampled = roles.engine.generate(None, roles.sampling, random.Random(5).sample(range(1000), 8))
+    completions = held_by_first(sampled, roles.mesh.rank)
     grades = [Grade("correct", "ok", 0.0), Grade("incorrect", "ok", 0.0)] * 4
     return roles.batch(Rollout(prompts, completions, grades, [1.0, -0.5] * 4), 1)
 

@@ -60,11 +60,12 @@ def test_a_function_that_pays_every_response_the_same_is_told_too():
 def test_the_step_says_whether_all_its_scores_are_equal():
     from nemo_simplerl.reward.serving.pool import Grade
     from nemo_simplerl.rollout.base import Completion
+    from nemo_simplerl.rollout.completions import Completions
     from nemo_simplerl.trainer.logging.metrics import sample_metrics
 
     def metrics_of(*scores):
         rollout = [Completion((7,), (0.0,), "", "stop", 0, 0) for _ in scores]
-        return sample_metrics(rollout, [Grade("correct", "ok", 1.0)] * len(scores), scores)
+        return sample_metrics(Completions.of(rollout), [Grade("correct", "ok", 1.0)] * len(scores), scores)
 
     assert metrics_of(0.5, 0.5)["reward/all_equal"] == 1.0
     assert "reward/all_equal" not in metrics_of(0.5, 0.25) | metrics_of(0.5)

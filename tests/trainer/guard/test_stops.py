@@ -15,12 +15,14 @@ import torch.distributed as dist
 from nemo_simplerl.parallel.mesh import destroy_mesh
 from nemo_simplerl.reward.serving.pool import RewardPool
 from nemo_simplerl.rollout.distribute import BrokenOff
-from nemo_simplerl.trainer.guard.stop import Stop, Stopping
+from nemo_simplerl.trainer import run
+from nemo_simplerl.trainer.guard.stop import Stop, Stopping, write_stopped
 from nemo_simplerl.trainer.learners.updates import UpdateLoop
 from nemo_simplerl.trainer.saving.record import StepKey
 from nemo_simplerl.trainer.saving.step_state import StepState
 from support.forked_runs import different, problems_in, start
 from support.ranks import run_ranks
+from support.small_run import SMALL, few_problems, train_here
 
 LENGTH = ["trainer.max_steps=3", "trainer.save_every=0", "trainer.eval_every=1", "algo.kl_coef=0.01"]
 STOPPED = os.EX_TEMPFAIL
@@ -119,6 +121,24 @@ def _second_signal() -> list:
 
 def test_a_second_signal_on_one_rank_breaks_off_the_rollout_of_all_and_handlers_are_handed_back():
     assert run_ranks(_second_signal, 2) == [[False, "SIGUSR1"], [False, False, True, "SIGUSR1"]]
+
+
+def _stopped_slowly(run_dir: Path, data: list[str]) -> bool:
+    """Whether stopped.json is there when this rank leaves a run whose first rank takes its time to write it."""
+
+    def write_late(*args, **facts):
+        time.sleep(2)
+        write_stopped(*args, **facts)
+
+    run.write_stopped = write_late
+    train_here([*SMALL, *data, f"trainer.run_dir={run_dir}", "trainer.max_time=00:00:00:01", "trainer.eval_every=0"])
+    return (run_dir / "stopped.json").exists()
+
+
+@pytest.mark.slow
+def test_no_rank_leaves_before_the_stop_is_written_down(tmp_path):
+    """srun --kill-on-bad-exit ends the other machines as soon as one has left."""
+    assert run_ranks(_stopped_slowly, 2, tmp_path / "run", few_problems(tmp_path)) == [True, True]
 
 
 def _stop_of_one_group() -> str:

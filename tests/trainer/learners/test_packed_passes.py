@@ -17,6 +17,7 @@ from nemo_simplerl.trainer.learners.minibatches import mini_batches
 from nemo_simplerl.trainer.loop import ppo_step
 from nemo_simplerl.trainer.warm_start.run import sft_loss
 from support.ranks import run_ranks
+from support.spread import held_by_first
 from support.tiny import save_hf_model, scripted_roles
 
 LAYOUTS = {
@@ -64,7 +65,8 @@ def _gradients(folder: str, layout: dict) -> list[float]:
     with scripted_roles(folder, layout, {}) as roles:
         roles.engine.weight_version = 0
         prompts, mesh = _prompts(), roles.mesh
-        completions = roles.engine.generate(None, roles.sampling, random.Random(5).sample(range(1000), 8))
+        sampled = roles.engine.generate(None, roles.sampling, random.Random(5).sample(range(1000), 8))
+        completions = held_by_first(sampled, roles.mesh.rank)
         grades = [Grade("correct", "ok", 0.0), Grade("incorrect", "ok", 0.0)] * 4
         batch = roles.batch(Rollout(prompts, completions, grades, [1.0, -0.5] * 4), 1)
         noise_BT = torch.randn(batch.mask_BT.shape, generator=torch.Generator().manual_seed(mesh.dp_rank))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from nemo_simplerl.eval.run import SpreadRows
 from nemo_simplerl.report.read import warnings_of
 from nemo_simplerl.trainer.guard.faults import Faults, installed
 from nemo_simplerl.trainer.logging.progress import duration
@@ -45,7 +46,11 @@ def test_tensors_become_numbers_and_what_is_not_finite_becomes_null_and_is_told(
 def test_rollouts_evaluations_config_and_summary_have_their_places(tmp_path):
     log, _ = open_log(tmp_path / "run")
     log.config("trainer:\n  seed: 1\n")
-    log.rollouts(12, [{"response": "π = 3", "reward": 1.0, "logprob": float("-inf")}, {"response": "no"}])
+    log.rollouts(
+        12,
+        SpreadRows.alone([{"response": "π = 3", "reward": 1.0, "logprob": float("-inf")}, {"response": "no"}]),
+        group=None,
+    )
     log.eval(0, [{"verdict": "correct"}])
     log.summary({"accuracy_after": torch.tensor(0.5), "steps": 12})
     log.close()
@@ -62,7 +67,7 @@ def test_a_resumed_run_forgets_the_steps_after_its_checkpoint_and_nothing_else(t
     log, _ = open_log(tmp_path)
     for step in range(5):
         log.metrics(step, {"reward/mean": float(step)})
-        log.rollouts(step, [{"step": step}])
+        log.rollouts(step, SpreadRows.alone([{"step": step}]), group=None)
         log.eval(step, [{"step": step}])
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -92,7 +97,7 @@ def test_ranks_other_than_the_writer_touch_and_say_nothing(tmp_path, caplog):
     log, screen = open_log(tmp_path / "run", is_writer=False)
     log.config("x")
     log.metrics(1, {"reward/mean": float("nan")})
-    log.rollouts(1, [{}])
+    log.rollouts(1, SpreadRows.alone([{}]), group=None)
     log.eval(1, [{}])
     log.summary({})
     log.close()
@@ -104,8 +109,8 @@ def test_ranks_other_than_the_writer_touch_and_say_nothing(tmp_path, caplog):
 def test_what_a_full_disk_refuses_is_told_and_the_metrics_are_written_once_there_is_room(tmp_path, caplog):
     log, _ = open_log(tmp_path)
     (tmp_path / "rollouts").write_text("no folder can be made here")
-    log.rollouts(1, [{}])
-    log.rollouts(2, [{}])
+    log.rollouts(1, SpreadRows.alone([{}]), group=None)
+    log.rollouts(2, SpreadRows.alone([{}]), group=None)
     assert [message.split(":")[0] for message in caplog.messages] == ["rollouts/ was NOT saved"]
     with installed(Faults.parse("fail@log.metrics#1;fail@log.metrics#2", 0)):
         for step in (1, 2, 3):

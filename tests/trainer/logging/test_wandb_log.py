@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from nemo_simplerl.config.load import compose, from_yaml, to_dict
+from nemo_simplerl.eval.run import SpreadRows
 from nemo_simplerl.trainer.logging.run_log import RunLog
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.logging.wandb_log import COLUMNS, MAX_SAMPLES
@@ -91,7 +92,7 @@ def _messages_after_its_process_died(run_dir: Path) -> str:
         os.kill(service.pid, signal.SIGKILL)
         service.wait()
         for step in (2, 3, 4):
-            log.rollouts(step, [ROW])
+            log.rollouts(step, SpreadRows.alone([ROW]), group=None)
             log.metrics(step, {"reward/mean": 0.5})
         log.close()
     return "\n".join(messages)
@@ -113,7 +114,7 @@ def _online(run_dir: Path, environment: dict[str, str]) -> str:
     messages: list[str] = []
     with messages_to(messages.append, is_first_rank=True):
         log = _log(run_dir, ["trainer.wandb.mode=online"])
-        log.rollouts(10, [ROW | {"id": i} for i in range(3 * MAX_SAMPLES - 1)])
+        log.rollouts(10, SpreadRows.alone([ROW | {"id": i} for i in range(3 * MAX_SAMPLES - 1)]), group=None)
         log.close()
     return "\n".join(messages)
 

@@ -1,5 +1,7 @@
 """The record of a step and the journal that keeps it: exact, refused when damaged or another's, and used."""
 
+import io
+import json
 import os
 import time
 from dataclasses import replace
@@ -12,27 +14,38 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from nemo_simplerl.config.load import load
-from nemo_simplerl.data.batch import collate
 from nemo_simplerl.parallel.mesh import destroy_mesh
 from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.base import Completion
+from nemo_simplerl.rollout.completions import Completions
+from nemo_simplerl.rollout.spread import SpreadCompletions
 from nemo_simplerl.trainer.guard.faults import Faults, installed
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.loop import train
 from nemo_simplerl.trainer.open_run import open_run
 from nemo_simplerl.trainer.saving.journal import Journal
+from nemo_simplerl.trainer.saving.parts import Column, read_part
 from nemo_simplerl.trainer.saving.record import (
+    PartFile,
     StepKey,
     StepRecord,
-    local_column_BT,
-    record_from,
-    response_tokens,
-    whole_column,
+    head_bytes,
+    head_from,
+    read_record,
 )
 from nemo_simplerl.trainer.setup.world import join_world
 from nemo_simplerl.trainer.start import start_training
 from support.ranks import run_ranks
 from support.small_run import SMALL, books, train_here
+
+
+@pytest.fixture
+def one_rank():
+    """A world of one rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    destroy_mesh()
+
 
 KEY = StepKey(step=3, weight_version=2, request_digest="a", settings_digest="b")
 
@@ -42,36 +55,48 @@ def _completion(ids: list[int], text: str = "x") -> Completion:
     return Completion(tuple(ids), logprobs, text, "stop", 2, 2**62 + len(ids))
 
 
+COMPLETIONS = [_completion([5, 6], "\u03c0 = \ud800"), _completion([7]), _completion([8, 9, 1])]
+
+
 def _record() -> StepRecord:
     return StepRecord(
         key=KEY,
-        completions=[_completion([5, 6], "\u03c0 = \ud800"), _completion([7]), _completion([8, 9, 1])],
+        completions=SpreadCompletions.alone(Completions.of(COMPLETIONS)),
         grades=[
             Grade("correct", "ok", 0.25),
             Grade("incorrect", "timeout", 5000.0, score=0.1 + 0.2, metrics={"z": 1 / 3, "a": 2.0}),
             Grade("no_answer", "crash", 0.1, error="\ud800 in the traceback"),
         ],
         columns={
-            "values": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=np.float32),
-            "lengths": np.arange(6, dtype=np.float32),  # an estimator's own, named like an array of the completions
+            "values": Column([2, 0, 1], np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=np.float32)),
+            # an estimator's own, named like an array of the completions
+            "lengths": Column([0, 1, 2], np.arange(6, dtype=np.float32)),
         },
         finished_updates={"critic": [{"loss": 0.1 + 0.2, "lr": 1e-5}], "actor": []},
     )
 
 
-def test_a_record_comes_back_exactly():
+def _written_and_read(record: StepRecord) -> StepRecord:
+    content, digest = record.own_part.to_bytes()
+    head = head_from(head_bytes(record, [PartFile("part", digest)], record.completions.holders))
+    found, _ = read_record(head, lambda name: {"part": io.BytesIO(content)}[name], None)
+    return found
+
+
+def test_a_record_comes_back_exactly(one_rank):
     record = _record()
-    found = record_from(record.to_bytes())
-    assert (found.key, found.completions, found.grades, found.finished_updates) == (
+    found = _written_and_read(record)
+    assert (found.key, list(found.completions.held), found.grades, found.finished_updates) == (
         record.key,
-        record.completions,
+        COMPLETIONS,
         record.grades,
         record.finished_updates,
     )
-    assert found.columns.keys() == record.columns.keys()
-    assert all(np.array_equal(found.columns[name], record.columns[name]) for name in record.columns)
-    assert found.num_updates == 1
-    assert record_from(StepRecord(KEY, completions=record.completions).to_bytes()).grades is None
+    for name, column in record.columns.items():
+        assert found.columns[name].samples == column.samples
+        assert np.array_equal(found.columns[name].values, column.values)
+    assert found.columns.keys() == record.columns.keys() and found.num_updates == 1
+    assert _written_and_read(StepRecord(KEY, completions=record.completions)).grades is None
 
 
 def test_nothing_pickled_is_ever_read(tmp_path):
@@ -81,75 +106,134 @@ def test_nothing_pickled_is_ever_read(tmp_path):
 
     np.savez(tmp_path / "evil.npz", head=np.array([Harm()], dtype=object))
     with pytest.raises(ValueError, match="no whole record of a step"):
-        record_from((tmp_path / "evil.npz").read_bytes())
+        head_from((tmp_path / "evil.npz").read_bytes())
+    np.savez(tmp_path / "evil.npz", samples=np.array([Harm()], dtype=object))
+    with pytest.raises(ValueError, match="no whole part of a record"):
+        read_part(tmp_path / "evil.npz", "")
     assert not (tmp_path / "harm").exists()
 
 
-def test_tokens_numbers_find_their_samples_again_in_any_layout():
-    lengths = [2, 1, 3]
-    whole = np.array([10, 11, 20, 30, 31, 32], dtype=np.float32)
-    shares = [np.array([30, 31, 32, 10, 11], dtype=np.float32), np.array([20], dtype=np.float32)]
-    assert np.array_equal(whole_column(shares, [[2, 0], [1]], lengths), whole)
-    completions = _record().completions
-    rows = [2, 1]
-    batch = collate(
-        [[1], [1, 2]],
-        [completions[row] for row in rows],
-        [0.0, 0.0],
-        pad_id=0,
-        truncated="penalize",
-        overwrite_truncated_with_eos=None,
-        device="cpu",
+def _restored(folder: Path, is_before: bool) -> list:
+    """What the ranks of a run find of a step that another number of ranks left, or an earlier version."""
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    journal = Journal(folder, dist.group.WORLD)
+    if is_before:
+        whole = Completions.of(COMPLETIONS)
+        holders = np.arange(3) % size
+        facts = (whole.lengths, whole.is_stopped, whole.versions, whole.seeds, holders, rank)
+        held = whole.select(np.flatnonzero(holders == rank))
+        journal.write(StepRecord(KEY, SpreadCompletions(*facts, held)))
+        return []
+    found = journal.find(KEY)
+    owners = [[1, 2], [0]][:size] if size > 1 else [[2, 0, 1]]
+    responses = found.completions.to_owners(owners, dist.group.WORLD)
+    sent = [(row.token_ids.tolist(), row.logprobs.tolist(), row.finish_reason) for row in responses]
+    return [found.completions.held_indices, list(found.completions.held.texts), sent]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 2)])
+def test_the_parts_of_some_ranks_are_read_by_other_ranks_and_reach_those_that_train_on_them(tmp_path, before, after):
+    run_ranks(_restored, before, tmp_path, True)
+    assert len(list(tmp_path.glob("step_000003.000000.*.npz"))) == before
+    rows = [(list(one.token_ids), list(one.logprobs), one.finish_reason) for one in COMPLETIONS]
+    texts = [one.text for one in COMPLETIONS]
+    expected = {
+        (2, 1): [[[0, 1, 2], texts, [rows[2], rows[0], rows[1]]]],
+        (1, 2): [[[0, 1, 2], texts, [rows[1], rows[2]]], [[], [], [rows[0]]]],
+        (2, 2): [[[0, 2], [texts[0], texts[2]], [rows[1], rows[2]]], [[1], [texts[1]], [rows[0]]]],
+    }
+    assert run_ranks(_restored, after, tmp_path, False) == expected[before, after]
+
+
+def test_a_record_of_a_version_without_parts_is_read_by_the_first_rank(one_rank):
+    head = {
+        "key": {"step": 3, "weight_version": 2, "asked": "a", "lineage": "b"},
+        "made": {},
+        "grades": None,
+        "texts": [one.text for one in COMPLETIONS],
+        "versions": [2, 2, 2],
+        "seeds": [one.seed for one in COMPLETIONS],
+    }
+    stream = io.BytesIO()
+    np.savez(
+        stream,
+        head=np.frombuffer(json.dumps(head).encode(), dtype=np.uint8),
+        lengths=np.array([2, 1, 3], dtype=np.int32),
+        token_ids=np.array([5, 6, 7, 8, 9, 1], dtype=np.int32),
+        logprobs=np.concatenate([np.array(one.logprobs, dtype=np.float32) for one in COMPLETIONS]),
+        stopped=np.array([1, 1, 1], dtype=np.int8),
+        old_logprobs=np.arange(6, dtype=np.float32),
     )
-    column_BT = local_column_BT(whole, rows, lengths, batch)
-    assert column_BT.tolist() == [[30, 31, 32], [0, 20, 0]]
-    assert response_tokens(column_BT, batch).tolist() == [30, 31, 32, 20]
+    found, _ = read_record(head_from(stream.getvalue()), lambda name: None, None)
+    assert (found.key, list(found.completions.held)) == (KEY, COMPLETIONS)
+    assert found.columns["old_logprobs"].values.tolist() == list(range(6))
 
 
 def _found_in(folder: Path) -> list:
     """What the journal answers to the same key, to others, and to damage; and the messages."""
     dist.init_process_group("gloo")
     messages: list[str] = []
-    journal = Journal(folder, is_writer=True)
+    journal = Journal(folder, dist.group.WORLD)
     with messages_to(messages.append, is_first_rank=True):
         answers = [journal.find(KEY)]
         journal.write(_record())
         answers.append(journal.find(KEY))
         for other in ({"weight_version": 1}, {"request_digest": "c"}, {"settings_digest": "c"}):
             answers.append(journal.find(replace(KEY, **other)))
-        path = folder / "step_000003.npz"
-        whole = path.read_bytes()
-        flipped = bytearray(whole)
-        flipped[len(whole) // 2] ^= 4
-        for damaged in (whole[:-40], bytes(flipped), b"", b"PK"):
-            path.write_bytes(damaged)
-            answers.append(journal.find(KEY))
+        for path in (folder / "step_000003.npz", folder / "step_000003.000000.00000.npz"):
+            whole = path.read_bytes()
+            flipped = bytearray(whole)
+            flipped[len(whole) // 2] ^= 4
+            for damaged in (whole[:-40], bytes(flipped), b"", b"PK"):
+                path.write_bytes(damaged)
+                answers.append(journal.find(KEY))
+            path.write_bytes(whole)
+        path.unlink()
+        answers.append(journal.find(KEY))
     destroy_mesh()
-    return [None if answer is None else answer.completions for answer in answers], messages
+    return [None if answer is None else list(answer.completions.held) for answer in answers], messages
 
 
 def test_a_journal_that_is_damaged_or_anothers_is_ignored_with_a_message(tmp_path):
     ((answers, messages),) = run_ranks(_found_in, 1, tmp_path)
-    assert answers == [None, _record().completions, *[None] * 7]
+    assert answers == [None, COMPLETIONS, *[None] * 12]
     assert "goes on from the journal" in messages[0]
     assert all("step_000003.npz is not used: it belongs to other" in line for line in messages[1:4])
-    assert all("step_000003.npz is not used: it is no whole record" in line for line in messages[4:])
-    assert len(messages) == 8
+    assert all("step_000003.npz is not used: it is no whole record" in line for line in messages[4:8])
+    assert all("step_000003.npz is not used: a part of it is missing or damaged" in line for line in messages[8:])
+    assert len(messages) == 13
 
 
-def test_a_journal_forgets_what_a_checkpoint_holds_and_a_full_disk_ends_nothing(tmp_path, caplog):
-    journal = Journal(tmp_path, is_writer=True)
+def test_a_journal_forgets_what_a_checkpoint_holds_and_a_full_disk_ends_nothing(tmp_path, caplog, one_rank):
+    journal = Journal(tmp_path, None)
     with installed(Faults.parse("fail@journal.write#4", 0)):
         for step in (1, 2, 3, 4):
             journal.write(replace(_record(), key=replace(KEY, step=step)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{step:06d}.npz" for step in (1, 2, 3)]
+    heads = sorted(path.name for path in tmp_path.iterdir() if path.name.count(".") == 1)
+    assert heads == [f"step_{step:06d}.npz" for step in (1, 2, 3)]
     (message,) = caplog.messages
     assert "journal of step 4 could not be written (No space left on device)" in message
     journal.delete(2)
-    assert [path.name for path in tmp_path.iterdir()] == ["step_000003.npz"]
-    Journal(tmp_path, is_writer=False).write(_record())
+    assert sorted(path.name for path in tmp_path.iterdir())[:2] == ["step_000003.000000.00000.npz", "step_000003.npz"]
+    (tmp_path / ".step_000003.000000.00001.npz.77.tmp").write_bytes(b"of a rank that was killed")
     journal.delete(None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_grades_and_further_rounds_leave_the_tokens_that_are_on_disk_alone(tmp_path, one_rank):
+    journal, record = Journal(tmp_path, None), replace(_record(), grades=None, columns={})
+    journal.write(record)
+    (part,) = tmp_path.glob("step_000003.000000.*")
+    before = part.stat().st_mtime_ns
+    record.grades = _record().grades
+    journal.write(record)
+    more = SpreadCompletions.alone(Completions.of(COMPLETIONS[:1]))
+    record.completions = SpreadCompletions.joined([record.completions, more])
+    journal.write(record)
+    assert part.stat().st_mtime_ns == before and (tmp_path / "step_000003.000003.00000.npz").is_file()
+    found = Journal(tmp_path, None).find(KEY)
+    assert list(found.completions.held) == [*COMPLETIONS, COMPLETIONS[0]] and not found.is_graded
 
 
 def _resumed_after(fault: str, overrides: list[str], remade: Path | None = None) -> tuple[bool, int, int]:

@@ -52,10 +52,10 @@ def test_an_old_run_stopped_within_a_step_ends_that_step_as_the_old_version_woul
     found, expected = _lines(moved / "metrics.jsonl"), _lines(OLD_RUN / "expected_metrics.jsonl")
     assert [line["step"] for line in found] == [0, 1, 2, 3, 4]
     for got, wanted in zip(found, expected, strict=True):
-        assert got.keys() == wanted.keys()
+        assert got.keys() - {"reward/all_equal"} == wanted.keys()
         if got["step"] <= 2:  # later steps are sampled here, and 0.1.0 also sampled ids that stand for no token
             # Recorded on another machine: its rounding may differ.
-            assert got == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+            assert {key: got[key] for key in wanted} == pytest.approx(wanted, rel=1e-3, abs=1e-5)
     times = [json.loads(line) for line in (moved / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("time/start", 0.0) > 0 for line in times] == [False, False, True, False, False]
     assert times[2]["time/start"] < times[2]["time/total"]
@@ -64,7 +64,7 @@ def test_an_old_run_stopped_within_a_step_ends_that_step_as_the_old_version_woul
     assert (moved / "checkpoints/latest").read_text().split()[0] == "step_000004"
     told = (moved / "messages.jsonl").read_text()
     assert "of a version without these keys" in told and "actor.offload_adam_states=false, " in told
-    assert ", algo.old_logprobs=trainer." in told
+    assert ", algo.old_logprobs=trainer, data.examples=null." in told
     assert "actor.offload_adam=false is no key of this version" in told
 
 
