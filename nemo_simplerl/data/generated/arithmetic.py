@@ -10,7 +10,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_simplerl.data.rows import Row, write_rows
+from nemo_simplerl.data.generated.drawing import draw, problem_rows, write_missing
+from nemo_simplerl.data.rows import Row
 
 Operation = tuple[str, int]  # "+", "-" or "*", and the number on its right
 
@@ -90,21 +91,31 @@ def write_task(
     ValueError when the task's numbers are too small for so many problems.
     """
     rng = random.Random(f"arithmetic/{seed}")
+
+    def propose() -> tuple[str, Exercise]:
+        exercise = _exercise(rng, task)
+        return _question(rng, exercise), exercise
+
     # Always drawn in this order, whichever are written: a file does not depend on the presence of another.
-    evaluation = _draw(rng, task, task.num_eval, questions=set(), held_out=frozenset())
-    held_out = frozenset(evaluation.values())
-    questions = set(evaluation)
-    train = _draw(rng, task, task.num_train, questions=questions, held_out=held_out)
-    sft = _draw(rng, task, task.num_sft, questions=questions, held_out=held_out)
-    contents = [
-        (train_path, _problem_rows("train", train)),
-        (eval_path, _problem_rows("eval", evaluation)),
-        (sft_path, _sft_rows(rng, task, sft)),
-    ]
-    missing = [(Path(path), rows) for path, rows in contents if path is not None and not Path(path).exists()]
-    for path, rows in missing:
-        write_rows(path, rows)
-    return [path for path, _ in missing]
+    evaluation = draw(task.num_eval, propose, lambda one: _is_within(one, task), questions=set(), task=task)
+    held_out, questions = frozenset(evaluation.values()), set(evaluation)
+    train, sft = (
+        draw(
+            count,
+            propose,
+            lambda one: one not in held_out and _is_within(one, task),
+            questions=questions,
+            task=task,
+        )
+        for count in (task.num_train, task.num_sft)
+    )
+    return write_missing(
+        [
+            (train_path, problem_rows("train", train)),
+            (eval_path, problem_rows("eval", evaluation)),
+            (sft_path, _sft_rows(rng, task, sft)),
+        ]
+    )
 
 
 def respond(exercise: Exercise, style: str) -> str:
@@ -118,26 +129,6 @@ def respond(exercise: Exercise, style: str) -> str:
         return "First " + ", then ".join(steps) + "."
     assert style == "code", style
     return f"print({exercise.expression()})"
-
-
-def _draw(
-    rng: random.Random, task: Task, count: int, *, questions: set[str], held_out: frozenset[Exercise]
-) -> dict[str, Exercise]:
-    """Draw `count` exercises, by question; none is in `questions`, which grows by them, or in `held_out`."""
-    drawn: dict[str, Exercise] = {}
-    for _ in range(1_000 + 100 * count):
-        if len(drawn) == count:
-            break
-        exercise = _exercise(rng, task)
-        question = _question(rng, exercise)
-        if question not in questions and exercise not in held_out and _is_within(exercise, task):
-            questions.add(question)
-            drawn[question] = exercise
-    if len(drawn) < count:
-        raise ValueError(
-            f"found {len(drawn)} of {count} distinct problems; allow larger numbers or fewer problems: {task}"
-        )
-    return drawn
 
 
 def _exercise(rng: random.Random, task: Task) -> Exercise:
@@ -162,18 +153,6 @@ def _question(rng: random.Random, exercise: Exercise) -> str:
         start, operations = f"{operations[0][1]} boxes of {start}", operations[1:]
     lines = [rng.choice(STORY[symbol]).format(name=name, number=number) for symbol, number in operations]
     return f"{name} has {start}. {' '.join(lines)} How many {items}?"
-
-
-def _problem_rows(split: str, drawn: dict[str, Exercise]) -> list[Row]:
-    return [
-        {
-            "id": f"{split}-{index}",
-            "question": question,
-            "answer": str(exercise.answer),
-            "level": len(exercise.operations),
-        }
-        for index, (question, exercise) in enumerate(drawn.items())
-    ]
 
 
 def _sft_rows(rng: random.Random, task: Task, drawn: dict[str, Exercise]) -> list[Row]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_simplerl.data.rows import Row, write_rows
+from nemo_simplerl.data.generated.drawing import draw, problem_rows, write_missing
 
 NAMES = ("Ann", "Ben", "Eva", "Kim", "Leo", "Max", "Mia", "Sam", "Tom", "Zoe")
 ITEMS = ("apples", "books", "cards", "coins", "marbles", "pencils", "shells", "stamps", "stickers", "stones")
@@ -132,37 +132,27 @@ def write_task(
     too small for so many problems.
     """
     rng = random.Random(f"word_problems/{seed}")
-    # Always drawn in this order, whichever are written: a file does not depend on the presence of another.
-    evaluation = _draw(rng, task, task.num_eval, questions=set(), held_out=frozenset())
-    held_out = frozenset(exercise.without_order for exercise in evaluation.values())
-    train = _draw(rng, task, task.num_train, questions=set(evaluation), held_out=held_out)
-    contents = [(train_path, _rows("train", train)), (eval_path, _rows("eval", evaluation))]
-    missing = [(Path(path), rows) for path, rows in contents if path is not None and not Path(path).exists()]
-    for path, rows in missing:
-        write_rows(path, rows)
-    return [path for path, _ in missing]
 
-
-def _draw(
-    rng: random.Random, task: Task, count: int, *, questions: set[str], held_out: frozenset[Exercise]
-) -> dict[str, Exercise]:
-    """Draw `count` exercises, by question; none is in `questions`, which grows by them, or in `held_out`."""
-    drawn: dict[str, Exercise] = {}
-    for _ in range(1_000 + 100 * count):
-        if len(drawn) == count:
-            break
+    def propose() -> tuple[str, Exercise]:
         exercise = _exercise(rng, task)
-        question = _question(rng, exercise)
-        results = exercise.results()
-        is_within = results is not None and all(2 <= result <= task.max_result for result in results)
-        if is_within and question not in questions and exercise.without_order not in held_out:
-            questions.add(question)
-            drawn[question] = exercise
-    if len(drawn) < count:
-        raise ValueError(
-            f"found {len(drawn)} of {count} distinct problems; allow larger numbers or fewer problems: {task}"
-        )
-    return drawn
+        return _question(rng, exercise), exercise
+
+    # Always drawn in this order, whichever are written: a file does not depend on the presence of another.
+    evaluation = draw(task.num_eval, propose, lambda one: _is_within(one, task), questions=set(), task=task)
+    held_out = frozenset(exercise.without_order for exercise in evaluation.values())
+    train = draw(
+        task.num_train,
+        propose,
+        lambda one: _is_within(one, task) and one.without_order not in held_out,
+        questions=set(evaluation),
+        task=task,
+    )
+    return write_missing([(train_path, problem_rows("train", train)), (eval_path, problem_rows("eval", evaluation))])
+
+
+def _is_within(exercise: Exercise, task: Task) -> bool:
+    results = exercise.results()
+    return results is not None and all(2 <= result <= task.max_result for result in results)
 
 
 def _exercise(rng: random.Random, task: Task) -> Exercise:
@@ -179,15 +169,3 @@ def _question(rng: random.Random, exercise: Exercise) -> str:
     story, items = rng.choice(STORIES[exercise.operations]), rng.choice(ITEMS)
     a, b, c = children
     return story.format(*exercise.numbers, a=a, b=b, c=c, items=items)
-
-
-def _rows(split: str, drawn: dict[str, Exercise]) -> list[Row]:
-    return [
-        {
-            "id": f"{split}-{index}",
-            "question": question,
-            "answer": str(exercise.answer),
-            "level": len(exercise.operations),
-        }
-        for index, (question, exercise) in enumerate(drawn.items())
-    ]
