@@ -15,6 +15,14 @@ def test_samples_come_from_one_rank_that_holds_them_and_stay_where_they_are_want
         assert back.receives == {0: [0, 2], 1: [1, 3]}
 
 
+def test_a_rank_that_holds_what_it_wants_keeps_it_wherever_it_stands_in_its_replica():
+    """Of two stages and two replicas, ranks 0 and 2 hold the same, and 1 and 3."""
+    stages, singles = Grid(range(4), tp_size=1, pp_size=2), Grid(range(4), tp_size=1, pp_size=1)
+    for rank, wanted in enumerate([[0], [2], [1], [3]]):
+        route = route_of(rank, stages, [[0, 1], [2, 3]], singles, [[0], [2], [1], [3]])
+        assert (route.sends, route.receives) == ({}, {rank: wanted})
+
+
 def test_the_ranks_of_a_replica_take_turns_in_sending():
     pairs, quads = Grid(range(4), tp_size=2, pp_size=1), Grid(range(4), tp_size=2, pp_size=2)
     routes = [route_of(rank, pairs, [[0], [1]], quads, [[1, 0]]) for rank in range(4)]

@@ -170,6 +170,14 @@ def test_a_record_of_a_version_without_parts_is_read_by_the_first_rank(one_rank)
     assert found.columns["old_logprobs"].values.tolist() == list(range(6))
 
 
+def test_a_whole_part_of_another_attempt_is_not_taken_for_this_ones():
+    part = _record().own_part
+    _, digest = part.to_bytes()
+    others = replace(part, token_ids=[row + 1 for row in part.token_ids])
+    with pytest.raises(ValueError, match="its content is another one"):
+        read_part(io.BytesIO(others.to_bytes()[0]), digest)
+
+
 def _found_in(folder: Path) -> list:
     """What the journal answers to the same key, to others, and to damage; and the messages."""
     dist.init_process_group("gloo")
