@@ -23,17 +23,17 @@ FOLDER = Path(nemo_simplerl.__file__).parent
 # What a room may import of the package beside itself: rooms, or single modules of one. A room not named here
 # may import any but those in ONLY_FOR.
 MAY_IMPORT = {
-    "config": {"user_files", "user_functions"},
-    "reward": {"config", "python_child", "user_functions"},
+    "config": {"durations", "user_files", "user_functions"},
+    "reward": {"config", "durations", "python_child", "user_functions"},
     "algo": set(),
-    "data": {"config", "files", "python_child", "reward", "user_files", "user_functions"},
+    "data": {"config", "durations", "files", "python_child", "reward", "user_files", "user_functions"},
     "parallel": set(),
-    "model": {"config", "files", "parallel", "user_files", "user_functions"},
+    "model": {"config", "durations", "files", "parallel", "user_files", "user_functions"},
     "rollout": {
         *("config", "parallel.exchange", "parallel.products", "parallel.reductions", "parallel.waits"),
-        *("user_files", "user_functions"),
+        *("durations", "user_files", "user_functions"),
     },
-    "plan": {"config", "user_files", "user_functions"},
+    "plan": {"config", "durations", "user_files", "user_functions"},
 }
 # Rooms and libraries that only these rooms or modules may import.
 ONLY_FOR = {

@@ -61,6 +61,7 @@ LAYOUT_KEYS = frozenset(
         "actor.pipeline_model_parallel_size",
         "critic.tensor_model_parallel_size",
         "critic.pipeline_model_parallel_size",
+        "placement",
         "actor.sequence_parallel",
         "actor.use_distributed_optimizer",
         "actor.overlap_grad_reduce",

@@ -8,6 +8,8 @@ Imports nothing but the standard library: a wrong configuration is reported befo
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from nemo_simplerl.config.placement import PlacementConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class CreateConfig:
@@ -366,6 +368,7 @@ class Config:
     model: ModelConfig
     actor: ActorConfig
     critic: CriticConfig
+    placement: PlacementConfig
     rollout: RolloutConfig
     reward: RewardConfig
     algo: AlgoConfig

@@ -35,7 +35,7 @@ from nemo_simplerl.parallel.waits import waiting  # noqa: E402
 from nemo_simplerl.trainer.build import build_roles  # noqa: E402
 from nemo_simplerl.trainer.loop import ppo_step  # noqa: E402
 from nemo_simplerl.trainer.setup import determinism  # noqa: E402
-from nemo_simplerl.trainer.setup.world import mesh_of  # noqa: E402
+from nemo_simplerl.trainer.setup.world import world_of  # noqa: E402
 
 START = "start"
 _PHASES = {
@@ -120,13 +120,13 @@ class Session:
         determinism.pin(config.trainer.deterministic)
         shape, critic = (one and ModelShape(**one) for one in (case["shape"], case["critic_shape"]))
         sample = Sample(case["sample"]["prompt_tokens"], tuple(case["sample"]["response_tokens"]))
-        mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
+        world = world_of(config)
         first_step = config.algo.critic_warmup_steps + 1  # that trains the actor too
         with waiting(START):
             roles = build_roles(
                 config,
                 materials(config, shape, critic, folder),
-                mesh,
+                world,
                 None,
                 total_steps=first_step + 1,
                 step_state=GivenStep(sample),

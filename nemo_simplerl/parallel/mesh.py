@@ -51,6 +51,12 @@ class Mesh:
     collection: Any
 
     @property
+    def is_member(self) -> bool:
+        """Whether this rank is one of the mesh's. Elsewhere the mesh stands for a model that lives on other ranks: its
+        groups hold this rank alone, and it has no batch."""
+        return self.rank in self.grid.ranks
+
+    @property
     def tp_size(self) -> int:
         return self.tensor.size()
 
@@ -93,26 +99,19 @@ def build_mesh(
     pipeline_model_parallel_size: int,
     context_parallel_size: int,
     timeout_s: float,
-    other_tensor_size: int = 1,
 ) -> Mesh:
     """Join the world that torchrun describes (or a world of one), and make a mesh of all its ranks. Collective.
 
-    other_tensor_size: that of a further mesh over these ranks. Raises ValueError when the world size is not a multiple
-    of the model-parallel size.
+    Raises ValueError when the world size is not a multiple of the model-parallel size.
     """
     assert context_parallel_size == 1, "config.rules.machine refuses others"
-    let_megatron_run_without_cuda()
-    for name in _ADVISERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    _join_world(timeout_s, overlaps=max(tensor_model_parallel_size, other_tensor_size) > 1)
-    everyone = range(dist.get_world_size())
-    mesh = mesh_over(Grid(everyone, tensor_model_parallel_size, pipeline_model_parallel_size), timeout_s=timeout_s)
-    assert mesh is not None
-    return mesh
+    everyone = range(join(timeout_s, overlaps=tensor_model_parallel_size > 1))
+    return mesh_over(Grid(everyone, tensor_model_parallel_size, pipeline_model_parallel_size), timeout_s=timeout_s)
 
 
-def mesh_over(grid: Grid, *, timeout_s: float) -> Mesh | None:
-    """The mesh of the ranks of `grid`; None on every other rank. Collective over the world that was joined.
+def mesh_over(grid: Grid, *, timeout_s: float) -> Mesh:
+    """The mesh of the ranks of `grid`, and on every other rank one of that rank alone which is no member (`is_member`).
+    Collective over the world that was joined.
 
     All ranks must make the same meshes in the same order: torch names groups by counting, and ranks whose counts differ
     wait for each other, or reduce with strangers. `timeout_s` limits every collective; without it a group would have
@@ -132,10 +131,12 @@ def mesh_over(grid: Grid, *, timeout_s: float) -> Mesh | None:
         return mine
 
     role, tensor, pipeline, data = own([grid.ranks]), own(grid.tensor), own(grid.pipeline), own(grid.data)
-    model, stage, alone = own(grid.model), own(grid.stages), own([[one] for one in grid.ranks])
+    model, stage, alone = own(grid.model), own(grid.stages), own([[one] for one in range(dist.get_world_size())])
     first, ends = own([[ranks[0]] for ranks in grid.pipeline]), own([_ends(ranks) for ranks in grid.pipeline])
+    facts = {"device": _device(), "rank": rank, "world_size": dist.get_world_size(), "grid": grid}
     if role is None:
-        return None
+        names = ("tensor", "pipeline", "data", "model", "role")
+        return Mesh(**facts, **dict.fromkeys(names, alone), collection=None)
     if parallel_state._GLOBAL_MEMORY_BUFFER is None:
         # Sequence parallelism gathers into it. It is no group, but only initialize_model_parallel makes it.
         parallel_state._set_global_memory_buffer()
@@ -143,15 +144,12 @@ def mesh_over(grid: Grid, *, timeout_s: float) -> Mesh | None:
         # Layers fork these generators around dropout, even at rate 0. Nothing else draws from them.
         model_parallel_cuda_manual_seed(0, tp_rank=tensor.rank(), ep_rank=0, etp_rank=tensor.rank())
     return Mesh(
-        device=_device(),
-        rank=rank,
-        world_size=dist.get_world_size(),
+        **facts,
         tensor=tensor,
         pipeline=pipeline,
         data=data,
         model=model,
         role=role,
-        grid=grid,
         collection=ProcessGroupCollection(
             **dict.fromkeys(("tp", "tp_cp", "expt_tp", "tp_ep"), tensor),
             **dict.fromkeys(("cp", "ep"), alone),
@@ -221,7 +219,15 @@ def _device() -> torch.device:
     return torch.device("cpu")
 
 
-def _join_world(timeout_s: float, *, overlaps: bool) -> None:
+def join(timeout_s: float, *, overlaps: bool) -> int:
+    """Join the world that torchrun describes, or a world of one; returns its size. Collective.
+
+    timeout_s: limits every collective of the world. overlaps: whether a model's tensor ranks are to overlap
+    communication with computation.
+    """
+    let_megatron_run_without_cuda()
+    for name in _ADVISERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     device = _device()
     if device.type == "cuda":
         if overlaps:
@@ -235,3 +241,4 @@ def _join_world(timeout_s: float, *, overlaps: bool) -> None:
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    return dist.get_world_size()

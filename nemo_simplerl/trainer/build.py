@@ -10,8 +10,7 @@ from nemo_simplerl.data.sampler import rows_of
 from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.model.source import kind_of, open_source, weights_fingerprint
-from nemo_simplerl.parallel.grid import Grid
-from nemo_simplerl.parallel.mesh import Mesh, mesh_over
+from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.trainer.consistency import ConsistencyGate
 from nemo_simplerl.trainer.estimators import build_estimator
@@ -26,6 +25,7 @@ from nemo_simplerl.trainer.saving.step_state import StepState
 from nemo_simplerl.trainer.setup.engine import build_engine, sampling_of
 from nemo_simplerl.trainer.setup.grader import Grader
 from nemo_simplerl.trainer.setup.prepare import model_folder
+from nemo_simplerl.trainer.setup.world import World
 from nemo_simplerl.trainer.shares import Travel
 
 
@@ -62,7 +62,7 @@ def materials_on_disk(config: Config, model_path: str, tokenizer) -> Materials:
 def build_roles(
     config: Config,
     materials: Materials,
-    mesh: Mesh,
+    world: World,
     grader: Grader,
     *,
     total_steps: int,
@@ -76,6 +76,7 @@ def build_roles(
     """
     algo, sources, temperature = config.algo, materials.sources, config.rollout.temperature
     timer = PhaseTimer(on_enter=on_phase)
+    mesh = world.actor
     learner = _actor_learner(config, sources[0], mesh, total_steps)
     of_actor = partial(on_phase, group=mesh.role)
     longest = config.rollout.max_response_tokens
@@ -91,7 +92,7 @@ def build_roles(
     )
 
     def build_critic() -> tuple[Critic, Travel]:
-        critics = critic_mesh(config, mesh)
+        critics = world.critic
         learner = _critic_learner(config, sources[-1], critics, total_steps)
         of_critic = partial(on_phase, group=critics.role)
         critic = Critic(
@@ -125,17 +126,6 @@ def build_roles(
         initial_weights=materials.initial_weights,
         step_state=step_state,
     )
-
-
-def critic_mesh(config: Config, mesh: Mesh) -> Mesh:
-    """The critic's mesh over the ranks of the actor's `mesh`: that one, where both have the same layout. Collective."""
-    layout = config.layout_of("critic")
-    grid = Grid(mesh.grid.ranks, layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
-    if grid == mesh.grid:
-        return mesh
-    found = mesh_over(grid, timeout_s=config.trainer.distributed_timeout_s)
-    assert found is not None
-    return found
 
 
 def travel_of(config: Config, actors: Mesh, critics: Mesh) -> Travel:

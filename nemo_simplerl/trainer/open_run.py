@@ -43,14 +43,16 @@ from nemo_simplerl.trainer.setup.grader import build_grader
 from nemo_simplerl.trainer.setup.inputs import build_prompts, check_inputs, record_inputs, tokenizer_of
 from nemo_simplerl.trainer.setup.notes import unread_notes
 from nemo_simplerl.trainer.setup.prepare import model_folder
+from nemo_simplerl.trainer.setup.world import World
 from nemo_simplerl.trainer.warm_start.run import stoppable_warm_start
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
+def open_run(config: Config, world: World, started: float) -> Iterator[Run]:
     """A run ready to train, warm-started where the configuration says so; closed at the end. Collective."""
+    mesh = world.actor
     trainer, run_dir, is_first_rank = config.trainer, Path(config.trainer.run_dir), mesh.rank == 0
     found = _checkpoint_to_resume(trainer, mesh)
     replaced = check_inputs(config, run_dir / CHECKPOINTS) if found else []
@@ -92,7 +94,7 @@ def open_run(config: Config, mesh: Mesh, started: float) -> Iterator[Run]:
         roles = build_roles(
             config,
             materials_on_disk(config, model_path, tokenizer),
-            mesh,
+            world,
             grader,
             total_steps=total_steps,
             step_state=StepState(journal, stop.safe_point, lambda: stop.is_urgent),

@@ -24,9 +24,9 @@ def start_training(config: Config, started: float | None = None) -> bool:
     cannot be used.
     """
     started = time.monotonic() if started is None else started
-    with join_world(config) as mesh:
+    with join_world(config) as world:
         try:
-            with open_run(config, mesh, started) as run, report_failures(), run.stop:
+            with open_run(config, world, started) as run, report_failures(), run.stop:
                 try:
                     train(run)
                 except Stopping as asked:
@@ -44,8 +44,8 @@ def start_warm_start(config: Config, started: float | None = None) -> bool:
     """
     started = time.monotonic() if started is None else started
     trainer, run_dir = config.trainer, Path(config.trainer.run_dir)
-    with join_world(config) as mesh, ExitStack() as opened:
-        is_first_rank = mesh.rank == 0
+    with join_world(config) as world, ExitStack() as opened:
+        is_first_rank = world.rank == 0
         opened.enter_context(messages_to(print, is_first_rank=is_first_rank, keep=MessageLog(run_dir)))
         stop = Stop(run_dir, is_first_rank=is_first_rank, max_time=trainer.max_time, started=started)
         wandb = None
@@ -55,7 +55,7 @@ def start_warm_start(config: Config, started: float | None = None) -> bool:
                 wandb = WandbLog(trainer.wandb, run_dir, to_dict(config))
                 opened.enter_context(closing(wandb))
         try:
-            stoppable_warm_start(config, mesh, wandb, stop)
+            stoppable_warm_start(config, world.actor, wandb, stop)
         except StoppedEarly:
             return False
     return True

@@ -33,8 +33,9 @@ def _last_two_ranks_learn(folder: str, actor: dict) -> tuple[list, list, list[st
     grid = Grid(ranks, layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
     mesh = mesh_over(grid, timeout_s=33)
     metrics, weights = [], []
-    if mesh is None:
+    if not mesh.is_member:
         assert dist.get_rank() not in ranks
+        assert mesh.role.size() == mesh.data.size() == 1
     else:
         tokens_BS = torch.arange(24).view(2, 12)
         optim = replace(layout.optim, lr=1e-3)

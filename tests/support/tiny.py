@@ -17,7 +17,7 @@ from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.reward.serving.pool import RewardPool
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.digest import digest
-from nemo_simplerl.trainer.build import build_gate, critic_mesh, travel_of
+from nemo_simplerl.trainer.build import build_gate, travel_of
 from nemo_simplerl.trainer.estimators import GaeWithCritic
 from nemo_simplerl.trainer.learners.actor import Actor
 from nemo_simplerl.trainer.learners.build import build_learner
@@ -26,7 +26,7 @@ from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.logging.timing import PhaseTimer
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.saving.step_state import StepState
-from nemo_simplerl.trainer.setup.world import mesh_of
+from nemo_simplerl.trainer.setup.world import world_of
 
 OPTIM = OptimConfig(
     lr=1e-3,
@@ -193,13 +193,13 @@ def scripted_roles(
 ) -> Iterator[Roles]:
     """Real actor, critic, reference and grader of the model in `folder`, with a scripted engine."""
     config = small_config(folder, actor_changes, algo_changes, critic_changes)
-    mesh = mesh_of(config.actor, config.trainer.distributed_timeout_s)
+    world = world_of(config)
+    mesh, critics = world.actor, world.critic
     optim = config.actor.optim
     timer = PhaseTimer()
     hf = read_hf_config(folder)
     grader = RewardPool(1, timeout_s=20.0, memory_limit_mb=1024)
     learner = learner_of(config, folder, optim, mesh, total_updates=8)
-    critics = critic_mesh(config, mesh)
     critic_learner = learner_of(config, folder, optim, critics, total_updates=8, critic_seed=config.trainer.seed)
     length = 12
     critic = Critic(critic_learner, config.critic, config.algo, max_response_tokens=length, timer=timer)

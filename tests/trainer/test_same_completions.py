@@ -23,7 +23,7 @@ LAYOUTS = {
 def _first_rollout(overrides: list[str]) -> list:
     """Completions of step 1: token ids, log-probabilities, texts."""
     config = load(overrides, world_size=int(os.environ["WORLD_SIZE"]))
-    with join_world(config) as mesh, open_run(config, mesh, time.monotonic()) as run:
+    with join_world(config) as world, open_run(config, world, time.monotonic()) as run:
         run.roles.refit(version=0)
         run.roles.begin(prompts := run.next_prompts(), 1)
         return whole(run.roles.generate(prompts, 1), dist.group.WORLD)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from nemo_simplerl.config.build import keys_of
-from nemo_simplerl.config.durations import seconds_of
 from nemo_simplerl.config.errors import suggest
 from nemo_simplerl.config.rules.runner import value_at
 from nemo_simplerl.config.schema import Config
+from nemo_simplerl.durations import seconds_of
 
 
 def path_is_given(config: Config, key: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nemo_simplerl.config.durations import seconds_of
+from nemo_simplerl.durations import seconds_of
 from nemo_simplerl.files import Unessential, atomic_write
 from nemo_simplerl.trainer.guard.faults import fault_point
 

@@ -108,9 +108,10 @@ def run_benchmarks(request: EvalRequest, config: Config, problems: Mapping[str, 
     """
     with (
         held_by_first_rank(request.output),
-        join_world(config) as mesh,
-        messages_to(partial(print, flush=True), is_first_rank=mesh.rank == 0),
+        join_world(config) as world,
+        messages_to(partial(print, flush=True), is_first_rank=world.rank == 0),
     ):
+        mesh = world.actor
         source, tokenizer = open_source(config.model.path), tokenizer_of(model_folder(config))
         check_room(examples_of(config.data), tokenizer, request.max_tokens)
         prompts = {name: _prompts(name, problems[name], tokenizer, config) for name in problems}

@@ -48,9 +48,10 @@ def sample_solutions(
     config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, n_samples_per_prompt=1))
     with (
         held_by_first_rank(request.output),
-        join_world(config) as mesh,
-        messages_to(partial(print, flush=True), is_first_rank=mesh.rank == 0),
+        join_world(config) as world,
+        messages_to(partial(print, flush=True), is_first_rank=world.rank == 0),
     ):
+        mesh = world.actor
         source, tokenizer = open_source(config.model.path), tokenizer_of(model_folder(config))
         check_room(examples_of(config.data), tokenizer, request.max_tokens)
         prompts, report = render_prompts(

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_simplerl.config.placement import LEARNERS, ROLES, Places, places_of
 from nemo_simplerl.config.schema import ActorConfig, Config
 from nemo_simplerl.files import reason_of, room_in
-from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
+from nemo_simplerl.parallel.grid import Grid
+from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, join, leave_together, mesh_over
 from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.guard.watchdog import watched
@@ -14,43 +17,77 @@ from nemo_simplerl.trainer.setup import determinism
 from nemo_simplerl.trainer.setup.prepare import prepare
 
 
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run, and the mesh of each role over those that it lives on. Elsewhere a role's mesh is no member.
+
+    Roles with the same ranks and the same layout share one mesh. engine: a replica a rank; only its ranks are read.
+    """
+
+    places: Places
+    actor: Mesh
+    critic: Mesh
+    engine: Mesh
+
+    @property
+    def rank(self) -> int:
+        return self.actor.rank
+
+    @property
+    def size(self) -> int:
+        return self.actor.world_size
+
+    @property
+    def meshes(self) -> dict[str, Mesh]:
+        return {role: getattr(self, role) for role in ROLES}
+
+
 @contextmanager
-def join_world(config: Config) -> Iterator[Mesh]:
+def join_world(config: Config) -> Iterator[World]:
     """Join the world, and have one rank write what must exist before models are built. Collective."""
     determinism.pin(config.trainer.deterministic)
-    mesh = mesh_of(
-        config.actor,
-        config.trainer.distributed_timeout_s,
-        other_tensor_size=config.layout_of("critic").tensor_model_parallel_size,
-    )
+    world = world_of(config)
     try:
-        with watched(config.trainer, mesh.rank, mesh.world_size):
-            _prepare_on_first_rank(config, mesh)
-            yield mesh
+        with watched(config.trainer, world.rank, world.size):
+            _prepare_on_first_rank(config, world.rank)
+            yield world
             with waiting("leave_together"):
                 leave_together()
     finally:
         destroy_mesh()
 
 
-def mesh_of(layout: ActorConfig, timeout_s: float, *, other_tensor_size: int = 1) -> Mesh:
-    """Join the world in the actor's layout; `timeout_s` limits every collective. Collective.
+def world_of(config: Config) -> World:
+    """Join the world, with each role in its layout on its ranks; trainer.distributed_timeout_s limits every collective.
+    Collective."""
+    timeout_s, layouts = config.trainer.distributed_timeout_s, {role: config.layout_of(role) for role in LEARNERS}
+    size = join(timeout_s, overlaps=any(layout.tensor_model_parallel_size > 1 for layout in layouts.values()))
+    places = places_of(config.placement, size, has_critic=config.algo.has_critic)
+    grids = {
+        role: Grid(places.of(role), layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size)
+        for role, layout in layouts.items()
+    }
+    meshes: dict[Grid, Mesh] = {}
+    for grid in (*grids.values(), Grid(places.engine, 1, 1)):
+        if grid not in meshes:
+            meshes[grid] = mesh_over(grid, timeout_s=timeout_s)
+    return World(places, meshes[grids["actor"]], meshes[grids["critic"]], meshes[Grid(places.engine, 1, 1)])
 
-    other_tensor_size: that of the critic, where it has a layout of its own.
-    """
+
+def mesh_of(layout: ActorConfig, timeout_s: float) -> Mesh:
+    """Join the world, with one mesh of all its ranks; `timeout_s` limits every collective. Collective."""
     return build_mesh(
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
         context_parallel_size=layout.context_parallel_size,
         timeout_s=timeout_s,
-        other_tensor_size=other_tensor_size,
     )
 
 
-def _prepare_on_first_rank(config: Config, mesh: Mesh) -> None:
+def _prepare_on_first_rank(config: Config, rank: int) -> None:
     """Have rank 0 write what must exist. Raises ValueError on every rank where it cannot. Collective."""
     problem: str | None = None
-    if mesh.rank == 0:
+    if rank == 0:
         try:
             prepare(config)
         except OSError as error:

@@ -30,7 +30,7 @@ def main(model: str, variant: str, num_prompts: str, *overrides: str) -> None:
     given = work.work_of(model, variant, int(num_prompts))
     with tempfile.TemporaryDirectory() as folder:
         config = load([*settings(given, Path(folder)), *overrides], world_size=1)
-        with join_world(config) as mesh, open_run(config, mesh, time.monotonic()) as run:
+        with join_world(config) as world, open_run(config, world, time.monotonic()) as run:
             run.roles.refit(version=0)
             give_reward(run.roles)
             run.roles.timer.drain()

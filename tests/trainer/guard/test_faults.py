@@ -96,7 +96,7 @@ def test_text_that_means_nothing_is_refused_with_what_would(text, message):
 
 def _visits(overrides: list[str]) -> dict[str, int]:
     config = load(overrides, world_size=1)
-    with join_world(config) as mesh, open_run(config, mesh, time.monotonic()) as run, installed(Faults()) as faults:
+    with join_world(config) as world, open_run(config, world, time.monotonic()) as run, installed(Faults()) as faults:
         train(run)
         return faults.visits
 

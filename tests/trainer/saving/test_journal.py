@@ -257,7 +257,7 @@ def _resumed_after(fault: str, overrides: list[str], remade: Path | None = None)
         save_file(weights, remade / "model.safetensors", metadata={"format": "pt"})
     drawn, graded = [], []
     config = load(overrides, world_size=1)
-    with join_world(config) as mesh, open_run(config, mesh, time.monotonic()) as run:
+    with join_world(config) as world, open_run(config, world, time.monotonic()) as run:
         generate, grade = run.roles.engine.generate, run.roles.grader.grade
         run.roles.engine.generate = lambda *given: drawn.extend(given[2]) or generate(*given)
         run.roles.grader.grade = lambda items: graded.extend(items) or grade(items)

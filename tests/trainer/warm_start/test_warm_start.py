@@ -35,9 +35,9 @@ def _warm_start(overrides: list[str], breaks_at: str) -> tuple[list[str], bool]:
             raise BrokenOff
 
     # As if every rank were the first: all are broken off at the same message.
-    with join_world(config) as mesh, messages_to(show, is_first_rank=True):
+    with join_world(config) as world, messages_to(show, is_first_rank=True):
         try:
-            warm_start(config, mesh)
+            warm_start(config, world.actor)
         except BrokenOff:
             return messages, False
     return messages, True

@@ -2,9 +2,9 @@
 
 import pytest
 
-from nemo_simplerl.config.durations import seconds_of
 from nemo_simplerl.config.errors import ConfigErrors
 from nemo_simplerl.config.load import load
+from nemo_simplerl.durations import seconds_of
 
 
 @pytest.mark.parametrize(
