@@ -64,3 +64,28 @@ def importance_weights(engine_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT:
     difference_BT = (logprobs_BT - engine_logprobs_BT).detach()
     weights_BT = torch.where(difference_BT.isfinite(), difference_BT.exp().clamp(max=cap), 0.0)
     return torch.where(mask_BT > 0, weights_BT, 1.0).float()
+
+
+def weight_sums(weights_BT: Tensor, mask_BT: Tensor, cap: float) -> Metrics:
+    """The sums from which `weight_metrics` computes."""
+    is_sampled_BT = mask_BT > 0
+    sampled_BT = torch.where(is_sampled_BT, weights_BT, 0.0).double()
+    return {
+        "weight": sampled_BT.sum(),
+        "squared_weight": sampled_BT.square().sum(),
+        "weights_capped": (is_sampled_BT & (weights_BT >= cap)).sum(),
+    }
+
+
+def weight_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """What `importance_weights` do to a whole rollout of `sums["tokens"]` tokens, from its `weight_sums`.
+
+    `weight_capped_share` is the share of tokens whose weight the cap bounds. `effective_sample_size` is
+    (sum w)^2 / sum w^2 (Kish 1965, "Survey Sampling"), as a share of the tokens: 1 where all weigh the same.
+    """
+    tokens = max(sums["tokens"], 1.0)
+    squares = sums["squared_weight"]
+    return {
+        "weight_capped_share": sums["weights_capped"] / tokens,
+        "effective_sample_size": sums["weight"] ** 2 / squares / tokens if squares else 0.0,
+    }

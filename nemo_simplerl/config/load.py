@@ -68,7 +68,9 @@ def examine(
         shape = _shape(config, findings)
     known_critic = _known_critic_shape(config, findings, known)
     critic_shape = known_critic or _critic_shape(config, findings)
-    findings.problems += check(config, shape, world_size, frozenset(findings.reported), critic_shape)
+    findings.problems += check(
+        config, shape, world_size, frozenset(findings.reported), critic_shape, machine.ranks_per_node
+    )
     machine = dataclasses.replace(machine, has_files=has_files, is_critic_known=known_critic is not None)
     findings.problems += check_machine(config, machine, frozenset(findings.reported))
     return Examined(

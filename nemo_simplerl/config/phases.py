@@ -13,3 +13,9 @@ PHASES = (
     "eval",
     "save_blocking",
 )
+# Those in which a role works alone, so that its own ranks know how long they took.
+PHASES_OF = {
+    "actor": ("old_logprobs", "reference_logprobs", "actor_update"),
+    "critic": ("values", "critic_update"),
+    "engine": ("rollout", "reward"),
+}

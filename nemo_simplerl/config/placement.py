@@ -1,7 +1,7 @@
 """The ranks that each role of a run lives on: the section `placement`, and what it comes to in a world of ranks."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 LEARNERS = ("actor", "critic")
@@ -41,6 +41,18 @@ class Places:
         """Whether all roles live on the same ranks."""
         return self.actor == self.critic == self.engine
 
+    @property
+    def is_engine_apart(self) -> bool:
+        """Whether the engines have ranks of their own."""
+        return self.engine not in (self.actor, self.critic)
+
+    def sharing(self, roles: Iterable[str] = ROLES) -> dict[range, tuple[str, ...]]:
+        """The roles that live on the same ranks, by these ranks; lowest first."""
+        found: dict[range, tuple[str, ...]] = {}
+        for role in roles:
+            found[self.of(role)] = (*found.get(self.of(role), ()), role)
+        return dict(sorted(found.items(), key=lambda item: item[0].start))
+
 
 def places_of(placement: PlacementConfig, world_size: int, *, has_critic: bool) -> Places:
     """The ranks of each role in a world of this size. Raises ValueError with everything that is wrong.
@@ -72,7 +84,7 @@ def _problems(found: dict[str, range], named: dict[str, range], left: list[int],
     for role, ranks in named.items():
         if ranks[-1] >= world_size:
             yield (
-                f"placement.{role}={_written(ranks)} goes beyond the ranks of the run, 0 to {world_size - 1}. Start "
+                f"placement.{role}={written(ranks)} goes beyond the ranks of the run, 0 to {world_size - 1}. Start "
                 f"{ranks[-1] + 1} ranks, or place it on fewer."
             )
     unnamed = [role for role in found if role not in named]
@@ -87,12 +99,18 @@ def _problems(found: dict[str, range], named: dict[str, range], left: list[int],
         for other, others in list(placed.items())[list(placed).index(role) + 1 :]:
             if ranks != others and set(ranks) & set(others):
                 yield (
-                    f"{role} on ranks {_written(ranks)} and {other} on {_written(others)} share some ranks, not all. "
+                    f"{role} on ranks {written(ranks)} and {other} on {written(others)} share some ranks, not all. "
                     "Give both the same ranks, or none in common."
                 )
+    if placed.get("critic") == placed.get("engine") != placed.get("actor") and "critic" in placed:
+        yield (
+            f"critic and engine both live on ranks {written(placed['critic'])}, apart from the actor. Give one of "
+            "them ranks of its own, or the actor's."
+        )
     if placed.get("actor", range(1)).start:
-        yield f"placement.actor={_written(placed['actor'])} does not begin at rank 0, which writes the run's log."
+        yield f"placement.actor={written(placed['actor'])} does not begin at rank 0, which writes the run's log."
 
 
-def _written(ranks: range) -> str:
+def written(ranks: range) -> str:
+    """The ranks as a key of `placement` names them."""
     return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"

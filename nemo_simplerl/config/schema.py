@@ -152,6 +152,9 @@ class RolloutConfig:
     """How completions are sampled, and by which engine."""
 
     engine: Literal["hf", "trtllm", "vllm"]  # hf: transformers in the trainer's process; the others: docs/engines.md
+    # 1: a step's completions are sampled while the step before it trains, by weights that are one refit old, and each
+    # token of the policy loss is weighed by the ratio of both policies. 0: by the weights that the step trains.
+    ahead: int
     n_samples_per_prompt: int  # completions of each prompt in a step
     # mixed: a prompt whose responses are all right or all wrong makes room for another prompt (DAPO).
     keep_groups: Literal["all", "mixed"]

@@ -42,6 +42,18 @@ class Batch:
     truncated_B: Tensor  # bool, the response ended by length
     is_correct_B: Tensor  # bool, the response was graded as right
 
+    @classmethod
+    def of_no_rows(cls, device: torch.device | str) -> "Batch":
+        """The batch of a rank that trains on no samples; S is 2 and T is 1."""
+        no_tokens, no_rows = torch.zeros(0, 1, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+        return cls(
+            tokens_BS=no_rows.view(0, 2),
+            **dict.fromkeys(("mask_BT", "loss_mask_BT", "engine_logprobs_BT", "engine_mask_BT"), no_tokens),
+            **dict.fromkeys(("lengths_B", "prompt_lengths_B", "groups_B"), no_rows),
+            scores_B=torch.zeros(0, device=device),
+            **dict.fromkeys(("truncated_B", "is_correct_B"), no_rows > 0),
+        )
+
     def __len__(self) -> int:
         return self.tokens_BS.shape[0]
 

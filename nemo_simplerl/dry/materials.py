@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from nemo_simplerl.config.families import FAMILIES
@@ -119,21 +118,21 @@ class GivenStep(StepState):
         """As on the rank that sampled none of them: their lengths are all that is looked at."""
         lengths, nothing = np.array(self._given, dtype=np.int64), np.zeros(len(self._given), dtype=np.int64)
         stopped, holders = nothing == 0, nothing - 1
-        self.record.completions = SpreadCompletions(
+        self.sampled.completions = SpreadCompletions(
             lengths, stopped, nothing, nothing, holders, rank=0, held=Completions.of([])
         )
-        return self.record.completions
+        return self.sampled.completions
 
-    def responses(self, completions, owners) -> list[Response]:
+    def responses(self, completions, share) -> list[Response]:
         return [
             Response(np.full(length, _TOKEN, np.int32), np.full(length, _LOGPROB, np.float32), "stop")
-            for length in completions.lengths[owners[dist.get_rank()]].tolist()
+            for length in completions.lengths[share.mine].tolist()
         ]
 
     def grades(self, grade, count) -> list[Grade]:
         return [Grade(("correct", "incorrect")[index % 2], "ok", 0.0) for index in range(len(self._given))]
 
-    def column(self, name: str, batch: Batch, compute) -> Tensor:
+    def column(self, name: str, role: str, batch: Batch, compute) -> Tensor:
         return compute(batch)
 
 

@@ -60,12 +60,25 @@ def gather_to_first(obj: T, group: dist.ProcessGroup | None, what: str) -> list[
     return gathered or []
 
 
-def of_first_rank(obj: T, what: str) -> T:
-    """Rank 0's object, on every rank of the world: its view of the disk is the one that counts. Collective.
+def of_first_rank(obj: T, what: str, group: dist.ProcessGroup | None = None) -> T:
+    """The object of the group's first rank, on every rank of it: its view of the disk is the one that counts.
+    Collective.
+
+    what: as in `gather_objects`. group: None is the world.
+    """
+    return gather_objects(obj, group or dist.group.WORLD, what)[0]
+
+
+def of_rank(obj: T | None, rank: int, what: str) -> T:
+    """The object of one rank of the world, on every rank of it. Collective.
 
     what: as in `gather_objects`.
     """
-    return gather_objects(obj, dist.group.WORLD, what)[0]
+    carrier = [obj]
+    if dist.get_world_size() > 1:
+        with waiting(f"gather.{what}"):
+            dist.broadcast_object_list(carrier, src=rank)
+    return carrier[0]  # type: ignore[return-value]
 
 
 def any_rank(is_true: bool, device: torch.device, group: dist.ProcessGroup | None) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 OUTSIDE = "outside the phases"
+_FOR_OTHERS = ("gather.", "exchange.", "all_reduce.", "barrier.", "leave_together", "warm_start")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Waits:
     def in_words(self) -> str:
         """The names of the open waits, outermost first: `rollout > engine.generate`."""
         return " > ".join(wait.name for wait in self._open) or OUTSIDE
+
+
+def is_for_others(name: str) -> bool:
+    """Whether a wait of this name ends only when other ranks have come as far: its rank does nothing meanwhile."""
+    return name.startswith(_FOR_OTHERS)
 
 
 waiting = Waits()  # of this process's main thread

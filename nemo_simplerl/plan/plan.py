@@ -10,7 +10,7 @@ from nemo_simplerl.plan.known import KNOWN_MODELS
 from nemo_simplerl.plan.layout import Cluster, Layout, warnings_of
 from nemo_simplerl.plan.memory import Memory, memory
 from nemo_simplerl.plan.report import Plan
-from nemo_simplerl.plan.request import problems_of_the_cluster, requested_layout, runnable_layout
+from nemo_simplerl.plan.request import requested_layout, runnable_layout
 from nemo_simplerl.plan.step_time import step_time
 from nemo_simplerl.plan.suggest import faster_batch, first_change, shortage, suggestions
 
@@ -31,10 +31,9 @@ def make_plan(
     container has.
     """
     has_gpu, known = not cluster.gpu.is_cpu, {} if needs_files else KNOWN_MODELS
-    found = examine(
-        overrides, cluster.world_size, Machine(has_gpu=has_gpu, has_transformer_engine=has_gpu), shape, known
-    )
-    problems = [*found.problems, *problems_of_the_cluster(found, cluster)]
+    machine = Machine(has_gpu=has_gpu, has_transformer_engine=has_gpu, ranks_per_node=cluster.gpus_per_node)
+    found = examine(overrides, cluster.world_size, machine, shape, known)
+    problems = list(found.problems)
     layout, wished = runnable_layout(found, cluster), requested_layout(found, cluster)
     used = None if layout is None else memory(layout)
     if layout is not None and used is not None:

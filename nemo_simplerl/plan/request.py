@@ -1,11 +1,8 @@
-"""The layout that a configuration asks for on a cluster, and the rules that only a plan can check."""
+"""The layout that a configuration asks for on a cluster."""
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from nemo_simplerl.config.load import Examined
-from nemo_simplerl.config.rules.runner import run_rules
 from nemo_simplerl.config.schema import ActorConfig, Config, CriticConfig, RolloutConfig
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan.engines.base import footprint_of
@@ -75,15 +72,6 @@ def requested_layout(found: Examined, cluster: Cluster) -> Layout | None:
     if any(count is not None and count < 1 for count in counts) or not footprint.settings(config.rollout).is_possible:
         return None
     return None if config.actor.context_parallel_size != 1 else _layout(found, shape, cluster)
-
-
-def problems_of_the_cluster(found: Examined, cluster: Cluster) -> list[str]:
-    """Problems of a run on this cluster, beyond those that the rules of the configuration find."""
-    return run_rules(found.config, found.reported, [partial(_engine_fits_the_cluster, cluster=cluster)])
-
-
-def _engine_fits_the_cluster(config: Config, cluster: Cluster) -> Iterator[str]:
-    yield from footprint_of(config.rollout.engine).problems(config, cluster)
 
 
 def _layout(found: Examined, shape: ModelShape, cluster: Cluster) -> Layout:

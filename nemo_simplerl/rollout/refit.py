@@ -1,6 +1,6 @@
 """Sending new weights to engines in buckets, and the check of all ranks that every engine holds them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -63,11 +63,12 @@ class _Shipment:
 
 @dataclass(frozen=True)
 class _Report:
-    """The result of one rank's refit, which all ranks compare."""
+    """The result of one rank's part in a refit, which all ranks compare."""
 
+    rank: int  # of the world
     version: int
     problem: str | None
-    sent_digest: int  # of the digests of all tensors that were sent
+    digest: int  # of the digests of all tensors that were sent
 
 
 def verified_refit(
@@ -89,22 +90,40 @@ def verified_refit(
     try:
         problem = _ship(engine, shipment, version, verify)
     except Exception as caught:  # raised below on every rank: the others have engines to stop
-        error, problem = caught, f"{type(caught).__name__}: {caught}"
-    sent_digest = xxhash.xxh3_64_intdigest(repr(sorted(shipment.digests.items())).encode())
-    reports = gather_objects(_Report(version, problem, sent_digest), group)
-    problems = _failures(reports)
-    if not problems and len({report.sent_digest for report in reports}) > 1:
-        problems = _disagreements(gather_objects(shipment.digests, group))
-    if problems:
-        failure = f"refit to version {reports[0].version} failed on {'; '.join(problems)}"
+        error, problem = caught, in_words(caught)
+    if (failure := agree(version, problem, shipment.digests, group)) is not None:
         engine.invalidate(f"its {failure}")
         raise RuntimeError(f"{failure}.") from error
+    return refit_metrics(version, shipment.num_buckets, shipment.num_bytes, verify)
+
+
+def agree(version: int, problem: str | None, digests: Mapping[str, int], group: dist.ProcessGroup | None) -> str | None:
+    """What went wrong with the refit to `version` on any rank of `group`, the same words on each; None where all hold
+    it. Collective.
+
+    problem: what went wrong on this rank. digests: of the tensors that this rank sent, or was sent, by name.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    digest_of_all = xxhash.xxh3_64_intdigest(repr(sorted(digests.items())).encode())
+    reports = gather_objects(_Report(rank, version, problem, digest_of_all), group)
+    problems = _failures(reports)
+    if not problems and len({report.digest for report in reports}) > 1:
+        problems = _disagreements([report.rank for report in reports], gather_objects(digests, group))
+    return f"refit to version {reports[0].version} failed on {'; '.join(problems)}" if problems else None
+
+
+def refit_metrics(version: int, num_buckets: int, num_bytes: int, verify: bool) -> dict[str, float]:
+    """The metrics of a refit that succeeded."""
     return {
         "refit/version": float(version),
-        "refit/buckets": float(shipment.num_buckets),
-        "refit/bytes": float(shipment.num_bytes),
+        "refit/buckets": float(num_buckets),
+        "refit/bytes": float(num_bytes),
         "refit/verified": float(verify),
     }
+
+
+def in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _ship(engine: RolloutEngine, shipment: _Shipment, version: int, verify: bool) -> str | None:
@@ -143,23 +162,22 @@ def _difference(shipment: _Shipment, landed: dict[str, int]) -> str | None:
 
 
 def _failures(reports: list[_Report]) -> list[str]:
-    """Each rank whose refit failed, or which was called with another version than the first rank."""
-    problems = [f"rank {rank}: {report.problem}" for rank, report in enumerate(reports) if report.problem]
-    version = reports[0].version
-    return problems + [
-        f"rank {rank}: was asked for version {report.version}, rank 0 for {version}"
-        for rank, report in enumerate(reports)
-        if report.version != version
+    """Each rank whose part failed, or which was called with another version than the first rank."""
+    first = reports[0]
+    return [f"rank {report.rank}: {report.problem}" for report in reports if report.problem] + [
+        f"rank {report.rank}: was asked for version {report.version}, rank {first.rank} for {first.version}"
+        for report in reports
+        if report.version != first.version
     ]
 
 
-def _disagreements(digests: list[dict[str, int]]) -> list[str]:
-    """Each rank that sent other tensors than the first rank."""
+def _disagreements(ranks: list[int], digests: list[Mapping[str, int]]) -> list[str]:
+    """Each rank that sent, or was sent, other tensors than the first rank sent."""
     first = digests[0]
     return [
-        f"rank {rank}: was sent other weights than rank 0: "
+        f"rank {rank}: was sent other weights than rank {ranks[0]}: "
         + _few(sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name)))
-        for rank, other in enumerate(digests)
+        for rank, other in zip(ranks, digests, strict=True)
         if other != first
     ]
 

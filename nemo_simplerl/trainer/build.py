@@ -6,7 +6,6 @@ from functools import partial
 
 from nemo_simplerl.config.schema import ActorConfig, AlgoConfig, Config, ConsistencyConfig, CriticConfig
 from nemo_simplerl.data.examples import stops_of
-from nemo_simplerl.data.sampler import rows_of
 from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.readers.base import Source
 from nemo_simplerl.model.source import kind_of, open_source, weights_fingerprint
@@ -17,8 +16,10 @@ from nemo_simplerl.trainer.estimators import build_estimator
 from nemo_simplerl.trainer.learners.actor import Actor
 from nemo_simplerl.trainer.learners.build import bad_updates_of, build_learner
 from nemo_simplerl.trainer.learners.critic import Critic
+from nemo_simplerl.trainer.learners.elsewhere import ModelElsewhere
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.updates import UpdateLoop
+from nemo_simplerl.trainer.logging.screen import Outbox
 from nemo_simplerl.trainer.logging.timing import PhaseTimer
 from nemo_simplerl.trainer.roles import Roles
 from nemo_simplerl.trainer.saving.step_state import StepState
@@ -26,7 +27,6 @@ from nemo_simplerl.trainer.setup.engine import build_engine, sampling_of
 from nemo_simplerl.trainer.setup.grader import Grader
 from nemo_simplerl.trainer.setup.prepare import model_folder
 from nemo_simplerl.trainer.setup.world import World
-from nemo_simplerl.trainer.shares import Travel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,49 +68,55 @@ def build_roles(
     total_steps: int,
     step_state: StepState,
     on_phase: Callable[..., None],
+    safe_point: Callable[[], None] = lambda: None,
+    outbox: Outbox | None = None,
 ) -> Roles:
-    """Actor, estimator, reference and engine, started from the weights of `materials`. Collective.
+    """Actor, estimator, reference and engine, started from the weights of `materials`, each on its ranks. Collective.
 
     on_phase: called at the beginning of every phase, and before every update as actor.update or critic.update; in the
-    work of one model with `group=`, the ranks of that model's mesh.
+    work of one model with `group=`, the ranks of that model's mesh. safe_point: raises on every rank of the world
+    where one was asked to stop. outbox: messages for rank 0.
     """
     algo, sources, temperature = config.algo, materials.sources, config.rollout.temperature
     timer = PhaseTimer(on_enter=on_phase)
-    mesh = world.actor
-    learner = _actor_learner(config, sources[0], mesh, total_steps)
-    of_actor = partial(on_phase, group=mesh.role)
-    longest = config.rollout.max_response_tokens
-    actor = Actor(
-        learner,
-        materials.hf,
-        config.actor,
-        algo,
-        temperature=temperature,
-        max_response_tokens=longest,
-        timer=timer.with_on_enter(of_actor),
-        update_loop=UpdateLoop(partial(of_actor, "actor.update")),
-    )
+    mesh, longest = world.actor, config.rollout.max_response_tokens
 
-    def build_critic() -> tuple[Critic, Travel]:
+    def build_actor() -> Actor | ModelElsewhere:
+        if not mesh.is_member:
+            return ModelElsewhere()
+        of_actor = partial(on_phase, group=mesh.role)
+        return Actor(
+            _actor_learner(config, sources[0], mesh, total_steps),
+            materials.hf,
+            config.actor,
+            algo,
+            temperature=temperature,
+            max_response_tokens=longest,
+            timer=timer.with_on_enter(of_actor),
+            update_loop=UpdateLoop(partial(of_actor, "actor.update")),
+            keeps_earlier=config.rollout.ahead > 0,
+        )
+
+    def build_critic() -> Critic | ModelElsewhere:
         critics = world.critic
-        learner = _critic_learner(config, sources[-1], critics, total_steps)
+        if not critics.is_member:
+            return ModelElsewhere()
         of_critic = partial(on_phase, group=critics.role)
-        critic = Critic(
-            learner,
+        return Critic(
+            _critic_learner(config, sources[-1], critics, total_steps),
             config.critic,
             algo,
             max_response_tokens=longest,
             timer=timer.with_on_enter(of_critic),
             update_loop=UpdateLoop(partial(of_critic, "critic.update")),
         )
-        return critic, travel_of(config, mesh, critics)
 
     return Roles(
         config=config,
-        mesh=mesh,
-        actor=actor,
+        world=world,
+        actor=build_actor(),
         estimator=build_estimator(algo, config.data.rollout_batch_size, mesh, step_state, build_critic),
-        engine=materials.build_engine(mesh),
+        engine=materials.build_engine(world.engine),
         grader=grader,
         gate=build_gate(
             config.rollout.consistency,
@@ -125,16 +131,9 @@ def build_roles(
         timer=timer,
         initial_weights=materials.initial_weights,
         step_state=step_state,
+        safe_point=safe_point,
+        outbox=outbox or Outbox(),
     )
-
-
-def travel_of(config: Config, actors: Mesh, critics: Mesh) -> Travel:
-    """The way of samples between the data ranks of actor and critic."""
-    share_of_actor, share_of_critic = (
-        partial(rows_of, seed=config.trainer.seed, window=role.global_batch_size)
-        for role in (config.actor, config.critic)
-    )
-    return Travel(actors, critics, share_of_actor, share_of_critic)
 
 
 def _actor_learner(config: Config, source: Source, mesh: Mesh, total_steps: int) -> Learner:

@@ -10,13 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nemo_simplerl.algo.consistency import beyond_bound, difference_metrics, difference_sums, importance_weights
+from nemo_simplerl.algo.consistency import (
+    beyond_bound,
+    difference_metrics,
+    difference_sums,
+    importance_weights,
+    weight_metrics,
+    weight_sums,
+)
 from nemo_simplerl.config.schema import ConsistencyConfig, RolloutConfig
 from nemo_simplerl.data.batch import Batch
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import all_reduce_metrics
 
 log = logging.getLogger(__name__)
+
+# Figures that judge the engine, whatever the age of the weights that it was given.
+_OF_THE_ENGINE = ("logprob_diff_mean", "logprob_diff_max", "share_beyond")
 
 
 @dataclass(frozen=True)
@@ -46,38 +56,67 @@ class ConsistencyGate:
         compute: the trainer's log-probabilities of a batch. Under `engine` it is asked for the probe alone, and the
         other rows are the engine's own; where the gate trips, and is not off, it is asked for all.
         """
-        if self.old_logprobs == "trainer":
+        if self.old_logprobs == "trainer" or not self.mesh.is_member:
             return compute(batch)
         probe = batch.select(range(self._num_probed(batch)))
         mixed_BT = batch.engine_logprobs_BT.clone()
         mixed_BT[: len(probe)] = compute(probe)
-        is_tripped = self._figures(batch, mixed_BT, torch.ones_like(mixed_BT))["tripped"]
+        is_tripped = self._is_tripped(self._figures(batch, mixed_BT, torch.ones_like(mixed_BT)))
         return compute(batch) if is_tripped and self.config.policy != "off" else mixed_BT
 
-    def check(self, batch: Batch, old_logprobs_BT: Tensor, step: int) -> GateResult:
+    def check(
+        self,
+        batch: Batch,
+        old_logprobs_BT: Tensor,
+        step: int,
+        *,
+        is_older: bool = False,
+        earlier_logprobs: Callable[[Batch], Tensor] | None = None,
+    ) -> GateResult:
         """Compare, and weigh the tokens of the policy loss accordingly. Collective.
 
         Only the policy loss is touched: the critic, the whitening and the count that divides the loss see every token,
         so that leaving tokens out scales no other up. An EOS put over a sampled token is not compared and weighs 1.
+        is_older: the samples are of weights before those that are trained. The engine is then judged by a probe, with
+        `earlier_logprobs` of it, which the trainer computes under the weights that sampled; where it is None nobody has
+        them, and only numbers that are not finite trip the gate. The weights are those of all tokens as ever.
         Raises RuntimeError under `stop`, on every rank.
         """
-        config = self.config
-        weights_BT = _weights(config, batch.engine_logprobs_BT, old_logprobs_BT, self._compared_BT(batch))
-        figures = self._figures(batch, old_logprobs_BT, weights_BT)
-        is_tripped = bool(figures["tripped"])
+        if not self.mesh.is_member:
+            return GateResult(torch.ones_like(old_logprobs_BT), {})
+        config, mask_BT = self.config, self._compared_BT(batch)
+        weights_BT = _weights(config, batch.engine_logprobs_BT, old_logprobs_BT, mask_BT)
+        metrics = self._figures(batch, old_logprobs_BT, weights_BT)
+        told = metrics
+        if is_older:
+            metrics = {name: value for name, value in metrics.items() if name not in _OF_THE_ENGINE}
+            if earlier_logprobs is None:
+                log.info(f"step {step}: the engine is not compared, since nobody has the weights that sampled any more")
+            else:
+                probe = batch.select(range(self._num_probed(batch)))
+                of_probe = self._figures(probe, earlier_logprobs(probe), torch.ones_like(probe.mask_BT))
+                metrics |= {name: of_probe[name] for name in _OF_THE_ENGINE}
+                told = of_probe | {"not_finite": metrics["not_finite"]}
+        is_tripped = self._is_tripped(metrics)
         if is_tripped and config.policy == "stop":
-            raise RuntimeError(f"Step {step}: {_complaint(figures, config)} {_way_out(figures)}")
+            raise RuntimeError(f"Step {step}: {_complaint(told, config)} {_way_out(told)}")
         if is_tripped and config.policy != "off":
-            log.warning(f"step {step}: {_complaint(figures, config)}")
-        return GateResult(weights_BT, {f"consistency/{name}": value for name, value in figures.items()})
+            log.warning(f"step {step}: {_complaint(told, config)}")
+        metrics["tripped"] = float(is_tripped)
+        return GateResult(weights_BT, {f"consistency/{name}": value for name, value in metrics.items()})
 
-    def _figures(self, batch: Batch, old_logprobs_BT: Tensor, weights_BT: Tensor) -> dict[str, float]:
-        mask_BT = self._compared_BT(batch)
-        sums = difference_sums(batch.engine_logprobs_BT, old_logprobs_BT, mask_BT, self.config.max_difference)
-        totals = all_reduce_metrics(sums | {"weight": (weights_BT * mask_BT).sum()}, self.mesh.data)
+    def _figures(self, batch: Batch, logprobs_BT: Tensor, weights_BT: Tensor) -> dict[str, float]:
+        """How far the trainer's log-probabilities are from the engine's, and what the weights do."""
+        config, mask_BT = self.config, self._compared_BT(batch)
+        sums = difference_sums(batch.engine_logprobs_BT, logprobs_BT, mask_BT, config.max_difference)
+        sums |= weight_sums(weights_BT, mask_BT, config.importance_cap)
+        totals = all_reduce_metrics(sums, self.mesh.data)
         figures = difference_metrics(totals) | {"weight_mean": totals["weight"] / max(totals["tokens"], 1.0)}
-        is_beyond = figures["share_beyond"] > self.config.max_share and not self.expects_difference
-        return figures | {"tripped": float(figures["not_finite"] > 0 or is_beyond)}
+        return figures | (weight_metrics(totals) if config.policy == "correct" else {})
+
+    def _is_tripped(self, figures: Mapping[str, float]) -> bool:
+        is_beyond = figures.get("share_beyond", 0.0) > self.config.max_share and not self.expects_difference
+        return figures["not_finite"] > 0 or is_beyond
 
     def _compared_BT(self, batch: Batch) -> Tensor:
         """float32, 1 where the engine sampled a token that the trainer computed the log-probability of too."""

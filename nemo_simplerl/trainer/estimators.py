@@ -22,6 +22,7 @@ from nemo_simplerl.config.schema import AlgoConfig
 from nemo_simplerl.data.batch import Batch
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.trainer.learners.critic import Critic
+from nemo_simplerl.trainer.learners.elsewhere import ModelElsewhere
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.updates import UpdateLoop
 from nemo_simplerl.trainer.logging.metrics import advantage_metrics, estimate_metrics, update_metrics
@@ -40,11 +41,16 @@ class Estimate:
 class Estimator(Protocol):
     """Estimates advantages from token rewards and trains the models it needs for that. All ranks call alike.
 
-    learners and update_loops: those models by role, to be saved, resumed and stopped between updates like the actor.
+    roles: the names of those models. learners and update_loops: those that live on this rank, to be saved, resumed and
+    stopped between updates like the actor.
     """
 
+    roles: tuple[str, ...]
     learners: Mapping[str, Learner]
     update_loops: Mapping[str, UpdateLoop]
+
+    def begin(self, batches: Mapping[str, Batch]) -> None:
+        """Take this rank's batches of the step, by role."""
 
     def estimate(self, step: int, batch: Batch, rewards_BT: Tensor) -> Estimate:
         """The advantage of every response token under the models from before the step's first update. Collective."""
@@ -59,24 +65,34 @@ class GaeWithCritic:
     The returns that the critic is fitted to may have a lambda of their own (VC-PPO, arXiv:2503.01491), and another one
     in the first steps, which train the critic alone.
 
-    mesh: the actor's, whose data ranks the batches are of. travel: between those and the critic's.
+    mesh: the actor's, whose batches advantages are of. The critic's batches are its own: values travel from its ranks
+    to the actor's, and returns back.
     """
 
-    def __init__(self, critic: Critic, algo: AlgoConfig, mesh: Mesh, step_state: StepState, travel: Travel):
-        self.critic, self.algo, self.mesh, self.step_state, self.travel = critic, algo, mesh, step_state, travel
-        self.learners = {"critic": critic.learner}
-        self.update_loops = {"critic": critic.update_loop}
+    roles = ("critic",)
 
-    @kept_in_step("values")
+    def __init__(self, critic: Critic | ModelElsewhere, algo: AlgoConfig, mesh: Mesh, step_state: StepState):
+        self.critic, self.algo, self.mesh, self.step_state, self.travel = critic, algo, mesh, step_state, Travel()
+        self.learners = {"critic": critic.learner} if isinstance(critic, Critic) else {}
+        self.update_loops = {"critic": critic.update_loop}
+        self._batch: Batch | None = None  # the critic's, of the step
+
+    def begin(self, batches: Mapping[str, Batch]) -> None:
+        """See Estimator.begin."""
+        shares = self.step_state.shares
+        self._batch = batches["critic"]
+        self.travel.begin(self.step_state.lengths, shares["actor"], shares["critic"])
+
+    @kept_in_step("values", "critic")
     def values(self, batch: Batch) -> Tensor:
         """float32 [B, T]: the critic's values from before the step's first update. Collective."""
-        critics = self.travel.batch(batch)
-        return self.travel.back(self.critic.values(critics), critics, batch)
+        return self.critic.values(batch)
 
     def estimate(self, step: int, batch: Batch, rewards_BT: Tensor) -> Estimate:
         """See Estimator.estimate."""
-        self.travel.begin(self.step_state.lengths, step)
-        values_BT, lam = self.values(batch), self._lambda(batch)
+        assert self._batch is not None, "call begin() first"
+        self._values_BT = self.values(self._batch)
+        values_BT, lam = self.travel.back(self._values_BT, self._batch, batch), self._lambda(batch)
         estimate_by = partial(gae, rewards_BT, values_BT, batch.mask_BT, gamma=self.algo.gamma)
         advantages_BT, returns_BT = estimate_by(lam=lam)
         if (critic_lambda := self._critic_lambda(step)) is not None:
@@ -89,12 +105,11 @@ class GaeWithCritic:
 
     def update(self, batch: Batch, estimate: Estimate) -> dict[str, float]:
         """See Estimator.update."""
-        critics = self.travel.batch(batch)
-        values_BT, returns_BT = (
-            self.travel.there(column_BT, batch, critics)
-            for column_BT in (estimate.columns_BT["values"], estimate.returns_BT)
-        )
-        return update_metrics("critic", self.critic.update(critics, values_BT, returns_BT))
+        assert self._batch is not None, "call begin() first"
+        returns_BT = self.travel.there(estimate.returns_BT, batch, self._batch)
+        updates = self.critic.update(self._batch, self._values_BT, returns_BT)
+        self._batch = self._values_BT = None  # the refit needs their memory
+        return update_metrics("critic", updates)
 
     def _lambda(self, batch: Batch) -> float | Tensor:
         """Lambda of the advantages: a number, or one for each response [B, 1]."""
@@ -112,8 +127,12 @@ class GaeWithCritic:
 class NoModels:
     """The part of an estimator that trains nothing: the actor alone is built, saved and updated."""
 
+    roles: tuple[str, ...] = ()
     learners: Mapping[str, Learner] = {}
     update_loops: Mapping[str, UpdateLoop] = {}
+
+    def begin(self, batches: Mapping[str, Batch]) -> None:
+        """See Estimator.begin."""
 
     def update(self, batch: Batch, estimate: Estimate) -> dict[str, float]:
         """See Estimator.update."""
@@ -162,15 +181,14 @@ def build_estimator(
     num_prompts: int,
     mesh: Mesh,
     step_state: StepState,
-    build_critic: Callable[[], tuple[Critic, Travel]],
+    build_critic: Callable[[], Critic | ModelElsewhere],
 ) -> Estimator:
     """The estimator of a run with `num_prompts` prompts a step, on the actor's mesh. Collective.
 
     One without a critic does not call `build_critic`, and none is built.
     """
     if algo.advantage == "gae":
-        critic, travel = build_critic()
-        return GaeWithCritic(critic, algo, mesh, step_state, travel)
+        return GaeWithCritic(build_critic(), algo, mesh, step_state)
     if algo.advantage == "reinforce_pp":
         return RewardsToGo(algo.gamma, mesh)
     compare = {

@@ -58,6 +58,11 @@ class SampledGroups:
         self.terms.extend(terms)
 
     @property
+    def sizes(self) -> list[int]:
+        """The number of prompts of each round so far."""
+        return [len(part.prompts) for part in self.parts]
+
+    @property
     def rounds(self) -> int:
         """Rounds sampled so far."""
         return len(self.parts)

@@ -28,12 +28,13 @@ def ppo_step(step: int, prompts: Sequence[Prompt], roles: Roles) -> tuple[dict[s
         completions = roles.generate(new_prompts, step)
         grades, rewards = roles.grade(new_prompts, completions)
         groups.add(new_prompts, completions, grades, rewards)
+    groups = roles.announce(groups)
 
     metrics = groups.metrics | learn(step, groups.trained, roles)
     if step > roles.config.algo.critic_warmup_steps:
         metrics |= roles.refit(version=step)
 
-    return metrics, groups.rows
+    return roles.meet(metrics), groups.rows
 
 
 def learn(step: int, rollout: Rollout, roles: Roles) -> dict[str, float]:
@@ -50,7 +51,7 @@ def learn(step: int, rollout: Rollout, roles: Roles) -> dict[str, float]:
     kl_BT = kl_penalty(old_logprobs_BT, ref_logprobs_BT, algo.kl_estimator)
     rewards_BT = token_rewards(batch.scores_B, kl_BT, batch.mask_BT, algo.kl_coef_of_reward, algo.reward_clip)
     estimate = roles.estimate(step, batch, rewards_BT)  # by a critic or from the rewards alone: estimators.py
-    roles.require_finite(step, rollout.completions, old_logprobs=old_logprobs_BT, **estimate.columns_BT)
+    roles.require_finite(step, old_logprobs=old_logprobs_BT, **estimate.columns_BT)
     advantages_BT = estimate.advantages_BT
     if algo.normalize_advantages:
         advantages_BT = whiten(advantages_BT, batch.loss_mask_BT, data_group)

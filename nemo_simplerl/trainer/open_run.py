@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-import torch.distributed as dist
 from rich.console import Console
 
 from nemo_simplerl.config.load import to_dict, to_yaml
@@ -29,7 +28,7 @@ from nemo_simplerl.trainer.guard.finite import delete_bad_updates
 from nemo_simplerl.trainer.guard.idle import idle
 from nemo_simplerl.trainer.guard.stop import Stop
 from nemo_simplerl.trainer.logging.run_log import MessageLog, RunLog
-from nemo_simplerl.trainer.logging.screen import messages_to, print_line
+from nemo_simplerl.trainer.logging.screen import Outbox, messages_to, print_line
 from nemo_simplerl.trainer.run import CHECKPOINTS, Run
 from nemo_simplerl.trainer.saving import checkpoint
 from nemo_simplerl.trainer.saving.checkpoint import Found
@@ -66,13 +65,13 @@ def open_run(config: Config, world: World, started: float) -> Iterator[Run]:
     _check_length(config, total_steps, done=0 if found is None else found.manifest.position.steps_begun)
     faults = Faults.parse(os.environ.get(VARIABLE, ""), mesh.rank)
     stop = Stop(run_dir, is_first_rank=is_first_rank, max_time=trainer.max_time, started=started)
-    console = Console()
+    console, outbox = Console(), None if world.places.is_shared else Outbox()
     run_log = _run_log(trainer, mesh, found, total_steps, console)
-    journal = Journal(run_dir / JOURNAL, dist.group.WORLD)
+    journal = Journal(run_dir / JOURNAL, world.engine.role)
     if is_first_rank:
         _clear_earlier(trainer, stop, found, journal)
     with (
-        messages_to(partial(print_line, console), is_first_rank=is_first_rank, keep=MessageLog(run_dir)),
+        messages_to(partial(print_line, console), is_first_rank=is_first_rank, keep=MessageLog(run_dir), outbox=outbox),
         closing(run_log),
         ExitStack() as opened,
     ):
@@ -97,8 +96,10 @@ def open_run(config: Config, world: World, started: float) -> Iterator[Run]:
             world,
             grader,
             total_steps=total_steps,
-            step_state=StepState(journal, stop.safe_point, lambda: stop.is_urgent),
-            on_phase=stop.on_phase,
+            step_state=StepState(journal if world.engine.is_member else None, lambda: stop.is_urgent),
+            on_phase=stop.on_phase if world.places.is_shared else stop.on_phase_of_role,
+            safe_point=stop.safe_point,
+            outbox=outbox,
         )
         opened.enter_context(closing(roles.engine))
         yield Run(

@@ -29,6 +29,7 @@ from nemo_simplerl.trainer.saving.checkpoint import Found
 from nemo_simplerl.trainer.saving.manifest import MANIFEST, Manifest, changed_versions, versions
 from nemo_simplerl.trainer.saving.position import TrainingPosition
 from nemo_simplerl.trainer.saving.saver import Saver
+from nemo_simplerl.trainer.versions import version_after
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Run:
 
     def weight_version(self, step: int) -> int:
         """The step whose update produced the actor's weights after `step` steps."""
-        return step if step > self.config.algo.critic_warmup_steps else 0
+        return version_after(step, self.config.algo.critic_warmup_steps)
 
     def resume(self) -> int:
         """Restore the checkpoint that was found; returns the steps done. Collective."""
@@ -91,9 +92,9 @@ class Run:
         checkpoint.load(self.found, self.roles.learners)
         if (record := checkpoint.load_record(self.found, mesh)) is not None:
             self.roles.step_state.restore(record)
-        learners = self.roles.learners
-        before = checkpoint.layouts_in_words({role: saved.layout_of(role) for role in learners})
-        now = checkpoint.layouts_in_words({role: checkpoint.layout_of(one.mesh) for role, one in learners.items()})
+        layouts = {role: known.layout for role, known in checkpoint.facts_of(self.roles.learners).items()}
+        before = checkpoint.layouts_in_words({role: saved.layout_of(role) for role in layouts})
+        now = checkpoint.layouts_in_words(layouts)
         change = "" if before == now else f", saved by {before} and continued by {now}"
         log.info(f"resumed after {saved.position.in_words} from {self.found.path}{change}")
         if differ := changed_versions(saved.versions, versions()):
@@ -130,15 +131,16 @@ class Run:
             seconds["time/start"], self.start_seconds = self.start_seconds, None
             step_seconds -= seconds["time/start"]
         seconds["memory/host_gb"] = host_gb()
-        if "rollout/tokens" in metrics and not self.roles.step_state.was_sampled_before:
-            seconds["time/rollout_tokens_per_second"] = metrics["rollout/tokens"] / seconds["time/rollout"]
+        rollout_seconds = (metrics | seconds).get("time/rollout")  # known to rank 0 where the engine has its own ranks
+        if "rollout/tokens" in metrics and rollout_seconds and not self.roles.step_state.was_sampled_before:
+            seconds["time/rollout_tokens_per_second"] = metrics["rollout/tokens"] / rollout_seconds
             seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / step_seconds
         self.run_log.metrics(step, metrics | seconds)
         for text in self.alarms.check(metrics):
             log.warning(f"step {step}: {text}")
         self.steps_done = step
         if step > 0:
-            num_prompts = self.roles.step_state.num_sampled // self.roles.sampling.n
+            num_prompts = len(self.roles.step_state.record.completions) // self.roles.sampling.n
             self.prompts_passed = list(self.sampler.offered(self.prompts_passed).values())[num_prompts - 1]
 
     def save(self, step: int) -> None:
@@ -169,12 +171,12 @@ class Run:
             )
 
     def _export(self) -> list[str]:
-        """Write the models in the forms of trainer.export, and the summary; returns what could not be written. On one
-        rank."""
+        """Write the models of all roles in the forms of trainer.export, and the summary; returns what could not be
+        written. On one rank."""
         run_dir = Path(self.config.trainer.run_dir)
         last = run_dir / CHECKPOINTS / TrainingPosition(self.total_steps).name
         problems = []
-        for kind, name in product(self.config.trainer.export, self.roles.learners):
+        for kind, name in product(self.config.trainer.export, self.roles.trained_roles):
             target = Target(kind, run_dir / kind / (f"{name}.nemo" if kind == "nemo" else name))
             if _is_older(target.path, last / MANIFEST):
                 remove(target.path)  # of an earlier end, which the run was told to go beyond
@@ -197,7 +199,7 @@ class Run:
         self.saver.finish_pending(block=True)
         resumed_from = None if self.found is None else self.found.manifest.position
         if position > TrainingPosition(0) and position not in (self.saver.saved, resumed_from):
-            files = step_state.files(self.roles.mesh, checkpoint.RECORD) if position.updates else {}
+            files = step_state.files(self.roles.world.rank, checkpoint.RECORD) if position.updates else {}
             self.saver.save(self.roles.learners, self._manifest(position), files)
             self.saver.finish()
         if self.roles.mesh.rank == 0:
@@ -207,10 +209,10 @@ class Run:
         log.info(f"stopped after {position.in_words}: {reason}. Start the same command again to go on.")
 
     def _manifest(self, position: TrainingPosition) -> Manifest:
+        """What a checkpoint says of all roles. Collective."""
         return checkpoint.manifest_of(
             position,
-            self.roles.learners,
-            self.roles.mesh,
+            checkpoint.facts_of(self.roles.learners),
             prompts_passed=self.prompts_passed,
             weight_version=self.weight_version(position.steps),
             evaluation={} if position.updates else self.scores,

@@ -27,7 +27,7 @@ from nemo_simplerl.config.load import compose
 from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, leave_together
 from nemo_simplerl.trainer.learners.learner import Learner
-from nemo_simplerl.trainer.saving.checkpoint import Retention, find_intact, manifest_of
+from nemo_simplerl.trainer.saving.checkpoint import Retention, facts_of, find_intact, manifest_of
 from nemo_simplerl.trainer.saving.manifest import Manifest
 from nemo_simplerl.trainer.saving.position import TrainingPosition
 from nemo_simplerl.trainer.saving.saver import Saver
@@ -60,8 +60,8 @@ def main(folder: Path) -> None:
         rounds = []
         for step in range(1, REPEATS + 2):
             seconds = {"torch_save": seconds_of(lambda: plain_save(folder / "plain.pt", learner, mesh))}
-            seconds |= save_behind(behind, learner, mesh, step)
-            seconds["waited_blocking"] = seconds_of(lambda step=step: waited.save(*state(learner, mesh, step)))
+            seconds |= save_behind(behind, learner, step)
+            seconds["waited_blocking"] = seconds_of(lambda step=step: waited.save(*state(learner, step)))
             rounds.append(seconds)
     best = {name: min(seconds[name] for seconds in rounds[1:]) for name in rounds[0]}
     checked = seconds_of(lambda: find_intact(folder / "behind", mesh))
@@ -99,15 +99,16 @@ def saver(folder: Path, mesh: Mesh, in_background: bool) -> Saver:
     )
 
 
-def state(learner: Learner, mesh: Mesh, step: int) -> tuple[dict[str, Learner], Manifest]:
+def state(learner: Learner, step: int) -> tuple[dict[str, Learner], Manifest]:
     learners = {"actor": learner}
-    manifest = manifest_of(TrainingPosition(step), learners, mesh, weight_version=step, evaluation={}, config_xxh3="")
+    facts = {"weight_version": step, "evaluation": {}, "config_xxh3": ""}
+    manifest = manifest_of(TrainingPosition(step), facts_of(learners), **facts)
     return learners, manifest
 
 
-def save_behind(behind: Saver, learner: Learner, mesh: Mesh, step: int) -> dict[str, float]:
+def save_behind(behind: Saver, learner: Learner, step: int) -> dict[str, float]:
     started = time.perf_counter()
-    copy = seconds_of(lambda: behind.save(*state(learner, mesh, step)))
+    copy = seconds_of(lambda: behind.save(*state(learner, step)))
     settle = 0.0
     while behind.is_pending:
         time.sleep(0.002)

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from nemo_simplerl.algo.consistency import beyond_bound, difference_metrics, difference_sums, importance_weights
+from nemo_simplerl.algo.consistency import (
+    beyond_bound,
+    difference_metrics,
+    difference_sums,
+    importance_weights,
+    weight_metrics,
+    weight_sums,
+)
 from nemo_simplerl.algo.loss import PolicyObjective, policy_loss
 from nemo_simplerl.parallel.reductions import all_reduce_metrics
 
@@ -125,3 +132,38 @@ def test_a_corrected_gradient_is_scaled_by_the_weight_and_none_flows_through_it(
     loss, gradient_BT = _gradient(weights_BT, [2.0, -1.0, 3.0], logprobs_BT)
     assert loss == pytest.approx(-(0.5 * 2 - 1.5 + 2 * 3) / 3)
     torch.testing.assert_close(gradient_BT, torch.tensor([[-0.5 * 2 / 3, 0.5, -2.0]]))
+
+
+def test_samples_of_an_older_policy_are_weighed_and_clipped_around_the_one_that_is_trained():
+    # The trained policy at the step's start gives each token -1. The one that sampled made them twice as likely, and
+    # half as likely, and a third as likely; the cap is 2: below it, at it, above it. Updates have moved the ratio.
+    old_BT, mask_BT = torch.full((1, 3), -1.0), torch.ones(1, 3)
+    sampler_BT = old_BT - torch.tensor([[0.5, 2.0, 3.0]]).log()
+    logprobs_BT = (old_BT + torch.tensor([[1.5, 0.9, 1.1]]).log()).requires_grad_()
+    weights_BT = importance_weights(sampler_BT, old_BT, mask_BT, 2.0)
+    loss, _ = policy_loss(
+        logprobs_BT,
+        old_BT,
+        torch.tensor([[2.0, -1.0, 3.0]]),
+        torch.zeros(1, 3),
+        weights_BT * mask_BT / 3,
+        PolicyObjective(ratio_eps=0.2),
+    )
+    loss.backward()
+    # min(r A, clip(r) A) is 1.2 * 2, 0.9 * -1 and 1.1 * 3; the gradient is -w r A / 3, and 0 where the clip acts.
+    assert float(loss.detach()) == pytest.approx(-(0.5 * 2.4 + 2 * -0.9 + 2 * 3.3) / 3)
+    torch.testing.assert_close(logprobs_BT.grad, torch.tensor([[0.0, 2 * 0.9 / 3, -2 * 3.3 / 3]]))
+
+
+@pytest.mark.parametrize("cap", [2.0, 1.3])  # in float32 1.3 is another number
+def test_the_weights_are_told_by_those_at_the_cap_and_by_how_many_equal_ones_they_are_worth(cap):
+    weights_BT = torch.tensor([[9.0, 0.5, cap, cap, 1.0]])
+    sums = weight_sums(weights_BT, torch.tensor([[0.0, 1, 1, 1, 1]]), cap) | {"tokens": 4.0}
+    found = weight_metrics({name: float(value) for name, value in sums.items()})
+    worth = (1.5 + 2 * cap) ** 2 / (0.25 + 2 * cap**2 + 1.0) / 4
+    assert found == pytest.approx({"weight_capped_share": 0.5, "effective_sample_size": worth}, rel=1e-6)
+
+
+def test_weights_of_no_token_are_worth_nothing():
+    nothing = {"tokens": 0.0, "weight": 0.0, "squared_weight": 0.0, "weights_capped": 0.0}
+    assert weight_metrics(nothing) == {"weight_capped_share": 0.0, "effective_sample_size": 0.0}

@@ -103,7 +103,7 @@ def _refusal(folder, out, *options):
         (["--limit", "2", "--samples", "2", "--temperature", "1"], "n_samples_per_prompt was 1 and is 2"),
         (["--max-tokens", "256"], "leaves no room for a prompt in 256 positions"),
         (["--max-tokens", "250"], "gsm8k: 140 of 140 prompts have more than 6 tokens"),
-        (["rollout.engin=hf"], "Did you mean rollout.engine?"),
+        (["rollout.engin=hf"], "Did you mean rollout.engine"),
     ],
 )
 def test_other_settings_and_input_that_cannot_be_used_are_told_in_words(folder, tmp_path, options, message):
@@ -125,7 +125,7 @@ def test_other_settings_and_input_that_cannot_be_used_are_told_in_words(folder, 
         (["--data", "DIR/own.jsonl", "--data", "DIR/other/own.jsonl"], "there is another 'own'"),
         (["--data", "DIR/own.jsonl", "--answer", "level"], "1 row (1; counted from 0) without a 'level'"),
         (["--data", "DIR/own.jsonl", "--question", "q"], "without a 'q'"),
-        (["--data", "DIR/own.jsonl", "rollout.engin=hf"], "Did you mean rollout.engine?"),
+        (["--data", "DIR/own.jsonl", "rollout.engin=hf"], "Did you mean rollout.engine"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_told_before_torch_loads(tmp_path, capsys, monkeypatch, options, message):

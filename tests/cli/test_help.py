@@ -67,4 +67,4 @@ _SECTIONS = [
 
 def test_a_section_that_is_none_is_told_the_nearest(capsys):
     assert main(["train", "--help", "crtic"]) == 2
-    assert "Did you mean critic?" in capsys.readouterr().err
+    assert "Did you mean critic" in capsys.readouterr().err

@@ -6,10 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.model.sharding.export import hf_buckets
 from nemo_simplerl.model.sharding.load import load_weights
@@ -20,6 +18,7 @@ from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.refit import verified_refit
 from support.links import Linked, flipped, on
+from support.memory import Memory
 from support.ranks import run_ranks
 from support.tiny import layout, save_hf_model
 
@@ -43,26 +42,6 @@ ORDER = [
     "lm_head.weight",
 ]
 LARGEST_COPY = 128 * 64 * 4  # of a layer's query, key and value weights, which lie interleaved in one parameter
-
-
-class Memory(TorchDispatchMode):
-    """A context that counts the bytes of tensors made by operations inside it, while they live."""
-
-    def __init__(self, *models: torch.nn.Module):
-        super().__init__()
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._known = {param.untyped_storage()._cdata for model in models for param in model.parameters()}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._known:
-                storage = tensor.untyped_storage()
-                self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
-        return result
 
 
 class Side:
@@ -138,6 +117,14 @@ def with_a_second_refit(side):
                 side.engine.refit([], 7)
 
 
+def refit_without_room(side, is_broken):
+    """A refit in which no tensor can be made of the shards that have come: others gather the next ones all the same."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if is_broken:
+            monkeypatch.setattr(hf_map, "split", lambda *_: midway(None, 2))
+        return side.refit(2)
+
+
 def attempts(side, is_broken):
     """Refits that fail where `is_broken`, each with the message that every rank must get."""
     for fault, told in (
@@ -148,6 +135,7 @@ def attempts(side, is_broken):
         yield told, lambda fault=fault: side.refit(2, engine=Linked(side.engine, fault) if is_broken else None)
     yield "rank 1: was asked for version 8, rank 0 for 2", lambda: side.refit(8 if is_broken else 2)
     yield "rank 1: RuntimeError: .*began before", lambda: side.refit(2, buckets=with_a_second_refit(side))
+    yield "rank 1: MemoryError: no room", lambda: refit_without_room(side, is_broken)
     if is_broken:
         side.engine.sleep()
     yield "rank 1: RuntimeError: the engine is asleep", lambda: side.refit(2)
@@ -182,7 +170,7 @@ def _error_of(call):
 def test_what_goes_wrong_on_one_rank_is_heard_on_all_and_none_generates(tmp_path, tp):
     folder = save_hf_model(tmp_path / "model")
     (*first, first_end), (*second, second_end) = run_ranks(verdicts, 2, folder, tp)
-    assert len(first) == 6
+    assert len(first) == 7
     for (told, heard, refusal, version), other in zip(first, second, strict=True):
         assert re.search(told, heard), heard
         assert "rank 0:" not in heard

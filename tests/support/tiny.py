@@ -17,11 +17,12 @@ from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.reward.serving.pool import RewardPool
 from nemo_simplerl.rollout.base import Completion, SamplingParams
 from nemo_simplerl.rollout.digest import digest
-from nemo_simplerl.trainer.build import build_gate, travel_of
+from nemo_simplerl.trainer.build import build_gate
 from nemo_simplerl.trainer.estimators import GaeWithCritic
 from nemo_simplerl.trainer.learners.actor import Actor
 from nemo_simplerl.trainer.learners.build import build_learner
 from nemo_simplerl.trainer.learners.critic import Critic
+from nemo_simplerl.trainer.learners.elsewhere import ModelElsewhere
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.logging.timing import PhaseTimer
 from nemo_simplerl.trainer.roles import Roles
@@ -158,7 +159,9 @@ class ScriptedEngine:
     def close(self) -> None: ...
 
 
-def small_config(folder: str, actor: dict, algo: dict, critic: dict | None = None) -> Config:
+def small_config(
+    folder: str, actor: dict, algo: dict, critic: dict | None = None, rollout: dict | None = None
+) -> Config:
     """The quickstart's configuration for a model of `save_hf_model`, in updates and micro-batches of 4 samples."""
     sizes = {"micro_batch_size": 4, "forward_micro_batch_size": 4, "global_batch_size": 4}
     sizes |= {"micro_batch_tokens": "null", "forward_micro_batch_tokens": "null"}
@@ -170,6 +173,7 @@ def small_config(folder: str, actor: dict, algo: dict, critic: dict | None = Non
         "critic": critic,
         "algo": {"ratio_tolerance": 1e-5} | algo,
         "model": {"path": folder},
+        "rollout": rollout or {},
     }
     return compose(
         ["experiment=quickstart"]
@@ -189,27 +193,40 @@ def learner_of(config: Config, folder: str | Path, optim: OptimConfig, mesh: Mes
 
 @contextmanager
 def scripted_roles(
-    folder: str, actor_changes: dict, algo_changes: dict, critic_changes: dict | None = None
+    folder: str,
+    actor_changes: dict,
+    algo_changes: dict,
+    critic_changes: dict | None = None,
+    rollout_changes: dict | None = None,
+    placement: dict | None = None,
 ) -> Iterator[Roles]:
     """Real actor, critic, reference and grader of the model in `folder`, with a scripted engine."""
-    config = small_config(folder, actor_changes, algo_changes, critic_changes)
+    config = small_config(folder, actor_changes, algo_changes, critic_changes, rollout_changes)
+    config = replace(config, placement=replace(config.placement, **(placement or {})))
     world = world_of(config)
     mesh, critics = world.actor, world.critic
     optim = config.actor.optim
     timer = PhaseTimer()
     hf = read_hf_config(folder)
     grader = RewardPool(1, timeout_s=20.0, memory_limit_mb=1024)
-    learner = learner_of(config, folder, optim, mesh, total_updates=8)
-    critic_learner = learner_of(config, folder, optim, critics, total_updates=8, critic_seed=config.trainer.seed)
     length = 12
-    critic = Critic(critic_learner, config.critic, config.algo, max_response_tokens=length, timer=timer)
+    facts = {"max_response_tokens": length, "timer": timer}
+    actor: Actor | ModelElsewhere = ModelElsewhere()
+    critic: Critic | ModelElsewhere = ModelElsewhere()
+    if mesh.is_member:
+        learner = learner_of(config, folder, optim, mesh, total_updates=8)
+        keeps = config.rollout.ahead > 0
+        actor = Actor(learner, hf, config.actor, config.algo, temperature=0.7, keeps_earlier=keeps, **facts)
+    if critics.is_member:
+        learner = learner_of(config, folder, optim, critics, total_updates=8, critic_seed=config.trainer.seed)
+        critic = Critic(learner, config.critic, config.algo, **facts)
     step_state = StepState()
     sampling = SamplingParams(n=2, max_tokens=length, temperature=0.7, top_p=1.0, top_k=0, stop=(), stop_token_ids=(0,))
     yield Roles(
         config=config,
-        mesh=mesh,
-        actor=Actor(learner, hf, config.actor, config.algo, temperature=0.7, max_response_tokens=length, timer=timer),
-        estimator=GaeWithCritic(critic, config.algo, mesh, step_state, travel_of(config, mesh, critics)),
+        world=world,
+        actor=actor,
+        estimator=GaeWithCritic(critic, config.algo, mesh, step_state),
         engine=ScriptedEngine(hf["vocab_size"]),
         grader=grader,
         gate=build_gate(

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from support.ranks import run_ranks
 from support.tiny import save_hf_model, scripted_roles
 
 ONE_UPDATE = {"global_batch_size": 8, "micro_batch_size": 2}
+FIGURES = ("logprob_diff_mean", "logprob_diff_max", "tripped", "kl_k3", "effective_sample_size", "weight_capped_share")
 
 
 class WarmEngine(HfEngine):
@@ -200,6 +202,61 @@ def test_two_data_ranks_gate_as_one(model, policy):
     for found in run_ranks(_two_steps, 2, model, policy):
         for got, wanted in zip(found, expected, strict=True):
             assert got == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+class LyingEngine(HfEngine):
+    """Says that its weights are of version `says`, where that is not None."""
+
+    says: int | None = None
+
+    def generate(self, prompts, params, seeds):
+        found = super().generate(prompts, params, seeds)
+        return found if self.says is None else replace(found, versions=np.full(len(found), self.says))
+
+
+def _older_by_one(folder: str) -> dict[str, dict[str, float]]:
+    """Metrics of steps whose samples are of the weights before, and of a step whose engine lies about that."""
+    ahead = {"ahead": 1, "consistency.policy": "correct"}
+    found = {}
+    with scripted_roles(folder, {}, {"kl_coef": 0.0}, None, ahead) as roles, logged_messages() as messages:
+        change_gate(roles, max_difference=1e-3, importance_cap=1.01)
+        use_engine(roles, engine := LyingEngine(folder, tokenizer=None, max_batch_size=64))
+        refit, roles.refit = roles.refit, lambda version: {}
+        seen = {}
+        update = roles.actor.update
+        roles.actor.update = lambda *given: (seen.update(given=given), update(*given))[1]
+        found["first"] = ppo_step(1, PROMPTS, roles)[0]
+        found["older"] = ppo_step(2, PROMPTS, roles)[0]
+        batch, old_BT, _, _, weights_BT = seen["given"]
+        is_response_BT = batch.mask_BT > 0
+        expected_BT = (old_BT - batch.engine_logprobs_BT).exp().clamp(max=1.01)
+        assert torch.equal(weights_BT[is_response_BT], expected_BT[is_response_BT])
+        assert {True, False} == set((weights_BT[is_response_BT] == 1.01).tolist())
+        assert messages == []
+        engine.says = 1  # it holds 0
+        found["stale"] = ppo_step(3, PROMPTS, roles)[0]
+        (message,) = messages
+        assert message.startswith("step 3: ") and "stale weights" in message
+        roles.actor.has_earlier = False
+        refit(2)
+        engine.says = None
+        found["unknown"] = ppo_step(4, PROMPTS, roles)[0]
+        assert "nobody has the weights that sampled any more" in messages[-1]
+    return found
+
+
+def test_samples_of_the_weights_before_are_held_against_those_and_corrected_to_these(model):
+    found = run_ranks(_older_by_one, 1, model)[0]
+    assert [found[name]["rollout/lag"] for name in ("first", "older", "stale", "unknown")] == [0, 1, 1, 1]
+    first, older, stale = ({name: found[step][f"consistency/{name}"] for name in FIGURES} for step in list(found)[:3])
+    assert first["logprob_diff_max"] < 1e-4 and older["logprob_diff_max"] < 1e-4, "the engine is right in both"
+    assert first["tripped"] == older["tripped"] == 0 and stale["tripped"] == 1
+    assert stale["logprob_diff_mean"] > 1e-3
+    assert first["kl_k3"] < 1e-8 < 1e-6 < older["kl_k3"], "the policy has moved since"
+    assert first["effective_sample_size"] == pytest.approx(1.0) and 0.5 < older["effective_sample_size"] < 0.999
+    assert first["weight_capped_share"] == 0 < older["weight_capped_share"] < 1
+    unknown = found["unknown"]
+    assert "consistency/logprob_diff_max" not in unknown and unknown["consistency/tripped"] == 0
 
 
 def _nan_on_one_rank(folder: str) -> str:

@@ -89,7 +89,7 @@ def _step(folder: str) -> dict:
             any(not torch.equal(old, new) for old, new in zip(before, learner.gpt.parameters(), strict=True))
             for before, learner in zip(weights, (roles.actor.learner, critic.learner), strict=True)
         ]
-        record = roles.step_state.record_of(roles.mesh)
+        record = roles.step_state.record_of()
         return {
             "moved": moved,
             "roles": list(roles.learners),

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from nemo_simplerl.config.load import compose
+from nemo_simplerl.config.placement import Places
 from nemo_simplerl.rollout.base import SamplingParams
 from nemo_simplerl.trainer.logging.timing import PhaseTimer
 from nemo_simplerl.trainer.roles import Roles
+from nemo_simplerl.trainer.setup.world import World
 from support.tiny import ScriptedEngine
 
 WEIGHTS = [("a", torch.arange(6.0)), ("b", torch.ones(2**18))]
@@ -18,8 +20,10 @@ def roles_with(*overrides: str) -> Roles:
     asked = []
     actor = SimpleNamespace(hf_buckets=lambda max_bytes: asked.append(max_bytes) or iter([WEIGHTS[:1], WEIGHTS[1:]]))
     config = compose(["experiment=quickstart", *overrides])
-    others = dict.fromkeys(("mesh", "grader", "gate", "sampling", "pad_id", "eos_id"))
-    others["estimator"] = SimpleNamespace(learners={}, update_loops={})
+    others = dict.fromkeys(("grader", "gate", "sampling", "pad_id", "eos_id"))
+    others["estimator"] = SimpleNamespace(roles=(), learners={}, update_loops={})
+    mesh = SimpleNamespace(is_member=True, role=None)
+    others["world"] = World(Places(range(1), range(1), range(1)), mesh, mesh, mesh)
     roles = Roles(config=config, actor=actor, engine=ScriptedEngine(8), timer=PhaseTimer(), **others)
     roles.asked = asked
     return roles

@@ -4,11 +4,13 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from nemo_simplerl.algo.advantages import whiten
 from nemo_simplerl.algo.rewards import token_rewards
 from nemo_simplerl.data.problems import Problem, Prompt
+from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.sharding.export import hf_buckets
 from nemo_simplerl.reward.grade import reward_of
 from nemo_simplerl.trainer.estimators import Estimator, build_estimator
@@ -124,15 +126,15 @@ def test_a_critic_in_a_layout_of_its_own_agrees_with_one_rank(model, one_rank, l
         _assert_same(found, expected, layout)
 
 
-def _five_steps(folder: str, critic: dict) -> tuple[list[dict[str, float]], list]:
-    """Metrics of five steps of an actor of TP2, and the weights of both models after them."""
-    with scripted_roles(folder, {"tensor_model_parallel_size": 2}, {}, critic) as roles:
+def _five_steps(folder: str, critic: dict, placement: dict | None = None) -> tuple[list[dict[str, float]], list]:
+    """Metrics of five steps of an actor of TP2, and the weights after them of the models that live on this rank."""
+    with scripted_roles(folder, {"tensor_model_parallel_size": 2}, {}, critic, placement=placement) as roles:
         roles.refit(0)
         metrics = [ppo_step(step, _prompts(), roles)[0] for step in range(1, 6)]
         weights = [
             tensor.clone()
             for learner in roles.learners.values()
-            for bucket in hf_buckets(learner.gpt, roles.actor.hf, learner.mesh, 2**30)
+            for bucket in hf_buckets(learner.gpt, read_hf_config(folder), learner.mesh, 2**30)
             for _, tensor in bucket
         ]
         return metrics, weights
@@ -144,6 +146,18 @@ def test_a_critic_of_tp1_beside_an_actor_of_tp2_stays_close_over_five_steps(mode
         for got, expected in zip(found, shared, strict=True):
             assert got == pytest.approx(expected, abs=5e-4)
         assert max(float((own - other).abs().max()) for own, other in zip(own_weights, weights, strict=True)) < 1e-4
+
+
+@pytest.mark.parametrize("placement", [{"critic": "2-3"}], ids=str)
+def test_roles_on_ranks_of_their_own_compute_what_they_compute_on_shared_ranks(model, placement):
+    """To the bit, where each keeps its layout: completions, metrics and weights of five steps."""
+    (shared, weights), _ = run_ranks(_five_steps, 2, model, {})
+    found = run_ranks(_five_steps, 4, model, {}, placement)
+    metrics, actor = found[0]
+    assert metrics == shared
+    _, critic = found[2]
+    assert len(actor) + len(critic) == len(weights)
+    assert all(torch.equal(own, other) for own, other in zip([*actor, *critic], weights, strict=True))
 
 
 @pytest.mark.parametrize(("unit", "size"), [("size", 1), ("size", 2), ("tokens", 40)])

@@ -52,9 +52,9 @@ def overview(command: str, overrides: Sequence[str]) -> str:
         "sections:",
     ]
     for field in dataclasses.fields(Config):
-        lines.append(f"  {field.name:<8} {_purpose(field.type)}")
+        lines.append(f"  {field.name:<9} {_purpose(field.type)}")
         keys = ", ".join(name for name, _ in _keys_of(field.type, ""))
-        lines += textwrap.wrap(keys, _WIDTH, initial_indent=" " * 11, subsequent_indent=" " * 11)
+        lines += textwrap.wrap(keys, _WIDTH, initial_indent=" " * 12, subsequent_indent=" " * 12)
     return "\n".join(lines)
 
 

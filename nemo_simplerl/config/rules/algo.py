@@ -67,6 +67,7 @@ def nothing_is_asked_of_no_critic(config: Config) -> Iterator[str]:
     algo = config.algo
     asked = {
         "critic.path": (config.critic.path, None),
+        "placement.critic": (config.placement.critic, None),
         "algo.gae_lambda_critic": (algo.gae_lambda_critic, None),
         "algo.gae_length_alpha": (algo.gae_length_alpha, None),
         "algo.critic_warmup_steps": (algo.critic_warmup_steps, 0),

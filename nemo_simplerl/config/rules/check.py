@@ -21,11 +21,12 @@ def check(
     world_size: int | None,
     reported: frozenset[str] = frozenset(),
     critic_shape: ModelShape | None = None,
+    ranks_per_node: int | None = None,
 ) -> list[str]:
     """Every broken rule, each with what was asked, what was found and what would work. Touches no file.
 
-    Rules that need the shape or the world size are skipped where it is None, and so are those that would read
-    a key in `reported`. A number out of its range is reported once and no further rule reads it.
+    Rules that need the shape, the world size or the ranks of a node are skipped where it is None, and so are those that
+    would read a key in `reported`. A number out of its range is reported once and no further rule reads it.
     critic_shape: where the critic is another model than the actor.
     """
     out_of_range: dict[str, str] = {}
@@ -42,6 +43,9 @@ def check(
         rules += [partial(rule, shape=critic_shape, whose="critic") for rule in _CRITIC_RULES]
     if world_size is not None:
         rules += [partial(rule, world_size=world_size) for rule in _WORLD_RULES]
+        if ranks_per_node is not None:
+            facts = {"world_size": world_size, "ranks_per_node": ranks_per_node}
+            rules += [partial(rule, **facts) for rule in _NODE_RULES]
     return [*out_of_range.values(), *run_rules(config, reported, rules)]
 
 
@@ -92,6 +96,7 @@ _RULES: tuple[Rule, ...] = (
     algo.kl_in_the_loss_teaches,
     gate.gate_compares_like_with_like,
     gate.engine_logprobs_are_the_policys,
+    gate.older_samples_are_corrected,
     algo.critic_warmup_ends,
     algo.length_alpha_leaves_a_lambda,
     algo.warmup_lambda_has_steps,
@@ -120,9 +125,13 @@ _CRITIC_RULES: tuple[Rule, ...] = (
     model.rollout_fits_the_model,
 )
 _WORLD_RULES: tuple[Rule, ...] = (
+    layout.roles_have_ranks,
     partial(layout.layout_fits_the_ranks, section="actor"),
     partial(_of_critic, rule=layout.layout_fits_the_ranks),
     *(partial(layout.batch_splits, section=section) for section in ("actor", "sft")),
     partial(_of_critic, rule=layout.batch_splits),
     *(partial(_of_engine, name=name, rule=rule) for name, engine in ENGINES.items() for rule in engine.world_rules),
+)
+_NODE_RULES: tuple[Rule, ...] = tuple(
+    partial(_of_engine, name=name, rule=rule) for name, engine in ENGINES.items() for rule in engine.node_rules
 )

@@ -36,3 +36,36 @@ def engine_logprobs_are_the_policys(config: Config) -> Iterator[str]:
             "algo.overwrite_truncated_with_eos=true trains an EOS that the engine never sampled and has no "
             "log-probability of, which algo.old_logprobs=engine would need. Set one of them to its other value."
         )
+
+
+def older_samples_are_corrected(config: Config) -> Iterator[str]:
+    """One step ahead the weight of a token is the trained policy's probability of it over the sampling policy's."""
+    rollout, algo = config.rollout, config.algo
+    if rollout.ahead == 0:
+        return
+    policy = rollout.consistency.policy
+    if policy != "correct":
+        yield (
+            f"rollout.ahead=1 samples by weights that are one refit old, and rollout.consistency.policy={policy} "
+            "does not correct for that. Set rollout.consistency.policy=correct, or rollout.ahead=0."
+        )
+    if algo.old_logprobs == "engine":
+        yield (
+            "rollout.ahead=1 needs the log-probabilities of the policy that is trained, and with "
+            "algo.old_logprobs=engine there are only those of the one that sampled. Set algo.old_logprobs=trainer, or "
+            "rollout.ahead=0."
+        )
+    cuts = [f"rollout.top_p={rollout.top_p:g}"] * (rollout.top_p < 1)
+    cuts += [f"rollout.top_k={rollout.top_k}"] * (rollout.top_k > 0)
+    if cuts:
+        yield (
+            f"rollout.ahead=1 weighs each token by a ratio of probabilities over the whole vocabulary, and "
+            f"{' and '.join(cuts)} samples from a part of it. Set rollout.top_p=1 and rollout.top_k=0, or "
+            "rollout.ahead=0."
+        )
+    if policy in ("off", "warn") and algo.logprob_temperature == "one" and rollout.temperature != 1.0:
+        yield (  # under the other policies gate_compares_like_with_like says so
+            f"rollout.ahead=1 weighs each token by a ratio of probabilities at one temperature, but they are at "
+            f"rollout.temperature={rollout.temperature} in the engine and, with algo.logprob_temperature=one, at 1 in "
+            "the trainer. Set algo.logprob_temperature=sampling, or rollout.ahead=0."
+        )

@@ -1,8 +1,9 @@
-"""Rules of the parallel layout, and of the batches that its ranks share."""
+"""Rules of the ranks that roles live on, of the parallel layouts there, and of the batches that ranks share."""
 
 import math
 from collections.abc import Iterator
 
+from nemo_simplerl.config.placement import Places, places_of, written
 from nemo_simplerl.config.rules.numbers import listed, near_divisors, near_multiples
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape
@@ -63,19 +64,93 @@ def critics_sizes_split_the_actors_model(config: Config, shape: ModelShape) -> I
             yield from pipeline_stages_are_equal(config, shape, section="critic")
 
 
+def roles_have_ranks(config: Config, world_size: int) -> Iterator[str]:
+    """What `placement` says can be in a world of this size."""
+    try:
+        places_of(config.placement, world_size, has_critic=config.algo.has_critic)
+    except ValueError as error:
+        yield from str(error).splitlines()
+
+
+def ranks_of(config: Config, world_size: int, role: str) -> range | None:
+    """The ranks that a role lives on; None where `placement` contradicts itself, which has a rule of its own."""
+    try:
+        return places_of(config.placement, world_size, has_critic=config.algo.has_critic).of(role)
+    except ValueError:
+        return None
+
+
+def has_ranks(ranks: range, world_size: int, role: str) -> str:
+    """How many ranks a role has, in words that follow `but`."""
+    if len(ranks) == world_size:
+        return f"the run has {world_size}"
+    return f"the {role} has {len(ranks)} of the run's {world_size} (placement: {written(ranks)})"
+
+
 def layout_fits_the_ranks(config: Config, world_size: int, section: str) -> Iterator[str]:
-    """The ranks divide into replicas of the section's model. A critic without sizes of its own has the actor's."""
+    """A role's ranks divide into replicas of its model. A critic without sizes and ranks of its own has the actor's."""
     sizes = [_size(config, section, kind) for kind in ("tensor", "pipeline")]
-    if not any(key.startswith(section) for key, _ in sizes):
+    ranks = ranks_of(config, world_size, section)
+    has_own_ranks = section == "actor" or ranks != ranks_of(config, world_size, "actor")
+    if ranks is None or not (has_own_ranks or any(key.startswith(section) for key, _ in sizes)):
         return
     sizes.append(("actor.context_parallel_size", config.actor.context_parallel_size))
     needed = math.prod(size for _, size in sizes)
-    if world_size % needed:
+    if len(ranks) % needed:
+        if len(ranks) == world_size:
+            remedy = f"Start {needed} ranks or a multiple (torchrun --nproc_per_node {needed} -m nemo_simplerl ...)"
+        else:
+            remedy = f"Give placement.{section} {needed} ranks or a multiple"
         yield (
-            f"{' * '.join(f'{key}={size}' for key, size in sizes)} = {needed} ranks a replica, but the run "
-            f"has {world_size}. Start {needed} ranks or a multiple (torchrun --nproc_per_node {needed} "
-            f"-m nemo_simplerl ...), or choose sizes whose product divides {world_size}."
+            f"{' * '.join(f'{key}={size}' for key, size in sizes)} = {needed} ranks a replica, but "
+            f"{has_ranks(ranks, world_size, section)}. {remedy}, or choose sizes whose product divides {len(ranks)}."
         )
+
+
+def engines_fill_their_ranks(config: Config, world_size: int) -> Iterator[str]:
+    """The engine's ranks divide into engines that span as many as their tensor size."""
+    key, size = _engine_size(config)
+    ranks = ranks_of(config, world_size, "engine")
+    if ranks is not None and len(ranks) % size:
+        where = f"{len(ranks)} ranks"
+        if len(ranks) != world_size:
+            where += f" (placement.engine: {written(ranks)})"
+        yield f"{key}={size} does not divide {where} into engines. Sizes that work: {near_divisors(len(ranks), size)}."
+
+
+def engines_stay_on_their_nodes(config: Config, world_size: int, ranks_per_node: int) -> Iterator[str]:
+    """No engine spans two nodes. Ranks are numbered node by node."""
+    key, size = _engine_size(config)
+    ranks = ranks_of(config, world_size, "engine")
+    if ranks is None or len(ranks) % size:
+        return
+    if (split := first_over_nodes(ranks, size, ranks_per_node)) is not None:
+        first, last = split[0] // ranks_per_node, split[-1] // ranks_per_node
+        yield (
+            f"{key}={size} has an engine on the ranks {written(split)}, of the nodes {first} and {last}, and an engine "
+            f"cannot span nodes. Choose a size that divides the {ranks_per_node} ranks of a node"
+            + (", or place the engines from the first rank of a node on." if ranks.start % ranks_per_node else ".")
+        )
+
+
+def first_over_nodes(ranks: range, size: int, ranks_per_node: int) -> range | None:
+    """The first `size` ranks of `ranks`, counted off from its start, that lie on more than one node; None without."""
+    shares = (range(first, first + size) for first in range(ranks.start, ranks.stop, size))
+    return next((share for share in shares if share[0] // ranks_per_node != share[-1] // ranks_per_node), None)
+
+
+def placement_notes(config: Config, places: Places) -> list[str]:
+    """What a run may as well leave out, or have more of, with its roles on these ranks."""
+    own = getattr(config.rollout, config.rollout.engine, None)
+    if own is None or not places.is_engine_apart or not own.sleep:
+        return []
+    name = config.rollout.engine
+    share = next(key for key in ("free_gpu_memory_fraction", "gpu_memory_utilization") if hasattr(own, key))
+    return [
+        f"rollout.{name}.sleep=true hands memory to nobody where engines have ranks of their own ("
+        f"{written(places.engine)}): false spares the way there and back, and rollout.{name}.{share}="
+        f"{getattr(own, share):g} may be more."
+    ]
 
 
 def batch_splits(config: Config, world_size: int, section: str) -> Iterator[str]:
@@ -88,7 +163,8 @@ def batch_splits(config: Config, world_size: int, section: str) -> Iterator[str]
     sizes = getattr(config, section)
     # Packed micro-batches have as many samples as there is room for.
     size, micro = sizes.global_batch_size, 1 if sizes.micro_batch_tokens else sizes.micro_batch_size
-    replicas = _replicas(config, world_size, section)
+    ranks = ranks_of(config, world_size, "critic" if section == "critic" else "actor")
+    replicas = 0 if ranks is None else _replicas(config, len(ranks), section)
     if replicas and size % (micro * replicas):
         unit = micro * replicas
         yield (
@@ -105,8 +181,14 @@ def _size(config: Config, section: str, kind: str) -> tuple[str, int]:
     return (f"actor.{key}", getattr(config.actor, key)) if own is None else (f"critic.{key}", own)
 
 
-def _replicas(config: Config, world_size: int, section: str) -> int:
+def _engine_size(config: Config) -> tuple[str, int]:
+    """The key of the ranks that one engine spans, and its value; for engines that have such a key."""
+    name = config.rollout.engine
+    return f"rollout.{name}.tensor_parallel_size", getattr(config.rollout, name).tensor_parallel_size
+
+
+def _replicas(config: Config, num_ranks: int, section: str) -> int:
     """Data-parallel size; 0 where the layout does not fit, which has a rule of its own."""
     ranks = math.prod(_size(config, section, kind)[1] for kind in ("tensor", "pipeline"))
     ranks *= config.actor.context_parallel_size
-    return 0 if world_size % ranks else world_size // ranks
+    return 0 if num_ranks % ranks else num_ranks // ranks

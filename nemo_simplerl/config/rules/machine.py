@@ -34,6 +34,7 @@ class Machine:
     attention: str | None = "auto"  # see attention_chosen
     has_files: bool = True  # the run's files, those of its models apart, would be where this machine has them
     is_critic_known: bool = False  # critic.path is planned for by name, and need not be here
+    ranks_per_node: int | None = None  # None: not known
     is_this_one: bool = False  # not one that is only planned for: programs of other environments are looked for
 
 
@@ -47,6 +48,7 @@ def this_machine() -> Machine:
         has_wandb=_is_installed("wandb"),
         has_gradient_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
         attention=attention_chosen(os.environ),
+        ranks_per_node=int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or None,  # torchrun's
         is_this_one=True,
     )
 

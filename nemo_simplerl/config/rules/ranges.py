@@ -39,6 +39,7 @@ RANGES: dict[str, str] = {
     "critic.forward_micro_batch_tokens": AT_LEAST_1,
     "critic.global_batch_size": AT_LEAST_1,
     **{f"critic.optim.{name}": interval for name, interval in _OPTIM.items()},
+    "rollout.ahead": "[0, 1]",
     "rollout.n_samples_per_prompt": AT_LEAST_1,
     "rollout.max_rounds": AT_LEAST_1,
     "rollout.max_prompt_tokens": AT_LEAST_1,

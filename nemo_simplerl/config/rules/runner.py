@@ -25,6 +25,9 @@ class _View:
         path = f"{self._path}.{name}" if self._path else name
         if path in self._reported:
             raise _NotReadable(path)
+        computed = getattr(type(self._section), name, None)
+        if isinstance(computed, property):  # which may read a reported key
+            return computed.__get__(self)
         value = getattr(self._section, name)
         return _View(value, self._reported, path) if dataclasses.is_dataclass(value) else value
 

@@ -25,9 +25,11 @@ NAMES = (
     "all_reduce.metrics",
     "exchange.rows",
     "checkpoint.writers",
+    "barrier.checkpoint",
     "barrier.forgotten",
     "barrier.prepared",
     "leave_together",
+    "warm_start",
 )
 
 

@@ -30,7 +30,7 @@ from nemo_simplerl.parallel.reductions import gather_objects
 def save_shards(
     folder: Path, gpt: GPTModel, hf: dict, small_files: Mapping[str, bytes | Extent], tokenizer: str, mesh: Mesh
 ) -> None:
-    """Write the model below `folder` as an unpacked `.nemo`, on disk on return. Collective over the world; of the data
+    """Write the model below `folder` as an unpacked `.nemo`, on disk on return. Collective over the mesh; of the data
     ranks that hold the same shard one writes it.
 
     hf: the model's HF config. small_files: its config.json and tokenizer files, to be packed beside the weights.
@@ -38,32 +38,33 @@ def save_shards(
     """
     create, written = nemo_writer.folder_writer(folder), []
     if mesh.dp_rank == 0:
-        name = torch_dist.rank_file_name(mesh.rank)
+        name = torch_dist.rank_file_name(mesh.role.rank())
         with create(f"{WEIGHTS}/{name}") as stream:
             file = torch_dist.RankFile(stream, name)
             add_shards(file, gpt, hf, mesh)
         written = file.written
-    gathered = gather_objects(written, dist.group.WORLD)
-    if mesh.rank != 0:
+    gathered = gather_objects(written, mesh.role)
+    if mesh.role.rank() != 0:
         return
     write_config_files(create, gpt, hf, small_files, tokenizer)
     torch_dist.write_index(lambda name: create(f"{WEIGHTS}/{name}"), [item for part in gathered for item in part])
 
 
 def export_to_hf(path: Path, gpt: GPTModel, hf: dict, model_folder: Path, mesh: Mesh) -> None:
-    """Write the model as a Hugging Face folder. Collective. model_folder: where its tokenizer files are.
+    """Write the model as a Hugging Face folder. Collective over the mesh. model_folder: where its tokenizer files are.
 
     Raises ValueError when `path` exists.
     """
     partial = path.with_name(f".{path.name}.shards")
-    if mesh.rank == 0:
+    is_first = mesh.role.rank() == 0
+    if is_first:
         shutil.rmtree(partial, ignore_errors=True)
-    dist.barrier()
+    dist.barrier(mesh.role)
     save_shards(partial / "actor", gpt, hf, small_files_of_model(model_folder, gpt.is_critic), str(model_folder), mesh)
-    if mesh.rank == 0:
+    if is_first:
         convert(open_source(partial / "actor", "nemo"), Target("hf", path), progress=lambda done, total: None)
         shutil.rmtree(partial)
-    dist.barrier()
+    dist.barrier(mesh.role)
 
 
 def small_files_of_model(model_folder: Path, is_critic: bool) -> dict[str, bytes | Extent]:
@@ -93,7 +94,7 @@ def add_shards(file: torch_dist.BlockSink, gpt: GPTModel, hf: dict, mesh: Mesh) 
             continue
         for offsets, block in hf_map.blocks(entry, param.detach(), mesh.tp_rank, mesh.tp_size, shape):
             nemo_writer.add_param(file, name, block, shape, num_layers, offsets)
-    if mesh.rank == 0:
+    if mesh.role.rank() == 0:
         nemo_writer.add_extra_states(file, num_layers)
 
 

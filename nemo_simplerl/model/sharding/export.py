@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -39,25 +40,69 @@ class _Entry:
         return math.prod(self.shard_shape) * self.dtype.itemsize
 
 
-def hf_buckets(gpt: GPTModel, hf: dict, mesh: Mesh, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """Every weight once, full-sized on every rank, as (Hugging Face name, tensor) pairs in buckets of at most
-    `max_bytes`; a larger parameter has a bucket of its own. Collective: each rank must consume all buckets.
+class HfExport:
+    """Every weight once, full-sized, under its Hugging Face name, in buckets of at most `max_bytes`; a larger parameter
+    has a bucket of its own. Iterate over it once. Collective over the ranks of a replica: each must go to the end.
 
-    Pipeline stages follow each other, each in the order of its parameters, and the model is never gathered whole. Use a
-    bucket's tensors before the next bucket is asked for: they may be views of the parameters, or of the one buffer that
-    all buckets share. Tensors that are no views take memory of their own until the caller drops them.
+    Iterating yields each bucket as an iterator of (name, tensor) pairs, whose parameters are gathered already and made
+    into full tensors one after the other, on the ranks that ask for them alone. Pipeline stages follow each other, each
+    in the order of its parameters, and the model is never gathered whole. Use a bucket's tensors before the next bucket
+    is asked for: they may be views of the parameters, or of the one buffer that all buckets share. Tensors that are no
+    views take memory of their own until the caller drops them.
     """
-    params = dict(gpt.named_parameters())
-    stage_entries = gather_objects(_stage_entries(gpt, hf), mesh.pipeline)
-    stages = [_groups(entries, max_bytes, mesh.tp_size) for entries in stage_entries]
-    largest = max(_offsets(group)[-1] for groups in stages for group in groups)
-    is_alone = mesh.tp_size == mesh.pp_size == 1
-    buffer = torch.empty(0 if is_alone else mesh.tp_size * largest, dtype=torch.uint8, device=mesh.device)
-    for stage, groups in enumerate(stages):
-        for group in groups:
-            own = [params[entry.param_name].detach() for entry in group] if stage == mesh.pp_rank else None
+
+    def __init__(self, gpt: GPTModel, hf: dict, mesh: Mesh, max_bytes: int):
+        self._gpt, self._hf, self._mesh, self._max_bytes = gpt, hf, mesh, max_bytes
+        self.has_buffer = mesh.tp_size * mesh.pp_size > 1  # else all tensors are the parameters' own or copies
+        self.device = mesh.device
+
+    @cached_property
+    def contents(self) -> list[list[tuple[str, Tensor]]]:
+        """Names, shapes and dtypes of each bucket's tensors, as tensors without bytes (device `meta`). Collective."""
+        return [list(self._meta_tensors(group)) for groups in self._stages for group in groups]
+
+    def __iter__(self) -> Iterator[Iterator[tuple[str, Tensor]]]:
+        params, mesh = dict(self._gpt.named_parameters()), self._mesh
+        largest = max(_offsets(group)[-1] for groups in self._stages for group in groups)
+        num_bytes = mesh.tp_size * largest if self.has_buffer else 0
+        buffer = torch.empty(num_bytes, dtype=torch.uint8, device=mesh.device)
+        for stage, groups in enumerate(self._stages):
+            for group in groups:
+                own = [params[entry.param_name].detach() for entry in group] if stage == mesh.pp_rank else None
+                yield self._tensors(group, list(_shards(group, own, stage, buffer, mesh)))
+
+    @cached_property
+    def _stages(self) -> list[list[list[_Entry]]]:
+        """The parameters of each bucket of each stage. Collective."""
+        stage_entries = gather_objects(_stage_entries(self._gpt, self._hf), self._mesh.pipeline)
+        return [_groups(entries, self._max_bytes, self._mesh.tp_size) for entries in stage_entries]
+
+    def _tensors(self, group: list[_Entry], shards: list[list[Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for entry, shards_of_entry in zip(group, shards, strict=True):
+            yield from _hf_tensors(entry.mapping, shards_of_entry, self._hf)
+
+    def _meta_tensors(self, group: list[_Entry]) -> Iterator[tuple[str, Tensor]]:
+        for entry in group:
+            shard = torch.empty(entry.shard_shape, dtype=entry.dtype, device="meta")
+            shards = [shard] * (self._mesh.tp_size if entry.is_sharded else 1)
+            yield from _hf_tensors(entry.mapping, shards, self._hf)
+
+
+def hf_buckets(gpt: GPTModel, hf: dict, mesh: Mesh, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """The buckets of an HfExport, with all tensors of a bucket made on every rank. Collective over the replica.
+
+    Where a rank fails to make a tensor, it takes part in gathering the others before it raises: other ranks are in the
+    same collectives.
+    """
+    buckets = iter(HfExport(gpt, hf, mesh, max_bytes))
+    try:
+        for tensors in buckets:
             # Neither a name here nor a decorator's frame may hold the bucket: it would stay alive beside the next one.
-            yield _bucket(group, own, stage, buffer, hf, mesh)
+            yield list(tensors)
+    except Exception:
+        for _ in buckets:
+            pass
+        raise
 
 
 def _stage_entries(gpt: GPTModel, hf: dict) -> list[_Entry]:
@@ -86,16 +131,6 @@ def _groups(entries: list[_Entry], max_bytes: int, tp_size: int) -> list[list[_E
 
 
 @torch.no_grad()
-def _bucket(
-    group: list[_Entry], own: list[Tensor] | None, stage: int, buffer: Tensor, hf: dict, mesh: Mesh
-) -> list[tuple[str, Tensor]]:
-    """The Hugging Face tensors of a group of parameters. own: this rank's shards if it is of `stage`. Collective."""
-    bucket: list[tuple[str, Tensor]] = []
-    for entry, shards in zip(group, _shards(group, own, stage, buffer, mesh), strict=True):
-        bucket += _hf_tensors(entry.mapping, shards, hf)
-    return bucket
-
-
 def _hf_tensors(mapping: hf_map.Mapping, shards: list[Tensor], hf: dict) -> Iterable[tuple[str, Tensor]]:
     """(Hugging Face name, full tensor) pairs of one parameter: views of its shards where they are contiguous, copies
     where shards or interleaved parts must be joined."""

@@ -6,8 +6,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Protocol
 
-from nemo_simplerl.config.schema import Config, RolloutConfig
-from nemo_simplerl.plan.layout import Cluster, EngineSettings, Layout
+from nemo_simplerl.config.schema import RolloutConfig
+from nemo_simplerl.plan.layout import EngineSettings, Layout
 from nemo_simplerl.plan.shapes import head_dim, rank_parameters
 
 
@@ -34,9 +34,6 @@ class Footprint(Protocol):
 
     def settings(self, rollout: RolloutConfig) -> EngineSettings:
         """The engine's part of a layout."""
-
-    def problems(self, config: Config, cluster: Cluster) -> Iterator[str]:
-        """What keeps the engine from running on the cluster, beyond the rules of the configuration."""
 
     def workspace(self, layout: Layout) -> int:
         """Bytes while it samples, beside weights and KV cache; 0 where `process_bytes` has them."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nemo_simplerl.config.schema import Config, RolloutConfig
+from nemo_simplerl.config.schema import RolloutConfig
 from nemo_simplerl.plan.engines.base import Cache, Footprint, cache_bytes_per_token, sequences_at_once
-from nemo_simplerl.plan.layout import Cluster, EngineSettings, Layout, halves
+from nemo_simplerl.plan.layout import EngineSettings, Layout, halves
 from nemo_simplerl.plan.shapes import vocab_rows
 
 # Per sequence and vocabulary entry while it samples: logits, and probabilities in float32 and float64.
@@ -32,9 +32,6 @@ class _Hf:
             is_graphed=rollout.cuda_graphs,
             batch_key="rollout.max_batch_size",
         )
-
-    def problems(self, config: Config, cluster: Cluster) -> Iterator[str]:
-        return iter(())
 
     def workspace(self, layout: Layout) -> int:
         """Bytes of the logits of one decoding step."""

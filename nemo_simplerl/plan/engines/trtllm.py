@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from nemo_simplerl.config.rules.engines.trtllm import discards_weights
-from nemo_simplerl.config.schema import Config, RolloutConfig
+from nemo_simplerl.config.schema import RolloutConfig
 from nemo_simplerl.plan.engines.base import Cache, Footprint, cache_bytes_per_token, engine_weights, wider_sizes
-from nemo_simplerl.plan.layout import Cluster, EngineSettings, Layout
+from nemo_simplerl.plan.layout import EngineSettings, Layout
 
 
 class _Trtllm:
@@ -32,14 +32,6 @@ class _Trtllm:
             sleeps=own.sleep,
             keeps_weights=not discards_weights(own.engine_args),
         )
-
-    def problems(self, config: Config, cluster: Cluster) -> Iterator[str]:
-        size = config.rollout.trtllm.tensor_parallel_size
-        if size > 1 and cluster.nodes > 1 and cluster.gpus_per_node % size:
-            yield (
-                f"rollout.trtllm.tensor_parallel_size={size} does not divide the {cluster.gpus_per_node} GPUs of a "
-                "node, and an engine cannot span nodes. Choose a size that divides them."
-            )
 
     def workspace(self, layout: Layout) -> int:
         return 0

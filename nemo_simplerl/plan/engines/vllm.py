@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from nemo_simplerl.config.schema import Config, RolloutConfig
+from nemo_simplerl.config.schema import RolloutConfig
 from nemo_simplerl.plan.engines.base import Cache, Footprint, cache_bytes_per_token, engine_weights, wider_sizes
-from nemo_simplerl.plan.layout import Cluster, EngineSettings, Layout, halves
+from nemo_simplerl.plan.layout import EngineSettings, Layout, halves
 
 _GPU_PROCESS = 3 * 2**30  # an estimate: another CUDA context, CUDA graphs, the forward pass
 _CPU_PROCESS = 800 * 2**20  # measured with a model of 0.9M parameters
@@ -39,14 +39,6 @@ class _Vllm:
             cpu_cache_bytes=own.cpu_kv_cache_mb * 2**20,
             sleeps=own.sleep,
         )
-
-    def problems(self, config: Config, cluster: Cluster) -> Iterator[str]:
-        size = config.rollout.vllm.tensor_parallel_size
-        if size > 1 and cluster.nodes > 1 and cluster.gpus_per_node % size:
-            yield (
-                f"rollout.vllm.tensor_parallel_size={size} does not divide the {cluster.gpus_per_node} GPUs of a "
-                "node, and an engine cannot span nodes. Choose a size that divides them."
-            )
 
     def workspace(self, layout: Layout) -> int:
         return _CPU_PROCESS if layout.cluster.gpu.is_cpu else 0

@@ -15,18 +15,22 @@ _LEAST_TIMEOUT_S = 1800.0  # torch's own, which is long enough for what is not t
 _MARGIN_S = 60.0  # for the leader to end an engine that did not answer in time, and say so
 
 
-def consecutive_ranks(size: int, timeout_s: float = 0.0) -> dist.ProcessGroup | None:
-    """This rank's gloo group of `size` consecutive ranks, None where that is this rank alone. Collective.
+def consecutive_ranks(size: int, timeout_s: float = 0.0, *, ranks: range | None = None) -> dist.ProcessGroup | None:
+    """This rank's gloo group of `size` consecutive ranks of an engine, None where that is this rank alone or where this
+    rank has no engine. Collective over the world, also on ranks without an engine: torch names groups by counting.
 
-    timeout_s: seconds that the engine may take for one call, in which the other ranks wait for the first.
+    timeout_s: seconds that the engine may take for one call, in which the other ranks wait for the first. ranks: those
+    with engines, a multiple of `size`; None is the world's.
     """
     if size == 1:
         return None
+    ranks = range(dist.get_world_size()) if ranks is None else ranks
+    assert len(ranks) % size == 0, "config.rules refuses engines that do not divide their ranks"
     mine, wait = None, timedelta(seconds=max(timeout_s, _LEAST_TIMEOUT_S) + _MARGIN_S)
-    for first in range(0, dist.get_world_size(), size):
-        ranks = range(first, first + size)
-        group = dist.new_group(list(ranks), timeout=wait, backend="gloo")
-        mine = group if dist.get_rank() in ranks else mine
+    for first in ranks[::size]:
+        of_one = range(first, first + size)
+        group = dist.new_group(list(of_one), timeout=wait, backend="gloo")
+        mine = group if dist.get_rank() in of_one else mine
     return mine
 
 

@@ -15,7 +15,7 @@ Points: the beginning of each phase of a step (config.phases), and
     checkpoint.write    before each file of a checkpoint, on the thread that writes it
     checkpoint.rename   before a complete checkpoint gets its name; on rank 0
     checkpoint.latest   before `latest` names it; on rank 0
-    journal.write       before a file of the journal; on rank 0
+    journal.write       before the head of a step's journal; on the first rank that samples
     log.metrics         before a line of metrics.jsonl; on rank 0
 """
 

@@ -14,6 +14,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from nemo_simplerl.parallel.waits import is_for_others
 from nemo_simplerl.trainer.guard.processes import Process
 
 Frames = list[str]  # one line a frame, innermost last
@@ -40,11 +41,17 @@ class Heartbeat:
     status: str  # "running", "failed" or "left"
     waits: list[tuple[str, float]]  # name and age, outermost first
     unchanged_s: float  # since one of them was entered or left
+    roles: list[str] = field(default_factory=list)  # that live on it; none where all live on all ranks
     failure: Failure | None = None
     alarm: str | None = None
     has_reported: bool = False  # whether it has written the report
     in_collective: bool = False
     stacks: dict[str, Frames] = field(default_factory=dict)  # by thread; once there is an alarm
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether the innermost of its waits, by its name, is one for other ranks."""
+        return bool(self.waits) and is_for_others(self.waits[-1][0])
 
     @property
     def where(self) -> str:

@@ -1,15 +1,17 @@
 """The report on a run that its watchdog ends: likely culprits, and where every rank was, with its stacks."""
 
+import re
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nemo_simplerl.trainer.guard.heartbeats import Frames, Heartbeat
 
 AGENT = -1  # instead of a rank: torchrun's agent, which hosts the store
 _SHOWN = 8  # innermost frames of a rank's main thread
+_GAVE_UP = re.compile("gloo/transport|collective operation timeout")  # in the errors of a collective that others fail
 
 
 @dataclass(frozen=True)
@@ -20,31 +22,38 @@ class Culprit:
     why: str
 
 
-def culprits(beats: Mapping[int, Heartbeat], lifeless: Mapping[int, str]) -> list[Culprit]:
-    """The ranks to blame, in this order: the dead or frozen ones; else the one that failed first; else those that left;
-    else those in no collective while others wait in one. None where all ranks do the same.
+def culprits(
+    beats: Mapping[int, Heartbeat],
+    lifeless: Mapping[int, str],
+    exceeds: Callable[[Heartbeat], bool] = lambda beat: False,
+) -> list[Culprit]:
+    """The ranks to blame, in this order: the dead or frozen ones; else the one that failed first, unless it gave up
+    waiting for others; else those that left; else those in no collective while others wait in one; else the one that
+    gave up first. None where all ranks do the same.
 
     lifeless: the ranks that are dead or frozen, and in words what is known of each. A wait for a GPU hides the
-    collective that the GPU waits in.
+    collective that the GPU waits in. exceeds: whether a rank is past a limit of its own. Where roles live on ranks of
+    their own they wait for each other by design: a rank that is at work is to blame only past its limits.
     """
     if lifeless:
         return [Culprit(rank, why) for rank, why in sorted(lifeless.items())]
-    failed = [(beat.failure.order, rank) for rank, beat in beats.items() if beat.failure is not None]
-    if failed:
-        _, rank = min(failed)
-        return [Culprit(rank, f"failed first: {beats[rank].failure.text}")]
+    failed = sorted((beat.failure.order, rank) for rank, beat in beats.items() if beat.failure is not None)
+    first = [Culprit(rank, f"failed first: {beats[rank].failure.text}") for _, rank in failed[:1]]
+    gave_up = {rank for _, rank in failed if _GAVE_UP.search(beats[rank].failure.text)}
+    if first and first[0].rank not in gave_up:
+        return first
     left = [rank for rank, beat in beats.items() if beat.status == "left"]
     if left:
         return [Culprit(rank, "left while others were at work") for rank in sorted(left)]
-    waiting = sorted(rank for rank, beat in beats.items() if beat.in_collective)
-    if waiting and len(waiting) < len(beats):
-        others = ", ".join(map(str, waiting))
-        return [
-            Culprit(rank, f"is at {beat.where}, and rank {others} waits for it in a collective")
-            for rank, beat in sorted(beats.items())
-            if rank not in waiting
-        ]
-    return []
+    waiting = sorted(rank for rank, beat in beats.items() if beat.in_collective or rank in gave_up)
+    busy = [rank for rank in sorted(beats) if rank not in waiting and beats[rank].failure is None]
+    if any(beat.roles for beat in beats.values()):
+        busy = [rank for rank in busy if exceeds(beats[rank])]
+    if waiting and busy:
+        others = ", ".join(f"{rank}{_roles(beats[rank])}" for rank in waiting)
+        verb = "waits" if not gave_up else "gave up waiting"
+        return [Culprit(k, f"is at {beats[k].where}, and rank {others} {verb} for it in a collective") for k in busy]
+    return first
 
 
 def report(alarm: str, beats: Mapping[int, Heartbeat], blamed: Sequence[Culprit], *, every_thread: bool) -> str:
@@ -62,15 +71,24 @@ def report(alarm: str, beats: Mapping[int, Heartbeat], blamed: Sequence[Culprit]
 
 
 def named(rank: int, beat: Heartbeat | None = None) -> str:
-    """`rank 1 (pid 7 on node)`, as far as known."""
+    """`rank 1 (pid 7 on node)`, as far as known; `rank 1 (critic) (pid 7 on node)` where roles have their own ranks."""
+    return with_roles(rank, beat) + (f" (pid {beat.process.pid} on {beat.host})" if beat else "")
+
+
+def with_roles(rank: int, beat: Heartbeat | None) -> str:
+    """`rank 1`, or `rank 1 (critic)` where roles have ranks of their own."""
     if rank == AGENT:
         return "torchrun's agent"
-    return f"rank {rank}" + (f" (pid {beat.process.pid} on {beat.host})" if beat else "")
+    return f"rank {rank}" + ("" if beat is None else _roles(beat))
+
+
+def _roles(beat: Heartbeat) -> str:
+    return f" ({', '.join(beat.roles)})" if beat.roles else ""
 
 
 def _rank_lines(rank: int, beat: Heartbeat, every_thread: bool) -> list[str]:
     collective = ", in a collective" if beat.in_collective else ""
-    place = f"rank {rank}, pid {beat.process.pid} on {beat.host}"
+    place = f"rank {rank}{_roles(beat)}, pid {beat.process.pid} on {beat.host}"
     if beat.failure is not None:
         lines = [f"{place}: failed in {beat.failure.where or 'no phase'}"]
         return lines + ["    " + line for line in beat.failure.traceback.splitlines()]

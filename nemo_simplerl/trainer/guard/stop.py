@@ -88,6 +88,13 @@ class Stop:
         if name != "save_blocking":
             self.safe_point(group)
 
+    def on_phase_of_role(self, name: str, group: dist.ProcessGroup | None = None) -> None:
+        """The same where other roles are at work on other ranks: safe is what stands before an update. Other ranks hear
+        of the stop when all meet. Collective over the group, in updates alone."""
+        fault_point(name)
+        if group is not None and name.endswith(".update"):
+            self.safe_point(group)
+
     def _reason(self) -> int:
         """The index of this rank's reason to stop; 0 is none."""
         if self._last_signal:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -28,7 +28,7 @@ from nemo_simplerl.trainer.guard.heartbeats import (
     connect,
     is_hosted_by_rank_0,
 )
-from nemo_simplerl.trainer.guard.postmortem import AGENT, culprits, named, report, stacks
+from nemo_simplerl.trainer.guard.postmortem import AGENT, culprits, report, stacks, with_roles
 
 STATUS = 70  # EX_SOFTWARE: exit status of every rank that the watchdog ends
 REPORT = "watchdog.txt"  # in the run directory
@@ -56,18 +56,30 @@ class PhaseLimits:
             return f"has been at {beat.where}; trainer.distributed_timeout_s={self.unchanged_s:g}"
         return None
 
+    def exceeded_by_wait(self, beat: Heartbeat, stuck_s: float) -> str | None:
+        """As `exceeded`, of a rank whose innermost wait is for others where roles live on ranks of their own.
+
+        Such a wait lasts as long as the work of another role, which that role's ranks answer for: it has no limit but
+        one by its own name, and the time since anything changed where every rank waits, `stuck_s`.
+        """
+        if exceeded := self.exceeded(replace(beat, waits=beat.waits[-1:], unchanged_s=0.0)):
+            return exceeded
+        if stuck_s > self.unchanged_s:
+            return f"has been at {beat.where}, as every rank waits; trainer.distributed_timeout_s={self.unchanged_s:g}"
+        return None
+
 
 @contextmanager
-def watched(trainer: TrainerConfig, rank: int, world_size: int) -> Iterator[None]:
+def watched(trainer: TrainerConfig, rank: int, world_size: int, roles: Sequence[str] = ()) -> Iterator[None]:
     """Watch this rank while the context lasts; an exception that leaves it is reported to the other ranks.
 
-    Every rank enters together.
+    Every rank enters together. roles: those that live on this rank, where not all live on all ranks.
     """
     global _on_duty
     if not trainer.watchdog.enabled:
         yield
         return
-    _on_duty = dog = Watchdog(trainer, rank, world_size, waiting)
+    _on_duty = dog = Watchdog(trainer, rank, world_size, waiting, roles)
     try:
         with report_failures():
             yield
@@ -94,14 +106,15 @@ def report_failures() -> Iterator[None]:
 class Watchdog:
     """Watches the run from construction until `stop`. A world of one exchanges nothing and checks only its limits."""
 
-    def __init__(self, trainer: TrainerConfig, rank: int, world_size: int, waits: Waits):
+    def __init__(self, trainer: TrainerConfig, rank: int, world_size: int, waits: Waits, roles: Sequence[str] = ()):
         settings = trainer.watchdog
         self._rank, self._waits, self._path = rank, waits, Path(trainer.run_dir) / REPORT
         self._limits = PhaseLimits(settings.dead_after_s, trainer.distributed_timeout_s, settings.limits_s)
         self._period_s = min(_LONGEST_PERIOD_S, settings.dead_after_s / 10)
         if rank == 0:
             self._path.unlink(missing_ok=True)  # of an earlier attempt
-        self._me = Heartbeat(0, processes.this_process(), processes.machine(), gethostname(), "running", [], 0.0)
+        me = (processes.this_process(), processes.machine(), gethostname())
+        self._me = Heartbeat(0, *me, "running", [], 0.0, list(roles))
         self._lock = threading.Lock()  # three threads write into it
         self._ended = threading.Event()
         self._failures: dict[int, float] = {}  # when each rank's failure was first received
@@ -171,13 +184,28 @@ class Watchdog:
         for seen in self._others().values():
             if seen.heartbeat.alarm is not None:
                 return seen.heartbeat.alarm
-        if exceeded := self._limits.exceeded(self._me):
-            return f"alarm of rank {self._rank}: it {exceeded}."
+        if exceeded := self._exceeded(self._me, now):
+            return f"alarm of {self._named(self._rank)}: it {exceeded}."
         if self._exchange is None:
             return None
         if lifeless := self._lifeless(now):
-            return f"alarm of rank {self._rank}: " + "; ".join(f"{named(r)} {why}" for r, why in lifeless.items()) + "."
+            causes = (f"{self._named(rank)} {why}" for rank, why in lifeless.items())
+            return f"alarm of {self._named(self._rank)}: {'; '.join(causes)}."
         return self._alarm_of_ends(now)
+
+    def _exceeded(self, beat: Heartbeat, now: float) -> str | None:
+        """The limit that a rank exceeds, in words."""
+        if not (beat.roles and beat.waits_for_others):
+            return self._limits.exceeded(beat)
+        others = [seen for seen in self._others().values() if seen.heartbeat.status == "running"]
+        all_wait = self._me.waits_for_others and all(seen.heartbeat.waits_for_others for seen in others)
+        ages = (self._me.unchanged_s, *(seen.heartbeat.unchanged_s + now - seen.at for seen in others))
+        return self._limits.exceeded_by_wait(beat, min(ages) if all_wait else 0.0)
+
+    def _named(self, rank: int) -> str:
+        """The rank with its roles, where they have ranks of their own."""
+        seen = None if self._exchange is None else self._exchange.seen.get(rank)
+        return with_roles(rank, self._me if rank == self._rank else seen and seen.heartbeat)
 
     def _alarm_of_ends(self, now: float) -> str | None:
         """The alarm for a rank that failed or left while this one is at work; None without one."""
@@ -186,11 +214,11 @@ class Watchdog:
             heard_s = 0.0 if failure is None else now - self._failures.setdefault(rank, now)
             # Time for this rank to fail of itself, and for that one to show its traceback.
             if failure is not None and mine is None and heard_s > 2 * _GRACE_S:
-                return f"alarm of rank {self._rank}: rank {rank} failed."
+                return f"alarm of {self._named(self._rank)}: {self._named(rank)} failed."
             if failure is not None and mine is not None and failure.text != mine.text and self._order(rank) == 1:
-                return f"alarm of rank {self._rank}: it failed after rank {rank} had."
+                return f"alarm of {self._named(self._rank)}: it failed after {self._named(rank)} had."
             if seen.heartbeat.status != "running" and age > self._limits.dead_after_s:
-                return f"alarm of rank {self._rank}: rank {rank} left {age:.0f} s ago."
+                return f"alarm of {self._named(self._rank)}: {self._named(rank)} left {age:.0f} s ago."
         return None
 
     def _lifeless(self, now: float) -> dict[int, str]:
@@ -217,7 +245,7 @@ class Watchdog:
     def _end(self, alarm: str) -> NoReturn:
         """Write the report, kill what this rank started, and end this process."""
         threads, in_collective = stacks()
-        self._update(alarm=alarm, stacks=threads, in_collective=in_collective)
+        self._update(alarm=alarm, stacks=threads, in_collective=in_collective or self._heartbeat().waits_for_others)
         try:
             lifeless = self._lifeless(time.monotonic()) if self._exchange is not None else {}
             if self._exchange is not None:
@@ -253,7 +281,8 @@ class Watchdog:
         beats = {rank: seen.heartbeat for rank, seen in self._others().items()} | {self._rank: self._me}
         if self._order(self._rank) and self._me.failure is not None:
             beats[self._rank] = replace(self._me, failure=replace(self._me.failure, order=self._order(self._rank)))
-        blamed = culprits(beats, lifeless)
+        now = time.monotonic()
+        blamed = culprits(beats, lifeless, lambda beat: self._exceeded(beat, now) is not None)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "x") as file:

@@ -17,8 +17,8 @@ from nemo_simplerl.config.schema import ActorConfig, AlgoConfig
 from nemo_simplerl.data.batch import Batch, MicroBatch
 from nemo_simplerl.data.packing import unpack_to_batch
 from nemo_simplerl.model.network import head
-from nemo_simplerl.model.sharding.export import hf_buckets
-from nemo_simplerl.trainer.learners.host_memory import pinned_like
+from nemo_simplerl.model.sharding.export import HfExport, hf_buckets
+from nemo_simplerl.trainer.learners.host_memory import HostWeights
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.learners.minibatches import MiniBatch, forward_micro_batches, mini_batches
 from nemo_simplerl.trainer.learners.updates import UpdateLoop
@@ -28,7 +28,10 @@ Result = TypeVar("Result")
 
 
 class Actor:
-    """Every method is collective over the world. `hf` is the model's Hugging Face config."""
+    """Every method is collective over the world. `hf` is the model's Hugging Face config.
+
+    keeps_earlier: whether the weights before a step's updates stay in host memory during the step after it.
+    """
 
     def __init__(
         self,
@@ -41,12 +44,15 @@ class Actor:
         max_response_tokens: int,
         timer: PhaseTimer,
         update_loop: UpdateLoop | None = None,
+        keeps_earlier: bool = False,
     ):
         self.learner, self.hf, self.config, self.algo, self.timer = learner, hf, config, algo, timer
         self.update_loop = update_loop or UpdateLoop()
         self.max_response_tokens, self.objective = max_response_tokens, objective_of(algo)
         self.temperature = temperature if algo.logprob_temperature == "sampling" else 1.0
-        self._reference = _host_copy(learner.gpt) if algo.kl_coef else None
+        self._reference = HostWeights(learner.gpt) if algo.kl_coef else None
+        self._earlier = HostWeights(learner.gpt) if keeps_earlier else None
+        self.has_earlier = False
 
     @timed("old_logprobs")
     def logprobs(self, batch: Batch) -> Tensor:
@@ -56,11 +62,16 @@ class Actor:
     @timed("reference_logprobs")
     def reference_logprobs(self, batch: Batch) -> Tensor:
         """The same under the policy that training started from, whose weights are kept in host memory."""
-        self._swap_reference()
-        try:
+        assert self._reference is not None, "no reference is kept when algo.kl_coef is 0"
+        with self._reference.in_place():
             return self._forward(batch)
-        finally:
-            self._swap_reference()
+
+    @timed("old_logprobs")
+    def earlier_logprobs(self, batch: Batch) -> Tensor:
+        """The same under the policy before the last step's updates; call it where `has_earlier`."""
+        assert self._earlier is not None and self.has_earlier
+        with self._earlier.in_place():
+            return self._forward(batch)
 
     @timed("actor_update")
     def update(
@@ -92,12 +103,20 @@ class Actor:
             gate_weights_BT=gate_weights_BT,
             **columns,
         )
+        if self._earlier is not None:
+            self.has_earlier = self.update_loop.num_finished == 0  # else some of the step's updates are in the weights
+            if self.has_earlier:
+                self._earlier.keep()
         with self.learner.optimizer_on_device():
             return self.update_loop.run(minis, self._update)
 
     def hf_buckets(self, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """Full weights under Hugging Face names; every rank must consume all buckets, using each before the next."""
         return hf_buckets(self.learner.gpt, self.hf, self.learner.mesh, max_bytes)
+
+    def export(self, max_bytes: int) -> HfExport:
+        """The same weights for engines on other ranks: see HfExport."""
+        return HfExport(self.learner.gpt, self.hf, self.learner.mesh, max_bytes)
 
     def _forward(self, batch: Batch) -> Tensor:
         micro_batches = forward_micro_batches(batch, self.config)
@@ -166,21 +185,7 @@ class Actor:
                 "only reports it) where bf16 rounding explains the gap."
             )
 
-    @torch.no_grad()
-    def _swap_reference(self) -> None:
-        assert self._reference is not None, "no reference is kept when algo.kl_coef is 0"
-        for param, stored in zip(self.learner.gpt.parameters(), self._reference, strict=True):
-            current = param.clone()  # on the device, since page-locked memory alone copies at the bus's full speed
-            param.copy_(stored, non_blocking=True)
-            stored.copy_(current, non_blocking=True)
-
 
 def objective_of(algo: AlgoConfig) -> PolicyObjective:
     """The part of the policy's loss that the settings of `algo` by the same names choose."""
     return PolicyObjective(**{field.name: getattr(algo, field.name) for field in fields(PolicyObjective)})
-
-
-@torch.no_grad()
-def _host_copy(gpt: torch.nn.Module) -> list[Tensor]:
-    params = list(gpt.parameters())
-    return [copy.copy_(param) for copy, param in zip(pinned_like(params), params, strict=True)]

@@ -1,11 +1,43 @@
 """Host memory that device tensors are copied into."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 _ALIGNMENT = 64
+
+
+class HostWeights:
+    """A model's weights as they were when they were last kept, in host memory; at first those of its making."""
+
+    def __init__(self, model: torch.nn.Module):
+        self._params = list(model.parameters())
+        self._kept = pinned_like(self._params)
+        self.keep()
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Keep the weights that the model has now."""
+        for kept, param in zip(self._kept, self._params, strict=True):
+            kept.copy_(param)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the model has the kept weights, and its own are kept for it."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for param, kept in zip(self._params, self._kept, strict=True):
+            current = param.clone()  # on the device, since page-locked memory alone copies at the bus's full speed
+            param.copy_(kept, non_blocking=True)
+            kept.copy_(current, non_blocking=True)
 
 
 def pinned_like(tensors: Sequence[Tensor], block_bytes: int = 2**30) -> list[Tensor]:

@@ -21,6 +21,11 @@ class UpdateLoop:
         """Have the next `run` skip the updates whose metrics are in `finished`, and append its own there."""
         self._finished = finished
 
+    @property
+    def num_finished(self) -> int:
+        """Updates that the next `run` skips."""
+        return len(self._finished)
+
     def run(self, minis: Iterable[Mini], update: Callable[[Mini, bool], UpdateMetrics]) -> list[UpdateMetrics]:
         """Call `update(mini, is_first)` for each mini-batch. Returns the metrics of all updates of the step."""
         finished, self._finished = self._finished, []

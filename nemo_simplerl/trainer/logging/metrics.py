@@ -103,8 +103,11 @@ def update_metrics(role: str, updates: Sequence[dict[str, float]]) -> dict[str, 
     """Metrics of one model's updates in a step: means, the largest of `_max` keys and of the gradient norm, the last
     learning rate.
 
-    They are over the updates that were made; `skipped_updates` counts the others.
+    They are over the updates that were made; `skipped_updates` counts the others. A model that lives on other ranks
+    makes none here.
     """
+    if not updates:
+        return {}
     made = [update for update in updates if not update["skipped"]]
     metrics = {f"{role}/lr": updates[-1]["lr"], f"{role}/skipped_updates": float(len(updates) - len(made))}
     if not made:

@@ -56,6 +56,11 @@ class PhaseTimer:
         other._on_enter = on_enter
         return other
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds since the last drain, by phase."""
+        return dict(self._seconds)
+
     def drain(self) -> dict[str, float]:
         """Return `{"time/rollout": seconds, ..., "memory/rollout_gb": GiB, ...}` since the last drain and start anew.
 

@@ -6,6 +6,7 @@ samples are functions of (seed, step), so no generator's state is saved. In the 
 holds what the step goes on from (saving.record). The file `latest` beside the folders names the one to resume from.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from nemo_simplerl.model.formats import torch_dist
 from nemo_simplerl.model.formats.archive import list_files
 from nemo_simplerl.model.sharding.load import load_weights
 from nemo_simplerl.model.source import open_source
+from nemo_simplerl.parallel.grid import Grid
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects, of_first_rank
 from nemo_simplerl.trainer.guard.faults import fault_point
@@ -40,6 +42,7 @@ from nemo_simplerl.trainer.saving.record import StepRecord, head_from, read_reco
 LATEST = "latest"
 RECORD = "step/record.npz"
 _TENSOR_SIZE = "tensor_model_parallel_size"
+_FIRST_RANK = "first_rank"  # 0 where a manifest of an earlier version does not say
 _SHOWN = 3  # files that a message names
 
 
@@ -71,29 +74,50 @@ def positions_on_disk(folder: Path) -> list[TrainingPosition]:
     return sorted(position for path in folder.glob("step_*") if (position := position_of(path.name)) is not None)
 
 
-def layout_of(mesh: Mesh) -> dict[str, int]:
-    """The mesh's parallel sizes, as a manifest holds them."""
+@dataclass(frozen=True)
+class RoleFacts:
+    """What the ranks of a role know of it: updates of its optimizer, those left out, and its layout."""
+
+    updates: int
+    skipped: int
+    layout: dict[str, int]
+
+
+def facts_of(learners: Mapping[str, Learner], group: dist.ProcessGroup | None = None) -> dict[str, RoleFacts]:
+    """The facts of all roles of the group's ranks, by role. Collective over the group; None is the world.
+
+    learners: of the roles that live on this rank.
+    """
+    mine = {role: RoleFacts(one.updates, one.skipped, layout_of(one.mesh.grid)) for role, one in learners.items()}
+    found: dict[str, RoleFacts] = {}
+    for share in gather_objects(mine, group or dist.group.WORLD, "checkpoint"):
+        found |= share
+    return found
+
+
+def layout_of(grid: Grid) -> dict[str, int]:
+    """Parallel sizes and first rank of a role, as a manifest holds them."""
     return {
-        _TENSOR_SIZE: mesh.tp_size,
-        "pipeline_model_parallel_size": mesh.pp_size,
-        "data_parallel_size": mesh.dp_size,
+        _TENSOR_SIZE: grid.tp_size,
+        "pipeline_model_parallel_size": grid.pp_size,
+        "data_parallel_size": grid.dp_size,
+        _FIRST_RANK: grid.ranks.start,
     }
 
 
-def manifest_of(position: TrainingPosition, learners: Mapping[str, Learner], mesh: Mesh, **facts: Any) -> Manifest:
-    """The manifest of what the learners hold now, without its files, which the saver adds.
+def manifest_of(position: TrainingPosition, roles: Mapping[str, RoleFacts], **facts: Any) -> Manifest:
+    """The manifest of what all roles' learners hold now, without its files, which the saver adds.
 
-    mesh: the actor's.
     facts: the fields that the caller knows: weight_version, evaluation, config_xxh3; and prompts_passed, but for the
     warm start.
     """
     return Manifest(
         step=position.steps,
         updates_in_step=position.updates,
-        updates={role: learner.updates for role, learner in learners.items()},
-        skipped={role: learner.skipped for role, learner in learners.items()},
-        layout=layout_of(mesh),
-        layouts={role: layout_of(learner.mesh) for role, learner in learners.items()},
+        updates={role: known.updates for role, known in roles.items()},
+        skipped={role: known.skipped for role, known in roles.items()},
+        layout=roles["actor"].layout,
+        layouts={role: known.layout for role, known in roles.items()},
         versions=versions(),
         files={},
         **facts,
@@ -101,23 +125,35 @@ def manifest_of(position: TrainingPosition, learners: Mapping[str, Learner], mes
 
 
 def layouts_in_words(layouts: Mapping[str, Mapping[str, int]]) -> str:
-    """The layouts of the roles as `TP2 x PP1 x DP4`, each with its role where they differ."""
-    words = {role: "TP{} x PP{} x DP{}".format(*layout.values()) for role, layout in layouts.items()}
+    """The layouts of the roles as `TP2 x PP1 x DP4`, each with its role where they differ, and with its ranks where
+    those do."""
+    sizes = {role: [size for key, size in layout.items() if key != _FIRST_RANK] for role, layout in layouts.items()}
+    words = {role: "TP{} x PP{} x DP{}".format(*of_role) for role, of_role in sizes.items()}
+    firsts = {role: layout.get(_FIRST_RANK, 0) for role, layout in layouts.items()}
+    ranks = {role: range(firsts[role], firsts[role] + math.prod(sizes[role])) for role in layouts}
+    if len(set(ranks.values())) > 1:
+        words = {role: f"{text} on {_in_words(ranks[role])}" for role, text in words.items()}
     if len(set(words.values())) == 1:
         return next(iter(words.values()))
     return ", ".join(f"{role} {of_role}" for role, of_role in words.items())
 
 
-def find_intact(folder: Path, mesh: Mesh) -> Found | None:
+def _in_words(ranks: range) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}-{ranks[-1]}"
+
+
+def find_intact(folder: Path, mesh: Mesh, group: dist.ProcessGroup | None = None) -> Found | None:
     """The checkpoint that `latest` names if every file is as it was written, else the newest intact one before it.
 
-    Collective. None where there are no checkpoints. Those passed over are renamed to NAME.damaged, out of the way of
-    the run that repeats their steps. Removes what interrupted saves left. Raises ValueError where none can be used.
+    None where there are no checkpoints. Those passed over are renamed to NAME.damaged, out of the way of the run that
+    repeats their steps. Removes what interrupted saves left. Raises ValueError where none can be used. Collective over
+    the group, to which rank 0 belongs; None is the world.
     """
-    positions, notes = of_first_rank(_candidates(folder) if mesh.rank == 0 else ([], []), "checkpoint")
+    group = group or dist.group.WORLD
+    positions, notes = of_first_rank(_candidates(folder) if mesh.rank == 0 else ([], []), "checkpoint", group)
     for index, position in enumerate(positions):
         path = folder / position.name
-        manifest, problems = _examine(path, mesh)
+        manifest, problems = _examine(path, mesh.rank, group)
         if manifest is not None and not problems:
             if mesh.rank == 0:
                 _set_aside(folder, positions[:index])
@@ -132,7 +168,8 @@ def find_intact(folder: Path, mesh: Mesh) -> Found | None:
 
 
 def load(found: Found, learners: Mapping[str, Learner]) -> None:
-    """Load weights and optimizer state of every role into its parallel layout of this run. Collective."""
+    """Load weights and optimizer state of every role that lives on this rank into its parallel layout of this run. No
+    communication."""
     saved = found.manifest
     for name, learner in learners.items():
         source = open_source(found.path, "checkpoint", critic=learner.gpt.is_critic)
@@ -149,7 +186,8 @@ def load(found: Found, learners: Mapping[str, Learner]) -> None:
 
 
 def load_record(found: Found, mesh: Mesh) -> StepRecord | None:
-    """The record of the step within which the checkpoint was saved; None between steps. Collective.
+    """The record of the step within which the checkpoint was saved, its parts dealt out to all ranks of the world; None
+    between steps. Collective.
 
     Raises ValueError, on all ranks, where it cannot be read.
     """
@@ -239,13 +277,13 @@ def _candidates(folder: Path) -> tuple[list[TrainingPosition], list[str]]:
     return [position for position in positions if position <= named], []
 
 
-def _examine(path: Path, mesh: Mesh) -> tuple[Manifest | None, list[str]]:
+def _examine(path: Path, rank: int, group: dist.ProcessGroup | None) -> tuple[Manifest | None, list[str]]:
     """The manifest, and what is wrong with it or the files. Each rank reads a share of the files. Collective."""
-    manifest, problem = of_first_rank(_manifest_of(path) if mesh.rank == 0 else (None, ""), "checkpoint")
+    manifest, problem = of_first_rank(_manifest_of(path) if rank == 0 else (None, ""), "checkpoint", group)
     if manifest is None:
         return None, [problem]
-    mine = file_problems(path, share_of(manifest.files, mesh.rank, mesh.world_size))
-    return manifest, [problem for share in gather_objects(mine, dist.group.WORLD, "checkpoint") for problem in share]
+    mine = file_problems(path, share_of(manifest.files, rank, 1 if group is None else group.size()))
+    return manifest, [problem for share in gather_objects(mine, group, "checkpoint") for problem in share]
 
 
 def _manifest_of(path: Path) -> tuple[Manifest | None, str]:

@@ -28,14 +28,16 @@ JOURNAL = "journal"  # in the run directory
 class Journal:
     """The files of RUN_DIR/journal, of each step since the last checkpoint.
 
-    step_NNNNNN.npz is the head of the step's record, which rank 0 writes. step_NNNNNN.FROM.RANK.npz are the parts that
-    it names: of the completions from number FROM on, those that one rank holds, written once by that rank. The head is
-    written behind them and knows their digests, so that a kill in between leaves what the head before it says. A
-    journal that cannot be written is logged once, and costs only the time to sample again.
+    The ranks that sample write it and read it. step_NNNNNN.npz is the head of the step's record, which the first of
+    them writes. step_NNNNNN.FROM.RANK.npz are the parts that it names: of the completions from number FROM on, those
+    that one rank holds, written once by that rank. The head is written behind them and knows their digests, so that a
+    kill in between leaves what the head before it says. A journal that cannot be written is logged once, and costs only
+    the time to sample again.
     """
 
     def __init__(self, folder: Path, group: dist.ProcessGroup | None):
-        """group: of the ranks that hold completions; None is this rank alone."""
+        """group: of the ranks that sample and so hold completions; None is this rank alone. On other ranks a journal
+        can only delete."""
         self._folder, self._group = folder, group
         self._rank = 0 if group is None else group.rank()
         self._step: int | None = None  # that the parts are of
@@ -98,7 +100,7 @@ class Journal:
                 self._tell(step, _reason(caught))
 
     def delete(self, steps: int | None) -> None:
-        """Remove the files that a checkpoint after `steps` steps makes superfluous; with None, all. On rank 0 alone.
+        """Remove the files that a checkpoint after `steps` steps makes superfluous; with None, all. On one rank alone.
 
         Raises OSError.
         """

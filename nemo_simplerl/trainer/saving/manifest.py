@@ -33,7 +33,7 @@ class FileFacts:
 class Manifest:
     """The facts of a checkpoint, as manifest.json holds them.
 
-    A field that older checkpoints lack has a default. `checkpoint.manifest_of` fills in what follows from the learners.
+    A field that older checkpoints lack has a default. `checkpoint.manifest_of` fills in what the roles' ranks know.
     """
 
     step: int  # steps done
@@ -43,14 +43,14 @@ class Manifest:
     updates: dict[str, int]  # by role: updates of its optimizer, those left out included
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # by role: updates left out
     layout: dict[str, int]  # parallel sizes of the actor, and of each role that `layouts` does not name
-    layouts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # by role
+    layouts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # by role; with its first rank
     evaluation: dict[str, float]  # metrics of the step's evaluation, where it had one
     versions: dict[str, str]
     config_xxh3: str
     files: dict[str, FileFacts]
 
     def layout_of(self, role: str) -> dict[str, int]:
-        """The parallel sizes that the role was saved in."""
+        """The parallel sizes that the role was saved in, and from which rank on."""
         return self.layouts.get(role, self.layout)
 
     @property

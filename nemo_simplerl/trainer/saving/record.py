@@ -1,7 +1,7 @@
 """What is known of a step: enough to resume it in the middle, in any parallel layout.
 
-On disk a record is a head, which rank 0 writes, and the parts of the ranks that hold something of it (parts.py). Heads
-of earlier versions hold everything themselves.
+On disk a record is a head, which one rank writes, and the parts of the ranks that hold something of it (parts.py).
+Heads of earlier versions hold everything themselves.
 """
 
 import io
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nemo_simplerl.data.batch import Batch
 from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.parallel.reductions import gather_objects, of_first_rank
+from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.completions import Completions, rows_of_flat, seeds_of
 from nemo_simplerl.rollout.spread import SpreadCompletions
@@ -88,7 +88,8 @@ class PartFile(NamedTuple):
 def head_bytes(record: StepRecord, parts: Sequence[PartFile], part_of: Sequence[int] | np.ndarray) -> bytes:
     """The head of a record as an .npz of arrays, none of them pickled. The completions must be there.
 
-    part_of: the part that holds each completion, by its index among `parts`.
+    record: with the finished updates of all roles. part_of: the part that holds each completion, by its index among
+    `parts`.
     """
     completions = record.completions
     assert completions is not None, "a record is written from its completions on"
@@ -167,14 +168,15 @@ def _whole_part(arrays: dict[str, np.ndarray], head: dict[str, Any], lengths: np
 def read_record(
     head: Head | None, read: Callable[[str], Any], group: dist.ProcessGroup | None
 ) -> tuple[StepRecord, Head] | None:
-    """The record of a head that rank 0 has read, its parts dealt out to the ranks in turn, and the head. Collective.
+    """The record of a head that the group's first rank has read, its parts dealt out to the ranks of the group in turn,
+    and the head. Collective; `group` None is this rank alone. Holders are ranks of the group.
 
-    head: on rank 0; None is None everywhere. read: the file of a part, by its name. Raises ValueError on every rank
-    where a part cannot be read.
+    head: on the first rank; None is None everywhere. read: the file of a part, by its name. Raises ValueError on every
+    rank where a part cannot be read.
     """
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
     whole = None if head is None else head.whole
-    found = of_first_rank(None if head is None else replace(head, whole=None), "journal")
+    found = gather_objects(None if head is None else replace(head, whole=None), group, "journal")[0]
     if found is None:
         return None
     mine: dict[int, Part] = {0: whole} if whole is not None else {}

@@ -3,8 +3,8 @@
 Optimizer state that waits in host memory (learners.offload) is not copied but written from where it is: updates that
 are made meanwhile work on copies on the device, and their results wait until it is written.
 
-The threads do not communicate. The ranks agree on their main threads that all have written; rank 0's thread then
-completes the checkpoint.
+Each rank writes its share of the roles that live on it. The threads do not communicate. The ranks agree on their main
+threads that all have written; rank 0's thread then completes the checkpoint.
 """
 
 import errno
@@ -56,8 +56,9 @@ class _Block:
 
 @dataclass
 class _Blocks:
-    """The blocks that a rank writes into one of its files, in order."""
+    """The blocks that a rank writes into one of its files, in order. rank: its number among those of the role."""
 
+    rank: int
     items: list[_Block] = field(default_factory=list)
 
     def add(self, key: str, tensor: Tensor, global_shape: Sequence[int], offsets: Sequence[int]) -> None:
@@ -121,7 +122,8 @@ class HostCopies:
             if is_copied(block) and self._place(folder, block) not in self._kept
         }
         self._kept |= zip(missing, pinned_like(list(missing.values())), strict=True)
-        return _Blocks([self._copied(folder, block) if is_copied(block) else block for block in blocks.items])
+        items = [self._copied(folder, block) if is_copied(block) else block for block in blocks.items]
+        return replace(blocks, items=items)
 
     def _copied(self, folder: str, block: _Block) -> _Block:
         copy = self._kept[self._place(folder, block)]
@@ -135,6 +137,7 @@ class Saver:
     """Writes the checkpoints of a run into `folder`, one at a time, and removes those that `keep` does not keep.
 
     A save that fails is logged and leaves older checkpoints untouched; the next one tries again.
+    mesh: the actor's. group: of the ranks that save together; None is the world.
     model_folder: the folder of a role's config.json, tokenizer and so on, which are packed beside its weights.
     in_background: `save` returns when the state is copied; without it, when the state is on disk, and no copy is made.
     on_complete: called with the position of each complete checkpoint, on rank 0's thread; its OSErrors are logged.
@@ -145,12 +148,14 @@ class Saver:
         folder: Path,
         mesh: Mesh,
         *,
+        group: dist.ProcessGroup | None = None,
         model_folder: Callable[[str], Path],
         keep: Retention,
         in_background: bool,
         on_complete: Callable[[TrainingPosition], None] = lambda position: None,
     ):
         self._folder, self._mesh, self._model_folder, self._keep = folder, mesh, model_folder, keep
+        self._of_group = group
         self._on_complete = on_complete
         self._copies = HostCopies() if in_background else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -158,6 +163,10 @@ class Saver:
         self._pending: _Pending | None = None
         self._failure: str | None = None  # of the last save
         self.saved: TrainingPosition | None = None  # the last that is complete
+
+    @property
+    def _group(self) -> dist.ProcessGroup | None:
+        return self._of_group or dist.group.WORLD
 
     @property
     def is_pending(self) -> bool:
@@ -169,7 +178,8 @@ class Saver:
     ) -> None:
         """Finish the pending save, then begin to write what the learners hold now. Collective.
 
-        manifest: without its files. files: further files by name, which this rank writes as they are.
+        learners: of the roles that live on this rank. manifest: of all roles, without its files. files: further files
+        by name, which this rank writes as they are.
         """
         self.finish_pending(block=True)
         blocks = self._blocks(learners)
@@ -194,7 +204,7 @@ class Saver:
                 with waiting("checkpoint.writers"):
                     wait([self._pending.future])
             future = self._pending.future
-            results = gather_objects(future.result() if future.done() else None, dist.group.WORLD)
+            results = gather_objects(future.result() if future.done() else None, self._group, "checkpoint")
             if any(result is None for result in results):
                 return
             self._pending = self._pending.then(results)
@@ -220,7 +230,8 @@ class Saver:
         found: dict[str, _Blocks] = {}
         for role, learner in learners.items():
             mesh = learner.mesh
-            hf, weights, optimizer = read_hf_config(self._model_folder(role)), _Blocks(), _Blocks()
+            hf, rank = read_hf_config(self._model_folder(role)), mesh.role.rank()
+            weights, optimizer = _Blocks(rank), _Blocks(rank)
             if mesh.dp_rank == 0:
                 shards.add_shards(weights, learner.gpt, hf, mesh)
             optimizer_state.add_state(optimizer, learner, hf, mesh)
@@ -235,7 +246,7 @@ class Saver:
         files: Mapping[str, bytes],
         has_room: bool,
     ) -> _Share:
-        """Write this rank's files, and on rank 0 what is not sharded. On the thread."""
+        """Write this rank's files, and what is not sharded of the roles whose first rank it is. On the thread."""
         target = self._target(position)
         written: dict[str, list[torch_dist.WrittenBlock]] = {}
         problem = None
@@ -244,8 +255,8 @@ class Saver:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for folder, part in blocks.items():
                 written[folder] = self._write_rank_file(target, folder, part) if part.items else []
-            if self._mesh.rank == 0:
-                for role, learner in learners.items():
+            for role, learner in learners.items():
+                if learner.mesh.role.rank() == 0:
                     self._write_rest(target, role, learner, position)
             for name, content in files.items():
                 with target.create(name) as stream:
@@ -264,11 +275,11 @@ class Saver:
             free = shutil.disk_usage(place).free
         except OSError:  # the thread meets it too, and its problem reaches every rank
             free = sys.maxsize
-        counts, rooms = zip(*gather_objects((num_bytes, free), dist.group.WORLD), strict=True)
+        counts, rooms = zip(*gather_objects((num_bytes, free), self._group, "checkpoint"), strict=True)
         return sum(counts) <= min(rooms)
 
     def _write_rank_file(self, target: HashedFolder, folder: str, blocks: _Blocks) -> list[torch_dist.WrittenBlock]:
-        name = torch_dist.rank_file_name(self._mesh.rank)
+        name = torch_dist.rank_file_name(blocks.rank)
         with target.create(f"{folder}/{name}") as stream:
             file = torch_dist.RankFile(stream, name)
             blocks.write(file)
@@ -294,8 +305,8 @@ class Saver:
             return []
         target = self._target(manifest.position)
         try:
-            for folder in shares[0].written:
-                written = [item for share in shares for item in share.written[folder]]
+            for folder in dict.fromkeys(folder for share in shares for folder in share.written):
+                written = [item for share in shares for item in share.written.get(folder, ())]
                 torch_dist.write_index(lambda name, folder=folder: target.create(f"{folder}/{name}"), written)
             files = target.files
             for share in shares:
@@ -319,7 +330,8 @@ class Saver:
         if self._mesh.rank == 0:
             self._clean_up(position, num_bytes)
         # The next save may be of the same position, and no rank may begin it while the first still removes this one.
-        dist.barrier()
+        with waiting("barrier.checkpoint"):
+            dist.barrier(self._group)
 
     def _clean_up(self, position: TrainingPosition, num_bytes: int) -> None:
         shutil.rmtree(partial_folder(self._folder, position), ignore_errors=True)

@@ -14,11 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_simplerl.data.batch import Batch
-from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects
 from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.completions import flat_of_rows, rows_of_flat
-from nemo_simplerl.rollout.distribute import BrokenOff
 from nemo_simplerl.rollout.spread import Response, SpreadCompletions, deliver
 from nemo_simplerl.trainer.learners.updates import UpdateLoop
 from nemo_simplerl.trainer.saving.journal import Journal
@@ -28,47 +26,59 @@ from nemo_simplerl.trainer.saving.record import (
     StepKey,
     StepRecord,
     head_bytes,
-    is_first_of_replica,
     local_column_BT,
     response_tokens,
 )
+from nemo_simplerl.trainer.shares import Share
 
 
 class StepState:
-    """What is known of the current step, filled in as the verbs of `ppo_step` run. All ranks call alike.
+    """What is known of a step, filled in as the verbs of `ppo_step` run.
 
-    journal: where completions and grades are written as soon as they exist. safe_point: raises where the run is to
-    stop. should_stop: whether to break off a rollout.
+    A step is sampled by the ranks of the engine: `begin`, `completions`, `grades`. From `take` on it is trained on, by
+    all ranks; another may be sampled meanwhile.
+
+    journal: where completions and grades are written as soon as they exist, on the ranks that sample. should_stop:
+    whether to break off a rollout.
     """
 
-    def __init__(
-        self,
-        journal: Journal | None = None,
-        safe_point: Callable[[], None] = lambda: None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ):
+    def __init__(self, journal: Journal | None = None, should_stop: Callable[[], bool] = lambda: False):
         self.should_stop = should_stop
-        self._journal, self._safe_point = journal, safe_point
+        self._journal = journal
         self._restored: StepRecord | None = None
-        self._record: StepRecord | None = None
-        self._lengths = np.empty(0, np.int64)  # response tokens of each sample that is trained on
-        self._owners: Sequence[Sequence[int]] = []  # those samples that each rank of the world trains on
-        self._local: dict[str, np.ndarray] = {}  # one number a response token of theirs, by column
-        self.was_sampled_before = False
-        self.num_sampled = 0  # completions of the step's rounds so far
+        self._sampled: StepRecord | None = None  # the step that is being sampled
+        self._record: StepRecord | None = None  # the step that is trained on
+        self._local: dict[str, tuple[Share, np.ndarray]] = {}  # a number a response token of this rank's, by column
+        self.shares: dict[str, Share] = {}  # by role, of the step that is trained on
+        self.is_restored = False  # whether a checkpoint has the step that is being sampled, for all ranks to read
+        self.was_sampled_before = False  # of the step that is trained on
+        self.num_sampled = 0  # completions of the sampled step's rounds so far
 
     @property
     def record(self) -> StepRecord:
-        assert self._record is not None, "call begin() first"
+        """Of the step that is trained on."""
+        assert self._record is not None, "call take() first"
         return self._record
+
+    @property
+    def sampled(self) -> StepRecord:
+        """Of the step that is being sampled."""
+        assert self._sampled is not None, "call begin() first"
+        return self._sampled
 
     @property
     def lengths(self) -> Sequence[int]:
         """Response tokens of each sample that is trained on."""
         return self._lengths
 
+    @property
+    def versions(self) -> np.ndarray:
+        """int64, of the weights that sampled each completion of the step."""
+        assert self.record.completions is not None, "sample before you ask"
+        return self.record.completions.versions
+
     def num_updates(self, step: int) -> int:
-        """Updates of all models that `step` has made so far."""
+        """Updates of all models that `step` has made so far, as far as this rank knows."""
         record = self._record or self._restored
         return record.num_updates if record is not None and record.key.step == step else 0
 
@@ -76,12 +86,13 @@ class StepState:
         """Have the next step continue from `record`, which a checkpoint holds."""
         self._restored = record
 
-    def begin(self, key: StepKey, update_loops: Mapping[str, UpdateLoop]) -> None:
-        """Begin the step of `key`, with what a checkpoint or the journal knows of it. Collective.
+    def begin(self, key: StepKey) -> None:
+        """Begin to sample the step of `key`, with what a checkpoint or the journal knows of it. Collective.
 
         Raises ValueError where the checkpoint's step was begun with other prompts, sampling or update sizes.
         """
         found, self._restored = self._restored, None
+        self.is_restored = found is not None
         if found is not None and (found.key.step, found.key.request_digest) != (key.step, key.request_digest):
             raise ValueError(
                 f"step {key.step} is to go on after {found.num_updates} of its updates, but it was begun with other "
@@ -90,67 +101,85 @@ class StepState:
             )
         if found is None and self._journal is not None:
             found = self._journal.find(key)
-        self._record, self._local = found or StepRecord(key), {}
-        self.was_sampled_before = self._record.completions is not None
+        self._sampled = found or StepRecord(key)
+        self._was_known = self._sampled.completions is not None
         self.num_sampled = 0
-        for role, update_loop in update_loops.items():
-            update_loop.skip_finished(self._record.finished_updates.setdefault(role, []))
 
     def completions(self, sample: Callable[[], SpreadCompletions], count: int) -> SpreadCompletions:
         """The `count` completions of the step's next round, from the record or else from `sample`. Collective."""
-        known = self.record.completions
+        known = self.sampled.completions
         if known is None or len(known) == self.num_sampled:
-            try:
-                new = sample()
-            except BrokenOff:
-                self._safe_point()
-                raise
-            known = self.record.completions = new if known is None else SpreadCompletions.joined([known, new])
+            new = sample()
+            known = self.sampled.completions = new if known is None else SpreadCompletions.joined([known, new])
             self._write()
         self.num_sampled += count
         return known.select(range(self.num_sampled - count, self.num_sampled))
 
     def grades(self, grade: Callable[[], list[Grade]], count: int) -> list[Grade]:
         """The grades of that round's `count` completions, from the record or else from `grade`. Collective."""
-        known = self.record.grades or []
+        known = self.sampled.grades or []
         if len(known) == self.num_sampled - count:
-            known = self.record.grades = known + grade()
+            known = self.sampled.grades = known + grade()
             self._write()
         return known[self.num_sampled - count : self.num_sampled]
 
-    def responses(self, completions: SpreadCompletions, owners: Sequence[Sequence[int]]) -> Sequence[Response]:
-        """The responses that this rank trains on, from the ranks that hold them. Collective.
+    @property
+    def was_known(self) -> bool:
+        """Whether the step that is being sampled was so before, and is read."""
+        return self._was_known
 
-        completions: those that are trained on. owners: for each rank of the world those that it gets, in the order of
-        its batch.
+    def take(self, record: StepRecord, *, was_known: bool, update_loops: Mapping[str, UpdateLoop]) -> None:
+        """Train on the step of `record` from here on; every rank has it. The loops go on after its finished updates."""
+        self._record, self._local, self.shares = record, {}, {}
+        self.was_sampled_before = was_known
+        for role, update_loop in update_loops.items():
+            update_loop.skip_finished(record.finished_updates.setdefault(role, []))
+
+    def responses(self, completions: SpreadCompletions, share: Share) -> Sequence[Response]:
+        """The responses that this rank trains a model on, from the ranks that hold them. Collective.
+
+        completions: those that are trained on.
         """
-        self._lengths, self._owners = completions.lengths, owners
-        return completions.to_owners(owners, dist.group.WORLD)
+        return completions.to_owners(share.owners, dist.group.WORLD)
 
-    def column(self, name: str, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
-        """float32 [B, T] of this data rank's samples, from the record or else from `compute`. Collective."""
-        known = self._restored_column(name) if self.was_sampled_before else None
+    def share_out(self, completions: SpreadCompletions, shares: Mapping[str, Share]) -> None:
+        """Say who trains on which of these completions, by role."""
+        self._lengths, self.shares = completions.lengths, dict(shares)
+
+    def column(self, name: str, role: str, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
+        """float32 [B, T] of this rank's samples for the role, from the record or else from `compute`. Collective."""
+        share = self.shares[role]
+        known = self._restored_column(name, share) if self.was_sampled_before else None
         column_BT = compute(batch) if known is None else local_column_BT(known, batch)
-        self._local[name] = response_tokens(column_BT, batch)
+        self._local[name] = share, response_tokens(column_BT, batch)
         return column_BT
 
-    def record_of(self, mesh: Mesh) -> StepRecord:
+    def record_of(self) -> StepRecord:
         """The record, with the columns of the samples that this rank speaks for."""
-        rows = list(self._owners[mesh.rank]) if is_first_of_replica(mesh) else []
-        columns = {name: Column(rows, values if rows else values[:0]) for name, values in self._local.items()}
+        columns = {
+            name: Column(share.spoken_for, values if share.spoken_for else values[:0])
+            for name, (share, values) in self._local.items()
+        }
         return replace(self.record, columns=columns)
 
-    def files(self, mesh: Mesh, name: str) -> dict[str, bytes]:
+    def agree_on_updates(self) -> None:
+        """Learn of the finished updates of models on other ranks. Collective over the world."""
+        for finished in gather_objects(self.record.finished_updates, dist.group.WORLD, "updates"):
+            for role, updates in finished.items():
+                if len(updates) > len(self.record.finished_updates.get(role, ())):
+                    self.record.finished_updates[role] = updates
+
+    def files(self, rank: int, name: str) -> dict[str, bytes]:
         """The files with this rank's part of the record: on rank 0, its head under `name` too. Collective."""
-        record = self.record_of(mesh)
+        record = self.record_of()
         assert record.completions is not None, "a record is written from its completions on"
-        part_name = str(PurePath(name).with_name(f"part_{mesh.rank:05d}.npz"))
+        part_name = str(PurePath(name).with_name(f"part_{rank:05d}.npz"))
         content, digest = record.own_part.to_bytes()
         parts = gather_objects(PartFile(PurePath(part_name).name, digest), dist.group.WORLD)
-        head = {name: head_bytes(record, parts, record.completions.holders)} if mesh.rank == 0 else {}
+        head = {name: head_bytes(record, parts, record.completions.holders)} if rank == 0 else {}
         return head | {part_name: content}
 
-    def _restored_column(self, name: str) -> np.ndarray | None:
+    def _restored_column(self, name: str, share: Share) -> np.ndarray | None:
         """float32: the numbers of the response tokens of this rank's batch, where a record that was read has them."""
         found = self.record.columns.get(name)
         if found is not None and not found.samples and len(found.values):
@@ -165,24 +194,24 @@ class StepState:
         if found is not None:
             by_sample = dict(zip(found.samples, rows_of_flat(found.values, self._lengths[found.samples]), strict=True))
             rows = [by_sample[sample] for sample in sorted(by_sample)]
-        mine = deliver([rows], [np.float32], self._lengths, holders, self._owners, dist.group.WORLD)
+        mine = deliver([rows], [np.float32], self._lengths, holders, share.owners, dist.group.WORLD)
         return flat_of_rows([row for (row,) in mine], np.float32)
 
     def _write(self) -> None:
         if self._journal is not None:
-            self._journal.write(self.record)
+            self._journal.write(self.sampled)
 
 
-def kept_in_step(name: str) -> Callable:
+def kept_in_step(name: str, role: str) -> Callable:
     """Have a method `(batch) -> float32 [B, T]` answer from the record of a resumed step: see StepState.column.
 
-    The method's object has the step's state as `step_state`.
+    role: whose batches it is asked for. The method's object has the step's state as `step_state`.
     """
 
     def decorate(compute: Callable) -> Callable:
         @functools.wraps(compute)
         def kept(self, batch: Batch) -> Tensor:
-            return self.step_state.column(name, batch, functools.partial(compute, self))
+            return self.step_state.column(name, role, batch, functools.partial(compute, self))
 
         return kept
 

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch.distributed as dist
+
 from nemo_simplerl.config.schema import RolloutConfig
 from nemo_simplerl.data.tokenizer import num_ids, stop_ids
 from nemo_simplerl.model.network.provider import DTYPES
 from nemo_simplerl.model.readers.small_files import end_ids
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
+from nemo_simplerl.rollout.elsewhere import EngineElsewhere
 from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.own_process.engine_group import consecutive_ranks
 
@@ -33,11 +36,15 @@ def sampling_of(rollout: RolloutConfig, tokenizer, folder: Path, stops: Sequence
 
 
 def build_engine(rollout: RolloutConfig, precision: str, folder: Path, mesh: Mesh, tokenizer) -> RolloutEngine:
-    """The engine that rollout.engine names, for this rank, without weights. Collective.
+    """The engine that rollout.engine names, for this rank, without weights. Collective over the world.
 
+    mesh: of the ranks with engines; on others the answer is an EngineElsewhere.
     precision: model.precision, that of the weights which a refit brings. folder: the model's config.json and tokenizer.
     Rows of the embedding beyond the tokenizer's ids, which stand for no token, are never sampled.
     """
+    group = _ranks_of_one_engine(rollout, mesh)
+    if not mesh.is_member:
+        return EngineElsewhere()
     values = {
         "tokenizer": tokenizer,
         "device": mesh.device,
@@ -50,12 +57,20 @@ def build_engine(rollout: RolloutConfig, precision: str, folder: Path, mesh: Mes
     if rollout.engine == "trtllm":
         from nemo_simplerl.rollout.trtllm.engine import TrtllmEngine
 
-        group = consecutive_ranks(rollout.trtllm.tensor_parallel_size)
         return TrtllmEngine(str(folder), settings=rollout.trtllm, group=group, **values)
     if rollout.engine == "vllm":
         from nemo_simplerl.rollout.vllm.engine import VllmEngine
 
-        settings = rollout.vllm
-        group = consecutive_ranks(settings.tensor_parallel_size, max(settings.start_timeout_s, settings.timeout_s))
-        return VllmEngine(str(folder), settings=settings, group=group, **values)
+        return VllmEngine(str(folder), settings=rollout.vllm, group=group, **values)
     raise ValueError(f"rollout.engine={rollout.engine}: build_engine makes no such engine.")
+
+
+def _ranks_of_one_engine(rollout: RolloutConfig, mesh: Mesh) -> dist.ProcessGroup | None:
+    """The group of this rank's engine, where it spans several ranks. Collective over the world."""
+    if rollout.engine == "trtllm":
+        return consecutive_ranks(rollout.trtllm.tensor_parallel_size, ranks=mesh.grid.ranks)
+    if rollout.engine == "vllm":
+        settings = rollout.vllm
+        longest_call_s = max(settings.start_timeout_s, settings.timeout_s)
+        return consecutive_ranks(settings.tensor_parallel_size, longest_call_s, ranks=mesh.grid.ranks)
+    return None

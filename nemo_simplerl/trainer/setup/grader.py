@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 Grader = RewardPool | RewardClient
 
 
-def build_grader(reward: RewardConfig) -> Grader:
-    """The grader of this rank. Collective.
+def build_grader(reward: RewardConfig, group: dist.ProcessGroup | None = None) -> Grader:
+    """The grader of this rank. Collective over the ranks that grade; None is the world.
 
     Raises ValueError on every rank where one of them can use no reward server, and FunctionFails, which is one too,
     where reward.function cannot be loaded.
@@ -35,7 +35,7 @@ def build_grader(reward: RewardConfig) -> Grader:
     except ValueError as error:
         refusal = str(error)
     # Only the first rank's messages are shown, so it needs those of the others.
-    for rank, (reason, warnings) in enumerate(gather_objects((refusal, problems), dist.group.WORLD)):
+    for rank, (reason, warnings) in enumerate(gather_objects((refusal, problems), group or dist.group.WORLD)):
         if reason is not None:
             client.close()
             raise ValueError(f"rank {rank}: {reason}")

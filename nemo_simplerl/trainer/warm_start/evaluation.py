@@ -16,6 +16,8 @@ from nemo_simplerl.eval.run import evaluate
 from nemo_simplerl.model.network import head
 from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.sharding.export import hf_buckets
+from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.rollout.base import RolloutEngine
 from nemo_simplerl.rollout.refit import verified_refit
 from nemo_simplerl.trainer.learners.learner import Learner
 from nemo_simplerl.trainer.setup.engine import build_engine, sampling_of
@@ -31,7 +33,8 @@ class WarmStartEval:
 
     data.sft_eval_path gives sft_eval/loss; data.eval_path gives sft_eval/accuracy and the other metrics of an
     evaluation, sampled by an engine that it owns.
-    Every method is collective.
+    Every method is collective over the learner's ranks, and the constructor over the world: `make_groups_of_engine`
+    stands for it on other ranks.
     """
 
     def __init__(self, config: Config, learner: Learner, tokenizer):
@@ -59,9 +62,8 @@ class WarmStartEval:
             log.info(note)
         if self._prompts:
             self._sampling = sampling_of(config.rollout, tokenizer, model_folder(config), stops_of(data))
-            self._grader = self._opened.enter_context(closing(build_grader(config.reward)))
-            engine = build_engine(config.rollout, config.model.precision, model_folder(config), mesh, tokenizer)
-            self._engine = self._opened.enter_context(closing(engine))
+            self._grader = self._opened.enter_context(closing(build_grader(config.reward, mesh.role)))
+            self._engine = self._opened.enter_context(closing(_engine(config, mesh, tokenizer)))
             self._engine.sleep()  # updates may come first
 
     def is_due(self, update: int, last: int) -> bool:
@@ -100,7 +102,7 @@ class WarmStartEval:
         config, engine, learner = self._config, self._engine, self._learner
         engine.wake()
         buckets = hf_buckets(learner.gpt, self._hf, learner.mesh, config.rollout.refit_bucket_mb * 2**20)
-        verified_refit(engine, buckets, update, verify=True, group=dist.group.WORLD)
+        verified_refit(engine, buckets, update, verify=True, group=learner.mesh.role)
         found = evaluate(
             self._prompts,
             engine if engine.generates else None,
@@ -108,7 +110,17 @@ class WarmStartEval:
             self._sampling,
             num_samples=0,
             seed=config.trainer.seed,
-            group=dist.group.WORLD,
+            group=learner.mesh.role,
         )
         engine.sleep()  # the updates use its memory until the next evaluation
         return {f"sft_{name}": value for name, value in found.metrics.items()}
+
+
+def make_groups_of_engine(config: Config, tokenizer, mesh: Mesh) -> None:
+    """Take part in the making of the groups of ranks that an engine spans, on a rank that does not train."""
+    if config.sft.eval_every and config.data.eval_path is not None:
+        _engine(config, mesh, tokenizer).close()
+
+
+def _engine(config: Config, mesh: Mesh, tokenizer) -> RolloutEngine:
+    return build_engine(config.rollout, config.model.precision, model_folder(config), mesh, tokenizer)

@@ -5,9 +5,10 @@ Legend: B samples of this data rank, S sequence length, T = S - 1 predicted toke
 
 import logging
 import os
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from nemo_simplerl.model.network import head
 from nemo_simplerl.model.network.provider import read_hf_config
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
+from nemo_simplerl.parallel.word import leave_word, wait_for_word
 from nemo_simplerl.trainer.guard.finite import delete_bad_updates
 from nemo_simplerl.trainer.guard.stop import Stop, Stopping, write_stopped
 from nemo_simplerl.trainer.learners.build import bad_updates_of, build_learner
@@ -33,16 +35,18 @@ from nemo_simplerl.trainer.learners.minibatches import mini_batches
 from nemo_simplerl.trainer.logging.wandb_log import WandbLog
 from nemo_simplerl.trainer.setup.inputs import check_inputs, tokenizer_of
 from nemo_simplerl.trainer.setup.prepare import model_folder
-from nemo_simplerl.trainer.warm_start.evaluation import WarmStartEval
+from nemo_simplerl.trainer.warm_start.evaluation import WarmStartEval, make_groups_of_engine
 from nemo_simplerl.trainer.warm_start.folder import checkpoints_of
 from nemo_simplerl.trainer.warm_start.log import WarmStartLog
 from nemo_simplerl.trainer.warm_start.saves import WarmStartSaves
 
 log = logging.getLogger(__name__)
 
+_WORD = "warm_start"  # which ranks without the actor wait for
+
 
 class StoppedEarly(Stopping):
-    """Raised where the ranks have agreed to stop after `update` updates of the warm start, which are saved."""
+    """Raised on every rank where those that train have agreed to stop after `update` updates, which are saved."""
 
     def __init__(self, update: int, reason: str):
         super().__init__(reason)
@@ -50,13 +54,13 @@ class StoppedEarly(Stopping):
 
 
 def stoppable_warm_start(config: Config, mesh: Mesh, wandb: WandbLog | None, stop: Stop) -> str:
-    """Run the warm start, which `stop` may end; returns the folder of its model. Collective.
+    """Run the warm start, which `stop` may end; returns the folder of its model. Collective over the world.
 
-    Raises StoppedEarly where it was asked to stop, after writing down how far it came.
+    mesh: the actor's. Raises StoppedEarly where it was asked to stop, after writing down how far it came.
     """
     try:
         with stop:
-            return warm_start(config, mesh, wandb, stop.safe_point)
+            return warm_start(config, mesh, wandb, partial(stop.safe_point, mesh.role))
     except StoppedEarly as asked:
         if mesh.rank == 0:
             stop.delete_files()
@@ -73,13 +77,14 @@ def warm_start(
     wandb: WandbLog | None = None,
     safe_point: Callable[[], None] = lambda: None,
 ) -> str:
-    """Train model.path on data.sft_path and save the result at sft.output; returns that folder. Collective.
+    """Train model.path on data.sft_path and save the result at sft.output; returns that folder. Collective over the
+    world: the ranks of `mesh` train, and others wait until they have.
 
     A complete folder is used as it is; a warm start that was interrupted continues from its last checkpoint.
     wandb: on rank 0, where trainer.wandb is enabled. safe_point: called after every update; where it raises Stopping,
     the updates made are saved and StoppedEarly is raised. Raises ValueError for rows that cannot be used.
     """
-    output, sft = config.sft.output, config.sft
+    output = config.sft.output
     assert output is not None, "config.rules lets no warm start through without sft.output"
     if (Path(output) / "config.json").is_file():
         log.info(f"warm start: {output} is there already")
@@ -89,6 +94,53 @@ def warm_start(
     for note in check_inputs(config, checkpoints_of(output)):
         log.info(f"warm start: {note}")
     tokenizer = tokenizer_of(model_folder(config))
+    if mesh.is_member:
+        with _told_elsewhere(mesh):
+            _train(config, output, tokenizer, mesh, wandb, safe_point)
+    else:
+        _wait_for_actor(config, tokenizer, mesh)
+    return output
+
+
+@contextmanager
+def _told_elsewhere(mesh: Mesh) -> Iterator[None]:
+    """Tell the ranks without the actor how the work in this context has ended: done, stopped or refused. Another error
+    ends them through the watchdog."""
+    word: dict[str, object] | None = None
+    try:
+        yield
+        word = {}
+    except StoppedEarly as asked:
+        word = {"update": asked.update, "reason": str(asked)}
+        raise
+    except ValueError as error:
+        word = {"problem": str(error)}
+        raise
+    finally:
+        if word is not None and mesh.rank == 0 and mesh.role.size() < mesh.world_size:
+            leave_word(_WORD, word)
+
+
+def _wait_for_actor(config: Config, tokenizer, mesh: Mesh) -> None:
+    """Wait until the ranks of the actor are done, and raise what they do."""
+    make_groups_of_engine(config, tokenizer, mesh)
+    word = wait_for_word(_WORD)
+    if "update" in word:
+        raise StoppedEarly(word["update"], word["reason"])
+    if "problem" in word:
+        raise ValueError(word["problem"])
+
+
+def _train(
+    config: Config,
+    output: str,
+    tokenizer,
+    mesh: Mesh,
+    wandb: WandbLog | None,
+    safe_point: Callable[[], None],
+) -> None:
+    """The warm start on the ranks of the actor; see `warm_start`. Collective over the mesh."""
+    sft = config.sft
     examples = _examples(config, tokenizer)
     updates_per_epoch = len(examples) // sft.global_batch_size
     total = sft.epochs * updates_per_epoch
@@ -128,7 +180,6 @@ def warm_start(
                         raise StoppedEarly(update, str(asked)) from asked
         export_to_hf(Path(output), learner.gpt, hf, model_folder(config), mesh)
         saves.delete()
-    return output
 
 
 def _examples(config: Config, tokenizer) -> list[SftExample]:

@@ -39,7 +39,7 @@ _KEYS = ("model.", "sft.", "data.sft_path", "data.template", "data.prompt_traili
 class WarmStartSaves:
     """Saves `learner` every sft.save_every updates in a folder beside sft.output, until `delete`.
 
-    Every method is collective.
+    Every method is collective over the ranks of the mesh, the actor's.
     """
 
     def __init__(self, config: Config, learner: Learner, examples: Sequence[SftExample], mesh: Mesh):
@@ -50,6 +50,7 @@ class WarmStartSaves:
         self._saver = Saver(
             self.folder,
             mesh,
+            group=mesh.role,
             model_folder=partial(model_folder, config),
             keep=checkpoint.Retention(1, 0, None),
             in_background=config.trainer.async_save,
@@ -61,7 +62,7 @@ class WarmStartSaves:
         Checkpoints of other settings are renamed, out of the way of the warm start that begins. Raises ValueError, on
         every rank, where they cannot be.
         """
-        found = checkpoint.find_intact(self.folder, self._mesh)
+        found = checkpoint.find_intact(self.folder, self._mesh, self._mesh.role)
         if found is None:
             return 0
         if found.manifest.config_xxh3 not in (self._digest, *self._older):
@@ -96,7 +97,7 @@ class WarmStartSaves:
         if self._mesh.rank == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
         with waiting("barrier.forgotten"):
-            dist.barrier()
+            dist.barrier(self._mesh.role)
 
     def _set_aside(self) -> Path:
         """Rename the folder; returns its new name."""
@@ -108,7 +109,7 @@ class WarmStartSaves:
                 self.folder.rename(aside)
             except OSError as error:  # raised below on every rank
                 problem = reason_of(error)
-        aside, problem = of_first_rank((aside, problem), "checkpoint")
+        aside, problem = of_first_rank((aside, problem), "checkpoint", self._mesh.role)
         if problem is not None:
             raise ValueError(
                 f"{self.folder} is of a warm start with other settings and cannot be renamed: {problem}. Move it away, "
@@ -123,8 +124,7 @@ class WarmStartSaves:
     def _manifest(self, update: int) -> Manifest:
         return checkpoint.manifest_of(
             TrainingPosition(update),
-            self._learners,
-            self._mesh,
+            checkpoint.facts_of(self._learners, self._mesh.role),
             weight_version=0,
             evaluation={},
             config_xxh3=self._digest,

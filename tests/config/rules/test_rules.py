@@ -7,6 +7,7 @@ from typing import get_args, get_origin, get_type_hints
 import pytest
 
 from nemo_simplerl.config.load import compose
+from nemo_simplerl.config.placement import PlacementConfig
 from nemo_simplerl.config.rules.check import check
 from nemo_simplerl.config.rules.machine import Machine, check_machine
 from nemo_simplerl.config.rules.numbers import inside, interval_in_words
@@ -19,6 +20,7 @@ GPU = Machine(has_gpu=True, has_transformer_engine=True)
 GROUP = ["algo.advantage=group"]
 TP2_PP2 = ["actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=2"]
 ONE_TEMPERATURE = ["algo.logprob_temperature=one", "rollout.temperature=0.6"]  # sampled at 0.6, trained at 1
+AHEAD = ["rollout.ahead=1", "rollout.consistency.policy=correct"]
 
 
 def quickstart(*overrides: str) -> tuple[Config, ModelShape]:
@@ -113,6 +115,12 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
         (["reward.overlong_buffer_tokens=96"], 1, "max_response_tokens=96 without a loss"),
         (["reward.overlong_buffer_tokens=8", "reward.overlong_penalty=0"], 1, "takes nothing from the responses"),
         ([*ONE_TEMPERATURE, "rollout.consistency.policy=stop"], 1, "rollout.temperature=0.6 every token differs"),
+        (["rollout.ahead=2"], 1, "rollout.ahead=2 is out of range; accepted: a number in [0, 1]"),
+        (["rollout.ahead=1"], 1, "rollout.consistency.policy=warn does not correct for that"),
+        (["rollout.ahead=1", "rollout.consistency.policy=stop"], 1, "Set rollout.consistency.policy=correct"),
+        ([*AHEAD, "rollout.top_p=0.9"], 1, "rollout.top_p=0.9 samples from a part of it"),
+        ([*AHEAD, "rollout.top_k=50"], 1, "rollout.top_k=50 samples from a part of it"),
+        ([*AHEAD, *ONE_TEMPERATURE], 1, "policy=correct acts on differences"),
     ],
 )
 def test_one_broken_rule_is_one_problem(overrides, world_size, told):
@@ -144,12 +152,21 @@ def test_one_broken_rule_is_one_problem(overrides, world_size, told):
         (["rollout.consistency.policy=stop", "algo.logprob_temperature=one", "rollout.temperature=1"], 1),
         (["algo.old_logprobs=engine", "rollout.consistency.policy=stop"], 1),
         (["rollout.keep_groups=mixed", "rollout.max_rounds=2", "rollout.n_samples_per_prompt=2"], 1),
+        (AHEAD, 1),
+        ([*AHEAD, "algo=dapo", "algo.overwrite_truncated_with_eos=true"], 1),
         (["reward.overlong_buffer_tokens=95", "reward.overlong_penalty=0.5"], 1),
         (["actor.tensor_model_parallel_size=2", "data.rollout_batch_size=64"], None),
     ],
 )
 def test_values_at_the_edge_of_a_rule_pass(overrides, world_size):
     assert problems_of(*overrides, world_size=world_size) == []
+
+
+def test_all_that_stands_in_the_way_of_sampling_ahead_is_told_at_once():
+    others = ["algo.old_logprobs=engine", "rollout.top_p=0.9", "rollout.top_k=9", *ONE_TEMPERATURE]
+    told = [problem for problem in problems_of("rollout.ahead=1", *others) if "rollout.ahead=1" in problem]
+    assert len(told) == 4 and all("or rollout.ahead=0." in problem for problem in told)
+    assert "rollout.top_p=0.9 and rollout.top_k=9 samples" in told[2]
 
 
 def test_the_values_at_which_a_key_without_effect_is_nobodys_wish_are_those_of_conf():
@@ -192,7 +209,8 @@ def test_every_number_of_the_schema_has_a_range():
                     found.add(f"{path}{name}")
         return found
 
-    assert numbers(Config, "") == set(RANGES)
+    ranks = {f"placement.{field.name}" for field in dataclasses.fields(PlacementConfig)}  # which have rules instead
+    assert numbers(Config, "") - ranks == set(RANGES)
 
 
 @pytest.mark.parametrize(

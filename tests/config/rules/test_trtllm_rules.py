@@ -25,7 +25,7 @@ RULES = [
         ["rollout.trtllm.tensor_parallel_size=3"],
         "does not divide the model's 4 attention heads. Sizes that work: 1, 2, 4",
     ),
-    (["rollout.trtllm.tensor_parallel_size=4"], "does not divide 2 ranks into engines. Sizes that work: 1, 2"),
+    (["rollout.trtllm.tensor_parallel_size=4"], "does not divide 2 ranks into engines. Sizes that work: 1 or 2"),
 ]
 
 

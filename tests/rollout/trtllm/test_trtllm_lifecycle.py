@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
@@ -14,7 +15,9 @@ from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.distribute import generate_sharded
 from nemo_simplerl.rollout.own_process.engine_group import consecutive_ranks
 from nemo_simplerl.rollout.own_process.handles import Staging
+from nemo_simplerl.rollout.sending import receive, send
 from nemo_simplerl.rollout.trtllm.host import Limits
+from support.exports import FileExport
 from support.ranks import run_ranks
 from support.spread import whole
 
@@ -81,13 +84,21 @@ def cut_short(weights):
     raise OSError("no memory left for a bucket")
 
 
-def on_two_ranks(folder):
-    """Digests, samples and errors of one engine of two ranks, as this rank sees them."""
+def on_ranks_of_its_own(folder):
+    """Digests, samples and errors of an engine of ranks 1 and 2, as they see them; rank 0 sends it the last weights.
+
+    Errors are of refits that begin on ranks 1 and 2 alone.
+    """
     dist.init_process_group("gloo")
     install_double("own")
-    weights = load_file(folder / "model.safetensors")
+    weights, rank = load_file(folder / "model.safetensors"), dist.get_rank()
     told = {}
-    engine = start_engine(folder, group=consecutive_ranks(2), tensor_parallel_size=2)
+    group = consecutive_ranks(2, ranks=range(1, 3))
+    if rank == 0:
+        assert group is None
+        send(FileExport(weights, 100_000), 3, verify=True, group=dist.group.WORLD, replica=None)
+        return told
+    engine = start_engine(folder, group=group, tensor_parallel_size=2)
     try:
         told["digests"] = engine.refit(buckets_of(weights), 1, digests=True)
         if engine.generates:
@@ -100,31 +111,29 @@ def on_two_ranks(folder):
         engine.sleep()
         assert (folder / "released").exists(), "a member goes on only when the memory is free"
         engine.wake()
-        if dist.get_rank() == 1:
+        if rank == 2:
             Staging.handles, kept = None, Staging.handles
         with pytest.raises(RuntimeError, match="rank 1 of the engine's group: TypeError") as error:
             engine.refit(buckets_of(weights), 2)
         told["failure"], told["version"] = str(error.value), engine.weight_version
-        if dist.get_rank() == 1:
+        if rank == 2:
             Staging.handles = kept
-        damaged = cut_short(weights) if dist.get_rank() == 1 else buckets_of(weights)
+        damaged = cut_short(weights) if rank == 2 else buckets_of(weights)
         with pytest.raises(RuntimeError, match="rank 1 of the engine's group: OSError: no memory"):
             engine.refit(damaged, 2)
-        lacking = {name: tensor for name, tensor in weights.items() if dist.get_rank() == 0 or "norm" not in name}
+        lacking = {name: tensor for name, tensor in weights.items() if rank == 1 or "norm" not in name}
         with pytest.raises(RuntimeError, match="rank 1 of the engine's group: ValueError: .*norm"):
             engine.refit([list(lacking.items())], 2)
-        engine.refit(buckets_of(weights), 3)
+        receive(engine, 3, verify=True, group=dist.group.WORLD, device=torch.device("cpu"))
         sampler = engine if engine.generates else None
-        told["second"] = whole(
-            generate_sharded(sampler, [[5, 9], [7]], SAMPLED, [1, 2, 3, 4], group=dist.group.WORLD), dist.group.WORLD
-        )
+        told["second"] = whole(generate_sharded(sampler, [[5, 9], [7]], SAMPLED, [1, 2, 3, 4], group=group), group)
     finally:
         engine.close()
     return told
 
 
-def test_one_engine_of_two_ranks_takes_weights_from_both_and_samples_on_its_leader(folder, weights):
-    leader, member = run_ranks(on_two_ranks, 2, folder)
+def test_one_engine_of_two_ranks_takes_weights_on_both_and_samples_on_its_leader(folder, weights):
+    _, leader, member = run_ranks(on_ranks_of_its_own, 3, folder)
     assert leader["digests"] == member["digests"] == {name: digest(tensor) for name, tensor in weights.items()}
     assert leader["failure"] == member["failure"]
     assert leader["version"] is member["version"] is None

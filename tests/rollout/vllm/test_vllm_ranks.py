@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from nemo_simplerl.rollout.digest import digest
 from nemo_simplerl.rollout.distribute import generate_sharded
 from nemo_simplerl.rollout.own_process.engine_group import consecutive_ranks
 from nemo_simplerl.rollout.refit import verified_refit
+from nemo_simplerl.rollout.sending import receive, send
+from support.exports import FileExport
 from support.links import Linked, flipped, on
 from support.ranks import run_ranks
 from support.spread import whole
@@ -108,6 +111,41 @@ def test_a_damaged_refit_on_one_rank_is_heard_on_both_and_nothing_is_sampled(tmp
             expected = "refuses to generate" if rank == 0 or tp == 1 else "another rank hosts"
             assert expected in refusal
         assert heard[-1][1] == "9"
+
+
+def engine_of_ranks_1_and_2(folder: Path, scratch: Path) -> list[str]:
+    """How a good refit ended, one whose second engine rank cannot load its part, and another good one."""
+    join()
+    group, numbers = consecutive_ranks(2, ranks=range(1, 3)), count()
+    if dist.get_rank() == 0:
+        assert group is None
+        everyone = {"verify": True, "group": dist.group.WORLD}
+        export = FileExport(weights_of(folder), 50_000)
+        return [error_of(lambda v=v: send(export, v, replica=None, **everyone)) for v in (1, 2, 3)]
+    engine = make_engine(
+        folder,
+        "sh",
+        group=group,
+        tensor_parallel_size=2,
+        start=lambda *args: SlicedDouble(*args, scratch / f"{dist.get_rank()}_{next(numbers)}"),
+    )
+    damaged = Linked(engine, on(O_PROJ, cannot_be_made)) if dist.get_rank() == 2 else engine
+    damaged.wake = engine.wake
+    heard = []
+    for version, one in ((1, engine), (2, damaged), (3, engine)):
+        facts = {"verify": True, "group": dist.group.WORLD, "device": torch.device("cpu")}
+        heard.append(error_of(partial(receive, one, version, **facts)))
+    assert engine.weight_version == 3
+    return heard
+
+
+def test_an_engine_on_ranks_of_its_own_is_refitted_from_another_rank(tmp_path):
+    folder = save_model(tmp_path / "model")
+    sender, *members = run_ranks(engine_of_ranks_1_and_2, 3, folder, tmp_path)
+    assert members == [sender, sender]
+    good, bad, again = sender
+    assert "'refit/version': 1.0" in good and "'refit/version': 3.0" in again
+    assert re.search("rank 1: .*rank 2: .*no memory left for a bucket", bad)
 
 
 def one_engine_of_two_ranks(folders: list[Path], python: str) -> dict:

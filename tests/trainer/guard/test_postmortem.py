@@ -7,13 +7,14 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
 from nemo_simplerl.parallel.waits import Waits
 from nemo_simplerl.trainer.guard import processes
 from nemo_simplerl.trainer.guard.heartbeats import Failure, Heartbeat, decode_heartbeat, encode_heartbeat
-from nemo_simplerl.trainer.guard.postmortem import culprits, report, stacks
+from nemo_simplerl.trainer.guard.postmortem import culprits, named, report, stacks
 from nemo_simplerl.trainer.guard.processes import Process
 from nemo_simplerl.trainer.guard.watchdog import PhaseLimits
 
@@ -43,6 +44,43 @@ def test_the_dead_come_before_who_failed_and_who_failed_before_who_waits():
     del beats[1], beats[2]
     (culprit,) = culprits(beats, {})
     assert culprit.rank == 3 and "rank 0 waits for it in a collective" in culprit.why
+
+
+def test_who_gave_up_waiting_is_not_to_blame_for_whom_it_waited():
+    text = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 5000ms"
+    beats = {0: failed(1, text), 1: beat(), 2: beat(in_collective=True)}
+    (culprit,) = culprits(beats, {})
+    assert (culprit.rank, culprit.why) == (
+        1,
+        "is at rollout for 12 s, and rank 0, 2 gave up waiting for it in a collective",
+    )
+    (culprit,) = culprits({0: failed(1, text), 1: failed(2, "reset")}, {})
+    assert culprit.rank == 0  # nobody is left that is at work
+    assert [culprit.rank for culprit in culprits({**beats, 1: failed(2, "boom")}, {})] == [0]
+
+
+def test_a_role_at_work_is_blamed_past_its_limits_alone_and_by_its_name():
+    beats = {
+        0: beat(roles=["actor"], waits=[("exchange.rows", 60.0)], in_collective=True),
+        1: beat(roles=["critic"], waits=[("values", 60.0)]),
+        2: beat(roles=["engine"]),
+    }
+    assert culprits(beats, {}) == []
+    (culprit,) = culprits(beats, {}, lambda beat: beat.waits[0][0] == "values")
+    assert culprit.rank == 1
+    assert culprit.why == "is at values for 60 s, and rank 0 (actor) waits for it in a collective"
+    assert named(1, beats[1]) == "rank 1 (critic) (pid 7 on node)"
+    assert "rank 2 (engine), pid 7 on node: rollout for 12 s" in report("", beats, [], every_thread=False)
+
+
+def test_a_wait_for_another_role_is_limited_by_its_own_name_and_where_every_rank_waits():
+    waits = beat(waits=[("rollout", 300.0), ("gather.announce", 300.0)], unchanged_s=300.0)
+    assert waits.waits_for_others and not beat(waits=[("gather.rows", 9.0), ("rollout", 1.0)]).waits_for_others
+    assert "rollout for 300 s" in LIMITS.exceeded(waits)
+    assert LIMITS.exceeded_by_wait(waits, 0.0) is None
+    assert "as every rank waits; trainer.distributed_timeout_s=100" in LIMITS.exceeded_by_wait(waits, 101.0)
+    limits = replace(LIMITS, by_name={"gather.announce": 200.0})
+    assert "limits_s.gather.announce=200" in limits.exceeded_by_wait(waits, 0.0)
 
 
 def test_nobody_is_blamed_where_all_do_the_same():

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +19,8 @@ from support.ports import free_port
 
 SCRIPT = Path(__file__).with_name("watched_rank.py")
 LIMITS = ["trainer.watchdog.dead_after_s=6", "trainer.watchdog.limits_s={reward: 5, rollout: 8}"]
+APART = "actor,critic,engine"  # ranks 0, 1 and 2
+OF_ROLES = ["actor_update", "values", "rollout"]  # a phase of each
 AT_MOST_S = 90.0  # of which a busy machine may take a third for two ranks to import torch
 
 
@@ -28,14 +32,22 @@ class Ended:
     orphans: list[str]
 
 
-def run_watched(folder: Path, *, torchrun: bool, env: dict[str, str] | None = None, world_size: int = 2) -> Ended:
+def run_watched(
+    folder: Path,
+    *,
+    torchrun: bool,
+    env: dict[str, str] | None = None,
+    world_size: int = 2,
+    overrides: Sequence[str] = (),
+) -> Ended:
     """Run the script on some ranks until the last has ended; kills and reports what is left after a minute.
 
     torchrun: it starts them; else each is forked from a server that has imported everything, in a session of its own.
     """
     token = uuid.uuid4().hex
     env = {"OMP_NUM_THREADS": "1", **(env or {})}
-    arguments = [str(folder), *LIMITS]
+    folder.mkdir(exist_ok=True)
+    arguments = [str(folder), *LIMITS, *overrides]
     port = str(free_port())
     if torchrun:
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={world_size}", f"--master_port={port}"]
@@ -115,6 +127,39 @@ def test_a_rank_that_is_dead_or_frozen_ends_all_and_is_named(tmp_path, torchrun,
     assert f"culprit: rank {rank}" in ended.errors
     assert torchrun or ended.statuses[1 - rank] == 70
     assert "actor_update" in ended.report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("kill", r"\(pid \d+ on .*\) is dead"),
+        ("stop", r"\(pid \d+ on .*\) gave no sign of life for"),
+        ("hang", r"\(pid \d+ on .*\) is at {phase} for \d+ s, and rank .* waits? for it"),
+    ],
+    ids=["killed", "frozen", "hung"],
+)
+def test_where_roles_live_apart_the_rank_and_its_role_are_named(tmp_path, action, words):
+    limits = "trainer.watchdog.limits_s={rollout: 5, values: 5, actor_update: 5}"
+
+    def ended_of(rank: int) -> Ended:
+        env = {"PLACES": APART, "SIMPLERL_FAULTS": f"{action}@{OF_ROLES[rank]}#2,rank={rank}"}
+        return run_watched(tmp_path / str(rank), torchrun=False, env=env, world_size=3, overrides=[limits])
+
+    with ThreadPoolExecutor(3) as pool:
+        for rank, ended in enumerate(pool.map(ended_of, range(3))):
+            assert ended.orphans == [] and all(ended.statuses)
+            culprit = f"culprit: rank {rank} \\({APART.split(',')[rank]}\\) {words.format(phase=OF_ROLES[rank])}"
+            assert re.search(culprit, ended.report), ended.report + ended.errors
+            assert ended.report.count("culprit:") == 1
+
+
+@pytest.mark.slow
+def test_a_role_that_works_long_within_its_limits_is_waited_for(tmp_path):
+    env = {"PLACES": APART, "SIMPLERL_FAULTS": "delay@rollout#1,rank=2,seconds=10"}
+    limits = ["trainer.watchdog.limits_s={rollout: 30}", "trainer.distributed_timeout_s=5"]
+    ended = run_watched(tmp_path, torchrun=False, env=env, world_size=3, overrides=limits)
+    assert (ended.statuses, ended.orphans, ended.report) == ([0, 0, 0], [], ""), ended.errors + ended.report
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import torch
 
-from nemo_simplerl.trainer.learners.host_memory import pinned_like
+from nemo_simplerl.trainer.learners.host_memory import HostWeights, pinned_like
 
 
 def test_each_tensor_has_memory_of_its_own_in_blocks_that_are_filled():
@@ -18,3 +18,23 @@ def test_each_tensor_has_memory_of_its_own_in_blocks_that_are_filled():
     blocks = {copy.untyped_storage().data_ptr(): copy.untyped_storage().nbytes() for copy in copies}
     # 64 + 64 + 64 bytes in a first block, the second is of the one that is larger than any, the third of the rest.
     assert sorted(blocks.values()) == [64 + 832, 1024, 1600]
+
+
+def test_kept_weights_take_the_place_of_the_models_for_a_while_whatever_happens_then():
+    model = torch.nn.Linear(2, 1)
+    kept = HostWeights(model)
+    first = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1.0
+    try:
+        with kept.in_place():
+            assert torch.equal(model.weight, first)
+            raise KeyError
+    except KeyError:
+        assert torch.equal(model.weight, first + 1.0)
+    kept.keep()
+    with torch.no_grad():
+        model.weight += 1.0
+    with kept.in_place():
+        assert torch.equal(model.weight, first + 1.0)
+    assert torch.equal(model.weight, first + 2.0)

@@ -29,6 +29,7 @@ from nemo_simplerl.model.hf_map import EMBEDDING, OUTPUT_LAYER
 from nemo_simplerl.model.network import head
 from nemo_simplerl.model.network.pipeline import TokenBatch
 from nemo_simplerl.model.sharding.load import layer_offset
+from nemo_simplerl.parallel.grid import Grid
 from nemo_simplerl.parallel.mesh import Mesh, destroy_mesh, leave_together
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.learners.learner import Learner
@@ -104,10 +105,9 @@ def _trained(model: str, actor: dict, precision: str = "fp32", updates: int = 2,
     return learners, hf, mesh
 
 
-def _manifest(step: int, learners: dict[str, Learner], mesh: Mesh, score: float = 0.0) -> Manifest:
-    return checkpoint.manifest_of(
-        At(step), learners, mesh, weight_version=step, evaluation={"eval/accuracy": score}, config_xxh3=""
-    )
+def _manifest(step: int, learners: dict[str, Learner], score: float = 0.0) -> Manifest:
+    facts = {"weight_version": step, "evaluation": {"eval/accuracy": score}, "config_xxh3": ""}
+    return checkpoint.manifest_of(At(step), checkpoint.facts_of(learners), **facts)
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def _saver(folder: Path, mesh: Mesh, model: str, *, in_background: bool = True, 
 
 def _save(folder: Path, step: int, learners: dict[str, Learner], mesh: Mesh, model: str) -> None:
     with _saver(folder, mesh, model) as saver:
-        saver.save(learners, _manifest(step, learners, mesh))
+        saver.save(learners, _manifest(step, learners))
         saver.finish()
 
 
@@ -281,7 +281,7 @@ def _three_saves(folder: Path, model: str) -> None:
     learners, _, mesh = _learners(model, {})
     with _saver(folder, mesh, model) as saver:
         for step in (1, 2, 3):
-            saver.save(learners, _manifest(step, learners, mesh))
+            saver.save(learners, _manifest(step, learners))
         saver.finish()
     _leave()
 
@@ -410,8 +410,8 @@ def test_old_checkpoints_go_unless_they_are_asked_for(scores, newest, keep, drop
 def test_the_best_checkpoint_is_told_by_the_manifests(tmp_path):
     for step, score in ((1, 0.2), (2, 0.7), (3, 0.4), (4, 0.1)):
         (tmp_path / f"step_{step:06d}").mkdir()
-        manifest = _manifest(step, {}, SimpleNamespace(tp_size=1, pp_size=1, dp_size=1), score)
-        write_manifest(tmp_path / f"step_{step:06d}", manifest)
+        learner = SimpleNamespace(updates=step, skipped=0, mesh=SimpleNamespace(grid=Grid(range(1), 1, 1)))
+        write_manifest(tmp_path / f"step_{step:06d}", _manifest(step, {"actor": learner}, score))
     (tmp_path / "step_000003/manifest.json").write_text("{")
     drop_old(tmp_path, At(4), Retention(last=1, every=0, best="eval/accuracy"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000004"]
@@ -463,13 +463,13 @@ def _save_behind_training(folder: Path, model: str) -> None:
     with _saver(folder, mesh, model) as saver:
         if mesh.rank == 1:
             saver._thread.submit(gate.wait)  # holds this rank's writing up
-        saver.save(learners, _manifest(1, learners, mesh))
+        saver.save(learners, _manifest(1, learners))
         for learner in learners.values():
             _update(learner, hf, mesh)
         saver.finish_pending(block=False)
         assert saver.is_pending and _steps(folder) == []
         gate.set()
-        saver.save(learners, _manifest(2, learners, mesh))  # waits for the first
+        saver.save(learners, _manifest(2, learners))  # waits for the first
         assert _steps(folder) == [1]
         saver.finish()
     assert _steps(folder) == [1, 2]
@@ -503,7 +503,7 @@ def _save_where_it_waits(folder: Path, model: str) -> None:
 
     with _saver(folder, mesh, model) as saver:
         saver._thread.submit(gate.wait)
-        saver.save(learners, _manifest(1, learners, mesh))
+        saver.save(learners, _manifest(1, learners))
         threading.Thread(target=open_gate).start()
         copied = {folder for folder, *_ in saver._copies._kept}
         assert copied == ({"actor/model_weights", "critic/model_weights"} if mesh.dp_rank == 0 else set())
@@ -511,7 +511,7 @@ def _save_where_it_waits(folder: Path, model: str) -> None:
             with learner.optimizer_on_device():
                 _update(learner, hf, mesh)
         assert waits == ["checkpoint.writers"]
-        saver.save(learners, _manifest(2, learners, mesh))
+        saver.save(learners, _manifest(2, learners))
         saver.finish()
     after = {name: tensor.clone() for name, tensor in _live(learners)}
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -536,18 +536,18 @@ def _save_on_a_full_disk(folder: Path, model: str) -> list[str]:
         place = folder / str(in_background)
         saving = _saver(place, mesh, model, in_background=in_background)
         with messages_to(messages.append, is_first_rank=True), saving as saver:
-            saver.save(learners, _manifest(1, learners, mesh))
+            saver.save(learners, _manifest(1, learners))
             saver.finish_pending(block=True)
             if mesh.rank == 1:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-            saver.save(learners, _manifest(2, learners, mesh))
+            saver.save(learners, _manifest(2, learners))
             with pytest.raises(RuntimeError, match="last checkpoint of the run could not be saved: rank 1: File too"):
                 saver.finish()
             if mesh.rank == 0:
                 assert sorted(path.name for path in place.iterdir()) == ["latest", "step_000001"]
             assert find_intact(place, mesh).manifest.step == 1
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-            saver.save(learners, _manifest(3, learners, mesh))
+            saver.save(learners, _manifest(3, learners))
             saver.finish()
             assert find_intact(place, mesh).manifest.step == 3
     _leave()
@@ -563,7 +563,7 @@ def test_a_full_disk_is_told_and_the_next_save_tries_again(tmp_path, models):
 
 
 def test_the_shares_of_all_ranks_must_fit_on_the_disk_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(saver, "gather_objects", lambda own, group: [own] * 8)
+    monkeypatch.setattr(saver, "gather_objects", lambda own, group, what: [own] * 8)
     monkeypatch.setattr(saver.shutil, "disk_usage", lambda place: SimpleNamespace(free=50))
     with closing(Saver(tmp_path / "new", ALONE, model_folder=str, keep=KEEP_ALL, in_background=False)) as alone:
         assert alone._has_room(6)
@@ -606,7 +606,7 @@ def _save_and_die(folder: Path, at: int, learners: dict[str, Learner], mesh: Mes
     sys.addaudithook(kill_at)
     keep = Retention(last=1, every=0, best=None)
     with _saver(folder, mesh, model, keep=keep) as saver:
-        saver.save(learners, _manifest(2, learners, mesh))
+        saver.save(learners, _manifest(2, learners))
         saver.finish()
     os._exit(0)
 

@@ -113,28 +113,38 @@ def test_nothing_pickled_is_ever_read(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-def _restored(folder: Path, is_before: bool) -> list:
-    """What the ranks of a run find of a step that another number of ranks left, or an earlier version."""
+def _restored(folder: Path, is_before: bool, num_others: int = 0) -> list:
+    """What the ranks of a run find of a step that another number of ranks left, or an earlier version; the first
+    `num_others` ranks of the world do not sample."""
     dist.init_process_group("gloo")
-    rank, size = dist.get_rank(), dist.get_world_size()
-    journal = Journal(folder, dist.group.WORLD)
+    group = dist.new_group(list(range(num_others, dist.get_world_size())))
+    if dist.get_rank() < num_others:
+        dist.barrier()
+        return []
+    rank, size = group.rank(), group.size()
+    journal = Journal(folder, group)
     if is_before:
         whole = Completions.of(COMPLETIONS)
         holders = np.arange(3) % size
         facts = (whole.lengths, whole.is_stopped, whole.versions, whole.seeds, holders, rank)
         held = whole.select(np.flatnonzero(holders == rank))
         journal.write(StepRecord(KEY, SpreadCompletions(*facts, held)))
+    found = None if is_before else journal.find(KEY)
+    if num_others:
+        dist.barrier()
+    if is_before:
         return []
-    found = journal.find(KEY)
     owners = [[1, 2], [0]][:size] if size > 1 else [[2, 0, 1]]
-    responses = found.completions.to_owners(owners, dist.group.WORLD)
+    responses = found.completions.to_owners(owners, group)
     sent = [(row.token_ids.tolist(), row.logprobs.tolist(), row.finish_reason) for row in responses]
     return [found.completions.held_indices, list(found.completions.held.texts), sent]
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 2)])
-def test_the_parts_of_some_ranks_are_read_by_other_ranks_and_reach_those_that_train_on_them(tmp_path, before, after):
-    run_ranks(_restored, before, tmp_path, True)
+@pytest.mark.parametrize(("before", "after", "num_others"), [(2, 1, 0), (1, 2, 0), (2, 2, 1)])
+def test_the_parts_of_some_ranks_are_read_by_other_ranks_and_reach_those_that_train_on_them(
+    tmp_path, before, after, num_others
+):
+    run_ranks(_restored, before + num_others, tmp_path, True, num_others)
     assert len(list(tmp_path.glob("step_000003.000000.*.npz"))) == before
     rows = [(list(one.token_ids), list(one.logprobs), one.finish_reason) for one in COMPLETIONS]
     texts = [one.text for one in COMPLETIONS]
@@ -143,7 +153,8 @@ def test_the_parts_of_some_ranks_are_read_by_other_ranks_and_reach_those_that_tr
         (1, 2): [[[0, 1, 2], texts, [rows[1], rows[2]]], [[], [], [rows[0]]]],
         (2, 2): [[[0, 2], [texts[0], texts[2]], [rows[1], rows[2]]], [[1], [texts[1]], [rows[0]]]],
     }
-    assert run_ranks(_restored, after, tmp_path, False) == expected[before, after]
+    found = run_ranks(_restored, after + num_others, tmp_path, False, num_others)
+    assert found == [[]] * num_others + expected[before, after]
 
 
 def test_a_record_of_a_version_without_parts_is_read_by_the_first_rank(one_rank):

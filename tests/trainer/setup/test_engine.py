@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -20,7 +21,7 @@ def test_no_row_of_the_embedding_that_stands_for_no_token_is_sampled(tmp_path):
     rollout = replace(
         compose(["experiment=quickstart"]).rollout, n_samples_per_prompt=16, max_response_tokens=32, stop=[]
     )
-    mesh = SimpleNamespace(device=torch.device("cpu"))
+    mesh = SimpleNamespace(device=torch.device("cpu"), is_member=True)
     engine = build_engine(rollout, "fp32", tmp_path, mesh, tokenizer)
     engine.refit([list(load_file(tmp_path / "model.safetensors").items())], 0)
     params = replace(sampling_of(rollout, tokenizer, tmp_path), stop_token_ids=())
@@ -29,3 +30,18 @@ def test_no_row_of_the_embedding_that_stands_for_no_token_is_sampled(tmp_path):
     ids = {token for completion in [*sampled, *greedy] for token in completion.token_ids}
     # Of the ids that stand for tokens all may come, the added ones among them.
     assert max(ids) < 261 and max(ids) > 250
+
+
+def test_on_ranks_without_an_engine_stands_one_that_holds_nothing_and_knows_the_version(tmp_path):
+    rollout = compose(["experiment=quickstart"]).rollout
+    engine = build_engine(rollout, "fp32", tmp_path, SimpleNamespace(is_member=False), None)
+    left = iter([[("a", torch.ones(1))]])
+    engine.wake()
+    assert engine.refit(left, 4, digests=True) == {} and list(left) == []
+    engine.sleep()
+    assert (engine.weight_version, engine.generates) == (4, False)
+    with pytest.raises(RuntimeError, match="generate on the ranks of placement.engine"):
+        engine.generate([[5]], None, [0])
+    engine.invalidate("another rank says so")
+    assert engine.weight_version is None
+    engine.close()

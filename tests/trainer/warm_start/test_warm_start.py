@@ -11,10 +11,11 @@ import pytest
 
 from nemo_simplerl.cli.main import main as simplerl
 from nemo_simplerl.config.load import compose, load
+from nemo_simplerl.trainer.guard.stop import Stopping
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.setup.world import join_world
 from nemo_simplerl.trainer.start import start_training
-from nemo_simplerl.trainer.warm_start.run import warm_start
+from nemo_simplerl.trainer.warm_start.run import StoppedEarly, warm_start
 from nemo_simplerl.trainer.warm_start.saves import settings_texts
 from support.ranks import run_ranks
 from support.small_run import SMALL, books, few_problems, leave_bad_updates, train_here
@@ -75,6 +76,40 @@ def test_a_warm_start_goes_on_where_it_was_broken_off_and_ends_with_the_same_wei
     assert weights[0] == weights[1]
     assert _books(broken) == _books(whole) and len(_books(whole)) == 11
     assert not (broken / "sft.checkpoints").exists()
+
+
+def _warm_start_apart(overrides: list[str], stops_after: int | None) -> str:
+    """How the warm start ends on this rank, in words."""
+    updates = []
+
+    def safe_point() -> None:
+        updates.append(1)
+        if len(updates) == stops_after:
+            raise Stopping("asked to")
+
+    with join_world(load(overrides, world_size=int(os.environ["WORLD_SIZE"]))) as world:
+        try:
+            folder = warm_start(load(overrides, world_size=world.size), world.actor, safe_point=safe_point)
+            return f"{Path(folder).name} after {len(updates)}"
+        except StoppedEarly as stopped:
+            return f"stopped after {stopped.update}, {stopped}"
+        except ValueError as error:
+            return f"refused: {error}"
+
+
+def test_ranks_without_the_actor_wait_for_it_and_end_as_it_does(tmp_path):
+    data = few_problems(tmp_path)
+    apart = ["placement.actor=0-1", "placement.critic=2", "placement.engine=0-1"]
+    whole, split = (_overrides(tmp_path / name, data, "sft.save_every=0") for name in ("whole", "split"))
+    split += [*apart, "trainer.distributed_timeout_s=3"]  # less than the others wait
+    assert run_ranks(_warm_start_apart, 2, whole, None) == ["sft after 9"] * 2
+    # Training goes wrong before its first update, is stopped, and comes to its end.
+    refused = run_ranks(_warm_start_apart, 3, [*split, "sft.global_batch_size=100"], None)
+    assert len(set(refused)) == 1 and "leaves 40 examples, fewer than sft.global_batch_size=100" in refused[0]
+    assert run_ranks(_warm_start_apart, 3, split, 5) == ["stopped after 5, asked to"] * 3
+    assert run_ranks(_warm_start_apart, 3, split, None) == ["sft after 4", "sft after 4", "sft after 0"]
+    weights = [(tmp_path / name / "sft/model.safetensors").read_bytes() for name in ("whole", "split")]
+    assert weights[0] == weights[1]
 
 
 def _trained_to_its_end(overrides: list[str]) -> bool:

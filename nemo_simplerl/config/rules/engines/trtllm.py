@@ -50,16 +50,6 @@ def engine_splits_the_heads(config: Config, shape: ModelShape) -> Iterator[str]:
         )
 
 
-def engines_fill_the_ranks(config: Config, world_size: int) -> Iterator[str]:
-    rollout = config.rollout
-    size = rollout.trtllm.tensor_parallel_size
-    if world_size % size:
-        yield (
-            f"rollout.trtllm.tensor_parallel_size={size} does not divide {world_size} ranks into engines. "
-            f"Sizes that work: {_divisors(world_size)}."
-        )
-
-
 def discards_weights(arguments: Mapping[str, Any]) -> bool:
     """Whether an engine with these arguments has lost its weights when it wakes, so that only a refit brings them."""
     section = arguments.get("sleep_config")

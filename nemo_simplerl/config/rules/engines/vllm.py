@@ -89,12 +89,3 @@ def engine_splits_the_heads(config: Config, shape: ModelShape) -> Iterator[str]:
             f"rollout.vllm.tensor_parallel_size={size} does not divide the model's {heads} attention heads and "
             f"{groups} key-value heads. Sizes that work: {near_divisors(groups, size)}."
         )
-
-
-def engines_fill_the_ranks(config: Config, world_size: int) -> Iterator[str]:
-    size = config.rollout.vllm.tensor_parallel_size
-    if world_size % size:
-        yield (
-            f"rollout.vllm.tensor_parallel_size={size} does not divide {world_size} ranks into engines. "
-            f"Sizes that work: {near_divisors(world_size, size)}."
-        )
