@@ -134,7 +134,7 @@ launch() { # NPROC ARGS...
   say "$(launch_in_words "$nproc")"
   if [ "${#torchrun[@]}" -gt 0 ]; then
     # One process says what is wrong with ARGS: under torchrun its own report would follow.
-    WORLD_SIZE=$((nproc * ${NNODES:-1})) "$PY" -m nemo_simplerl "$@" --check || exit
+    WORLD_SIZE=$((nproc * ${NNODES:-1})) LOCAL_WORLD_SIZE=$nproc "$PY" -m nemo_simplerl "$@" --check || exit
     exec "$PY" -m torch.distributed.run "${torchrun[@]}" --nproc_per_node "$nproc" -m nemo_simplerl "$@"
   fi
   exec "$PY" -m nemo_simplerl "$@"

@@ -80,6 +80,24 @@ def places_of(placement: PlacementConfig, world_size: int, *, has_critic: bool) 
     return Places(found["actor"], found.get("critic", found["actor"]), found["engine"])
 
 
+def nodes_of(ranks: range, ranks_per_node: int) -> list[int]:
+    """The nodes that these ranks are on. Ranks are numbered node by node."""
+    return list(range(ranks[0] // ranks_per_node, ranks[-1] // ranks_per_node + 1))
+
+
+def in_words(places: Places, roles: Iterable[str], ranks_per_node: int | None = None) -> str:
+    """Where these roles live, as `actor on ranks 0-7 (node 0), engine on ranks 8-15 (node 1)`; the nodes where it is
+    known how many ranks each has."""
+    words = []
+    for role in roles:
+        ranks, where = places.of(role), ""
+        if ranks_per_node is not None:
+            *first, last = nodes_of(ranks, ranks_per_node)
+            where = f" (nodes {first[0]} to {last})" if first else f" (node {last})"
+        words.append(f"{role} on ranks {written(ranks)}{where}")
+    return ", ".join(words)
+
+
 def _problems(found: dict[str, range], named: dict[str, range], left: list[int], world_size: int) -> Iterator[str]:
     for role, ranks in named.items():
         if ranks[-1] >= world_size:

@@ -84,7 +84,7 @@ class ActorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CriticConfig:
-    """The value model. It lives on the ranks of the actor, in that layout or in one of its own."""
+    """The value model, in the parallel layout of the actor or in one of its own."""
 
     path: str | None  # a critic or another model of the same tokenizer, in any form; null: model.path, a fresh head
     tensor_model_parallel_size: int | None  # ranks that share each layer; null: as many as the actor's

@@ -46,6 +46,8 @@ def executions(
     for _, layout in runs:
         if layout.cluster.gpu.is_cpu:
             raise Unavailable("ranks on CPUs train as they are: start the run itself")
+        if not layout.places.is_shared:
+            raise Unavailable("roles on ranks of their own (placement) send each other values, which a dry run has not")
         if layout.critic_cut is not None:
             raise Unavailable("a critic in a layout of its own gets its samples by values, which a dry run has not")
     started = time.monotonic()

@@ -56,7 +56,7 @@ def _steps_and_rows(layout: Layout) -> tuple[float, float]:
     Among many sequences one is cut at the longest length, so a batch runs to it; its rows end on the way.
     """
     longest, batch = layout.response_tokens, sequences_at_once(layout)
-    engines = layout.cluster.world_size / layout.engine.tensor
+    engines = layout.num_engines
     if layout.engine.refills:
         waiting = max(0.0, layout.samples / engines - batch)
         steps = longest + waiting * seconds.LENGTH * longest / batch
@@ -71,6 +71,6 @@ def even_batches(layout: Layout) -> list[int]:
     first. Empty for an engine whose batch takes no memory from anybody."""
     if layout.engine.batch_key is None:
         return []
-    share = layout.prompts * layout.engine.tensor / layout.cluster.world_size  # prompts of an engine
+    share = layout.prompts / layout.num_engines  # prompts of an engine
     parts = range(1, max(1, int(share)) + 1)
     return sorted({int(-(-share // count)) * layout.samples_per_prompt for count in parts}, reverse=True)

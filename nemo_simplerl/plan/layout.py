@@ -1,10 +1,11 @@
 """A run's layout on a cluster: the numbers that memory and time depend on."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nemo_simplerl.config.placement import Places, nodes_of, written
+from nemo_simplerl.config.rules.layout import first_over_nodes
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan.gpus import Gpu
 
@@ -56,11 +57,16 @@ class EngineSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One way to lay a run out. Counts are per rank unless said otherwise."""
+    """One way to lay a run out. Counts are per rank unless said otherwise.
+
+    Sizes and ranks are those of the actor's model; `of` has those of another role.
+    """
 
     shape: ModelShape
     critic_shape: ModelShape | None = None  # None: the actor's, or no critic
     cluster: Cluster
+    placement: Places | None = None  # None: every role on every rank
+    role: str = "actor"
     tensor: int
     pipeline: int
     critic_cut: tuple[int, int] | None = None  # tensor and pipeline sizes of the critic; None: the actor's
@@ -75,6 +81,7 @@ class Layout:
     critic: Sizes | None  # None: advantages are estimated without one
     prompts: int  # a step, over all ranks
     samples_per_prompt: int
+    ahead: int = 0  # steps that sampling is ahead of training
     max_rounds: int  # of sampling, of which each but the first is for prompts in place of those left out
     epochs: int
     old_logprobs_share: float  # of the samples, how many the trainer computes the old log-probabilities of
@@ -107,25 +114,59 @@ class Layout:
         return {role: self.shape_of(critic=role == "critic") for role in self.sizes}
 
     def of(self, role: str) -> "Layout":
-        """The layout with the parallel sizes of the model of `role` as its own."""
+        """The layout with the ranks of `role` and the parallel sizes of its model as its own."""
         if role != "critic" or self.critic_cut is None:
-            return self
+            return replace(self, role=role)
         tensor, pipeline = self.critic_cut
         is_split = self.sequence_parallel and tensor > 1
-        return replace(self, tensor=tensor, pipeline=pipeline, critic_cut=None, sequence_parallel=is_split)
+        return replace(self, role=role, tensor=tensor, pipeline=pipeline, critic_cut=None, sequence_parallel=is_split)
 
     @property
-    def places(self) -> list[dict[str, int]]:
-        """The pipeline stages that ranks hold, by role: one entry for each combination that some rank has."""
-        ranks_a_stage = {role: self.of(role).tensor * self.of(role).data for role in self.sizes}
-        starts = range(0, self.cluster.world_size, math.gcd(*ranks_a_stage.values()))
-        found = [{role: rank // size for role, size in ranks_a_stage.items()} for rank in starts]
-        return [place for index, place in enumerate(found) if place not in found[:index]]
+    def places(self) -> Places:
+        """The ranks of each role."""
+        everywhere = range(self.cluster.world_size)
+        return self.placement or Places(everywhere, everywhere, everywhere)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the run."""
+        return (*self.sizes, "engine")
+
+    @property
+    def ranks(self) -> range:
+        return self.places.of(self.role)
+
+    @property
+    def num_ranks(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def num_engines(self) -> int:
+        return len(self.places.engine) // self.engine.tensor
+
+    def stages_on(self, ranks: range) -> list[dict[str, int]]:
+        """The pipeline stages that some of these ranks hold, by role: an entry for each combination that one has.
+
+        ranks: those of a role.
+        """
+        cuts = {role: self.of(role) for role in self.sizes if self.places.of(role) == ranks}
+        ranks_a_stage = {role: cut.tensor * cut.data for role, cut in cuts.items()}
+        starts = {start for size in ranks_a_stage.values() for start in range(0, len(ranks), size)} or {0}
+        return [{role: start // size for role, size in ranks_a_stage.items()} for start in sorted(starts)]
+
+    def is_on_one_node(self, ranks: range) -> bool:
+        """Whether these ranks are all on one node."""
+        return len(nodes_of(ranks, self.cluster.gpus_per_node)) == 1
+
+    @property
+    def torn_tensor_ranks(self) -> range | None:
+        """The first ranks that share layers over two nodes; None where each such group is on one."""
+        return first_over_nodes(self.ranks, self.tensor, self.cluster.gpus_per_node)
 
     @property
     def data(self) -> int:
         """Data-parallel size."""
-        return self.cluster.world_size // (self.tensor * self.pipeline)
+        return self.num_ranks // (self.tensor * self.pipeline)
 
     @property
     def max_tokens(self) -> int:
@@ -156,7 +197,7 @@ def divides(layout: Layout, tensor: int, pipeline: int) -> bool:
 def _is_cut(layout: Layout, shape: ModelShape) -> bool:
     widths = (shape.num_attention_heads, shape.num_query_groups, shape.ffn_hidden_size)
     return (
-        layout.cluster.world_size % (layout.tensor * layout.pipeline) == 0
+        layout.num_ranks % (layout.tensor * layout.pipeline) == 0
         and shape.num_layers % layout.pipeline == 0
         and not any(width % layout.tensor for width in widths)
     )
@@ -170,11 +211,15 @@ def halves(number: int) -> Iterator[int]:
 def warnings_of(layout: Layout) -> list[str]:
     """Warnings of settings that run, but not as well as they could."""
     warnings = []
-    if layout.cluster.nodes > 1 and layout.cluster.gpus_per_node % layout.tensor:
-        warnings.append(
-            f"actor.tensor_model_parallel_size={layout.tensor} does not divide the {layout.cluster.gpus_per_node} GPUs "
-            "of a node, so tensor-parallel groups span nodes and each layer waits for the network."
-        )
+    torn = {(cut.ranks, cut.tensor): cut for cut in (layout.of(role) for role in reversed(layout.sizes))}
+    for cut in torn.values():
+        if (ranks := cut.torn_tensor_ranks) is not None:
+            owner = "critic" if cut.role == "critic" and layout.critic_cut is not None else "actor"
+            warnings.append(
+                f"{owner}.tensor_model_parallel_size={cut.tensor}: tensor-parallel groups span nodes of "
+                f"{cut.cluster.gpus_per_node} GPUs, the {cut.role}'s ranks {written(ranks)} first, so that each layer "
+                "waits for the network."
+            )
     if layout.tensor > 1 and not layout.sequence_parallel:
         warnings.append(
             "actor.sequence_parallel=false keeps the norms' activations whole on every tensor rank; true splits them."

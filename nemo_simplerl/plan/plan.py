@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_simplerl.config.load import Examined, examine
+from nemo_simplerl.config.placement import written
+from nemo_simplerl.config.rules.layout import placement_notes
 from nemo_simplerl.config.rules.machine import Machine
+from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan.known import KNOWN_MODELS
 from nemo_simplerl.plan.layout import Cluster, Layout, warnings_of
@@ -45,7 +48,7 @@ def make_plan(
         cluster=cluster,
         source=_source(found, shape),
         problems=problems,
-        warnings=[] if layout is None else [*warnings_of(layout), *([] if timed is None else _warnings_of_time(timed))],
+        warnings=[] if layout is None else _warnings(found.config, layout, is_timed=timed is not None),
         layout=layout,
         memory=used,
         time=None if timed is None else step_time(timed),
@@ -54,6 +57,11 @@ def make_plan(
         suggestions=fitting if suggest else None,
         refusals=refused,
     )
+
+
+def _warnings(config: Config, layout: Layout, *, is_timed: bool) -> list[str]:
+    of_time = _warnings_of_time(layout) if is_timed else []
+    return [*warnings_of(layout), *placement_notes(config, layout.places), *of_time]
 
 
 def _source(found: Examined, shape: ModelShape | None) -> str | None:
@@ -91,14 +99,16 @@ def _why_no_time(layout: Layout, problems: Sequence[str]) -> str | None:
 
 def _memory_problems(layout: Layout, used: Memory) -> list[str]:
     problems = []
-    for phase in used.phases:
-        if phase.peak > used.capacity:
-            parts = sorted(phase.parts.items(), key=lambda part: -part[1])
-            listed = ", ".join(f"{name} {count / 2**30:.1f}" for name, count in parts[:4])
-            problems.append(
-                f"memory: {phase.name} needs {phase.peak / 2**30:.1f} GiB, a {layout.cluster.gpu.name} has room for "
-                f"{used.capacity / 2**30:.1f} ({listed})."
-            )
+    for room in used.rooms:
+        where = "" if layout.places.is_shared else f" on ranks {written(room.ranks)}"
+        for phase in room.phases:
+            if phase.peak > room.capacity:
+                parts = sorted(phase.parts.items(), key=lambda part: -part[1])
+                listed = ", ".join(f"{name} {count / 2**30:.1f}" for name, count in parts[:4])
+                problems.append(
+                    f"memory: {phase.name}{where} needs {phase.peak / 2**30:.1f} GiB, a {layout.cluster.gpu.name} has "
+                    f"room for {room.capacity / 2**30:.1f} ({listed})."
+                )
     if used.cache.sequences < 1:
         longest = layout.prompt_tokens + layout.response_tokens
         problems.append(

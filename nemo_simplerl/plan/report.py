@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_simplerl.config.placement import in_words, nodes_of, written
 from nemo_simplerl.plan import seconds
 from nemo_simplerl.plan.layout import Cluster, Layout
-from nemo_simplerl.plan.memory import Memory
+from nemo_simplerl.plan.memory import Memory, Room
 from nemo_simplerl.plan.seconds import Seconds
 from nemo_simplerl.plan.shapes import rank_parameters
-from nemo_simplerl.plan.step_time import StepTime, mean_tokens
+from nemo_simplerl.plan.step_time import StepTime, Traffic, mean_tokens
 from nemo_simplerl.plan.suggest import Change, Refusal
+from nemo_simplerl.plan.timeline import longest_chain
 
 _SHOWN = 5  # suggestions and refusals in the text
 _COST = "estimated seconds of a step, the middle of a range; docs/performance.md has the model and its assumptions"
@@ -54,7 +56,7 @@ def numbers(layout: Layout, memory: Memory) -> dict[str, Any]:
         "samples_per_rank": layout.samples // layout.data,
         "max_tokens_per_step": layout.samples * longest,
         **roles,
-        "engines": layout.cluster.world_size // layout.engine.tensor,
+        "engines": layout.num_engines,
         "kv_bytes_per_token": memory.cache.bytes_per_token,
         "kv_tokens_per_engine": memory.cache.tokens,
         "sequences_at_once_per_engine": memory.cache.sequences,
@@ -75,6 +77,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         "source": plan.source,
         "problems": plan.problems,
         "warnings": plan.warnings,
+        "placement": None if layout is None else _placement_as_dict(layout),
         "first_change": plan.first_change,
         "numbers": None,
         "memory": None,
@@ -87,7 +90,17 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
             "capacity": memory.capacity,
             "headroom": memory.headroom,
             "fits": memory.fits,
-            "phases": {phase.name: {"peak": phase.peak, "parts": phase.parts} for phase in memory.phases},
+            "phases": _phases_as_dict(memory.tightest),
+            "rooms": [
+                {
+                    "roles": list(room.roles),
+                    "ranks": written(room.ranks),
+                    "capacity": room.capacity,
+                    "headroom": room.headroom,
+                    "phases": _phases_as_dict(room),
+                }
+                for room in memory.rooms
+            ],
             "host_per_node": memory.host,
         }
     if plan.suggestions is not None:
@@ -100,6 +113,21 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
     return found
 
 
+def _placement_as_dict(layout: Layout) -> dict[str, Any]:
+    """The ranks and the nodes of each role."""
+    return {
+        role: {
+            "ranks": written(layout.places.of(role)),
+            "nodes": nodes_of(layout.places.of(role), layout.cluster.gpus_per_node),
+        }
+        for role in layout.roles
+    }
+
+
+def _phases_as_dict(room: Room) -> dict[str, Any]:
+    return {phase.name: {"peak": phase.peak, "parts": phase.parts} for phase in room.phases}
+
+
 def _time_as_dict(time: StepTime) -> dict[str, Any]:
     def ends(found: Seconds) -> list[float]:
         return [float(f"{end:.4g}") for end in (found.low, found.high)]
@@ -107,6 +135,27 @@ def _time_as_dict(time: StepTime) -> dict[str, Any]:
     return {
         "total": ends(time.total),
         "phases": {name: ends(found) for name, found in time.phases.items()},
+        "time_line": [
+            {
+                "phase": task.name,
+                "roles": list(task.roles),
+                "begins": ends(time.spans[task.name].begin),
+                "ends": ends(time.spans[task.name].end),
+                "waits_for": time.spans[task.name].waits_for,
+            }
+            for task in time.tasks
+        ],
+        "longest_chain": longest_chain(time.spans),
+        "traffic": [
+            {
+                "from": one.source,
+                "to": one.target,
+                "what": one.what,
+                "bytes_per_response_token": one.bytes_a_token,
+                "bytes": round(one.size),
+            }
+            for one in time.traffic
+        ],
         "decoding": {
             "steps": round(time.decoding.steps),
             "gpu": ends(time.decoding.gpu),
@@ -126,13 +175,18 @@ def plan_as_text(plan: Plan) -> str:
     if plan.source is not None:
         lines.append(plan.source)
     if plan.layout is not None and plan.memory is not None:
-        lines += [*_layout_lines(plan.layout, plan.memory), "", *_memory_lines(plan.memory)]
+        lines += _layout_lines(plan.layout, plan.memory)
+        for room in plan.memory.rooms:
+            lines += ["", *_memory_lines(room, is_only=len(plan.memory.rooms) == 1)]
+        lines.append(_host_line(plan.memory))
     if plan.layout is not None and plan.time is not None:
         lines += ["", *_time_lines(plan.layout, plan.time)]
     if plan.why_no_time is not None:
         lines += ["", plan.why_no_time]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     if plan.suggestions is not None:
+        if plan.layout is not None and not plan.layout.places.is_shared:
+            lines += ["", "Suggestions keep the placement: other sizes of models and batches on the same ranks."]
         lines += ["", *_suggestion_lines(plan.suggestions, plan.refusals, in_seconds=not cluster.gpu.is_cpu)]
     if plan.problems:
         lines += ["", f"Cannot run, {len(plan.problems)} to mend:"]
@@ -146,10 +200,12 @@ def plan_as_text(plan: Plan) -> str:
 
 def _layout_lines(layout: Layout, memory: Memory) -> list[str]:
     found = numbers(layout, memory)
+    is_apart = layout.places.critic != layout.places.actor
+    has_own_layout = layout.critic_cut is not None or (layout.critic is not None and is_apart)
     optimizer = "distributed" if layout.distributed_optimizer else "plain"
     return [
         f"{found['parameters'] / 1e9:.2f} B parameters: {_cut(layout)}, "
-        + (f"critic {_cut(layout.of('critic'))}, " if layout.critic_cut is not None else "")
+        + (f"critic {_cut(layout.of('critic'))}, " if has_own_layout else "")
         + f"recompute {layout.recompute or 'none'}, {optimizer} optimizer",
         f"a step: {layout.prompts} prompts x {layout.samples_per_prompt} = {found['samples_per_step']} samples, "
         f"{found['samples_per_rank']} a replica, at most {found['max_tokens_per_step'] / 1e6:.1f} M tokens",
@@ -159,6 +215,7 @@ def _layout_lines(layout: Layout, memory: Memory) -> list[str]:
             f"{sizes.micro} {'of the longest samples' if sizes.is_packed else 'each'}"
             for name, sizes in layout.sizes.items()
         ),
+        *_placement_lines(layout),
         f"rollout: {found['engines']} {layout.engine.name} engines, {found['kv_tokens_per_engine']} KV tokens of "
         f"{found['kv_bytes_per_token']} bytes each, {found['sequences_at_once_per_engine']} of the longest sequences "
         "at once",
@@ -169,11 +226,19 @@ def _cut(layout: Layout) -> str:
     return f"TP {layout.tensor} x PP {layout.pipeline} x DP {layout.data}"
 
 
-def _memory_lines(memory: Memory) -> list[str]:
+def _placement_lines(layout: Layout) -> list[str]:
+    """The ranks and nodes of each role, where not all roles live on all ranks."""
+    if layout.places.is_shared:
+        return []
+    return [f"placement: {in_words(layout.places, layout.roles, layout.cluster.gpus_per_node)}"]
+
+
+def _memory_lines(room: Room, *, is_only: bool) -> list[str]:
     """A table of memory in GiB, a row a phase and a column a kind of memory."""
-    kinds = list(dict.fromkeys(_kind(name) for phase in memory.phases for name in phase.parts))
-    lines = ["GiB on the fullest GPU" + "".join(f"{kind:>13}" for kind in (*kinds, "peak"))]
-    for phase in memory.phases:
+    kinds = list(dict.fromkeys(_kind(name) for phase in room.phases for name in phase.parts))
+    lines = [] if is_only else [f"{' and '.join(room.roles)}, ranks {written(room.ranks)}:"]
+    lines.append("GiB on the fullest GPU" + "".join(f"{kind:>13}" for kind in (*kinds, "peak")))
+    for phase in room.phases:
         sums = dict.fromkeys(kinds, 0)
         for name, count in phase.parts.items():
             sums[_kind(name)] += count
@@ -182,13 +247,16 @@ def _memory_lines(memory: Memory) -> list[str]:
             f"{phase.name:<22}" + "".join(f"{count / 2**30:>13.1f}" if count else f"{'-':>13}" for count in cells)
         )
     lines.append(
-        f"room for tensors {_gib(memory.capacity)}; {memory.worst.name} leaves {_gib(memory.headroom)}"
-        if memory.headroom >= 0
-        else f"room for tensors {_gib(memory.capacity)}; {memory.worst.name} lacks {_gib(-memory.headroom)}"
+        f"room for tensors {_gib(room.capacity)}; {room.worst.name} leaves {_gib(room.headroom)}"
+        if room.headroom >= 0
+        else f"room for tensors {_gib(room.capacity)}; {room.worst.name} lacks {_gib(-room.headroom)}"
     )
-    host = ", ".join(f"{name} {count / 2**30:.0f}" for name, count in memory.host.items())
-    lines.append(f"host memory of a node, GiB: {sum(memory.host.values()) / 2**30:.0f} ({host})")
     return lines
+
+
+def _host_line(memory: Memory) -> str:
+    host = ", ".join(f"{name} {count / 2**30:.0f}" for name, count in memory.host.items())
+    return f"host memory of a node, GiB: {sum(memory.host.values()) / 2**30:.0f} ({host})"
 
 
 def _kind(name: str) -> str:
@@ -201,6 +269,7 @@ def _kind(name: str) -> str:
         "engine sampling": "engine",
         "engine KV cache": "KV cache",
         "rollout batch": "batch",
+        "critic's batch": "batch",
         "activations": "activations",
         "reference weights": "reference",
     }.get(name, "buffers")
@@ -222,7 +291,30 @@ def _time_lines(layout: Layout, time: StepTime) -> list[str]:
         lines.append(f"rollout: {found.steps:.0f} decoding steps, host-bound: {launches} each, beside {work}")
     else:
         lines.append(f"rollout: {found.steps:.0f} decoding steps of {work} each, beside {launches}")
-    return lines
+    return lines if layout.places.is_shared else [*lines, *_time_line(layout, time)]
+
+
+def _time_line(layout: Layout, time: StepTime) -> list[str]:
+    """When each phase begins and ends on the ranks of its role, what makes the step so long, and what travels."""
+    lines = [f"{'the time line of a step, seconds':<34}{'begins':>14}{'ends':>14}  waits for"]
+    for ranks, roles in layout.places.sharing(layout.roles).items():
+        busy = 0.0
+        for task in time.tasks:
+            if ranks in task.ranks:
+                span = time.spans[task.name]
+                busy += task.seconds.middle
+                begins, ends = _range(span.begin), _range(span.end)
+                lines.append(f"  {written(ranks):<9}{task.name:<23}{begins:>14}{ends:>14}  {span.waits_for or '-'}")
+        idle = max(0.0, 1 - busy / time.total.middle)
+        lines.append(f"  {written(ranks):<9}{' and '.join(roles)}: idle {idle:.0%} of the step")
+    lines.append(f"the longest chain: {', '.join(longest_chain(time.spans))}")
+    return [*lines, *(_traffic_line(one) for one in time.traffic)]
+
+
+def _traffic_line(one: Traffic) -> str:
+    a_token = "" if one.bytes_a_token is None else f"{one.bytes_a_token} bytes a response token, "
+    size = f"{one.size / 1e9:.1f} GB" if one.size >= 1e9 else f"{one.size / 1e6:.0f} MB"
+    return f"from {one.source} to {one.target}: {one.what}, {a_token}{size} a step to all of its ranks"
 
 
 def _range(found: Seconds) -> str:

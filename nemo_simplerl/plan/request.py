@@ -1,8 +1,11 @@
 """The layout that a configuration asks for on a cluster."""
 
+from dataclasses import replace
 from typing import Any
 
 from nemo_simplerl.config.load import Examined
+from nemo_simplerl.config.placement import places_of
+from nemo_simplerl.config.rules.layout import ranks_of
 from nemo_simplerl.config.schema import ActorConfig, Config, CriticConfig, RolloutConfig
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan.engines.base import footprint_of
@@ -38,6 +41,9 @@ _OTHERS = (
     "actor.use_distributed_optimizer",
     "actor.offload_adam_states",
     "actor.recompute_granularity",
+    "placement.actor",
+    "placement.critic",
+    "placement.engine",
     "rollout.engine",
     "rollout.keep_groups",
     "rollout.max_rounds",
@@ -71,17 +77,21 @@ def requested_layout(found: Examined, cluster: Cluster) -> Layout | None:
     counts = [_value(config, key) for key in (*_COUNTS, *_CRITICS_OWN)]
     if any(count is not None and count < 1 for count in counts) or not footprint.settings(config.rollout).is_possible:
         return None
-    return None if config.actor.context_parallel_size != 1 else _layout(found, shape, cluster)
+    is_placed = ranks_of(config, cluster.world_size, "actor") is not None
+    return _layout(found, shape, cluster) if is_placed and config.actor.context_parallel_size == 1 else None
 
 
 def _layout(found: Examined, shape: ModelShape, cluster: Cluster) -> Layout:
     config = found.config
     actor, critic, rollout = config.actor, config.critic, config.rollout
     has_own_workers = config.reward.url is None
+    places = places_of(config.placement, cluster.world_size, has_critic=config.algo.has_critic)
+    engine = footprint_of(rollout.engine).settings(rollout)
     return Layout(
         shape=shape,
         critic_shape=found.critic_shape,
         cluster=cluster,
+        placement=places,
         tensor=actor.tensor_model_parallel_size,
         pipeline=actor.pipeline_model_parallel_size,
         critic_cut=_critic_cut(config),
@@ -104,7 +114,7 @@ def _layout(found: Examined, shape: ModelShape, cluster: Cluster) -> Layout:
         prompt_tokens=rollout.max_prompt_tokens,
         response_tokens=rollout.max_response_tokens,
         keeps_reference=config.algo.kl_coef > 0,
-        engine=footprint_of(rollout.engine).settings(rollout),
+        engine=replace(engine, sleeps=engine.sleeps and not places.is_engine_apart),
         bucket_bytes=rollout.refit_bucket_mb * 2**20,
         verifies_refit=rollout.verify_refit != "off",
         reward_workers=config.reward.num_workers if has_own_workers else 0,

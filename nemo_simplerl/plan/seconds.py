@@ -14,6 +14,7 @@ CACHE = (0.70, 0.45)  # where keys and values of many sequences are read
 PEERS = (0.85, 0.60)  # share of the bandwidth within a node
 HIDDEN = (0.5, 0.0)  # share of the traffic of backward passes that computing hides
 NETWORK = (40e9, 25e9)  # bytes a second between nodes, of each GPU: a 400 Gb/s adapter for each
+HOSTS = (1e9, 0.25e9)  # bytes a second between the host memories of two ranks, over TCP
 HOST_BUS = (50e9, 20e9)  # bytes a second to and from page-locked host memory, of each GPU
 LAUNCH = (6e-6, 9e-6)  # seconds that Python takes to launch a kernel
 KERNEL = (1.5e-6, 2.5e-6)  # least seconds of a kernel on the GPU

@@ -8,7 +8,9 @@ logging, waiting for the slowest rank, and saves that the training waits for.
 Legend as in plan/activations.py; s is the mean length of a sequence.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from nemo_simplerl.config.shape import ModelShape
 from nemo_simplerl.plan import seconds
@@ -18,46 +20,117 @@ from nemo_simplerl.plan.layout import Layout, Sizes
 from nemo_simplerl.plan.memory import resident
 from nemo_simplerl.plan.seconds import NONE, Seconds, at, each, narrowed
 from nemo_simplerl.plan.shapes import attention_width, qkv_width, rank_parameters
+from nemo_simplerl.plan.timeline import Span, Task, length, spans
 
 _LAUNCHES_A_LAYER = 60  # of a forward pass
 _ACCUMULATION = 12  # bytes moved for each parameter and micro-batch: a bf16 gradient is added to the float32 one
 _DIGEST_READS = 12  # times that the weights' bytes are read or written for a digest of both sides
 
 
+# Columns of float32 or int32 that go from role to role, bytes a response token.
+_COLUMNS = (
+    ("engine", "actor", "tokens and their log-probabilities", 8),
+    ("engine", "critic", "tokens and their log-probabilities", 8),
+    ("critic", "actor", "values", 4),
+    ("actor", "critic", "returns", 4),
+)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one role sends to another in a step."""
+
+    source: str
+    target: str
+    what: str
+    bytes_a_token: int | None  # of a response, on its way to each rank of a replica; None for what has no tokens
+    size: float  # bytes that arrive in a step, on all ranks together
+    seconds: Seconds
+
+
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of each phase of a step, by name, and the decoding within the rollout."""
+    """The phases of a step, when each begins and ends, what goes between roles, and the decoding in the rollout."""
 
-    phases: dict[str, Seconds]
+    tasks: tuple[Task, ...]
+    traffic: tuple[Traffic, ...]
     decoding: Decoding
 
     @property
+    def phases(self) -> dict[str, Seconds]:
+        """How long each phase takes."""
+        return {task.name: task.seconds for task in self.tasks}
+
+    @cached_property
+    def spans(self) -> dict[str, Span]:
+        return spans(self.tasks)
+
+    @property
     def total(self) -> Seconds:
-        return sum(self.phases.values(), NONE)
+        return length(self.spans)
 
 
 def step_time(layout: Layout) -> StepTime:
     """The estimate for sequences whose mean length is seconds.LENGTH of the longest."""
-    found = decoding(layout)
+    found, traffic, places, sizes = decoding(layout), traffic_of(layout), layout.places, layout.sizes
+    shares_ranks = places.critic == places.actor
+    passes = {"log-probabilities": _passes(layout, with_values=shares_ranks and layout.critic is not None)}
+    owners = {"log-probabilities": "actor"}
+    if layout.critic is not None and not shares_ranks:
+        owners["values"] = "critic"
+        passes["values"] = _forward(layout.of("critic"), critic=True)
+
+    def way(source: str, target: str) -> Seconds:
+        columns = [one.seconds for one in traffic if (one.source, one.target) == (source, target)]
+        return sum(columns, NONE)
+
+    def task(name: str, time: Seconds, after: Mapping[str, Seconds], *roles: str) -> Task:
+        return Task(name, roles, tuple(places.of(role) for role in roles), time, after)
+
+    tasks = [task("rollout", found.seconds + _prefill(layout), {}, "engine")]
+    for name, role in owners.items():
+        # Where sampling is ahead, what is trained on was sampled in the step before.
+        tasks.append(task(name, passes[name], {} if layout.ahead else {"rollout": way("engine", role)}, role))
+    for role in reversed(sizes):
+        time = _updates(layout.of(role), sizes[role], critic=role == "critic")
+        tasks.append(task(f"{role} update", time, {name: way(owner, role) for name, owner in owners.items()}, role))
+    tasks.append(task("refit", _refit(layout), {"actor update": NONE}, "actor", "engine"))
+    return StepTime(tuple(tasks), traffic, found)
+
+
+def _passes(layout: Layout, *, with_values: bool) -> Seconds:
+    """The passes without gradients on the actor's ranks."""
     passes = _forward(layout, critic=False).times(layout.old_logprobs_share)
-    if layout.critic is not None:
+    if with_values:
         passes += _forward(layout.of("critic"), critic=True)
     if layout.keeps_reference:
         # The weights change places with the reference's, and back.
         moved = 4 * resident(layout, 0, critic=False)["actor weights"]
         passes += _forward(layout, critic=False) + at(moved, 1, seconds.HOST_BUS)
-    return StepTime(
-        {
-            "rollout": found.seconds + _prefill(layout),
-            "log-probabilities": passes,
-            **{
-                f"{role} update": _updates(layout.of(role), sizes, critic=role == "critic")
-                for role, sizes in reversed(layout.sizes.items())
-            },
-            "refit": _refit(layout),
-        },
-        found,
-    )
+    return passes
+
+
+def traffic_of(layout: Layout) -> tuple[Traffic, ...]:
+    """What a step sends from role to role where they live on different ranks, for responses of the mean length."""
+    places, whole = layout.places, rank_parameters(layout.shape) * layout.param_bytes
+    tokens = layout.samples * seconds.LENGTH * layout.response_tokens
+    found = []
+    for source, target, what, bytes_a_token in _COLUMNS:
+        if {source, target} <= set(layout.roles) and places.of(source) != places.of(target):
+            cut = layout.of(target) if target in layout.sizes else layout
+            # Each rank of a replica gets the columns of the replica's samples.
+            size = bytes_a_token * tokens * cut.tensor * cut.pipeline
+            found.append(Traffic(source, target, what, bytes_a_token, size, at(size / cut.num_ranks, 1, seconds.HOSTS)))
+    if places.is_engine_apart:
+        size = whole * len(places.engine)
+        found.append(Traffic("actor", "engine", "weights", None, size, _sent_to_engines(layout, whole)))
+    return tuple(found)
+
+
+def _sent_to_engines(layout: Layout, whole: float) -> Seconds:
+    """A broadcast from the actor's first rank, which puts the bytes once on each link."""
+    first, engines = layout.places.actor.start, layout.places.engine
+    return _sent(layout, whole, in_node=layout.is_on_one_node(range(first, engines[-1] + 1)))
 
 
 def mean_tokens(layout: Layout) -> float:
@@ -106,13 +179,13 @@ def _computing(layout: Layout, *, critic: bool, forwards: float, in_head: float)
     products = _products(shape, layout.tensor)
     whole = sum(k * n for k, n in products)
     width = whole / sum(k * n / narrowed(min(k, n)) for k, n in products)
-    flops = layout.samples * shape.num_layers * layer_flops(shape, length) / layout.cluster.world_size
+    flops = layout.samples * shape.num_layers * layer_flops(shape, length) / layout.num_ranks
     found = at(flops * forwards / width, speeds.flops, seconds.LAYERS)
     if critic:
         return found
     predicted = layout.samples * seconds.LENGTH * layout.response_tokens
     # The last stage's ranks compute the output layer; the others wait.
-    head = 2 * shape.vocab_size * shape.hidden_size * predicted * layout.pipeline / layout.cluster.world_size
+    head = 2 * shape.vocab_size * shape.hidden_size * predicted * layout.pipeline / layout.num_ranks
     return found + at(head * in_head, speeds.flops, seconds.HEAD)
 
 
@@ -121,7 +194,7 @@ def _tensor_traffic(layout: Layout, *, critic: bool) -> Seconds:
     shape, tensor = layout.shape_of(critic=critic), layout.tensor
     tokens = layout.samples / layout.data * mean_tokens(layout)
     size = 4 * (tensor - 1) / tensor * tokens * shape.hidden_size * layout.param_bytes
-    return _sent(layout, size * shape.num_layers / layout.pipeline, in_node=layout.cluster.gpus_per_node % tensor == 0)
+    return _sent(layout, size * shape.num_layers / layout.pipeline, in_node=layout.torn_tensor_ranks is None)
 
 
 def _gradients_and_adam(layout: Layout, *, critic: bool, micro_batches: int) -> Seconds:
@@ -133,7 +206,7 @@ def _gradients_and_adam(layout: Layout, *, critic: bool, micro_batches: int) -> 
         sent = (gradients + weights) * (layout.data - 1) / layout.data
     else:
         sent = 2 * gradients * (layout.data - 1) / layout.data
-    traffic = _sent(layout, sent, in_node=layout.cluster.nodes == 1)
+    traffic = _sent(layout, sent, in_node=layout.is_on_one_node(layout.ranks))
     traffic = Seconds(traffic.low * (1 - seconds.HIDDEN[0]), traffic.high * (1 - seconds.HIDDEN[1]))
     # Adam reads gradients and state and writes state; norm, clipping and zeroing pass over the gradients.
     moved = 3 * state + 4 * gradients + micro_batches * _ACCUMULATION * weights / layout.param_bytes
@@ -151,7 +224,7 @@ def _offload(layout: Layout, *, critic: bool) -> Seconds:
 def _prefill(layout: Layout) -> Seconds:
     """The pass over prompts, each once."""
     shape, length = layout.shape, seconds.LENGTH * layout.prompt_tokens
-    flops = layout.prompts * shape.num_layers * layer_flops(shape, length) / layout.cluster.world_size
+    flops = layout.prompts * shape.num_layers * layer_flops(shape, length) / len(layout.places.engine)
     return at(flops, layout.cluster.gpu.speeds.flops, seconds.DECODING)
 
 
@@ -160,6 +233,8 @@ def _refit(layout: Layout) -> Seconds:
     whole = rank_parameters(layout.shape) * layout.param_bytes
     ranks = layout.tensor * layout.pipeline
     gathered = _sent(layout, whole * (ranks - 1) / ranks, in_node=layout.cluster.gpus_per_node % ranks == 0)
+    if layout.places.is_engine_apart:  # one bucket is gathered while another is sent
+        gathered = gathered.at_least(_sent_to_engines(layout, whole))
     passes = 4 * whole + (_DIGEST_READS * engine_weights(layout) if layout.verifies_refit else 0)
     return gathered + at(passes, layout.cluster.gpu.speeds.memory, seconds.MEMORY)
 

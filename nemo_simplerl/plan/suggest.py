@@ -52,7 +52,7 @@ def suggestions(layout: Layout) -> tuple[list[Change], list[Refusal]]:
     """For each tensor and pipeline size the fastest layout that fits, fastest first; and why the others do not."""
     fitting: list[Change] = []
     refused: list[Refusal] = []
-    world, layers = layout.cluster.world_size, layout.shape.num_layers
+    world, layers = layout.num_ranks, layout.shape.num_layers
     for tensor in _powers_and(layout.tensor, world):
         for pipeline in _powers_and(layout.pipeline, min(world // tensor, layers)):
             reason = _why_not(layout, tensor, pipeline)
@@ -131,8 +131,10 @@ def _why_not(layout: Layout, tensor: int, pipeline: int) -> str | None:
                 return f"TP {tensor} does not divide {count} {name}{of_role}"
         if shape.num_layers % pipeline:
             return f"PP {pipeline} does not divide {shape.num_layers} layers{of_role}"
-    world = layout.cluster.world_size
-    return None if divides(layout, tensor, pipeline) else f"{tensor * pipeline} does not divide {world} ranks"
+    if divides(layout, tensor, pipeline):
+        return None
+    ranks = sorted({layout.of(role).num_ranks for role in layout.sizes})
+    return f"{tensor * pipeline} does not divide {' and '.join(map(str, ranks))} ranks"
 
 
 def _best(layout: Layout, tensor: int, pipeline: int) -> Change | None:
@@ -206,7 +208,7 @@ def _changes(layout: Layout) -> Iterator[tuple[str, Layout]]:
     for kind in ("selective", "full"):
         if layout.recompute is None or (layout.recompute, kind) == ("selective", "full"):
             yield f"actor.recompute_granularity={kind}", replace(layout, recompute=kind)
-    world = layout.cluster.world_size
+    world = layout.num_ranks
     for key, now in (("tensor", layout.tensor), ("pipeline", layout.pipeline)):
         for size in (size for size in range(now + 1, world + 1) if size % now == 0):
             changed = _with(layout, key, size)

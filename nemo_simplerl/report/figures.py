@@ -17,7 +17,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from nemo_simplerl.config.phases import PHASES
+from nemo_simplerl.config.phases import PHASES, PHASES_OF
+from nemo_simplerl.config.placement import ROLES
 from nemo_simplerl.report.curves import smooth
 from nemo_simplerl.report.panels import PANELS, Panel, Series
 from nemo_simplerl.report.read import RunData
@@ -27,6 +28,8 @@ COLORS = tuple(f"#0a0b{number:02x}" for number in range(12))
 _INK = "#0a0bff"
 _DASHES = ("solid", "dashed", "dotted", "dashdot")
 _MAX_POINTS = 600
+_ROLE_OF = {phase: role for role, phases in PHASES_OF.items() for phase in phases}  # of other phases: the actor
+_WAIT = "wait_"  # begins the names of times in which ranks waited for others
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "simplerl",
@@ -60,10 +63,27 @@ def draw_all(runs: Sequence[RunData], labels: Sequence[str]) -> list[Chart]:
     """A chart of every panel that some run has numbers for, then one of each run's time per phase."""
     charts = [chart for panel in PANELS if (chart := draw_panel(panel, runs)) is not None]
     for run, label in zip(runs, labels, strict=True):
-        title = "Time per phase" if len(runs) == 1 else f"Time per phase, {label}"
-        if (chart := draw_phases(run, title)) is not None:
-            charts.append(chart)
+        of_run = "" if len(runs) == 1 else f", {label}"
+        found = [
+            draw_phases(run, f"Time per phase{of_run}{of_roles}", roles) for of_roles, roles in _rooms(run).items()
+        ]
+        charts += [chart for chart in (*found, _draw_waits(run, f"Waits{of_run}")) if chart is not None]
     return charts
+
+
+def _rooms(run: RunData) -> dict[str, tuple[str, ...]]:
+    """The roles that share ranks, by words for a title; one without words where all roles share all ranks."""
+    rooms: dict[str, tuple[str, ...]] = {}
+    for role, ranks in run.placement.items():
+        rooms[ranks] = (*rooms.get(ranks, ()), role)
+    return {f", {' and '.join(roles)} on {ranks}": roles for ranks, roles in rooms.items()} or {"": ROLES}
+
+
+def _draw_waits(run: RunData, title: str) -> Chart | None:
+    """The chart of what ranks waited for, a curve each; None where nothing was measured."""
+    names = sorted({name for row in run.rows for name in _timed(row) if name.startswith(_WAIT)})
+    series = tuple(Series(f"time/{name}", name.removeprefix(_WAIT).replace("_", " ")) for name in names)
+    return draw_panel(Panel(title, "seconds", series), [run])
 
 
 def draw_panel(panel: Panel, runs: Sequence[RunData]) -> Chart | None:
@@ -96,12 +116,13 @@ def draw_panel(panel: Panel, runs: Sequence[RunData]) -> Chart | None:
     return Chart(panel.title, svg_of(figure), legend if len(legend) > 1 else (), _note(panel.note, longest))
 
 
-def draw_phases(run: RunData, title: str) -> Chart | None:
-    """A stacked chart of the seconds of every step by phase, the rest on top. Step 0 only evaluates: it is left out."""
+def draw_phases(run: RunData, title: str, roles: Sequence[str] = ROLES) -> Chart | None:
+    """A stacked chart of the seconds of every step by phase of these roles, the rest on top. Step 0 only evaluates: it
+    is left out."""
     rows = [row for row in run.rows if row["step"] > 0 and row.get("time/total") is not None]
     if not rows:
         return None
-    steps, layers = [row["step"] for row in rows], phase_layers(rows)
+    steps, layers = [row["step"] for row in rows], phase_layers(rows, roles)
     figure, axes = blank_axes("seconds")
     longest = _stack(axes, [thinned(steps, seconds) for seconds in layers.values()], range(len(layers)))
     axes.set_ylim(bottom=0)
@@ -111,16 +132,22 @@ def draw_phases(run: RunData, title: str) -> Chart | None:
     return Chart(title, svg_of(figure), legend, _note("", longest))
 
 
-def phase_layers(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Seconds of each phase in `rows`, in the order of a step; then other measured times; then "other", the rest of the
-    total."""
-    named = {key.removeprefix("time/") for row in rows for key in row if key.startswith("time/")}
-    named = {name for name in named if name != "total" and not name.endswith("_per_second")}
+def phase_layers(rows: Sequence[Mapping[str, Any]], roles: Sequence[str] = ROLES) -> dict[str, list[float]]:
+    """Seconds of each phase of these roles in `rows`, in the order of a step; then other measured times; then "other",
+    the rest of the total: of roles on ranks of their own also what they wait for others."""
+    named = {name for row in rows for name in _timed(row) if not name.startswith(_WAIT)}
+    named = {name for name in named if _ROLE_OF.get(name, "actor") in roles}
     names = [name for name in PHASES if name in named] + sorted(named - set(PHASES))
     layers = {name: [float(row.get(f"time/{name}") or 0.0) for row in rows] for name in names}
     spent = [sum(layer[number] for layer in layers.values()) for number in range(len(rows))]
     rest = [max(row["time/total"] - seconds, 0.0) for row, seconds in zip(rows, spent, strict=True)]
     return layers | {"other": rest}
+
+
+def _timed(row: Mapping[str, Any]) -> list[str]:
+    """The names of what took a part of a step's time."""
+    names = [key.removeprefix("time/") for key in row if key.startswith("time/")]
+    return [name for name in names if name != "total" and not name.endswith("_per_second")]
 
 
 def blank_axes(unit: str, x_label: str = "step") -> tuple[Figure, Axes]:

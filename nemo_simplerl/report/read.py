@@ -1,13 +1,15 @@
 """Reads a run directory: the metrics and the summary that the trainer wrote, also of an unfinished or killed run."""
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nemo_simplerl.config.placement import ROLES
 from nemo_simplerl.files import read_jsonl
 
 # In summary.json each stands with `_before` and `_after`; in metrics.jsonl under the key on the right.
@@ -18,6 +20,7 @@ BEFORE_AFTER = {
     "length": "eval/length_mean",
 }
 
+_OTHERS = "the other ranks"
 # Prefixes of metric names: what earlier versions wrote -> today's.
 RENAMED_PREFIXES = {"policy/": "actor/"}
 
@@ -26,13 +29,15 @@ RENAMED_PREFIXES = {"policy/": "actor/"}
 class RunData:
     """The rows of metrics.jsonl by step, under today's keys, and summary.json: None until the run is over.
 
-    `engine` is the rollout engine that config.yaml names, None where that says nothing of one.
+    `engine` is the rollout engine that config.yaml names, None where that says nothing of one. `placement` has the
+    ranks of each role as config.yaml names them, empty where all roles live on all ranks.
     """
 
     path: Path
     rows: tuple[dict[str, Any], ...]
     summary: dict[str, Any] | None
     engine: str | None = None
+    placement: Mapping[str, str] = field(default_factory=dict)
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """The steps at which `key` was measured as a finite number, and its values."""
@@ -58,7 +63,18 @@ def load_run(run_dir: Path | str) -> RunData:
         if not isinstance(row.get("step"), int):
             raise ValueError(f"{metrics}, line {number} has no step")
     engine = settings_of(path, "rollout").get("engine")
-    return RunData(path, tuple(map(with_current_keys, rows)), _summary(path / "summary.json"), engine)
+    summary = _summary(path / "summary.json")
+    return RunData(path, tuple(map(with_current_keys, rows)), summary, engine, _placement(path))
+
+
+def _placement(run_dir: Path) -> dict[str, str]:
+    """The ranks of each role as config.yaml names them; empty where it names none."""
+    named = settings_of(run_dir, "placement")
+    if all(ranks is None for ranks in named.values()):
+        return {}
+    has_critic = settings_of(run_dir, "algo").get("advantage", "gae") == "gae"
+    roles = ROLES if has_critic else ("actor", "engine")
+    return {role: _OTHERS if named.get(role) is None else f"ranks {named[role]}" for role in roles}
 
 
 def settings_of(run_dir: Path, section: str) -> dict[str, Any]:
@@ -109,6 +125,8 @@ def _current_key(key: str) -> str:
 def summary_so_far(run: RunData) -> dict[str, Any]:
     """The contents of summary.json; what it lacks so far comes from the first and the latest evaluation."""
     so_far: dict[str, Any] = {"steps": run.last_step} | ({} if run.engine is None else {"engine": run.engine})
+    if run.placement:
+        so_far["placement"] = ", ".join(f"{role} on {ranks}" for role, ranks in run.placement.items())
     for name, key in BEFORE_AFTER.items():
         _, values = run.series(key)
         if values:

@@ -52,6 +52,8 @@ def caption_of(summary: Mapping[str, Any]) -> str:
         parts.append(f"{ranks} process" + ("es" if ranks != 1 else ""))
     if (engine := summary.get("engine")) is not None:
         parts.append(f"{engine} engine")
+    if (placement := summary.get("placement")) is not None:
+        parts.append(placement)
     return ", ".join(parts)
 
 

@@ -230,7 +230,7 @@ def _opened(
 
 
 def _of_first(forms: list[list[Form]], group: dist.ProcessGroup) -> list[list[Form]]:
-    """Those of the group's first rank, on every rank. Collective."""
+    """The forms of the group's first rank, on every rank. Collective."""
     box = [forms]
     with waiting("refit.contents"):
         dist.broadcast_object_list(box, dist.get_global_rank(group, 0), group=group)

@@ -23,7 +23,7 @@ def joined_reports(metrics: Mapping[str, float], others: Mapping[str, Told]) -> 
     joined = dict(metrics)
     for role, told in others.items():
         own = {key: value for key, value in told.metrics.items() if key.startswith(f"{role}/")}
-        joined = own | joined
+        joined |= own | joined
         joined |= {f"time/{phase}": told.seconds[phase] for phase in PHASES_OF[role] if phase in told.seconds}
     return joined
 

@@ -92,7 +92,7 @@ class Roles:
 
     @property
     def learners(self) -> dict[str, Learner]:
-        """Those of them that live on this rank, by role."""
+        """The trained models that live on this rank, by role."""
         of_actor = {"actor": self.actor.learner} if isinstance(self.actor, Actor) else {}
         return {**of_actor, **self.estimator.learners}
 
@@ -202,7 +202,7 @@ class Roles:
         )
 
     def _shares(self, completions: SpreadCompletions, step: int) -> dict[str, Share]:
-        """Who trains on which samples, by role: see data.sampler.rows_of. Roles with one layout have one share."""
+        """The samples of each rank, by role: see data.sampler.rows_of. Roles with one layout have one share."""
         lengths, seed = completions.lengths.tolist(), self.config.trainer.seed
         window = math.gcd(*self._update_sizes)
         found: dict[Grid, Share] = {}
@@ -309,7 +309,6 @@ class Roles:
             for level, text in new_messages(mine, others.values()):
                 log.log(level, text)
         if reasons := [one.stopped for one in by_rank if one is not None and one.stopped]:
-            self.step_state.agree_on_updates()
             raise Stopping(reasons[0])
         self.safe_point()
         return metrics

@@ -14,3 +14,18 @@ def test_mixed_groups_of_as_many_problems_as_a_step_takes_are_refused(tmp_path, 
     assert simplerl([*command, "rollout.keep_groups=mixed"]) == 2
     assert "takes 4 prompts and there are 4, so rollout.keep_groups=mixed has no other" in capsys.readouterr().err
     assert simplerl(command) == 0
+
+
+def test_where_roles_live_and_what_has_no_effect_there_is_told_by_a_check(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    check = ["train", "experiment=quickstart", f"trainer.run_dir={tmp_path}/run", "--check"]
+    apart = ["placement.engine=2-3", "rollout.engine=trtllm", "rollout.temperature=1.0"]
+    assert simplerl([*check, *apart]) == 0
+    told = capsys.readouterr().err
+    assert "placement: actor on ranks 0-1 (node 0), critic on ranks 0-1 (node 0), engine on ranks 2-3 (node 1)" in told
+    assert "note: rollout.trtllm.sleep=true has no effect where engines have ranks of their own" in told
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert simplerl(check) == 0 and capsys.readouterr().err == ""
+    assert simplerl([*check, *apart]) == 2
+    assert "placement.engine=2-3 goes beyond the ranks of the run, 0 to 1" in capsys.readouterr().err

@@ -355,7 +355,8 @@ def test_a_critic_in_a_layout_of_its_own_is_planned_in_it(data):
     assert parts["critic's batch"] > 0 and "critic's batch" not in of_shared
     assert "TP 2 x PP 1 x DP 4, critic TP 4 x PP 1 x DP 2, " in plan_as_text(own)
     stages = plan_of(data, "actor.pipeline_model_parallel_size=4", "critic.pipeline_model_parallel_size=2").layout
-    assert [(place["actor"], place["critic"]) for place in stages.places] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+    held = stages.stages_on(stages.places.actor)
+    assert [(stage["actor"], stage["critic"]) for stage in held] == [(0, 0), (1, 0), (2, 1), (3, 1)]
 
 
 def test_a_prompts_samples_are_decoded_together_however_small_the_batch(data):

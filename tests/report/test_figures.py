@@ -1,10 +1,11 @@
 """The figures of the page."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
-from nemo_simplerl.report.figures import draw_panel, draw_phases, phase_layers, thinned
+from nemo_simplerl.report.figures import draw_all, draw_panel, draw_phases, phase_layers, thinned
 from nemo_simplerl.report.panels import PANELS, Panel, Series
 from nemo_simplerl.report.read import RunData
 
@@ -63,6 +64,23 @@ def test_time_is_stacked_in_the_order_of_a_step_with_the_rest_on_top(tmp_path):
         "mine": [0.0, 1.0],
         "other": [1.0, 1.0],
     }
+
+
+def test_roles_on_ranks_of_their_own_have_a_chart_each_and_waits_one_of_theirs(tmp_path):
+    row = {"time/total": 9.0, "time/rollout": 5.0, "time/old_logprobs": 1.0, "time/values": 1.5, "time/actor_update": 2}
+    row |= {"time/critic_update": 3.0, "time/wait_values": 0.5, "time/eval": 0.0, "time/mine": 0.1}
+    apart = {"actor": "ranks 0-1", "critic": "ranks 2", "engine": "the other ranks"}
+    charts = draw_all([replace(run_of(tmp_path, row), placement=apart)], ["run"])
+    assert {chart.title: [entry.label for entry in chart.legend] for chart in charts} == {
+        "Time per phase, actor on ranks 0-1": ["old logprobs", "actor update", "eval", "mine", "other"],
+        "Time per phase, critic on ranks 2": ["values", "critic update", "other"],
+        "Time per phase, engine on the other ranks": ["rollout", "other"],
+        "Waits": [],
+    }
+    assert phase_layers([row], ("critic",))["other"] == [4.5]
+    both = {"actor": "the other ranks", "critic": "the other ranks", "engine": "ranks 2"}
+    titles = [chart.title for chart in draw_all([replace(run_of(tmp_path, row), placement=both)], ["run"])]
+    assert titles[0] == "Time per phase, actor and critic on the other ranks"
 
 
 def test_step_0_is_no_step_of_the_phases(tmp_path):

@@ -85,6 +85,17 @@ def test_until_the_summary_is_written_the_latest_evaluation_stands_for_after(tmp
     assert summary_so_far(done) == SUMMARY
 
 
+def test_where_the_roles_of_a_run_lived_is_told_below_its_table(tmp_path):
+    run = write_run(tmp_path / "run", summary=SUMMARY)
+    (run / "config.yaml").write_text("placement:\n  actor: null\n  critic: 4-5\n  engine: 6\n")
+    told = "2 processes, actor on the other ranks, critic on ranks 4-5, engine on ranks 6\n"
+    assert plain_text(summary_so_far(load_run(run))).endswith(told)
+    (run / "config.yaml").write_text("algo:\n  advantage: group\nplacement:\n  engine: 6\n")
+    assert load_run(run).placement == {"actor": "the other ranks", "engine": "ranks 6"}
+    (run / "config.yaml").write_text("placement:\n  actor: null\n")
+    assert load_run(run).placement == {}
+
+
 def test_the_engine_of_a_run_is_told_below_its_table(tmp_path):
     run = write_run(tmp_path / "run", summary=SUMMARY)
     (run / "config.yaml").write_text("rollout:\n  engine: vllm\n")

@@ -206,6 +206,7 @@ def test_a_node_starts_torchrun_at_its_own_rank_without_what_slurm_and_mpi_set(t
     )
     checked, started = done.stdout.split("-m torch.distributed.run")
     assert checked.startswith("-m nemo_simplerl train a=1 --check\n")
+    assert {"WORLD_SIZE", "LOCAL_WORLD_SIZE"} <= set(checked.splitlines()), "what says which node has which ranks"
     command, *names = f"-m torch.distributed.run{started}".splitlines()
     assert command == (
         "-m torch.distributed.run --nnodes 2 --node_rank 1 --master_addr n1 --master_port 20077 --nproc_per_node 4 "

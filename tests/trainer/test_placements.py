@@ -1,10 +1,12 @@
-"""A run whose roles live on ranks of their own is the run that it is on shared ranks."""
+"""A run whose roles live on ranks of their own is the run that it is on shared ranks, and stops and goes on like it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from support.forked_runs import different, problems_in, start
 from support.ranks import run_ranks
 from support.small_run import SMALL, assert_same_state, books, few_problems, train_here
 
@@ -38,3 +40,41 @@ def test_completions_metrics_and_weights_are_those_of_shared_ranks_to_the_bit(sh
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     of_roles = {"time/rollout", "time/reward", "time/values", "time/critic_update", "time/actor_update", "time/refit"}
     assert all(of_roles <= line.keys() for line in lines[1:])
+
+
+APART = ["placement.critic=1", "placement.engine=2", "trainer.max_steps=3", "trainer.save_every=0"]
+# Where a signal at the second visit to a point, on the rank of one role, stops all: the step, and the updates made of
+# it. The others finish theirs: two of the actor, and two of the critic.
+STOPS = {"critic.update": (1, 3), "actor.update": (1, 3), "rollout": (1, 0), "refit": (1, 4)}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("apart")
+    assert start(folder / "alone", [*problems_in(folder), *APART], 3) == [0] * 3
+    return folder / "alone"
+
+
+@pytest.mark.parametrize(
+    "point", ["critic.update", *(pytest.param(point, marks=pytest.mark.long) for point in list(STOPS)[1:])]
+)
+def test_a_signal_on_the_rank_of_one_role_stops_all_and_the_run_goes_on_to_the_same_bytes(alone, point, tmp_path):
+    run_dir, words = tmp_path / "run", [*problems_in(alone.parent), *APART]
+    assert start(run_dir, words, 3, f"signal@{point}#2,name=TERM") == [os.EX_TEMPFAIL] * 3
+    facts = json.loads((run_dir / "stopped.json").read_text())
+    assert (facts["step"], facts["updates_in_step"], facts["reason"]) == (*STOPS[point], "SIGTERM")
+    assert start(run_dir, words, 3) == [0] * 3
+    assert different(alone, run_dir) == []
+
+
+@pytest.mark.long
+def test_a_run_stopped_in_mid_step_goes_on_in_another_placement(alone, tmp_path):
+    """With the completions, values and log-probabilities that it has, and each model where it was."""
+    run_dir, words = tmp_path / "run", [*problems_in(alone.parent), *APART]
+    assert start(run_dir, words, 3, "signal@actor.update#2,name=TERM") == [os.EX_TEMPFAIL] * 3
+    shared = [word for word in words if not word.startswith("placement")]
+    assert start(run_dir, shared, 1) == [0]
+    pairs = [
+        (path.read_bytes(), (alone / path.relative_to(run_dir)).read_bytes()) for path in run_dir.glob("hf/*/*.saf*")
+    ]
+    assert pairs and all(one == other for one, other in pairs)

@@ -148,16 +148,17 @@ def test_a_critic_of_tp1_beside_an_actor_of_tp2_stays_close_over_five_steps(mode
         assert max(float((own - other).abs().max()) for own, other in zip(own_weights, weights, strict=True)) < 1e-4
 
 
-@pytest.mark.parametrize("placement", [{"critic": "2-3"}], ids=str)
-def test_roles_on_ranks_of_their_own_compute_what_they_compute_on_shared_ranks(model, placement):
-    """To the bit, where each keeps its layout: completions, metrics and weights of five steps."""
+def test_roles_on_ranks_of_their_own_compute_what_they_compute_on_shared_ranks(model):
+    """To the bit, where each keeps its layout: actor and critic of TP2, and an engine, on five ranks."""
     (shared, weights), _ = run_ranks(_five_steps, 2, model, {})
-    found = run_ranks(_five_steps, 4, model, {}, placement)
+    found = run_ranks(_five_steps, 5, model, {}, {"critic": "2-3", "engine": 4})
     metrics, actor = found[0]
-    assert metrics == shared
+    for got, expected in zip(metrics, shared, strict=True):
+        assert {key: value for key, value in got.items() if not key.startswith("time/")} == expected
     _, critic = found[2]
     assert len(actor) + len(critic) == len(weights)
     assert all(torch.equal(own, other) for own, other in zip([*actor, *critic], weights, strict=True))
+    assert found[4][1] == []
 
 
 @pytest.mark.parametrize(("unit", "size"), [("size", 1), ("size", 2), ("tokens", 40)])

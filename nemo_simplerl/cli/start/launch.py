@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from nemo_simplerl.cli.start.guard import is_first_rank
 from nemo_simplerl.config.load import load
 from nemo_simplerl.config.overrides import CONFIG_DIR
+from nemo_simplerl.config.placement import ROLES, in_words, places_of
+from nemo_simplerl.config.rules.layout import placement_notes
+from nemo_simplerl.config.rules.machine import ranks_per_node
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.examples import check_examples
 from nemo_simplerl.data.templates import NAMES
@@ -29,12 +33,25 @@ def launch(command: str, argv: Sequence[str], check: Callable[[Config], None], s
     overrides = [text for text in argv if text not in (*asked, CHECK)]
     if asked:
         return _help(command, overrides)
-    config = load(overrides, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    config = load(overrides, world_size)
     check(config)
     if CHECK in argv:
+        _tell_placement(config, world_size)
         return 0
     with held_outputs(config) if is_first_rank() else nullcontext():
         return start(config)
+
+
+def _tell_placement(config: Config, world_size: int) -> None:
+    """Say where roles live that do not share all ranks, and what has no effect there."""
+    has_critic = config.algo.has_critic
+    places = places_of(config.placement, world_size, has_critic=has_critic)
+    if not places.is_shared:
+        roles = [role for role in ROLES if role != "critic" or has_critic]
+        print(f"placement: {in_words(places, roles, ranks_per_node())}", file=sys.stderr)
+    for note in placement_notes(config, places):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from nemo_simplerl.config.placement import Places, places_of, written
+from nemo_simplerl.config.placement import Places, nodes_of, places_of, written
 from nemo_simplerl.config.rules.numbers import listed, near_divisors, near_multiples
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.config.shape import ModelShape
@@ -80,13 +80,6 @@ def ranks_of(config: Config, world_size: int, role: str) -> range | None:
         return None
 
 
-def has_ranks(ranks: range, world_size: int, role: str) -> str:
-    """How many ranks a role has, in words that follow `but`."""
-    if len(ranks) == world_size:
-        return f"the run has {world_size}"
-    return f"the {role} has {len(ranks)} of the run's {world_size} (placement: {written(ranks)})"
-
-
 def layout_fits_the_ranks(config: Config, world_size: int, section: str) -> Iterator[str]:
     """A role's ranks divide into replicas of its model. A critic without sizes and ranks of its own has the actor's."""
     sizes = [_size(config, section, kind) for kind in ("tensor", "pipeline")]
@@ -96,14 +89,17 @@ def layout_fits_the_ranks(config: Config, world_size: int, section: str) -> Iter
         return
     sizes.append(("actor.context_parallel_size", config.actor.context_parallel_size))
     needed = math.prod(size for _, size in sizes)
-    if len(ranks) % needed:
-        if len(ranks) == world_size:
-            remedy = f"Start {needed} ranks or a multiple (torchrun --nproc_per_node {needed} -m nemo_simplerl ...)"
-        else:
-            remedy = f"Give placement.{section} {needed} ranks or a multiple"
+    product = " * ".join(f"{key}={size}" for key, size in sizes)
+    count, or_else = len(ranks), f"or choose sizes whose product divides {len(ranks)}."
+    if count % needed and count == world_size:
         yield (
-            f"{' * '.join(f'{key}={size}' for key, size in sizes)} = {needed} ranks a replica, but "
-            f"{has_ranks(ranks, world_size, section)}. {remedy}, or choose sizes whose product divides {len(ranks)}."
+            f"{product} = {needed} ranks a replica, but the run has {count}. Start {needed} ranks or a multiple "
+            f"(torchrun --nproc_per_node {needed} -m nemo_simplerl ...), {or_else}"
+        )
+    elif count % needed:
+        yield (
+            f"{product} = {needed} ranks a replica, but the {section} has {count} of the run's {world_size} "
+            f"(placement: {written(ranks)}). Give placement.{section} {needed} ranks or a multiple, {or_else}"
         )
 
 
@@ -125,9 +121,9 @@ def engines_stay_on_their_nodes(config: Config, world_size: int, ranks_per_node:
     if ranks is None or len(ranks) % size:
         return
     if (split := first_over_nodes(ranks, size, ranks_per_node)) is not None:
-        first, last = split[0] // ranks_per_node, split[-1] // ranks_per_node
+        first, *_, last = nodes_of(split, ranks_per_node)
         yield (
-            f"{key}={size} has an engine on the ranks {written(split)}, of the nodes {first} and {last}, and an engine "
+            f"{key}={size} has an engine on the ranks {written(split)}, of the nodes {first} to {last}, and an engine "
             f"cannot span nodes. Choose a size that divides the {ranks_per_node} ranks of a node"
             + (", or place the engines from the first rank of a node on." if ranks.start % ranks_per_node else ".")
         )
@@ -136,20 +132,19 @@ def engines_stay_on_their_nodes(config: Config, world_size: int, ranks_per_node:
 def first_over_nodes(ranks: range, size: int, ranks_per_node: int) -> range | None:
     """The first `size` ranks of `ranks`, counted off from its start, that lie on more than one node; None without."""
     shares = (range(first, first + size) for first in range(ranks.start, ranks.stop, size))
-    return next((share for share in shares if share[0] // ranks_per_node != share[-1] // ranks_per_node), None)
+    return next((share for share in shares if len(nodes_of(share, ranks_per_node)) > 1), None)
 
 
 def placement_notes(config: Config, places: Places) -> list[str]:
-    """What a run may as well leave out, or have more of, with its roles on these ranks."""
+    """What has no effect, or may be more, with the roles of a run on these ranks."""
     own = getattr(config.rollout, config.rollout.engine, None)
     if own is None or not places.is_engine_apart or not own.sleep:
         return []
     name = config.rollout.engine
     share = next(key for key in ("free_gpu_memory_fraction", "gpu_memory_utilization") if hasattr(own, key))
     return [
-        f"rollout.{name}.sleep=true hands memory to nobody where engines have ranks of their own ("
-        f"{written(places.engine)}): false spares the way there and back, and rollout.{name}.{share}="
-        f"{getattr(own, share):g} may be more."
+        f"rollout.{name}.sleep=true has no effect where engines have ranks of their own ({written(places.engine)}): "
+        f"they stay awake, and rollout.{name}.{share}={getattr(own, share):g} may be more."
     ]
 
 

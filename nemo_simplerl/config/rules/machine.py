@@ -48,9 +48,14 @@ def this_machine() -> Machine:
         has_wandb=_is_installed("wandb"),
         has_gradient_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
         attention=attention_chosen(os.environ),
-        ranks_per_node=int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or None,  # torchrun's
+        ranks_per_node=ranks_per_node(),
         is_this_one=True,
     )
+
+
+def ranks_per_node() -> int | None:
+    """The ranks on each machine, as torchrun and scripts/env.sh say; None where nobody does."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or None
 
 
 def attention_chosen(environ: Mapping[str, str]) -> str | None:

@@ -84,9 +84,11 @@ def cache_bytes_per_token(layout: Layout) -> int:
 
 
 def wider_sizes(layout: Layout) -> Iterator[int]:
-    """Ranks that one engine could span beyond those it does: they divide a node's GPUs and the key-value groups."""
-    node, groups = layout.cluster.gpus_per_node, layout.shape.num_query_groups
-    return (size for size in range(layout.engine.tensor + 1, node + 1) if groups % size == 0 and node % size == 0)
+    """Ranks that one engine could span beyond those it does: they divide a node's GPUs, the engines' ranks and the
+    key-value groups."""
+    node, groups, ranks = layout.cluster.gpus_per_node, layout.shape.num_query_groups, len(layout.places.engine)
+    sizes = range(layout.engine.tensor + 1, node + 1)
+    return (size for size in sizes if not (groups % size or node % size or ranks % size))
 
 
 def sequences_at_once(layout: Layout) -> int:
@@ -95,5 +97,5 @@ def sequences_at_once(layout: Layout) -> int:
     A batch that runs to its end holds whole prompts, one at the least, with all samples of each.
     """
     unit = 1 if layout.engine.refills else layout.samples_per_prompt
-    per_engine = -(-layout.samples * layout.engine.tensor // (layout.cluster.world_size * unit))
+    per_engine = -(-layout.samples // (layout.num_engines * unit))
     return unit * max(1, min(layout.engine.batch // unit, per_engine))

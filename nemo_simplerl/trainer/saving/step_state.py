@@ -164,6 +164,8 @@ class StepState:
 
     def agree_on_updates(self) -> None:
         """Learn of the finished updates of models on other ranks. Collective over the world."""
+        if self._record is None:
+            return  # on every rank: no step was announced
         for finished in gather_objects(self.record.finished_updates, dist.group.WORLD, "updates"):
             for role, updates in finished.items():
                 if len(updates) > len(self.record.finished_updates.get(role, ())):

@@ -85,7 +85,7 @@ def world_of(config: Config) -> World:
         if grid not in meshes:
             meshes[grid] = mesh_over(grid, timeout_s=timeout_s)
     actor, critic, engine = meshes[grids["actor"]], meshes[grids["critic"]], meshes[Grid(places.engine, 1, 1)]
-    return World(places, actor, critic, engine, _refit_group(places, timeout_s))
+    return World(places, actor, critic, engine, _refit_group(places, timeout_between_roles_s(config)))
 
 
 def _refit_group(places: Places, timeout_s: float) -> dist.ProcessGroup | None:

@@ -100,20 +100,23 @@ def test_an_engine_spans_no_two_nodes_wherever_its_ranks_begin():
     sizes = ["actor.global_batch_size=96", "critic.global_batch_size=96", *PROMPTS]
     assert problems_of(*engine, *sizes, world_size=7) == []
     [problem] = problems_of(*engine, *sizes, world_size=7, ranks_per_node=4)
-    assert "an engine on the ranks 3-4, of the nodes 0 and 1" in problem
+    assert "an engine on the ranks 3-4, of the nodes 0 to 1" in problem
     assert "or place the engines from the first rank of a node on." in problem
     [problem] = problems_of(*VLLM_TP2, world_size=4, ranks_per_node=1)
     assert "Choose a size that divides the 1 ranks of a node." in problem
 
 
-def test_a_sleeping_engine_on_ranks_of_its_own_is_said_to_be_without_need():
+def test_sleep_of_an_engine_on_ranks_of_its_own_is_said_to_have_no_effect():
     config = compose([*BASE, "rollout.engine=vllm"])
     apart, shared = (
         places_of(PlacementConfig(actor=None, critic=None, engine=engine), 6, has_critic=True)
         for engine in ("4-5", None)
     )
     [note] = placement_notes(config, apart)
-    assert "rollout.vllm.sleep=true hands memory to nobody" in note and "gpu_memory_utilization=" in note
+    assert (
+        "rollout.vllm.sleep=true has no effect where engines have ranks of their own (4-5)" in note
+        and "gpu_memory_utilization=" in note
+    )
     assert placement_notes(config, shared) == []
     assert placement_notes(compose([*BASE, "rollout.vllm.sleep=false", "rollout.engine=vllm"]), apart) == []
     assert placement_notes(compose(BASE), apart) == [], "hf does not sleep"
