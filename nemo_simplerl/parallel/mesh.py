@@ -192,6 +192,13 @@ def queue_communication_first(environ: MutableMapping[str, str], capability: Cal
         )
 
 
+def _wait_for_all(store: dist.Store, world_size: int, timeout: timedelta) -> None:
+    """Wait until every rank is there. Collective."""
+    if store.add("simplerl/joining/count", 1) == world_size:
+        store.set("simplerl/joining", "all")
+    store.wait(["simplerl/joining"], timeout)
+
+
 def leave_together() -> None:
     """Wait until every rank is past its last collective. Collective; call before `destroy_mesh` when all went well.
 
@@ -219,11 +226,11 @@ def _device() -> torch.device:
     return torch.device("cpu")
 
 
-def join(timeout_s: float, *, overlaps: bool) -> int:
+def join(timeout_s: float, *, overlaps: bool, longest_wait_s: float | None = None) -> int:
     """Join the world that torchrun describes, or a world of one; returns its size. Collective.
 
-    timeout_s: limits every collective of the world. overlaps: whether a model's tensor ranks are to overlap
-    communication with computation.
+    timeout_s: limits the wait for all ranks to join and, without longest_wait_s, every collective of the world.
+    overlaps: whether a model's tensor ranks are to overlap communication with computation.
     """
     let_megatron_run_without_cuda()
     for name in _ADVISERS:
@@ -237,7 +244,13 @@ def join(timeout_s: float, *, overlaps: bool) -> int:
         # Objects (completions, verdicts) travel over gloo, tensors over NCCL where there are GPUs.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
-        if "WORLD_SIZE" in os.environ:
+        if "WORLD_SIZE" in os.environ and longest_wait_s is not None:
+            # A group's messages between two ranks keep the timeout that it was made with.
+            store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+            _wait_for_all(store, size, timeout)
+            places = {"rank": rank, "world_size": size, "timeout": timedelta(seconds=longest_wait_s)}
+            dist.init_process_group(backend, store=dist.PrefixStore("default_pg", store), **places)
+        elif "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

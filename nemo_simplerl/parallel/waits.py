@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 OUTSIDE = "outside the phases"
-_FOR_OTHERS = ("gather.", "exchange.", "all_reduce.", "barrier.", "leave_together", "warm_start")
+_FOR_OTHERS = ("gather.", "exchange.", "refit.", "all_reduce.", "barrier.", "leave_together", "warm_start")
 
 
 @dataclass(frozen=True)

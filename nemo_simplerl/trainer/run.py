@@ -195,7 +195,8 @@ class Run:
         Nothing is saved before the first update of a run. Raises NotSaved where the save fails.
         """
         step, step_state = self.steps_done + 1, self.roles.step_state
-        step_state.agree_on_updates()
+        if not self.roles.world.places.is_shared:
+            step_state.agree_on_updates()
         position = TrainingPosition(self.steps_done, step_state.num_updates(step))
         self.saver.finish_pending(block=True)
         resumed_from = None if self.found is None else self.found.manifest.position

@@ -1,11 +1,12 @@
 """Kills a small run again and again with SIGKILL, and compares its end with that of a run left alone. One line of JSON.
 
-usage: scripts/bench/kills.py [--kills 20] [--ranks 1] [--seed 1] [--folder FOLDER]
+usage: scripts/bench/kills.py [--kills 20] [--ranks 1] [--seed 1] [--folder FOLDER] [KEY=VALUE ...]
 
-Each kill strikes at a random point of trainer.guard.faults, at a random visit to it, on a random rank; the run is then
-started again. After KILLS_A_RUN kills a run is left to finish, and another begins until the kills are used up. Every
-finished run must have the weights, the optimizer's state, the samples, the evaluations and, timings aside, the metrics
-of the run left alone, byte for byte. Exits with 1 where one has not.
+Each kill strikes at a random point of trainer.guard.faults, at a random visit to it, on a random rank of the role that
+passes it (placement.* among the KEY=VALUE); the run is then started again. After KILLS_A_RUN kills a run is left to
+finish, and another begins until the kills are used up. Every finished run must have the weights, the optimizer's state,
+the samples, the evaluations and, timings aside, the metrics of the run left alone, byte for byte. Exits with 1 where
+one has not.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -62,6 +64,15 @@ VISITS = {
     "checkpoint.latest": 1,
     "journal.write": 5,
 }
+# The role whose ranks alone pass a point, where it has ranks of its own; any other is passed by all.
+ROLES = {
+    "rollout": "engine",
+    "reward": "engine",
+    "journal.write": "engine",
+    "critic.update": "critic",
+    "actor.update": "actor",
+}
+ON_FIRST_RANK = ("checkpoint.rename", "checkpoint.latest", "journal.write", "log.metrics")
 _PRELOAD = ["torch", "transformers", "nemo_simplerl.trainer.start", "nemo_simplerl.cli.report"]
 
 
@@ -71,11 +82,12 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="kills"))
     multiprocessing.set_forkserver_preload(_PRELOAD)
     begun = time.monotonic()
-    points, differences = kill_runs(folder, args.kills, args.ranks, args.seed)
+    points, differences = kill_runs(folder, args.kills, args.ranks, args.seed, args.overrides)
     seconds = round(time.monotonic() - begun, 1)
     told = {"ranks": args.ranks, "kills": sum(points.values()), "at": points, "seconds": seconds}
     print(json.dumps(told | {"different": differences}))
@@ -94,7 +106,7 @@ def kill_runs(folder: Path, kills: int, ranks: int, seed: int, overrides: Sequen
     differences: list[str] = []
     while sum(points.values()) < kills:
         run_dir = folder / f"killed_after_{sum(points.values())}"
-        for fault in faults(rng, ranks, kills - sum(points.values())):
+        for fault in faults(rng, ranks, kills - sum(points.values()), places_in(overrides)):
             statuses = start(run_dir, [*data, *overrides], ranks, fault)
             if statuses == [0] * ranks:
                 break
@@ -106,12 +118,18 @@ def kill_runs(folder: Path, kills: int, ranks: int, seed: int, overrides: Sequen
     return dict(points), differences
 
 
-def faults(rng: random.Random, ranks: int, most: int) -> Iterator[str]:
+def places_in(overrides: Sequence[str]) -> dict[str, range]:
+    """The ranks of each role that the overrides place."""
+    found = [re.fullmatch(r"placement\.(\w+)=(\d+)(?:-(\d+))?", text) for text in overrides]
+    return {match[1]: range(int(match[2]), int(match[3] or match[2]) + 1) for match in found if match}
+
+
+def faults(rng: random.Random, ranks: int, most: int, places: Mapping[str, range]) -> Iterator[str]:
     """The fault for each start of a run: KILLS_A_RUN kills, or `most`, and then none for ever."""
     for _ in range(min(KILLS_A_RUN, most)):
         point = rng.choice(list(VISITS))
-        on_first_rank = point in ("checkpoint.rename", "checkpoint.latest", "journal.write", "log.metrics")
-        rank = 0 if on_first_rank else rng.randrange(ranks)
+        home = places.get(ROLES.get(point, ""), range(ranks))
+        rank = home[0] if point in ON_FIRST_RANK else rng.choice(home)
         yield f"kill@{point}#{rng.randint(1, VISITS[point])},rank={rank}"
     while True:
         yield ""

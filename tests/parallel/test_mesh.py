@@ -1,16 +1,20 @@
 """Meshes over all ranks and over some, without Megatron's globals."""
 
+import os
+import time
 from dataclasses import replace
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from nemo_simplerl.model.network import head
 from nemo_simplerl.model.network.pipeline import TokenBatch
+from nemo_simplerl.parallel.exchange import exchange
 from nemo_simplerl.parallel.grid import Grid
-from nemo_simplerl.parallel.mesh import build_mesh, destroy_mesh, leave_together, mesh_over
+from nemo_simplerl.parallel.mesh import build_mesh, destroy_mesh, join, leave_together, mesh_over
 from support.ranks import run_ranks
 from support.tiny import learner_of, megatron_globals, save_hf_model, small_config
 
@@ -65,3 +69,30 @@ def test_a_mesh_of_some_ranks_learns_the_same_while_another_rank_does_nothing(tm
         assert metrics == expected and metrics[1]["square"] != metrics[0]["square"] and metrics[0]["grad_norm"] > 0
         assert all(map(torch.equal, weights, expected_weights))
         assert left == []
+
+
+def _waits_for_a_slow_rank(seconds: float) -> float:
+    """A number that rank 1 sends after some time, longer than ranks have to join."""
+    join(seconds, overlaps=False, longest_wait_s=60)
+    if dist.get_rank() == 1:
+        time.sleep(1.5 * seconds)
+    sizes = {1: [(np.float64, 1)]} if dist.get_rank() == 0 else {}
+    sent = {0: lambda: [np.array([7.0])]} if dist.get_rank() == 1 else {}
+    received = exchange(sent, sizes, dist.group.WORLD, "rows")
+    leave_together()
+    destroy_mesh()
+    return float(received[1][0][0]) if received else 0.0
+
+
+def test_ranks_may_wait_longer_for_each_other_than_they_have_to_join():
+    assert run_ranks(_waits_for_a_slow_rank, 2, 4.0) == [7.0, 0.0]
+
+
+def _joins_alone() -> None:
+    os.environ["WORLD_SIZE"] = "2"
+    with pytest.raises(dist.DistError):
+        join(1.0, overlaps=False, longest_wait_s=60)
+
+
+def test_a_rank_that_never_comes_ends_the_others_in_the_time_to_join():
+    run_ranks(_joins_alone, 1, timeout_s=30)

@@ -104,29 +104,41 @@ def layout_fits_the_ranks(config: Config, world_size: int, section: str) -> Iter
 
 
 def engines_fill_their_ranks(config: Config, world_size: int) -> Iterator[str]:
-    """The engine's ranks divide into engines that span as many as their tensor size."""
+    """The ranks with engines divide into engines that span as many as their tensor size."""
     key, size = _engine_size(config)
-    ranks = ranks_of(config, world_size, "engine")
-    if ranks is not None and len(ranks) % size:
-        where = f"{len(ranks)} ranks"
-        if len(ranks) != world_size:
-            where += f" (placement.engine: {written(ranks)})"
-        yield f"{key}={size} does not divide {where} into engines. Sizes that work: {near_divisors(len(ranks), size)}."
+    for role, ranks in _ranks_with_engines(config, world_size).items():
+        if len(ranks) % size:
+            where = f"{len(ranks)} ranks"
+            if len(ranks) != world_size:
+                where += f" (placement.{role}: {written(ranks)})"
+            of_actor = " The warm start evaluates there: or set sft.eval_every=0." if role == "actor" else ""
+            sizes = near_divisors(len(ranks), size)
+            yield f"{key}={size} does not divide {where} into engines. Sizes that work: {sizes}.{of_actor}"
 
 
 def engines_stay_on_their_nodes(config: Config, world_size: int, ranks_per_node: int) -> Iterator[str]:
     """No engine spans two nodes. Ranks are numbered node by node."""
     key, size = _engine_size(config)
-    ranks = ranks_of(config, world_size, "engine")
-    if ranks is None or len(ranks) % size:
-        return
-    if (split := first_over_nodes(ranks, size, ranks_per_node)) is not None:
+    for ranks in _ranks_with_engines(config, world_size).values():
+        if len(ranks) % size or (split := first_over_nodes(ranks, size, ranks_per_node)) is None:
+            continue
         first, *_, last = nodes_of(split, ranks_per_node)
         yield (
             f"{key}={size} has an engine on the ranks {written(split)}, of the nodes {first} to {last}, and an engine "
             f"cannot span nodes. Choose a size that divides the {ranks_per_node} ranks of a node"
             + (", or place the engines from the first rank of a node on." if ranks.start % ranks_per_node else ".")
         )
+
+
+def _ranks_with_engines(config: Config, world_size: int) -> dict[str, range]:
+    """The ranks that engines are on, by the role they belong to: the actor's too where the warm start evaluates."""
+    evaluates = config.sft.output is not None and config.sft.eval_every > 0 and config.data.eval_path is not None
+    found: dict[str, range] = {}
+    for role in ("engine", "actor") if evaluates else ("engine",):
+        ranks = ranks_of(config, world_size, role)
+        if ranks is not None and ranks not in found.values():
+            found[role] = ranks
+    return found
 
 
 def first_over_nodes(ranks: range, size: int, ranks_per_node: int) -> range | None:

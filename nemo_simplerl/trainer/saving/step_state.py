@@ -79,8 +79,8 @@ class StepState:
 
     def num_updates(self, step: int) -> int:
         """Updates of all models that `step` has made so far, as far as this rank knows."""
-        record = self._record or self._restored
-        return record.num_updates if record is not None and record.key.step == step else 0
+        known = [record for record in (self._record, self._sampled, self._restored) if record is not None]
+        return next((record.num_updates for record in known if record.key.step == step), 0)
 
     def restore(self, record: StepRecord) -> None:
         """Have the next step continue from `record`, which a checkpoint holds."""

@@ -71,9 +71,11 @@ def world_of(config: Config) -> World:
     trainer.distributed_timeout_s limits every collective within a role, and those between roles that share their ranks.
     """
     timeout_s, layouts = config.trainer.distributed_timeout_s, {role: config.layout_of(role) for role in LEARNERS}
+    longest_wait_s = timeout_between_roles_s(config)
     size = join(
-        timeout_between_roles_s(config),
+        timeout_s,
         overlaps=any(layout.tensor_model_parallel_size > 1 for layout in layouts.values()),
+        longest_wait_s=longest_wait_s if longest_wait_s > timeout_s else None,
     )
     places = places_of(config.placement, size, has_critic=config.algo.has_critic)
     grids = {
@@ -85,7 +87,7 @@ def world_of(config: Config) -> World:
         if grid not in meshes:
             meshes[grid] = mesh_over(grid, timeout_s=timeout_s)
     actor, critic, engine = meshes[grids["actor"]], meshes[grids["critic"]], meshes[Grid(places.engine, 1, 1)]
-    return World(places, actor, critic, engine, _refit_group(places, timeout_between_roles_s(config)))
+    return World(places, actor, critic, engine, _refit_group(places, longest_wait_s))
 
 
 def _refit_group(places: Places, timeout_s: float) -> dist.ProcessGroup | None:

@@ -42,8 +42,6 @@ from nemo_simplerl.trainer.warm_start.saves import WarmStartSaves
 
 log = logging.getLogger(__name__)
 
-_WORD = "warm_start"  # which ranks without the actor wait for
-
 
 class StoppedEarly(Stopping):
     """Raised on every rank where those that train have agreed to stop after `update` updates, which are saved."""
@@ -118,13 +116,13 @@ def _told_elsewhere(mesh: Mesh) -> Iterator[None]:
         raise
     finally:
         if word is not None and mesh.rank == 0 and mesh.role.size() < mesh.world_size:
-            leave_word(_WORD, word)
+            leave_word("warm_start", word)
 
 
 def _wait_for_actor(config: Config, tokenizer, mesh: Mesh) -> None:
     """Wait until the ranks of the actor are done, and raise what they do."""
     make_groups_of_engine(config, tokenizer, mesh)
-    word = wait_for_word(_WORD)
+    word = wait_for_word("warm_start")
     if "update" in word:
         raise StoppedEarly(word["update"], word["reason"])
     if "problem" in word:

@@ -120,3 +120,13 @@ def test_sleep_of_an_engine_on_ranks_of_its_own_is_said_to_have_no_effect():
     assert placement_notes(config, shared) == []
     assert placement_notes(compose([*BASE, "rollout.vllm.sleep=false", "rollout.engine=vllm"]), apart) == []
     assert placement_notes(compose(BASE), apart) == [], "hf does not sleep"
+
+
+def test_a_warm_start_that_evaluates_needs_whole_engines_on_the_actors_ranks_too():
+    places = ["placement.actor=0-2", "placement.critic=0-2", "placement.engine=3-6", *VLLM_TP2]
+    sizes = ["actor.global_batch_size=96", "critic.global_batch_size=96", "sft.global_batch_size=96", *PROMPTS]
+    warm = [*sizes, "sft.output=sft", "data.sft_path=sft.jsonl", "data.eval_path=eval.jsonl", "sft.eval_every=5"]
+    [problem] = problems_of(*places, *warm, world_size=7)
+    assert "does not divide 3 ranks (placement.actor: 0-2) into engines. Sizes that work: 1 or 3." in problem
+    assert problem.endswith("or set sft.eval_every=0.")
+    assert problems_of(*places, *warm, "sft.eval_every=0", world_size=7) == []

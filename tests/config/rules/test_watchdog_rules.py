@@ -12,9 +12,11 @@ from nemo_simplerl.config.rules.watchdog import NAMES
 
 FOLDER = Path(nemo_simplerl.__file__).parent
 # What names a wait, and the place among its arguments of the name.
-NAMING = {"waiting": 0, "timer": 0, "timed": 0, "gather_objects": 2, "of_first_rank": 1, "exchange": 3}
+NAMING = {"waiting": 0, "timer": 0, "timed": 0, "gather_objects": 2, "of_first_rank": 1, "of_rank": 2, "exchange": 3}
+NAMING |= {"wait_for_word": 0}
+KINDS = {"gather_objects": "gather.", "of_first_rank": "gather.", "of_rank": "gather.", "exchange": "exchange."}
 # They pass on names that others give them.
-PASSING_ON = {"parallel/exchange.py", "parallel/reductions.py", "trainer/logging/timing.py"}
+PASSING_ON = {"parallel/exchange.py", "parallel/reductions.py", "parallel/word.py", "trainer/logging/timing.py"}
 
 
 def _problems(limits: str) -> list[str]:
@@ -36,8 +38,7 @@ def named_in(source: str) -> Iterator[tuple[str, str | None]]:
         keywords = [keyword.value for keyword in node.keywords if keyword.arg == "what"]
         given = [*node.args[NAMING[called] :][:1], *keywords] or [ast.Constant("objects")]
         name = given[0].value if isinstance(given[0], ast.Constant) else None
-        kind = {"gather_objects": "gather.", "of_first_rank": "gather.", "exchange": "exchange."}.get(called, "")
-        yield called, None if name is None else kind + name
+        yield called, None if name is None else KINDS.get(called, "") + name
 
 
 def test_the_waits_of_a_source_are_found():

@@ -180,3 +180,16 @@ def test_a_critic_that_explodes_is_told_from_its_updates_to_its_values(tmp_path)
     assert list((run_dir / "bad_updates").iterdir()) == []
     with pytest.raises(AssertionError, match="1 updates, and trainer.max_bad_updates=0"):
         run_ranks(train_here, 1, [*overrides, "trainer.max_bad_updates=0"])
+
+
+def test_roles_that_ask_each_other_nothing_count_the_updates_of_all(tmp_path):
+    actor, critic = (BadUpdates(tmp_path, role, 1, 2, limit=1) for role in ("actor", "critic"))
+    ranks = [SimpleNamespace(rank=rank, role=None) for rank in (0, 1)]  # each alone with its model
+    actor.record(0, [], ["policy_loss"], ranks[0])
+    actor.record(0, [], ["policy_loss"], ranks[0])  # again, by a run that was resumed: the same update
+    with pytest.raises(RuntimeError, match="critic update 1 was left out.*That makes 2 updates, and trainer.max_bad_"):
+        critic.record(0, [], ["value_loss"], ranks[1])
+
+
+def test_a_rank_without_rows_finds_nothing_wrong():
+    require_finite({"values": torch.zeros(0, 0)}, [], 2, 3, ALONE)

@@ -78,6 +78,7 @@ def test_a_wait_for_another_role_is_limited_by_its_own_name_and_where_every_rank
     assert waits.waits_for_others and not beat(waits=[("gather.rows", 9.0), ("rollout", 1.0)]).waits_for_others
     assert "rollout for 300 s" in LIMITS.exceeded(waits)
     assert LIMITS.exceeded_by_wait(waits, 0.0) is None
+    assert LIMITS.exceeded_by_wait(beat(waits=[("warm_start", 9e6)], unchanged_s=9e6), 0.0) is None
     assert "as every rank waits; trainer.distributed_timeout_s=100" in LIMITS.exceeded_by_wait(waits, 101.0)
     limits = replace(LIMITS, by_name={"gather.announce": 200.0})
     assert "limits_s.gather.announce=200" in limits.exceeded_by_wait(waits, 0.0)

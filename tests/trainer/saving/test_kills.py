@@ -27,6 +27,14 @@ def test_so_does_one_of_two_ranks(tmp_path):
     assert differences == []
 
 
+@pytest.mark.long
+def test_so_does_one_whose_roles_live_apart(tmp_path):
+    places = ["placement.actor=0", "placement.critic=1", "placement.engine=2"]
+    points, differences = kill_runs(tmp_path, kills=5, ranks=3, seed=6, overrides=places)
+    assert sum(points.values()) == 5 and len(points) > 2
+    assert differences == []
+
+
 def test_a_save_that_fails_is_told_and_the_next_succeeds(tmp_path):
     data = problems_in(tmp_path)
     faults = "fail@checkpoint.write#3;fail@checkpoint.rename#1;fail@journal.write#1;fail@log.metrics#2"

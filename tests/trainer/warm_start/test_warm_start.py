@@ -101,11 +101,11 @@ def test_ranks_without_the_actor_wait_for_it_and_end_as_it_does(tmp_path):
     data = few_problems(tmp_path)
     apart = ["placement.actor=0-1", "placement.critic=2", "placement.engine=0-1"]
     whole, split = (_overrides(tmp_path / name, data, "sft.save_every=0") for name in ("whole", "split"))
-    split += [*apart, "trainer.distributed_timeout_s=3"]  # less than the others wait
+    split += apart
     assert run_ranks(_warm_start_apart, 2, whole, None) == ["sft after 9"] * 2
     # Training goes wrong before its first update, is stopped, and comes to its end.
-    refused = run_ranks(_warm_start_apart, 3, [*split, "sft.global_batch_size=100"], None)
-    assert len(set(refused)) == 1 and "leaves 40 examples, fewer than sft.global_batch_size=100" in refused[0]
+    refused = run_ranks(_warm_start_apart, 3, [*split, "sft.global_batch_size=96"], None)
+    assert len(set(refused)) == 1 and "leaves 40 examples, fewer than sft.global_batch_size=96" in refused[0]
     assert run_ranks(_warm_start_apart, 3, split, 5) == ["stopped after 5, asked to"] * 3
     assert run_ranks(_warm_start_apart, 3, split, None) == ["sft after 4", "sft after 4", "sft after 0"]
     weights = [(tmp_path / name / "sft/model.safetensors").read_bytes() for name in ("whole", "split")]
