@@ -1,12 +1,10 @@
 """What the ranks that sampled a step tell all others: everything but tokens and texts, some 25 bytes a completion."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from nemo_simplerl.data.problems import Prompt
 from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.rollout.completions import Completions
-from nemo_simplerl.rollout.spread import SpreadCompletions
 from nemo_simplerl.trainer.groups import SampledGroups
 from nemo_simplerl.trainer.saving.record import StepRecord
 
@@ -30,19 +28,22 @@ class Announcement:
         bare = replace(completions, holders=completions.holders + ranks[0], rank=-1, held=Completions.of([]))
         return cls(replace(record, completions=bare), groups.sizes, was_known)
 
-    def record_on(self, rank: int, held: Completions) -> StepRecord:
-        """The record on a rank of the world, which holds these completions."""
+    def record_on(self, rank: int, sampled: SampledGroups) -> StepRecord:
+        """The record on a rank of the world, which has sampled these groups, or nothing."""
         assert self.record.completions is not None, "what is announced was sampled"
+        held = sampled.sampled.completions.held if sampled.rounds else Completions.of([])
         return replace(self.record, completions=replace(self.record.completions, rank=rank, held=held))
 
-    def rounds(
-        self, record: StepRecord, groups: SampledGroups
-    ) -> Iterator[tuple[list[Prompt], SpreadCompletions, list[Grade]]]:
-        """Prompts, completions and grades of each round of a record that `record_on` gave."""
+    def fill(
+        self, groups: SampledGroups, record: StepRecord, rewards_of: Callable[[Sequence[Grade]], list[float]]
+    ) -> SampledGroups:
+        """The groups, to which each round of a record that `record_on` gave is added."""
         assert record.completions is not None and record.grades is not None, "what is announced was graded"
         first = 0
         for size in self.sizes:
             samples = range(first * groups.n, (first + size) * groups.n)
             grades = record.grades[samples.start : samples.stop]
-            yield list(groups.offered[first : first + size]), record.completions.select(samples), grades
+            prompts = groups.offered[first : first + size]
+            groups.add(prompts, record.completions.select(samples), grades, rewards_of(grades))
             first += size
+        return groups

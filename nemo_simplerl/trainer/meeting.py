@@ -16,6 +16,7 @@ class Told:
     metrics: dict[str, float]
     seconds: Mapping[str, float]
     messages: list[Message]
+    new_tokens: int = 0  # sampled since then
 
 
 def joined_reports(metrics: Mapping[str, float], others: Mapping[str, Told]) -> dict[str, float]:

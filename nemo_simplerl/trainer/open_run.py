@@ -40,7 +40,7 @@ from nemo_simplerl.trainer.saving.step_state import StepState
 from nemo_simplerl.trainer.setup import determinism
 from nemo_simplerl.trainer.setup.grader import build_grader
 from nemo_simplerl.trainer.setup.inputs import build_prompts, check_inputs, record_inputs, tokenizer_of
-from nemo_simplerl.trainer.setup.notes import unread_notes
+from nemo_simplerl.trainer.setup.notes import ahead_notes, unread_notes
 from nemo_simplerl.trainer.setup.prepare import model_folder
 from nemo_simplerl.trainer.setup.world import World
 from nemo_simplerl.trainer.warm_start.run import stoppable_warm_start
@@ -80,7 +80,12 @@ def open_run(config: Config, world: World, started: float) -> Iterator[Run]:
         of_found = (*(found.notes if found else ()), *replaced)
         for note in (*determinism.notes(trainer.deterministic), *of_found, *unread_notes(config), *notes):
             log.info(note)
-        warnings = (*sampling_notes(config.rollout), *kl_warnings(config.algo), *objective_notes(config))
+        warnings = (
+            *sampling_notes(config.rollout),
+            *ahead_notes(config, world.places),
+            *kl_warnings(config.algo),
+            *objective_notes(config),
+        )
         for warning in (*earlier, *left_aside, *warnings):
             log.warning(warning)
         grader = opened.enter_context(closing(build_grader(config.reward)))

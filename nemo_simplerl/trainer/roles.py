@@ -18,15 +18,13 @@ from nemo_simplerl.config.run_dir import weight_affecting_settings
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.batch import Batch, collate
 from nemo_simplerl.data.problems import Prompt
-from nemo_simplerl.data.sampler import all_rows, sample_seed
+from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.eval.run import Evaluation, evaluate, grade_sharded
-from nemo_simplerl.parallel.grid import Grid
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.parallel.reductions import gather_objects, of_rank
 from nemo_simplerl.reward.serving.pool import Grade, score_of
 from nemo_simplerl.reward.shaping import terms_of
 from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
-from nemo_simplerl.rollout.completions import Completions
 from nemo_simplerl.rollout.distribute import BrokenOff, generate_sharded
 from nemo_simplerl.rollout.spread import SpreadCompletions
 from nemo_simplerl.trainer.announcement import Announcement
@@ -47,7 +45,7 @@ from nemo_simplerl.trainer.saving.record import StepKey, digest_of
 from nemo_simplerl.trainer.saving.step_state import StepState, kept_in_step
 from nemo_simplerl.trainer.setup.grader import Grader
 from nemo_simplerl.trainer.setup.world import World
-from nemo_simplerl.trainer.shares import Share
+from nemo_simplerl.trainer.shares import Share, shares_of
 from nemo_simplerl.trainer.versions import lags
 
 log = logging.getLogger(__name__)
@@ -79,6 +77,8 @@ class Roles:
     outbox: Outbox = field(default_factory=Outbox)  # messages for rank 0, where roles live apart
     stopped: Stopping | None = None  # why a model that lives on this rank has left out updates of this step
     sent_version: int | None = None  # of the last refit; None before the first and where the last one failed
+    sampled_ahead: SampledGroups | None = None  # of the next step, where they are sampled
+    _is_ahead: bool = False  # whether they are sampled now
 
     @property
     def mesh(self) -> Mesh:
@@ -119,7 +119,7 @@ class Roles:
 
         There are none on ranks without the engine, but for a step that a checkpoint has, which every rank reads.
         """
-        if not (self.world.engine.is_member or self.step_state.is_restored):
+        if not (self.world.engine.is_member or self.step_state.is_known_to_all):
             return
         while new := groups.next_prompts():
             yield new
@@ -137,10 +137,24 @@ class Roles:
         try:
             return self.step_state.completions(lambda: self._sample(prompts, seeds), len(seeds))
         except BrokenOff:
-            if not self.world.places.is_shared:
+            if self.world.places.is_shared:
+                self.safe_point()
+            elif not self._is_ahead:
                 of_rank(None, self.world.places.engine[0], "announce")
-            self.safe_point()
+                self.safe_point()
             raise
+
+    def sample_ahead(self, sample: Callable[[], SampledGroups]) -> None:
+        """Sample the groups of the next step, which `announce` takes then. Where that is broken off, ranks of other
+        roles hear of it when all meet."""
+        self._is_ahead = True
+        try:
+            self.sampled_ahead = sample()
+        except BrokenOff:
+            log.warning("the next step was not sampled to its end: the resumed run samples it by newer weights")
+            self.sampled_ahead = self._no_groups((), 0)
+        finally:
+            self._is_ahead = False
 
     @timed("reward")
     def grade(self, prompts: Sequence[Prompt], completions: SpreadCompletions) -> tuple[list[Grade], list[float]]:
@@ -156,26 +170,42 @@ class Roles:
     def announce(self, groups: SampledGroups) -> SampledGroups:
         """The groups as every rank knows them: facts and grades of all that was sampled, and on the ranks that sampled
         them tokens and texts. Collective over the world. Raises Stopping on every rank where one was asked to stop."""
-        state = self.step_state
-        record, was_known = (state.sampled, state.was_known) if groups.rounds else (None, False)
-        if not (self.world.places.is_shared or state.is_restored):
-            told = Announcement.of(groups, record, was_known, self.world.places.engine) if record is not None else None
-            told = of_rank(told, self.world.places.engine[0], "announce")
+        known, self.sampled_ahead = self._announced(groups), None
+        if not self.world.places.is_shared:
             self.safe_point()
-            held = groups.sampled.completions.held if groups.rounds else Completions.of([])
-            record, was_known = told.record_on(self.world.rank, held), told.was_known
-            groups = self._no_groups(groups.offered, groups.step)
-            for part in told.rounds(record, groups):
-                groups.add(*part, self._rewards(part[-1]))
-        update_loops = {**self.estimator.update_loops, "actor": self.actor.update_loop}
-        state.take(record, was_known=was_known, update_loops=update_loops)
-        return groups
+        assert known is not None, "what was broken off was stopped"
+        self.step_state.take({**self.estimator.update_loops, "actor": self.actor.update_loop})
+        return known
+
+    def announce_ahead(self) -> None:
+        """Let every rank know of the groups of the next step, where they are sampled. Collective over the world."""
+        if self.sampled_ahead is not None:
+            self.sampled_ahead = self._announced(self.sampled_ahead)
+
+    def _announced(self, groups: SampledGroups) -> SampledGroups | None:
+        """See `announce`; None where the sampling was broken off."""
+        state, engines = self.step_state, self.world.places.engine
+        if self.world.places.is_shared or state.is_known_to_all:
+            return groups if groups.rounds else None
+        told = Announcement.of(groups, state.sampled, state.was_known, engines) if groups.rounds else None
+        if (told := of_rank(told, engines[0], "announce")) is None:
+            return None
+        state.announce(told.record_on(self.world.rank, groups), was_known=told.was_known)
+        return told.fill(self._no_groups(groups.offered, groups.step), state.sampled, self._rewards)
+
+    def deliver(self, rollout: Rollout, step: int) -> None:
+        """Send the tokens of the rollout from the ranks that sampled them to those that train on them. Collective over
+        the world."""
+        lengths, seed = rollout.completions.lengths.tolist(), self.config.trainer.seed
+        meshes = {role: getattr(self.world, role) for role in self.trained_roles}
+        shares = shares_of(lengths, step, seed, window=math.gcd(*self._update_sizes), meshes=meshes)
+        self.step_state.share_out(rollout.completions, shares)
 
     def batch(self, rollout: Rollout, step: int) -> Batch:
-        """This rank's samples of the rollout as tensors, for the actor: their tokens come from the ranks that sampled
-        them. The estimator gets those of its models. Collective over the world."""
-        shares = self._shares(rollout.completions, step)
-        self.step_state.share_out(rollout.completions, shares)
+        """This rank's samples of the rollout as tensors, for the actor; the estimator gets its models'. Collective."""
+        if not self.step_state.is_delivered:
+            self.deliver(rollout, step)
+        shares = self.step_state.shares
         made: dict[int, Batch] = {}
         for share in shares.values():  # models with the same samples have one batch
             if id(share) not in made:
@@ -185,8 +215,8 @@ class Roles:
         return batches["actor"]
 
     def _collated(self, rollout: Rollout, share: Share) -> Batch:
-        algo, (prompts, completions, grades, scores) = self.config.algo, rollout
-        responses, rows = self.step_state.responses(completions, share), share.mine
+        algo, (prompts, _, grades, scores) = self.config.algo, rollout
+        responses, rows = self.step_state.responses(share), share.mine
         if not rows:
             return Batch.of_no_rows(self.mesh.device)
         return collate(
@@ -200,18 +230,6 @@ class Roles:
             overwrite_truncated_with_eos=self.eos_id if algo.overwrite_truncated_with_eos else None,
             device=self.mesh.device,
         )
-
-    def _shares(self, completions: SpreadCompletions, step: int) -> dict[str, Share]:
-        """The samples of each rank, by role: see data.sampler.rows_of. Roles with one layout have one share."""
-        lengths, seed = completions.lengths.tolist(), self.config.trainer.seed
-        window = math.gcd(*self._update_sizes)
-        found: dict[Grid, Share] = {}
-        for mesh in (getattr(self.world, role) for role in self.trained_roles):
-            if (grid := mesh.grid) not in found:
-                rows = all_rows(lengths, step, seed, window=window, num_ranks=grid.dp_size)
-                owners = [rows[grid.dp_rank(rank)] if rank in grid.ranks else [] for rank in range(self.world.size)]
-                found[grid] = Share(owners, mesh)
-        return {role: found[getattr(self.world, role).grid] for role in self.trained_roles}
 
     @kept_in_step("old_logprobs", "actor")
     def old_logprobs(self, batch: Batch) -> Tensor:
@@ -301,11 +319,13 @@ class Roles:
         stopped, self.stopped = self.stopped, None
         mine, places, rank = self.outbox.drain(), self.world.places, self.world.rank
         speaks = rank in {places.of(role)[0] for role in ROLES}
-        told = Told(stopped and str(stopped), metrics, self.timer.seconds, mine) if speaks else None
+        seconds, new_tokens = self.timer.seconds, self.step_state.new_tokens
+        told = Told(stopped and str(stopped), metrics, seconds, mine, new_tokens) if speaks else None
         by_rank = gather_objects(told, dist.group.WORLD, "meeting")
         others = {role: by_rank[places.of(role)[0]] for role in ROLES if places.of(role)[0]}
         if rank == 0:
             metrics = joined_reports(metrics, others)
+            self.step_state.new_tokens = by_rank[places.engine[0]].new_tokens
             for level, text in new_messages(mine, others.values()):
                 log.log(level, text)
         if reasons := [one.stopped for one in by_rank if one is not None and one.stopped]:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -74,7 +75,21 @@ class Run:
 
     def next_prompts(self) -> list[Prompt]:
         """The prompts that the step after those that are done may take, in order."""
-        return [self.prompts[i] for i in self.sampler.offered(self.prompts_passed)]
+        return self._prompts_at(self.prompts_passed)
+
+    def _prompts_at(self, position: int) -> list[Prompt]:
+        return [self.prompts[i] for i in self.sampler.offered(position)]
+
+    def _position_after(self, count: int) -> int:
+        """The position after the next step, where it takes so many prompts."""
+        return list(self.sampler.offered(self.prompts_passed).values())[count - 1]
+
+    def prompts_ahead(self, step: int) -> Callable[[int], list[Prompt]] | None:
+        """Of the number of prompts that `step` takes, those that the step after may take, which is sampled meanwhile;
+        None where none is."""
+        if not self.config.rollout.ahead or step == self.total_steps:
+            return None
+        return lambda count: self._prompts_at(self._position_after(count))
 
     def weight_version(self, step: int) -> int:
         """The step whose update produced the actor's weights after `step` steps."""
@@ -90,8 +105,10 @@ class Run:
         self.steps_done, passed = saved.step, saved.prompts_passed
         self.prompts_passed = self.sampler.position_of(saved.step) if passed is None else passed
         checkpoint.load(self.found, self.roles.learners)
-        if (record := checkpoint.load_record(self.found, mesh)) is not None:
-            self.roles.step_state.restore(record)
+        of_steps = (checkpoint.RECORD, checkpoint.AHEAD) if self.config.rollout.ahead else (checkpoint.RECORD,)
+        for name in of_steps if saved.position.updates or self.config.rollout.ahead else ():
+            if (record := checkpoint.load_record(self.found, mesh, name)) is not None:
+                self.roles.step_state.restore(record)
         layouts = {role: known.layout for role, known in checkpoint.facts_of(self.roles.learners).items()}
         before = checkpoint.layouts_in_words({role: saved.layout_of(role) for role in layouts})
         now = checkpoint.layouts_in_words(layouts)
@@ -131,9 +148,11 @@ class Run:
             seconds["time/start"], self.start_seconds = self.start_seconds, None
             step_seconds -= seconds["time/start"]
         seconds["memory/host_gb"] = host_gb()
+        new_tokens, self.roles.step_state.new_tokens = self.roles.step_state.new_tokens, 0
         rollout_seconds = (metrics | seconds).get("time/rollout")  # known to rank 0 where the engine has its own ranks
-        if "rollout/tokens" in metrics and rollout_seconds and not self.roles.step_state.was_sampled_before:
-            seconds["time/rollout_tokens_per_second"] = metrics["rollout/tokens"] / rollout_seconds
+        if new_tokens and rollout_seconds:
+            seconds["time/rollout_tokens_per_second"] = new_tokens / rollout_seconds
+        if "rollout/tokens" in metrics and not self.roles.step_state.was_sampled_before:
             seconds["time/tokens_per_second"] = metrics["rollout/tokens"] / step_seconds
         self.run_log.metrics(step, metrics | seconds)
         for text in self.alarms.check(metrics):
@@ -141,7 +160,7 @@ class Run:
         self.steps_done = step
         if step > 0:
             num_prompts = len(self.roles.step_state.record.completions) // self.roles.sampling.n
-            self.prompts_passed = list(self.sampler.offered(self.prompts_passed).values())[num_prompts - 1]
+            self.prompts_passed = self._position_after(num_prompts)
 
     def save(self, step: int) -> None:
         """Complete the last save if it is written, and begin another where this step has one. Collective."""
@@ -151,7 +170,8 @@ class Run:
             with self.roles.timer("save_blocking"):
                 self.saver.finish_pending(block=False)
                 if is_due:
-                    self.saver.save(self.roles.learners, self._manifest(TrainingPosition(step)))
+                    position = TrainingPosition(step)
+                    self.saver.save(self.roles.learners, self._manifest(position), self._records(position))
 
     def finish(self) -> None:
         """After the last step of this process: the last save, and at the end of the whole run actor and critic as
@@ -201,14 +221,26 @@ class Run:
         self.saver.finish_pending(block=True)
         resumed_from = None if self.found is None else self.found.manifest.position
         if position > TrainingPosition(0) and position not in (self.saver.saved, resumed_from):
-            files = step_state.files(self.roles.world.rank, checkpoint.RECORD) if position.updates else {}
-            self.saver.save(self.roles.learners, self._manifest(position), files)
+            self.saver.save(self.roles.learners, self._manifest(position), self._records(position))
             self.saver.finish()
         if self.roles.mesh.rank == 0:
             self.stop.delete_files()
             step = step if position.updates else position.steps
             write_stopped(Path(self.config.trainer.run_dir), step=step, updates_in_step=position.updates, reason=reason)
         log.info(f"stopped after {position.in_words}: {reason}. Start the same command again to go on.")
+
+    def _records(self, position: TrainingPosition) -> dict[str, bytes]:
+        """This rank's files of what is known of the steps after `position`: of the one that it is in, and of one that
+        was sampled ahead. Collective over the world."""
+        roles, step = self.roles, position.steps + 1
+        roles.announce_ahead()
+        ahead = None if roles.sampled_ahead is None else roles.sampled_ahead.step
+        is_begun = bool(position.updates or (self.config.rollout.ahead and roles.step_state.trained_step == step))
+        files: dict[str, bytes] = {}
+        for number, name in ((step, checkpoint.RECORD), (step + 1, checkpoint.AHEAD)):
+            if number == ahead or (number == step and is_begun):
+                files |= roles.step_state.files(roles.world.rank, name, number)
+        return files
 
     def _manifest(self, position: TrainingPosition) -> Manifest:
         """What a checkpoint says of all roles. Collective."""

@@ -5,7 +5,7 @@ rank that has them for the one model to those that want them for the other: whic
 and lengths, so that nobody asks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_simplerl.data.batch import Batch
+from nemo_simplerl.data.sampler import all_rows
 from nemo_simplerl.parallel.exchange import exchange
+from nemo_simplerl.parallel.grid import Grid
 from nemo_simplerl.parallel.mesh import Mesh
 from nemo_simplerl.rollout.completions import rows_of_flat
 from nemo_simplerl.trainer.saving.record import is_first_of_replica
@@ -40,6 +42,22 @@ class Share:
     def spoken_for(self) -> list[int]:
         """Those of which this rank keeps what its replica computed."""
         return list(self.mine) if is_first_of_replica(self.mesh) else []
+
+
+def shares_of(
+    lengths: Sequence[int], step: int, seed: int, *, window: int, meshes: Mapping[str, Mesh]
+) -> dict[str, Share]:
+    """Who trains on which samples of a step, by role: see data.sampler.rows_of. Roles with one layout have one share.
+
+    meshes: of the roles, on all ranks of the world.
+    """
+    found: dict[Grid, Share] = {}
+    for mesh in meshes.values():
+        if (grid := mesh.grid) not in found:
+            rows = all_rows(lengths, step, seed, window=window, num_ranks=grid.dp_size)
+            owners = [rows[grid.dp_rank(rank)] if rank in grid.ranks else [] for rank in range(mesh.world_size)]
+            found[grid] = Share(owners, mesh)
+    return {role: found[mesh.grid] for role, mesh in meshes.items()}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 A checkpoint is a folder named for its training position (saving.position). `actor/` and `critic/` are unpacked `.nemo`
 archives with the optimizer's state in `optimizer/` (saving.optimizer_state); any parallel layout reads both. Orders and
 samples are functions of (seed, step), so no generator's state is saved. In the middle of a step, `step/record.npz`
-holds what the step goes on from (saving.record). The file `latest` beside the folders names the one to resume from.
+holds what the step goes on from (saving.record). Where steps are sampled ahead, by weights that are gone since, it
+holds the samples of the step to come, and in the middle of a step `ahead/record.npz` those of the one after. The file
+`latest` beside the folders names the one to resume from.
 """
 
 import math
@@ -40,7 +42,8 @@ from nemo_simplerl.trainer.saving.position import TrainingPosition, position_of
 from nemo_simplerl.trainer.saving.record import StepRecord, head_from, read_record
 
 LATEST = "latest"
-RECORD = "step/record.npz"
+RECORD = "step/record.npz"  # of the step after those that are done
+AHEAD = "ahead/record.npz"  # of the one after that
 _TENSOR_SIZE = "tensor_model_parallel_size"
 _FIRST_RANK = "first_rank"  # 0 where a manifest of an earlier version does not say
 _SHOWN = 3  # files that a message names
@@ -185,15 +188,15 @@ def load(found: Found, learners: Mapping[str, Learner]) -> None:
         )
 
 
-def load_record(found: Found, mesh: Mesh) -> StepRecord | None:
-    """The record of the step within which the checkpoint was saved, its parts dealt out to all ranks of the world; None
-    between steps. Collective.
+def load_record(found: Found, mesh: Mesh, name: str) -> StepRecord | None:
+    """The checkpoint's record of this name, its parts dealt out to all ranks of the world; None where it has none.
+    Collective.
 
     Raises ValueError, on all ranks, where it cannot be read.
     """
-    if not found.manifest.updates_in_step:
+    if name not in found.manifest.files:
         return None
-    path, head, problem = found.path / RECORD, None, ""
+    path, head, problem = found.path / name, None, ""
     if mesh.rank == 0:
         try:
             head = head_from(path.read_bytes())

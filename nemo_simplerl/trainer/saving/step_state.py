@@ -35,8 +35,8 @@ from nemo_simplerl.trainer.shares import Share
 class StepState:
     """What is known of a step, filled in as the verbs of `ppo_step` run.
 
-    A step is sampled by the ranks of the engine: `begin`, `completions`, `grades`. From `take` on it is trained on, by
-    all ranks; another may be sampled meanwhile.
+    A step is sampled by the ranks of the engine: `begin`, `completions`, `grades`. `announce` has all ranks know it,
+    and from `take` on they train on it; another may be sampled meanwhile.
 
     journal: where completions and grades are written as soon as they exist, on the ranks that sample. should_stop:
     whether to break off a rollout.
@@ -45,14 +45,17 @@ class StepState:
     def __init__(self, journal: Journal | None = None, should_stop: Callable[[], bool] = lambda: False):
         self.should_stop = should_stop
         self._journal = journal
-        self._restored: StepRecord | None = None
+        self._restored: dict[int, StepRecord] = {}  # by step
         self._sampled: StepRecord | None = None  # the step that is being sampled
         self._record: StepRecord | None = None  # the step that is trained on
         self._local: dict[str, tuple[Share, np.ndarray]] = {}  # a number a response token of this rank's, by column
         self.shares: dict[str, Share] = {}  # by role, of the step that is trained on
-        self.is_restored = False  # whether a checkpoint has the step that is being sampled, for all ranks to read
-        self.was_sampled_before = False  # of the step that is trained on
+        self._responses: dict[int, Sequence[Response]] = {}  # that this rank trains on, by the id of their share
+        self.is_known_to_all = False  # whether every rank has the facts of the step that is sampled, or was last
+        self.was_known = False  # whether that one was sampled before, and is read
+        self.was_sampled_before = False  # the same of the step that is trained on
         self.num_sampled = 0  # completions of the sampled step's rounds so far
+        self.new_tokens = 0  # sampled by this rank's group, and not read, since they were last counted
 
     @property
     def record(self) -> StepRecord:
@@ -67,6 +70,11 @@ class StepState:
         return self._sampled
 
     @property
+    def trained_step(self) -> int | None:
+        """The step that is trained on, or was last; None before the first."""
+        return None if self._record is None else self._record.key.step
+
+    @property
     def lengths(self) -> Sequence[int]:
         """Response tokens of each sample that is trained on."""
         return self._lengths
@@ -79,21 +87,21 @@ class StepState:
 
     def num_updates(self, step: int) -> int:
         """Updates of all models that `step` has made so far, as far as this rank knows."""
-        known = [record for record in (self._record, self._sampled, self._restored) if record is not None]
-        return next((record.num_updates for record in known if record.key.step == step), 0)
+        known = (self._record, self._sampled, *self._restored.values())
+        return next((record.num_updates for record in known if record is not None and record.key.step == step), 0)
 
     def restore(self, record: StepRecord) -> None:
-        """Have the next step continue from `record`, which a checkpoint holds."""
-        self._restored = record
+        """Have its step continue from `record`, which a checkpoint holds."""
+        self._restored[record.key.step] = record
 
     def begin(self, key: StepKey) -> None:
         """Begin to sample the step of `key`, with what a checkpoint or the journal knows of it. Collective.
 
         Raises ValueError where the checkpoint's step was begun with other prompts, sampling or update sizes.
         """
-        found, self._restored = self._restored, None
-        self.is_restored = found is not None
-        if found is not None and (found.key.step, found.key.request_digest) != (key.step, key.request_digest):
+        found = self._restored.pop(key.step, None)
+        self.is_known_to_all = found is not None
+        if found is not None and found.key.request_digest != key.request_digest:
             raise ValueError(
                 f"step {key.step} is to go on after {found.num_updates} of its updates, but it was begun with other "
                 "prompts, sampling or sizes of updates. Keep data, rollout, algo.ppo_epochs and the global_batch_size "
@@ -102,7 +110,7 @@ class StepState:
         if found is None and self._journal is not None:
             found = self._journal.find(key)
         self._sampled = found or StepRecord(key)
-        self._was_known = self._sampled.completions is not None
+        self.was_known = self._sampled.completions is not None
         self.num_sampled = 0
 
     def completions(self, sample: Callable[[], SpreadCompletions], count: int) -> SpreadCompletions:
@@ -110,6 +118,7 @@ class StepState:
         known = self.sampled.completions
         if known is None or len(known) == self.num_sampled:
             new = sample()
+            self.new_tokens += int(new.lengths.sum())
             known = self.sampled.completions = new if known is None else SpreadCompletions.joined([known, new])
             self._write()
         self.num_sampled += count
@@ -123,28 +132,32 @@ class StepState:
             self._write()
         return known[self.num_sampled - count : self.num_sampled]
 
-    @property
-    def was_known(self) -> bool:
-        """Whether the step that is being sampled was so before, and is read."""
-        return self._was_known
+    def announce(self, record: StepRecord, *, was_known: bool) -> None:
+        """Take the step that was sampled as all ranks know it."""
+        self._sampled, self.was_known, self.is_known_to_all = record, was_known, True
 
-    def take(self, record: StepRecord, *, was_known: bool, update_loops: Mapping[str, UpdateLoop]) -> None:
-        """Train on the step of `record` from here on; every rank has it. The loops go on after its finished updates."""
-        self._record, self._local, self.shares = record, {}, {}
-        self.was_sampled_before = was_known
+    def take(self, update_loops: Mapping[str, UpdateLoop]) -> None:
+        """Train on the step that was sampled from here on. The loops go on after its finished updates."""
+        self._record, self._local, self.shares, self._responses = self.sampled, {}, {}, {}
+        self.was_sampled_before = self.was_known
         for role, update_loop in update_loops.items():
-            update_loop.skip_finished(record.finished_updates.setdefault(role, []))
-
-    def responses(self, completions: SpreadCompletions, share: Share) -> Sequence[Response]:
-        """The responses that this rank trains a model on, from the ranks that hold them. Collective.
-
-        completions: those that are trained on.
-        """
-        return completions.to_owners(share.owners, dist.group.WORLD)
+            update_loop.skip_finished(self.record.finished_updates.setdefault(role, []))
 
     def share_out(self, completions: SpreadCompletions, shares: Mapping[str, Share]) -> None:
-        """Say who trains on which of these completions, by role."""
+        """Say who trains on which of these completions, by role, and send them there. Collective over the world."""
         self._lengths, self.shares = completions.lengths, dict(shares)
+        for share in shares.values():
+            if id(share) not in self._responses:
+                self._responses[id(share)] = completions.to_owners(share.owners, dist.group.WORLD)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the responses of the step that is trained on are here and not taken yet."""
+        return bool(self._responses)
+
+    def responses(self, share: Share) -> Sequence[Response]:
+        """The responses of the share that this rank trains on; they can be had once."""
+        return self._responses.pop(id(share))
 
     def column(self, name: str, role: str, batch: Batch, compute: Callable[[Batch], Tensor]) -> Tensor:
         """float32 [B, T] of this rank's samples for the role, from the record or else from `compute`. Collective."""
@@ -164,16 +177,15 @@ class StepState:
 
     def agree_on_updates(self) -> None:
         """Learn of the finished updates of models on other ranks. Collective over the world."""
-        if self._record is None:
-            return  # on every rank: no step was announced
-        for finished in gather_objects(self.record.finished_updates, dist.group.WORLD, "updates"):
-            for role, updates in finished.items():
-                if len(updates) > len(self.record.finished_updates.get(role, ())):
-                    self.record.finished_updates[role] = updates
+        known = {} if self._record is None else self._record.finished_updates
+        for finished in gather_objects(dict(known), dist.group.WORLD, "updates"):
+            known |= {role: made for role, made in finished.items() if len(made) > len(known.get(role, ()))}
 
-    def files(self, rank: int, name: str) -> dict[str, bytes]:
-        """The files with this rank's part of the record: on rank 0, its head under `name` too. Collective."""
-        record = self.record_of()
+    def files(self, rank: int, name: str, step: int) -> dict[str, bytes]:
+        """The files with this rank's part of what is known of `step`, which all ranks know: on rank 0, its head under
+        `name` too. Collective."""
+        record = self.record_of() if self._record is not None and self._record.key.step == step else self.sampled
+        assert record.key.step == step, f"nothing is known of step {step}"
         assert record.completions is not None, "a record is written from its completions on"
         part_name = str(PurePath(name).with_name(f"part_{rank:05d}.npz"))
         content, digest = record.own_part.to_bytes()

@@ -1,5 +1,6 @@
 """Settings that nothing reads under the others of the run, told when it begins."""
 
+from nemo_simplerl.config.placement import Places
 from nemo_simplerl.config.schema import Config
 
 
@@ -24,3 +25,14 @@ def unread_notes(config: Config) -> list[str]:
             f"response earns on which it fails{clip}"
         )
     return notes
+
+
+def ahead_notes(config: Config, places: Places) -> list[str]:
+    """A message where samples are one refit older and no work overlaps for it."""
+    if not config.rollout.ahead or not places.is_shared:
+        return []
+    return [
+        "rollout.ahead=1 while the engine shares the ranks of actor and critic: they take turns, so that nothing is "
+        "sampled while a step trains, and samples are one refit older for no gain. Give the engine ranks of its own "
+        "(placement.engine), or set rollout.ahead=0"
+    ]

@@ -3,7 +3,8 @@
 import pytest
 
 from nemo_simplerl.config.load import compose
-from nemo_simplerl.trainer.setup.notes import unread_notes
+from nemo_simplerl.config.placement import Places
+from nemo_simplerl.trainer.setup.notes import ahead_notes, unread_notes
 
 
 def _notes(*overrides: str) -> list[str]:
@@ -26,3 +27,11 @@ def test_settings_without_effect_are_told(override, told):
 
 def test_a_run_that_reads_all_of_its_settings_is_told_nothing():
     assert _notes() == []
+
+
+def test_sampling_ahead_on_shared_ranks_is_told_to_gain_nothing():
+    ahead, shared, apart = compose(["experiment=quickstart", "rollout.ahead=1"]), range(2), range(2, 4)
+    (note,) = ahead_notes(ahead, Places(shared, shared, shared))
+    assert "placement.engine" in note
+    assert ahead_notes(ahead, Places(shared, shared, apart)) == []
+    assert ahead_notes(compose(["experiment=quickstart"]), Places(shared, shared, shared)) == []
