@@ -31,7 +31,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     # In the same folder: a rename is atomic only within a file system. The process id keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with _named(path), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -39,6 +39,17 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Use as a context around writing `path`: an error of the disk, which names no file of its own, names that one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -79,7 +90,7 @@ def append_jsonl(path: Path, *rows: dict[str, Any]) -> None:
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     # Unbuffered: nothing is left to be written when the file is closed after a failure.
-    with open(path, "ab", buffering=0) as file:
+    with _named(path), open(path, "ab", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             while content:

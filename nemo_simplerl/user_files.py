@@ -15,6 +15,13 @@ _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16-be"),
     (codecs.BOM_UTF8, "utf-8"),
 )
+_PACKED = {  # files of other kinds by their first bytes, with what to do
+    b"\x1f\x8b": "packed by gzip: run gunzip on it",
+    b"\x28\xb5\x2f\xfd": "packed by zstd: run unzstd on it",
+    b"\xfd7zXZ": "packed by xz: run unxz on it",
+    b"PK\x03\x04": "a zip archive, as a workbook (.xlsx) is: unpack it, or save the table as CSV",
+    b"PAR1": "a parquet file: let its name end in .parquet",
+}
 
 # Training changes nearly every number of a model, so a few numbers of most matrices tell two models apart. Blocks this
 # close meet every matrix of 4 MiB, and of 15 GB only 15 MB are read: 0.2 s on a local disk, and 16 s for all of it.
@@ -36,13 +43,15 @@ _MODEL_FOLDERS = (
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. The mark is no part of it.
 
-    Raises ValueError where the file cannot be read, is a pointer of git-lfs, or holds text in another encoding.
+    Raises ValueError where the file cannot be read, is packed or a pointer of git-lfs, or is in another encoding.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     refuse_pointer(content, path)
+    if packed := next((what for start, what in _PACKED.items() if content.startswith(start)), None):
+        raise ValueError(f"{path} is no text but {packed}")
     mark, encoding = next(((mark, name) for mark, name in _MARKS if content.startswith(mark)), (b"", "utf-8"))
     body = content[len(mark) :]
     if encoding == "utf-8" and b"\0" in body:

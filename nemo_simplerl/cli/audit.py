@@ -63,6 +63,8 @@ def _audit_responses(args: argparse.Namespace) -> int:
             regrade_findings(found, pool.grade, limit)
     except RuntimeError as error:  # the workers cannot be started
         raise ValueError(str(error)) from error
+    if not found.num_rows:
+        raise ValueError(f"{args.path} holds no responses: each line is to be an object with gold and response")
     if args.json:
         atomic_write(args.json, json.dumps(audit_as_dict(found, limit, asked), indent=2) + "\n")
     console = _console()

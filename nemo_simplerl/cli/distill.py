@@ -94,8 +94,6 @@ def run(argv: list[str]) -> int:
         raise ValueError(f"--endpoint {args.endpoint} is no address; write it as http://HOST:PORT/v1.")
     if args.endpoint and args.examples:
         raise ValueError(f"--examples {args.examples} means nothing to an endpoint: it is for a model sampled here.")
-    if not args.endpoint:
-        require_different_samples(args)
     if args.out.is_dir():
         raise ValueError(f"--out {args.out} is a folder; name a file.")
     if reason := why_not_writable(args.out.parent):
@@ -156,7 +154,9 @@ def _config_of(args: argparse.Namespace) -> Config:
 
     # Values that have no default and that no sampling reads.
     values = ["model.path=none", "data.train_path=none.jsonl", f"reward.num_workers={args.workers}"]
-    return with_prompt_options(args, compose([*values, *overrides_of(args)]))
+    config = compose([*values, *overrides_of(args)])
+    require_different_samples(args, config)
+    return with_prompt_options(args, config)
 
 
 def _from_model(args: argparse.Namespace, problems: list[Problem], config: Config) -> Answers:

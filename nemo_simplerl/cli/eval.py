@@ -20,11 +20,11 @@ _FIELDS = ("question", "answer", "id")
 def run(argv: list[str]) -> int:
     """Exit status: 0. Raises ValueError for input that cannot be used."""
     args = _parser().parse_intermixed_args(argv)
-    require_different_samples(args)
     from nemo_simplerl.config.load import compose
 
     # Values that have no default and that no evaluation reads.
     config = compose(["model.path=none", "data.train_path=none.jsonl", *overrides_of(args)])
+    require_different_samples(args, config)
     config = with_prompt_options(args, config)
     names = None if args.benchmarks is None else args.benchmarks.split(",")
     problems, notes = load_all(args.data, names, {field: getattr(args, field) for field in _FIELDS}, args.limit)

@@ -1,6 +1,7 @@
 """`simplerl train`: runs PPO, after the warm start where one is configured, and writes the report at the end."""
 
 import os
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.examples import check_examples
 from nemo_simplerl.data.rows import read_rows
 from nemo_simplerl.data.sampler import require_enough
+from nemo_simplerl.files import reason_of
 
 
 def run(argv: list[str]) -> int:
@@ -36,4 +38,15 @@ def _start(started: float, config: Config) -> int:
 
     if not start_training(config, started):
         return os.EX_TEMPFAIL
-    return report.run([config.trainer.run_dir]) if is_first_rank() else 0
+    if is_first_rank():
+        _report(config.trainer.run_dir)
+    return 0
+
+
+def _report(run_dir: str) -> None:
+    """Write the report of a run that has come to its end, which does without it: what is in the way is told."""
+    try:
+        report.run([run_dir])
+    except (OSError, ValueError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else error
+        print(f"the report was NOT written: {reason}. The run is complete; simplerl report writes it", file=sys.stderr)

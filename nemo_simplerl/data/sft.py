@@ -128,6 +128,8 @@ def _texts_of(
 
 def _text_of(row: Row, prompt_of: Callable[[str | Chat], str], lead_in: str) -> tuple[str, str]:
     asked = [name for name in ("question", "prompt", "messages") if name in row]
+    if "messages" in asked and not row.keys() & {"response", "completion"}:
+        asked = ["messages"]  # it holds the response too, whatever else the row names
     if len(asked) != 1:
         raise ValueError('without exactly one of "question", "prompt" and "messages"')
     (field,) = asked

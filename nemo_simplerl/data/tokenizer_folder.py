@@ -13,10 +13,14 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from nemo_simplerl.user_files import read_text
+
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _PASSED_ON = ("clean_up_tokenization_spaces", "model_max_length", "padding_side", "split_special_tokens")
 # Their BOS is put in front by add_bos_token, true where it is absent, and not by tokenizer.json alone.
-_LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+_LLAMA_CLASSES = tuple(
+    f"{name}Tokenizer{ending}" for name in ("Llama", "CodeLlama", "Gemma", "Cohere") for ending in ("", "Fast")
+)
 _PROBE = "12 + 3.50 = 1234567 apples,  don't we'LL\n\n\tf(x) = \\frac{1}{2}x^2 é 猫 \U0001f600\n"
 
 
@@ -111,10 +115,15 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
     if isinstance(given, str):
         named = {"default": given}
     if (folder / "chat_template.jinja").is_file():
-        named["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        named["default"] = _template(folder / "chat_template.jinja")
     for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        named[file.stem] = file.read_text(encoding="utf-8")
+        named[file.stem] = _template(file)
     return named.get("default") if named.keys() <= {"default"} else named
+
+
+def _template(file: Path) -> str:
+    """A template's text: a byte order mark and Windows' ends of line would stand in every prompt."""
+    return read_text(file).replace("\r\n", "\n")
 
 
 def _adds_prefix_space(raw: Tokenizer) -> bool:
@@ -133,8 +142,8 @@ def _token(value: Any) -> AddedToken | str:
 def _read(file: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no file. Raises ValueError for anything else."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
+        content = json.loads(read_text(file)) if file.is_file() else {}
+    except json.JSONDecodeError as error:
         raise ValueError(f"{file.name} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file.name} holds no JSON object")

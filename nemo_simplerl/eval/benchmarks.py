@@ -157,7 +157,7 @@ def benchmark_file(name: str, folder: Path) -> Path:
     for path in forms:
         if path.is_file():
             return path
-    raise ValueError(f"{name}: neither {forms[0]} nor {forms[1]} is there; name the folder of the files with --data.")
+    raise ValueError(f"{name}: neither {forms[0]} nor {forms[1]} is there; name the folder that holds one of them.")
 
 
 def _problem(benchmark: Benchmark, index: int, row: Row) -> Problem:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
+from nemo_simplerl.reward.comparing.choice import choice_letter, chosen_letter
 from nemo_simplerl.reward.extract import boxes_in, final_answers, without_ending
 from nemo_simplerl.reward.grade import grade_text
 from nemo_simplerl.reward.parsing.normalize import normalize_answer
@@ -21,9 +22,14 @@ _MISSING = frozenset({"NaN", "nan", "<NA>", "NaT", "null", "NULL"})
 # Written where there is no answer, and the answer to a few questions: what they are shows where a file is full of them.
 _PLACEHOLDERS = frozenset({"none", "n/a", "na", "-", "?", "unknown", "nil"})
 _LABEL = re.compile(
-    r"(?is)[\s*_]*(?:(?:(?-i:A)|ans|(?:final )?answer)[\s*_]*:[\s*_]+|(?:therefore|thus|hence|so)\b[,:]?\s+)(\S.*)"
+    r"(?is)[\s*_]*(?:(?:(?-i:A)|ans|(?:final )?answer)[\s*_]*:[\s*_]+|(?:therefore|thus|hence|so)\b[,:]?\s+"
+    r"|答案[是为]?[:：]\s*)(\S.*)"
 )
 _TAG = re.compile(r"(?is).*<answer>(.*?)</answer>")
+_THOUGHT = "</think>"
+_PYTHON_LIST = re.compile(r"\['([^']*)'\]")  # as str() and tables write a list of one text
+# What JSON and Python make of \frac, \boxed, \text, \right, \approx or \vec where the backslash stands there once.
+_LOST_BACKSLASH = re.compile(r"[\a\b\f\v](?=[a-z])|\t(?=ext|frac|imes|heta|an\b)|\r(?=ight|m\b|ho\b|angle)")
 _STATED = re.compile(r"(?is).*\banswer\s*(?:is|:)\s*(?P<answer>\S[^\n]*?)\.?(?:\s+I hope (?:it|this) is correct\.?)?")
 _GROUPED = re.compile(r"[-+$\\]*[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?:\\?\$)?")  # a whole number, not a list
 _FINAL = re.compile(r"(?i)####|final answer")
@@ -48,7 +54,12 @@ def read_gold(value: Any) -> Gold:
         inner = read_gold(value)
         return inner if inner.fault else Gold(inner.text, "a list of one")
     if isinstance(value, str):
-        return _read_text(value)
+        found = _read_text(value)
+        # From the character before it: blanks around an answer are taken off, and some of these are blanks.
+        start = max(value.rfind(found.text) - 1, 0)
+        if found.fault is None and _LOST_BACKSLASH.search(value, start):
+            return Gold("", fault="it has lost a backslash, which JSON writes twice")
+        return found
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return Gold("", fault=_describe(value))
     if isinstance(value, int):
@@ -82,7 +93,8 @@ def _judge(gold: str) -> Literal["unreachable", "prose", "text_alone"] | None:
     if grade_text(gold, rf"\boxed{{{gold}}}") != "correct":
         return "unreachable"
     found = readings(normalize_answer(gold), trusted=True)
-    if gold.lower() in _PLACEHOLDERS:
+    is_letter_and_text = choice_letter(gold) is None and chosen_letter(gold) is not None
+    if gold.lower() in _PLACEHOLDERS or is_letter_and_text:
         return "text_alone"
     if _num_words(gold) >= _MIN_PROSE_WORDS and all(isinstance(reading, Words) for reading in found):
         return "prose"
@@ -101,6 +113,9 @@ def _read_text(text: str) -> Gold:
         return Gold("", fault=f"it is {text}")
     if (quoted := _listed(text)) is not None:
         return quoted
+    if _THOUGHT in text:
+        inner = read_gold(text.rpartition(_THOUGHT)[2])
+        return inner if inner.fault else Gold(inner.text, inner.form or _THOUGHT)
     if tagged := _TAG.match(text):
         inner = read_gold(tagged[1])
         return inner if inner.fault else Gold(inner.text, "<answer>")
@@ -138,6 +153,8 @@ def _boxed(text: str, start: int) -> Gold | None:
 
 def _listed(text: str) -> Gold | None:
     """The gold of text that is a JSON list of texts, as some data sets write it; None for any other text."""
+    if quoted := _PYTHON_LIST.fullmatch(text):
+        return read_gold([quoted[1]])
     if not text.startswith('["'):
         return None
     try:

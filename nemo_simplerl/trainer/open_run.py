@@ -39,7 +39,7 @@ from nemo_simplerl.trainer.saving.saver import Saver
 from nemo_simplerl.trainer.saving.step_state import StepState
 from nemo_simplerl.trainer.setup import determinism
 from nemo_simplerl.trainer.setup.grader import build_grader
-from nemo_simplerl.trainer.setup.inputs import build_prompts, check_inputs, record_inputs, tokenizer_of
+from nemo_simplerl.trainer.setup.inputs import build_prompts, check_inputs, inputs_held, record_inputs, tokenizer_of
 from nemo_simplerl.trainer.setup.notes import ahead_notes, unread_notes
 from nemo_simplerl.trainer.setup.prepare import model_folder
 from nemo_simplerl.trainer.setup.world import World
@@ -57,6 +57,7 @@ def open_run(config: Config, world: World, started: float) -> Iterator[Run]:
     replaced = check_inputs(config, run_dir / CHECKPOINTS) if found else []
     left_aside = [] if found is None else _roles_left_aside(config, found)
     earlier = _earlier_life(trainer, found, mesh)
+    held = {} if found else inputs_held(config)  # before they are read, and a warm start takes its hours
     tokenizer = tokenizer_of(model_folder(config))
     prompts, eval_prompts, notes = _prompts(config, tokenizer)
     sampler = _sampler(config, len(prompts))
@@ -93,7 +94,7 @@ def open_run(config: Config, world: World, started: float) -> Iterator[Run]:
         if config.sft.output is not None:
             model_path = stoppable_warm_start(config, mesh, run_log.wandb, stop)
         if found is None:
-            record_inputs(config)
+            record_inputs(config, held)
         opened.enter_context(installed(faults))  # they count the points of PPO's steps
         roles = build_roles(
             config,

@@ -119,6 +119,10 @@ def test_other_settings_and_input_that_cannot_be_used_are_told_in_words(folder, 
     [
         (["--data", "DIR", "--benchmarks", "gsm9k"], "no benchmark 'gsm9k'"),
         (["--data", "DIR", "--samples", "4"], "--samples 4 at --temperature 0 are 4 equal responses"),
+        (
+            ["--data", "DIR", "--samples", "4", "--temperature", "1", "rollout.top_k=1"],
+            "at rollout.top_k=1 are 4 equal",
+        ),
         (["--data", "DIR", "--limit", "0"], "0 is no number of 1 or more; see simplerl eval --help"),
         (["--data", "DIR/none.jsonl"], "none.jsonl: there is no such file or folder"),
         (["--data", "DIR/own.jsonl", "--benchmarks", "gsm8k"], "--benchmarks needs the folder"),

@@ -79,12 +79,14 @@ CASES = [
     ),
     "convert --from hf --to nemo {base} {file}",
     "convert --from hf --to hf {base} {below_file}",
+    "convert --from hf --to hf {base} {circle}/x",
     "plan quickstart --nodes 0",
     *(f"report {{{name}}}" for name in ("missing", "file", "folder", "half_summary", "half_run", "damaged_metrics")),
     "report {run} --eval {missing}",
     "report {run} --out {below_file}",
     "audit {missing}",
     "audit {folder}",
+    "audit {file}",
     "audit {run} --json {below_file}",
     "doctor --require zzz",
     "reward-server --port 99999",
@@ -128,6 +130,7 @@ def inputs(tmp_path_factory) -> dict[str, str]:
     }.items():
         (root / name).write_bytes(content)
     (root / "folder").mkdir()
+    (root / "circle").symlink_to(root / "circle")
     half(copy("half_config") / "config.json")
     half(copy("half_weights") / "model.safetensors")
     half(copy("half_tokenizer") / "tokenizer.json")

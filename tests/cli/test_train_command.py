@@ -1,11 +1,15 @@
 """`simplerl train` as a user types it: wrong settings end it before torch loads."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from nemo_simplerl.cli import train
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_TORCH = """
@@ -41,6 +45,20 @@ def test_only_the_first_rank_speaks():
     done = simplerl("train", "experiment=quickstart", "algo.gama=1", RANK="1", WORLD_SIZE="2")
     assert done.returncode == 2
     assert done.stderr == done.stdout == ""
+
+
+def test_a_report_that_cannot_be_written_takes_nothing_from_a_run_that_is_complete(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "nemo_simplerl.trainer.start", SimpleNamespace(start_training=lambda *given: True))
+    config = SimpleNamespace(trainer=SimpleNamespace(run_dir=str(tmp_path)))
+    assert train._start(0.0, config) == 0
+    assert f"the report was NOT written: {tmp_path} is not a run directory" in capsys.readouterr().err
+
+    def refuse(argv):
+        raise OSError(errno.ENOSPC, "No space left on device", "x/report.html")
+
+    monkeypatch.setattr(train.report, "run", refuse)
+    assert train._start(0.0, config) == 0
+    assert "NOT written: No space left on device (x/report.html). The run is complete" in capsys.readouterr().err
 
 
 def test_sft_says_what_it_needs():

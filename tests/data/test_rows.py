@@ -1,6 +1,7 @@
 """Files of the world: encodings, ends of line, halves of characters, pointers of git-lfs, tables."""
 
 import codecs
+import gzip
 import json
 
 import pytest
@@ -48,6 +49,20 @@ def test_other_encodings_are_refused_with_line_and_remedy(tmp_path, name):
     (tmp_path / name).write_bytes(FORMS[name].encode("utf-16-le"))
     with pytest.raises(ValueError, match=rf"{name}: line 1 holds a NUL byte.*save it as UTF-8"):
         read_rows(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gzip.compress(LINES.encode()), "packed by gzip: run gunzip"),
+        (b"PK\x03\x04\x14\0", r"a zip archive, as a workbook \(.xlsx\) is"),
+        (b"PAR1\x15\0", "a parquet file: let its name end in .parquet"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_as_what_it_is(tmp_path, content, told):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.csv is no text but {told}"):
+        read_rows(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def test_messages_are_a_prompt_and_its_response_in_every_form(tmp_path, tokenize
         {"messages": [{"role": "system", "content": "Be brief."}, asked, said]},
         {"prompt": [asked], "completion": [said]},
         {"prompt": [asked], "response": "2"},
+        {"prompt": "1+1?", "messages": [asked, said]},
     ]
     examples, _ = load(tmp_path, tokenizer, rows)
     assert len(set(examples)) == 1

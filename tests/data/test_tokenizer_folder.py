@@ -1,5 +1,6 @@
 """Tokenizers of folders that either version of transformers wrote, against tokenizer.json itself."""
 
+import codecs
 import json
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def test_the_class_that_is_named_changes_nothing_of_how_the_file_splits(tmp_path
         ({"tokenizer_class": "LlamaTokenizerFast"}, False, True),  # the class's own default
         ({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True}, False, True),
         ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, True, False),
+        ({"tokenizer_class": "CodeLlamaTokenizer"}, False, True),
+        ({"tokenizer_class": "GemmaTokenizerFast", "add_bos_token": False}, True, False),
         ({"tokenizer_class": "LlamaTokenizer", "backend": "tokenizers"}, False, False),  # of version 5
         ({"tokenizer_class": "TokenizersBackend"}, True, True),
         ({"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}, False, False),
@@ -101,6 +104,13 @@ def test_chat_templates_are_found_in_all_their_places(tmp_path):
     (tmp_path / "two").mkdir()
     two = folder_of(tmp_path / "two", byte_level(), eos_token="</s>", chat_template=named)
     assert load_tokenizer(two).chat_template == {"default": "a", "rag": "b"}
+
+
+def test_what_notepad_adds_to_the_files_of_a_folder_stands_in_no_prompt(tmp_path):
+    folder = folder_of(tmp_path, byte_level(), eos_token="</s>")
+    for name, text in (("chat_template.jinja", "a\nb"), ("tokenizer_config.json", '{"eos_token": "</s>"}')):
+        (folder / name).write_bytes(codecs.BOM_UTF8 + text.replace("\n", "\r\n").encode())
+    assert load_tokenizer(folder).chat_template == "a\nb"
 
 
 def test_a_config_that_changes_the_files_ids_is_refused_with_what_to_do(tmp_path):

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nemo_simplerl.config.build import keys_of
+from nemo_simplerl.config.schema import Config
+
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs/troubleshooting.md"
 VARIES = "…"
@@ -42,6 +45,13 @@ def can_be_printed(message: str) -> bool:
 def test_a_quoted_message_stands_in_the_code(message):
     assert len(message.replace(VARIES, "").strip()) >= 12, "too short to tell messages apart"
     assert can_be_printed(message)
+
+
+def test_every_key_that_the_page_names_is_one_of_the_configuration():
+    keys = set(keys_of(Config))
+    sections = "|".join(key for key in keys if "." not in key)
+    named = re.findall(rf"(?<![\w./-])(?:{sections})(?:\.[a-z_0-9]+)+(?![\w/(])", PAGE.read_text())
+    assert len(named) > 100 and set(named) <= keys
 
 
 def test_a_message_that_no_code_prints_would_be_found():

@@ -1,12 +1,15 @@
 """The tensors that a folder must hold and may hold, and the errors about others."""
 
+import errno
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nemo_simplerl.files import NotSaved
 from nemo_simplerl.model import hf_map
+from nemo_simplerl.model.conversion import shards
 from nemo_simplerl.model.conversion.shards import export_to_hf
 from nemo_simplerl.model.network.provider import build_gpt_model
 from nemo_simplerl.model.sharding.load import load_weights
@@ -114,9 +117,20 @@ def test_tied_embeddings_may_be_stored_twice_where_both_are_equal(tmp_path):
         loaded(folder)
 
 
+def _refuse(*args: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def _critic_round_trip(base: str, out: str) -> bool:
-    """A critic made from an actor's folder, exported, and loaded again with another fresh value head beneath."""
+    """A critic made from an actor's folder, exported, and loaded again with another fresh value head beneath. Before
+    that the disk of the second rank refuses its shards."""
     gpt, hf, mesh = loaded(base, critic_seed=1, pp=2)
+    with pytest.MonkeyPatch.context() as patch:
+        if mesh.rank == 1:
+            patch.setattr(shards, "add_shards", _refuse)
+        with pytest.raises(NotSaved, match="^rank 1: No space left on device$"):
+            export_to_hf(Path(out), gpt, hf, Path(base), mesh)
+    assert mesh.rank == 1 or not list(Path(out).parent.glob("*critic*")), "a part of it keeps the disk full"
     export_to_hf(Path(out), gpt, hf, Path(base), mesh)
     again, _, _ = loaded(out, critic_seed=2, pp=2)
     mine, theirs = dict(gpt.named_parameters()), dict(again.named_parameters())

@@ -49,6 +49,11 @@ from nemo_simplerl.reward.gold import check_golds, read_gold
         ("A:B", "A:B"),  # a ratio
         ("a, 5", "a, 5"),
         ("So what", "So what"),
+        ("答案：11", "11"),
+        ("<think>It is \\boxed{3}? No.</think> It is \\boxed{11}.", "11"),
+        ("<think>Hm.</think>\n11", "11"),
+        ("['11']", "11"),
+        ("11\f", "11"),  # a page's end
     ],
 )
 def test_a_gold_is_read_by_rule_where_the_rule_is_sure(value, text):
@@ -76,6 +81,11 @@ def test_a_gold_is_read_by_rule_where_the_rule_is_sure(value, text):
         ('["1", "2"]', "list of 2"),
         ([None], "missing"),
         ({"value": "11"}, "object of value"),
+        ("\frac{1}{2}", "lost a backslash"),  # as JSON and Python read what is written with one
+        ("#### \frac{1}{2}", "lost a backslash"),
+        ("\boxed{11}", "lost a backslash"),
+        ("\\boxed{2 \times 3}", "lost a backslash"),
+        ("<think>Hm.</think>", "empty"),
         (b"11", "type bytes"),
     ],
 )
@@ -89,6 +99,11 @@ def test_golds_that_need_a_look_are_found():
     prose = "The two lines meet where both of the equations hold."
     check = check_golds(["1/2", r"\boxed{11", "October 30", prose, r"\text{two lines}", "小明一共有三个苹果。"])
     assert (check.unreachable, check.text_alone, check.prose) == ([1], [2], [3, 5])
+
+
+@pytest.mark.parametrize("gold", ["(C) 12", "C: 12", "C. 12"])
+def test_a_letter_with_the_text_of_its_choice_needs_a_look(gold):
+    assert check_golds([gold, "C", "(C)", "A = 12", "C, D"]).text_alone == [0]
 
 
 def test_equal_golds_are_graded_once(monkeypatch):

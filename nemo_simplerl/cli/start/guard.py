@@ -38,6 +38,7 @@ _MEANINGS = {
     errno.ENOTEMPTY: "it is in the way; remove it or name another path",
     errno.ENOSPC: "make room there or name another path",
     errno.EDQUOT: "make room there or name another path",
+    errno.EFBIG: "allow larger files (ulimit -f) or name another path",
     errno.ENAMETOOLONG: "name a shorter path",
     errno.ELOOP: "the links of this path lead in a circle; name another path",
 }

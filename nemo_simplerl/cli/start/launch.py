@@ -92,13 +92,18 @@ def with_prompt_options(args: argparse.Namespace, config: Config) -> Config:
     return config
 
 
-def require_different_samples(args: argparse.Namespace) -> None:
+def require_different_samples(args: argparse.Namespace, config: Config) -> None:
     """Raises ValueError where several samples of a problem are asked for that would all be the same."""
-    if args.samples > 1 and args.temperature == 0:
-        raise ValueError(
-            f"--samples {args.samples} at --temperature 0 are {args.samples} equal responses to each problem. Give a "
-            "--temperature above 0, such as 0.7, or --samples 1."
-        )
+    remedies = {
+        "--temperature 0": ("Give a --temperature above 0, such as 0.7", args.temperature == 0),
+        "rollout.top_k=1": ("Give rollout.top_k=0", config.rollout.top_k == 1),
+    }
+    for setting, (remedy, is_set) in remedies.items():
+        if args.samples > 1 and is_set:
+            raise ValueError(
+                f"--samples {args.samples} at {setting} are {args.samples} equal responses to each problem. {remedy}, "
+                "or --samples 1."
+            )
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -61,6 +61,11 @@ def group_has_others(config: Config) -> Iterator[str]:
             "rollout.n_samples_per_prompt=1 samples no other: every advantage would be 0. Set "
             "rollout.n_samples_per_prompt=2 or more (4 to 16 are usual), or algo.advantage=gae or reinforce_pp."
         )
+    elif advantage in _GROUPS and config.rollout.top_k == 1 and config.rollout.keep_groups == "all":
+        yield (
+            f"algo.advantage={advantage} holds a response against the others to its prompt, and with rollout.top_k=1 "
+            "all of them are the same: every advantage would be 0. Set rollout.top_k=0, which samples on-policy."
+        )
 
 
 def nothing_is_asked_of_no_critic(config: Config) -> Iterator[str]:

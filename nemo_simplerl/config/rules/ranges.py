@@ -92,7 +92,7 @@ RANGES: dict[str, str] = {
     "sft.micro_batch_tokens": AT_LEAST_1,
     "sft.global_batch_size": AT_LEAST_1,
     **{f"sft.optim.{name}": interval for name, interval in _OPTIM.items()},
-    "trainer.seed": AT_LEAST_0,
+    "trainer.seed": "[0, 9e18]",  # torch's take 64 bits
     "trainer.max_steps": AT_LEAST_1,
     "trainer.num_episodes": AT_LEAST_1,
     "trainer.eval_every": AT_LEAST_0,

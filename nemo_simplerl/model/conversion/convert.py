@@ -59,7 +59,7 @@ def convert(source: Source, target: Target, progress: Callable[[int, int], None]
     total = sum(spec.num_bytes for spec in specs.values())
     check_target(target.path, int(total * _OVERHEAD) + _SLACK)
     root = source.path.parent if source.kind == "checkpoint" else source.path
-    if target.path.resolve().is_relative_to(root.resolve()):
+    if Path(os.path.realpath(target.path)).is_relative_to(os.path.realpath(root)):
         raise ValueError(f"{target.path} lies inside {root}, which is read; choose a place outside.")
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

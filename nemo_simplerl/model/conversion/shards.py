@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 
+from nemo_simplerl.files import NotSaved, reason_of
 from nemo_simplerl.model import hf_map
 from nemo_simplerl.model.conversion import nemo_writer
 from nemo_simplerl.model.conversion.convert import Target, convert
@@ -23,7 +24,7 @@ from nemo_simplerl.model.readers.small_files import small_files, top_files
 from nemo_simplerl.model.sharding.load import layer_offset
 from nemo_simplerl.model.source import open_source
 from nemo_simplerl.parallel.mesh import Mesh
-from nemo_simplerl.parallel.reductions import gather_objects
+from nemo_simplerl.parallel.reductions import gather_objects, of_first_rank
 
 
 @torch.no_grad()
@@ -34,37 +35,51 @@ def save_shards(
     ranks that hold the same shard one writes it.
 
     hf: the model's HF config. small_files: its config.json and tokenizer files, to be packed beside the weights.
-    tokenizer: the folder that NeMo is to load the tokenizer from.
+    tokenizer: the folder that NeMo is to load the tokenizer from. Raises NotSaved on every rank where the disk refuses
+    the shards of one.
     """
-    create, written = nemo_writer.folder_writer(folder), []
+    create, written, problem = nemo_writer.folder_writer(folder), [], None
     if mesh.dp_rank == 0:
         name = torch_dist.rank_file_name(mesh.role.rank())
-        with create(f"{WEIGHTS}/{name}") as stream:
-            file = torch_dist.RankFile(stream, name)
-            add_shards(file, gpt, hf, mesh)
-        written = file.written
-    gathered = gather_objects(written, mesh.role)
+        try:
+            with create(f"{WEIGHTS}/{name}") as stream:
+                file = torch_dist.RankFile(stream, name)
+                add_shards(file, gpt, hf, mesh)
+            written = file.written
+        except OSError as error:
+            problem = f"rank {mesh.rank}: {reason_of(error)}"
+    gathered = gather_objects((written, problem), mesh.role)
+    if problems := [problem for _, problem in gathered if problem is not None]:
+        raise NotSaved("; ".join(problems))
     if mesh.role.rank() != 0:
         return
     write_config_files(create, gpt, hf, small_files, tokenizer)
-    torch_dist.write_index(lambda name: create(f"{WEIGHTS}/{name}"), [item for part in gathered for item in part])
+    torch_dist.write_index(lambda name: create(f"{WEIGHTS}/{name}"), [item for part, _ in gathered for item in part])
 
 
 def export_to_hf(path: Path, gpt: GPTModel, hf: dict, model_folder: Path, mesh: Mesh) -> None:
     """Write the model as a Hugging Face folder. Collective over the mesh. model_folder: where its tokenizer files are.
 
-    Raises ValueError when `path` exists.
+    Raises NotSaved on every rank where it exists or cannot be written; nothing is left of it then.
     """
-    partial = path.with_name(f".{path.name}.shards")
+    partial, problem = path.with_name(f".{path.name}.shards"), None
     is_first = mesh.role.rank() == 0
     if is_first:
         shutil.rmtree(partial, ignore_errors=True)
     dist.barrier(mesh.role)
-    save_shards(partial / "actor", gpt, hf, small_files_of_model(model_folder, gpt.is_critic), str(model_folder), mesh)
-    if is_first:
-        convert(open_source(partial / "actor", "nemo"), Target("hf", path), progress=lambda done, total: None)
-        shutil.rmtree(partial)
-    dist.barrier(mesh.role)
+    files = small_files_of_model(model_folder, gpt.is_critic)
+    try:
+        save_shards(partial / "actor", gpt, hf, files, str(model_folder), mesh)
+        if is_first:
+            convert(open_source(partial / "actor", "nemo"), Target("hf", path), progress=lambda done, total: None)
+    except (OSError, ValueError) as error:  # of the first rank alone; raised below on every rank
+        problem = reason_of(error) if isinstance(error, OSError) else str(error).rstrip(".")
+    finally:
+        if is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+    problem = of_first_rank(problem, "checkpoint", mesh.role)
+    if problem is not None:
+        raise NotSaved(problem)
 
 
 def small_files_of_model(model_folder: Path, is_critic: bool) -> dict[str, bytes | Extent]:

@@ -1,8 +1,9 @@
 """What a run reads: its tokenizer, its files of problems as prompts, and a record of what all its inputs held."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch.distributed as dist
 
@@ -57,9 +58,23 @@ def build_prompts(
     return prompts[:limit], [f"{path}: " + ", ".join(parts + golds.notes() + report.notes())]
 
 
-def record_inputs(config: Config) -> None:
-    """Write down what the inputs of a run that begins hold. Collective. Raises ConfigErrors where one is unreadable."""
-    _agreed(config, lambda: _recorded(config))
+def inputs_held(config: Config) -> dict[str, str]:
+    """Digests of what the inputs hold now, by key, for `record_inputs` once they are read. On rank 0; empty elsewhere.
+    Collective. Raises ConfigErrors where one is unreadable."""
+    held: dict[str, str] = {}
+
+    def digested() -> tuple[list[str], list[str]]:
+        held.update(_digests(config))
+        return [], []
+
+    _agreed(config, digested)
+    return held
+
+
+def record_inputs(config: Config, held: Mapping[str, str]) -> None:
+    """Write down what the inputs of a run that begins hold: `held` of those that were read since, which may be others
+    by now. Collective. Raises ConfigErrors where one is unreadable."""
+    _agreed(config, lambda: _recorded(config, held))
 
 
 def check_inputs(config: Config, checkpoints: Path) -> list[str]:
@@ -125,8 +140,8 @@ def _unreadable(file: Path, error: Exception) -> str:
     return f"the run's inputs cannot be compared with {file}: {error}. Mend or remove what cannot be read."
 
 
-def _recorded(config: Config) -> tuple[list[str], list[str]]:
-    _write_record(Path(config.trainer.run_dir) / RECORD, _digests(config))
+def _recorded(config: Config, held: Mapping[str, str] = MappingProxyType({})) -> tuple[list[str], list[str]]:
+    _write_record(Path(config.trainer.run_dir) / RECORD, {**_digests(config), **held})
     return [], []
 
 

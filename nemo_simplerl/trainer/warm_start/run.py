@@ -21,6 +21,7 @@ from nemo_simplerl.data.batch import MicroBatch
 from nemo_simplerl.data.examples import examples_of
 from nemo_simplerl.data.sampler import sample_seed
 from nemo_simplerl.data.sft import SftExample, collate_sft, load_sft
+from nemo_simplerl.files import NotSaved, room_in
 from nemo_simplerl.model.conversion.shards import export_to_hf
 from nemo_simplerl.model.network import head
 from nemo_simplerl.model.network.provider import read_hf_config
@@ -80,7 +81,8 @@ def warm_start(
 
     A complete folder is used as it is; a warm start that was interrupted continues from its last checkpoint.
     wandb: on rank 0, where trainer.wandb is enabled. safe_point: called after every update; where it raises Stopping,
-    the updates made are saved and StoppedEarly is raised. Raises ValueError for rows that cannot be used.
+    the updates made are saved and StoppedEarly is raised. Raises ValueError for rows that cannot be used, and NotSaved
+    where the model cannot be written.
     """
     output = config.sft.output
     assert output is not None, "config.rules lets no warm start through without sft.output"
@@ -102,8 +104,8 @@ def warm_start(
 
 @contextmanager
 def _told_elsewhere(mesh: Mesh) -> Iterator[None]:
-    """Tell the ranks without the actor how the work in this context has ended: done, stopped or refused. Another error
-    ends them through the watchdog."""
+    """Tell the ranks without the actor how the work in this context has ended: done, stopped, refused or not written.
+    Another error ends them through the watchdog."""
     word: dict[str, object] | None = None
     try:
         yield
@@ -113,6 +115,9 @@ def _told_elsewhere(mesh: Mesh) -> Iterator[None]:
         raise
     except ValueError as error:
         word = {"problem": str(error)}
+        raise
+    except NotSaved as error:
+        word = {"not_saved": str(error)}
         raise
     finally:
         if word is not None and mesh.rank == 0 and mesh.role.size() < mesh.world_size:
@@ -127,6 +132,8 @@ def _wait_for_actor(config: Config, tokenizer, mesh: Mesh) -> None:
         raise StoppedEarly(word["update"], word["reason"])
     if "problem" in word:
         raise ValueError(word["problem"])
+    if "not_saved" in word:
+        raise NotSaved(word["not_saved"])
 
 
 def _train(
@@ -176,7 +183,13 @@ def _train(
                     except Stopping as asked:
                         saves.save_now(update)
                         raise StoppedEarly(update, str(asked)) from asked
-        export_to_hf(Path(output), learner.gpt, hf, model_folder(config), mesh)
+        try:
+            export_to_hf(Path(output), learner.gpt, hf, model_folder(config), mesh)
+        except NotSaved as error:
+            raise NotSaved(
+                f"sft.output={output} was NOT written: {error}. {room_in(Path(output).parent)}; make room there, and "
+                f"start the same command again: {saves.way_on()}."
+            ) from error
         saves.delete()
 
 

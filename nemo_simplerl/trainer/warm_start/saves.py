@@ -91,6 +91,12 @@ class WarmStartSaves:
             self._saver.save(self._learners, self._manifest(update))
             self._saver.finish()
 
+    def way_on(self) -> str:
+        """From where the warm start goes on once it is started again, in words. Waits for the pending save."""
+        self._saver.finish_pending(block=True)
+        saved = checkpoint.positions_on_disk(self.folder)
+        return f"it goes on after update {saved[-1].steps}" if saved else "its updates are made again"
+
     def delete(self) -> None:
         """Wait for the pending save, then remove the folder."""
         self._saver.finish_pending(block=True)

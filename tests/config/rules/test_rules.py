@@ -82,6 +82,7 @@ def problems_of(*overrides: str, world_size: int | None = 1) -> list[str]:
         (["algo.critic_warmup_lambda=1"], 1, "Set algo.critic_warmup_steps, or algo.critic_warmup_lambda=null"),
         (["algo.reward_clip=1", "reward.correct=3", "reward.incorrect=2", "reward.no_answer=1"], 1, "clip=3.0 or more"),
         ([*GROUP, "rollout.n_samples_per_prompt=1"], 1, "n_samples_per_prompt=2 or more"),
+        ([*GROUP, "rollout.top_k=1"], 1, "all of them are the same: every advantage would be 0"),
         ([*GROUP, "critic.path=saved"], 1, "critic.path=null, or algo.advantage=gae"),
         (["algo.advantage=reinforce_pp", "algo.gae_lambda_critic=1.0"], 1, "Set algo.gae_lambda_critic=null"),
         (["algo.advantage=rloo", "algo.gae_length_alpha=0.05"], 1, "algo.advantage=rloo has no critic"),

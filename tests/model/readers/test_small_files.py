@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_simplerl.config.forms.folder import FORMS
 from nemo_simplerl.model.conversion.convert import check_same_tokens, small_files_of
 from nemo_simplerl.model.readers.small_files import end_ids, small_files, top_files, write_files
 from nemo_simplerl.model.source import open_source
@@ -19,7 +20,8 @@ def test_every_file_that_users_need_goes_through_every_form_and_comes_back_byte_
     step = converted(archive, tmp_path / "step_000000", "checkpoint")
     again = converted(step, tmp_path / "again.nemo", "nemo")
     assert companions(step / "actor/hf") == expected
-    for name, source in (("one", original), ("two", archive), ("three", step), ("four", again)):
+    others = [(f"of_{form}", converted(step, tmp_path / form, form)) for form in FORMS]
+    for name, source in (("one", original), ("two", archive), ("three", step), ("four", again), *others):
         assert companions(converted(source, tmp_path / name)) == expected, name
 
 

@@ -21,7 +21,7 @@ def begun(tmp_path):
         paths = [f"data.train_path={tmp_path}/train.jsonl", f"model.path={tmp_path}/base"]
         return compose([*paths, f"trainer.run_dir={tmp_path}/run", f"trainer.resume_allow=[{','.join(allowed)}]"])
 
-    record_inputs(config())
+    record_inputs(config(), {})
     return tmp_path, config
 
 
@@ -50,7 +50,7 @@ def test_a_reward_function_that_has_changed_is_told_too(begun):
         run = [f"data.train_path={folder}/train.jsonl", f"model.path={folder}/base", f"trainer.run_dir={folder}/run"]
         return compose([*run, function, f"trainer.resume_allow=[{','.join(allowed)}]"])
 
-    record_inputs(with_function())
+    record_inputs(with_function(), {})
     assert compare_inputs(with_function()) == ([], [])
     (folder / "reward.py").write_text("def f(completions): return [2]")
     ((problem,), _) = compare_inputs(with_function())
@@ -76,6 +76,15 @@ def test_a_run_of_an_older_version_gets_its_record(begun):
     assert compare_inputs(config()) == ([], [])
 
 
+def test_what_is_replaced_while_the_warm_start_runs_is_no_input_of_the_run(begun):
+    folder, config = begun
+    held = inputs.inputs_held(config())
+    (folder / "train.jsonl").write_text('{"question": "1+2?", "answer": "3"}\n')
+    record_inputs(config(), held)
+    ((problem,), _) = compare_inputs(config())
+    assert problem.startswith("data.train_path=")
+
+
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_damaged_record_is_named(begun, content):
     folder, config = begun
@@ -95,7 +104,7 @@ def test_a_full_disk_stops_no_run_and_a_record_that_stays_is_not_written_again(b
     assert not caplog.records
     (folder / "run" / RECORD).unlink()
     with caplog.at_level(logging.WARNING):
-        record_inputs(config())
+        record_inputs(config(), {})
         assert compare_inputs(config())[0] == []
     assert [f"{RECORD} was NOT saved" in record.getMessage() for record in caplog.records] == [True, True]
 
@@ -103,7 +112,10 @@ def test_a_full_disk_stops_no_run_and_a_record_that_stays_is_not_written_again(b
 def test_an_input_that_cannot_be_read_is_a_refusal_that_every_rank_hears(begun, monkeypatch):
     folder, config = begun
     monkeypatch.setattr(inputs, "content_digest", _refuse)
-    for begin in (record_inputs, lambda config: check_inputs(config, folder / "checkpoints")):
+    for begin in (
+        lambda config: record_inputs(config, {}),
+        lambda config: check_inputs(config, folder / "checkpoints"),
+    ):
         with pytest.raises(ConfigErrors, match="base/config.json"):
             begin(config())
     assert "base/config.json" in compare_inputs(config())[0][0]

@@ -1,5 +1,6 @@
 """The warm start, interrupted and resumed."""
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ import pytest
 
 from nemo_simplerl.cli.main import main as simplerl
 from nemo_simplerl.config.load import compose, load
+from nemo_simplerl.files import NotSaved
+from nemo_simplerl.model.conversion import shards
 from nemo_simplerl.trainer.guard.stop import Stopping
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.setup.world import join_world
@@ -110,6 +113,34 @@ def test_ranks_without_the_actor_wait_for_it_and_end_as_it_does(tmp_path):
     assert run_ranks(_warm_start_apart, 3, split, None) == ["sft after 4", "sft after 4", "sft after 0"]
     weights = [(tmp_path / name / "sft/model.safetensors").read_bytes() for name in ("whole", "split")]
     assert weights[0] == weights[1]
+
+
+def _on_a_full_disk(overrides: list[str]) -> tuple[list[str], str, list[str]]:
+    """The messages, what is told where the disk refuses the model, and what is left; it then comes to its end."""
+    config, messages = load(overrides, world_size=1), []
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with join_world(config) as world, messages_to(messages.append, is_first_rank=True):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(NotSaved) as refused:
+            patch.setattr(shards, "convert", refuse)
+            warm_start(config, world.actor)
+        left = [path.name for path in Path(config.trainer.run_dir).iterdir() if "sft" in path.name]
+        warm_start(config, world.actor)
+    return messages, str(refused.value), left
+
+
+def test_examples_left_over_and_a_model_that_the_disk_refuses_are_told_and_the_same_command_goes_on(tmp_path):
+    run_dir = tmp_path / "run"
+    sizes = ["sft.global_batch_size=12", "sft.save_every=2"]
+    ((messages, told, left),) = run_ranks(_on_a_full_disk, 1, _overrides(run_dir, few_problems(tmp_path), *sizes))
+    assert any("4 of 40 examples are left over in every epoch, too few for an update" in text for text in messages)
+    assert told.startswith(f"sft.output={run_dir}/sft was NOT written: No space left on device. {run_dir} has ")
+    assert told.endswith("start the same command again: it goes on after update 2.")
+    assert left == ["sft.checkpoints"]
+    assert "warm start: resumed after update 2" in messages
+    assert (run_dir / "sft/config.json").is_file() and not (run_dir / "sft.checkpoints").exists()
 
 
 def _trained_to_its_end(overrides: list[str]) -> bool:
