@@ -68,11 +68,13 @@ def find_file(group: str, name: str, folder: Path | None) -> str | Path:
             return own[0]
         raise ValueError(f"does not name one of the files of conf/{group}{f' or {folder}' if folder else ''}")
     path = Path(name).expanduser()
-    if path.suffix not in (".yaml", ".yml"):
+    within = [place / f"{name}{ending}" for place in _own_places(group, folder) for ending in ("", ".yaml", ".yml")]
+    found = next((file for file in (path, *within) if file.suffix in (".yaml", ".yml") and file.is_file()), None)
+    if found is None and path.suffix not in (".yaml", ".yml"):
         raise ValueError("is a path to no .yaml file")
-    if not path.is_file():
+    if found is None:
         raise ValueError(f"is a path to no file (looked for {path.absolute()})")
-    return path
+    return found
 
 
 def compose_files(chosen: Choices, findings: Findings) -> "DictConfig | None":
@@ -90,11 +92,14 @@ def compose_files(chosen: Choices, findings: Findings) -> "DictConfig | None":
         overrides = [f"{group}={_OWN if group in chosen.own else name}" for group, name in chosen.files.items()]
         if places:
             overrides.append(f"hydra.searchpath=[{','.join(f'file://{place}' for place in places)}]")
+        files = " and ".join(map(str, chosen.own.values())) or "conf/"
         try:
             with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
                 tree = compose("config", overrides=overrides)
+        except RecursionError:
+            findings.add(f"{files}: starts from itself, by its own defaults or those of the files that they name.")
+            return None
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            files = " and ".join(map(str, chosen.own.values())) or "conf/"
             findings.add(f"{files}: {_own_words(error, chosen)}.")
             return None
     OmegaConf.set_struct(tree, False)

@@ -43,8 +43,8 @@ class Places:
 
     @property
     def is_engine_apart(self) -> bool:
-        """Whether the engines have ranks of their own."""
-        return self.engine not in (self.actor, self.critic)
+        """Whether the engines have ranks of their own: the actor's weights travel there, and no model needs memory."""
+        return self.engine != self.actor
 
     def sharing(self, roles: Iterable[str] = ROLES) -> dict[range, tuple[str, ...]]:
         """The roles that live on the same ranks, by these ranks; lowest first."""

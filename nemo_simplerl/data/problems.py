@@ -118,6 +118,7 @@ def load_problems(
     answer_field: str,
     *,
     without_gold: Literal["error", "drop"] = "error",
+    is_graded: bool = True,
 ) -> tuple[list[Problem], GoldReport]:
     """The problems of a file, in its order, and what became of their gold answers.
 
@@ -127,12 +128,20 @@ def load_problems(
     of the SimpleRL training set): those without a gold answer, with one that the grader does not accept of itself, and,
     where they are more than a quarter of the file, with sentences or placeholders in its place. Raises ValueError for
     them, for rows without a question, for a file that cannot be read, and when no problem is left.
+
+    is_graded: whether the grader reads the gold answers; a reward function of the user's may make something of any.
     """
-    return to_problems(read_rows(path), path, Fields(question_field, answer_field), without_gold=without_gold)
+    fields = Fields(question_field, answer_field)
+    return to_problems(read_rows(path), path, fields, without_gold=without_gold, is_graded=is_graded)
 
 
 def to_problems(
-    rows: Sequence[Row], path: str | Path, fields: Fields, *, without_gold: Literal["error", "drop", "keep"]
+    rows: Sequence[Row],
+    path: str | Path,
+    fields: Fields,
+    *,
+    without_gold: Literal["error", "drop", "keep"],
+    is_graded: bool = True,
 ) -> tuple[list[Problem], GoldReport]:
     """`load_problems` for rows already read from `path`.
 
@@ -142,7 +151,10 @@ def to_problems(
     if unasked := {index: fault for index, (_, _, fault) in enumerate(questions) if fault}:
         raise ValueError(_refusal(path, rows, fields, fields.question, unasked))
     golds = [read_gold(value_at(row, fields.answer)) for row in rows]
-    faults, num_prose, text_alone = _judge_golds(golds, 1.0 if without_gold == "keep" else _MAX_PROSE_SHARE)
+    faults: dict[int, str] = {index: gold.fault for index, gold in enumerate(golds) if gold.fault}
+    num_prose, text_alone = 0, list[str]()
+    if is_graded:
+        faults, num_prose, text_alone = _judge_golds(golds, 1.0 if without_gold == "keep" else _MAX_PROSE_SHARE)
     if without_gold == "keep" and len(faults) < len(rows):
         faults = {}
     if faults and (without_gold == "error" or len(faults) == len(rows)):

@@ -81,7 +81,8 @@ def _read_json(path: Path) -> Any:
 def _read_json_lines(path: Path) -> list[Any]:
     # Not splitlines: JSON text may hold the other line separators of Unicode.
     lines = [(number, line) for number, line in enumerate(_LINE_END.split(read_text(path)), 1) if line.strip()]
-    rows = [_parse(path, line, f"line {number}") for number, line in lines]
+    # A mark before a line is that of a file which was put behind another.
+    rows = [_parse(path, line.lstrip("\ufeff"), f"line {number}") for number, line in lines]
     suspects = [index for index, (_, line) in enumerate(lines) if _HALF_PAIR.search(line)]
     _refuse_half_pairs(path, [index for index in suspects if not _is_whole(rows[index])])
     return rows

@@ -31,12 +31,14 @@ class Waits:
         self._open: tuple[Wait, ...] = ()
         self._changed = clock()
         self.raised_in = ""  # the waits, as `in_words`, in which the last error was raised
+        self.on_leave: Callable[[Wait, float], None] | None = None  # called with each wait that ends, and when it did
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         outer = self._open
         self._changed = self._clock()
-        self._open = (*outer, Wait(name, self._changed))
+        inner = Wait(name, self._changed)
+        self._open = (*outer, inner)
         try:
             yield
         except BaseException:
@@ -45,6 +47,8 @@ class Waits:
             raise
         finally:
             self._open, self._changed = outer, self._clock()
+            if self.on_leave is not None:
+                self.on_leave(inner, self._changed)
 
     @property
     def open(self) -> tuple[Wait, ...]:

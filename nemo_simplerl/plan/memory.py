@@ -157,6 +157,8 @@ def _host_memory_of_a_rank(layout: Layout, ranks: range, roles: Sequence[str]) -
     parts = {}
     if layout.keeps_reference and "actor" in roles:
         parts["reference weights"] = _reference(layout)
+    if layout.ahead and "actor" in roles:
+        parts["weights of the step before"] = _reference(layout)  # which sampled: the gate compares with them
     if layout.offloads:
         parts["offloaded optimizers"] = max(
             sum(size for name, size in held(layout, stages, updating=roles).items() if name.endswith(" optimizer"))
@@ -192,7 +194,7 @@ def _saves_copies(layout: Layout) -> list[int]:
 
 
 def _reference(layout: Layout) -> int:
-    """Bytes of the frozen policy on a rank of the largest stage."""
+    """Bytes of another policy's weights on an actor's rank of the largest stage."""
     counts = [rank_parameters(layout.shape, layout.tensor, layout.pipeline, stage) for stage in range(layout.pipeline)]
     return max(counts) * layout.param_bytes
 

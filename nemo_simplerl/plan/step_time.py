@@ -114,9 +114,12 @@ def traffic_of(layout: Layout) -> tuple[Traffic, ...]:
     """What a step sends from role to role where they live on different ranks, for responses of the mean length."""
     places, whole = layout.places, rank_parameters(layout.shape) * layout.param_bytes
     tokens = layout.samples * seconds.LENGTH * layout.response_tokens
+    have_batches = {"actor"}  # a critic on the actor's ranks and in its layout has the actor's
+    if layout.critic_cut is not None or places.critic != places.actor:
+        have_batches.add("critic")
     found = []
     for source, target, what, bytes_a_token in _COLUMNS:
-        if {source, target} <= set(layout.roles) and places.of(source) != places.of(target):
+        if {source, target} <= set(layout.roles) & {*have_batches, "engine"} and places.of(source) != places.of(target):
             cut = layout.of(target) if target in layout.sizes else layout
             # Each rank of a replica gets the columns of the replica's samples.
             size = bytes_a_token * tokens * cut.tensor * cut.pipeline

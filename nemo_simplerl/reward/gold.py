@@ -29,7 +29,10 @@ _TAG = re.compile(r"(?is).*<answer>(.*?)</answer>")
 _THOUGHT = "</think>"
 _PYTHON_LIST = re.compile(r"\['([^']*)'\]")  # as str() and tables write a list of one text
 # What JSON and Python make of \frac, \boxed, \text, \right, \approx or \vec where the backslash stands there once.
-_LOST_BACKSLASH = re.compile(r"[\a\b\f\v](?=[a-z])|\t(?=ext|frac|imes|heta|an\b)|\r(?=ight|m\b|ho\b|angle)")
+_LOST_BACKSLASH = re.compile(
+    r"[\a\b\f\v](?=[a-z])|\r(?=ight|m\b|ho\b|angle)"
+    r"|\t(?=ext(?:bf|it|rm|tt)?\s*\{|frac\s*[{0-9\\]|imes|heta|an\b(?! ?[a-z]{2}))"  # and no word behind a tab
+)
 _STATED = re.compile(r"(?is).*\banswer\s*(?:is|:)\s*(?P<answer>\S[^\n]*?)\.?(?:\s+I hope (?:it|this) is correct\.?)?")
 _GROUPED = re.compile(r"[-+$\\]*[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?:\\?\$)?")  # a whole number, not a list
 _FINAL = re.compile(r"(?i)####|final answer")

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nemo_simplerl.config.load import to_dict, to_yaml
+from nemo_simplerl.config.rules.layout import placement_notes
 from nemo_simplerl.config.run_dir import read_begun
 from nemo_simplerl.config.schema import Config, TrainerConfig
 from nemo_simplerl.data.examples import check_room, examples_of, stops_of
@@ -79,7 +80,8 @@ def open_run(config: Config, world: World, started: float) -> Iterator[Run]:
         run_log.config(to_yaml(config))
         run_log.open_wandb(trainer.wandb, to_dict(config))
         of_found = (*(found.notes if found else ()), *replaced)
-        for note in (*determinism.notes(trainer.deterministic), *of_found, *unread_notes(config), *notes):
+        of_places = placement_notes(config, world.places)
+        for note in (*determinism.notes(trainer.deterministic), *of_found, *unread_notes(config), *of_places, *notes):
             log.info(note)
         warnings = (
             *sampling_notes(config.rollout),
@@ -128,10 +130,9 @@ def _prompts(config: Config, tokenizer) -> tuple[list[Prompt], list[Prompt], lis
     """Prompts of training and of evaluation, and what happened to both files in words."""
     data, max_tokens = config.data, config.rollout.max_prompt_tokens
     check_room(examples_of(data), tokenizer, config.rollout.max_response_tokens)
-    prompts, notes = build_prompts(data, tokenizer, data.train_path, max_tokens=max_tokens)
-    eval_prompts, eval_notes = build_prompts(
-        data, tokenizer, data.eval_path, max_tokens=max_tokens, limit=data.eval_limit
-    )
+    build = partial(build_prompts, data, tokenizer, max_tokens=max_tokens, is_graded=config.reward.function is None)
+    prompts, notes = build(data.train_path)
+    eval_prompts, eval_notes = build(data.eval_path, limit=data.eval_limit)
     ends = [f"a response ends at {end!r} too, as data.examples do" for end in stops_of(data)]
     return prompts, eval_prompts, notes + eval_notes + ends
 

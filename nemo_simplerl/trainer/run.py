@@ -85,8 +85,8 @@ class Run:
         return list(self.sampler.offered(self.prompts_passed).values())[count - 1]
 
     def prompts_ahead(self, step: int) -> Callable[[int], list[Prompt]] | None:
-        """Of the number of prompts that `step` takes, those that the step after may take, which is sampled meanwhile;
-        None where none is."""
+        """The prompts that the step after `step` may take, of the number that `step` takes, where it is sampled
+        meanwhile; None where it is not."""
         if not self.config.rollout.ahead or step == self.total_steps:
             return None
         return lambda count: self._prompts_at(self._position_after(count))

@@ -40,14 +40,14 @@ class Share:
 
     @property
     def spoken_for(self) -> list[int]:
-        """Those of which this rank keeps what its replica computed."""
+        """The samples of which this rank keeps what its replica computed."""
         return list(self.mine) if is_first_of_replica(self.mesh) else []
 
 
 def shares_of(
     lengths: Sequence[int], step: int, seed: int, *, window: int, meshes: Mapping[str, Mesh]
 ) -> dict[str, Share]:
-    """Who trains on which samples of a step, by role: see data.sampler.rows_of. Roles with one layout have one share.
+    """The share of each rank in the samples of a step, by role: see data.sampler.rows_of. Like layouts have one share.
 
     meshes: of the roles, on all ranks of the world.
     """

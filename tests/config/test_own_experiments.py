@@ -35,6 +35,7 @@ def test_a_folder_of_ones_own_is_searched_beside_conf(folder, folder_of_file, op
     (folder / "mine" / folder_of_file / "short.yaml").write_text(OWN)
     assert compose([*option, "experiment=short"]).algo.gamma == 0.5
     assert compose([*option, "experiment=quickstart"]).algo.gamma == 1.0
+    assert compose([*option, "experiment=short.yaml"]).algo.gamma == 0.5
     assert "experiment=short" in problems_of(*option, "experiment=shrt")[0]
 
 
@@ -76,6 +77,7 @@ def test_mistakes_in_the_file_are_told_with_its_name_and_others_without(folder):
         (b"\xff\xfe\x00", "mine.yaml begins as utf-16-le and is none"),
         (b"defaults: [quikstart]\n", "mine.yaml: In 'mine.yaml': Could not load 'experiment/quikstart'"),
         (b"defaults: 3\n", "mine.yaml: "),
+        (b"defaults: [mine, _self_]\n", "mine.yaml: starts from itself"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_problem(folder, content, told):

@@ -125,6 +125,15 @@ def test_a_file_whose_golds_are_half_prose_is_refused_with_rows_example_and_reme
     assert [item.answer for item in problems] == ["3", "4"]
 
 
+def test_a_reward_of_the_users_own_may_make_something_of_any_gold(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"q": "x", "a": gold} for gold in (PROSE, "assert f(1) == 2", "N/A")])
+    problems, golds = load_problems(path, "q", "a", is_graded=False)
+    assert [item.answer for item in problems] == [PROSE, "assert f(1) == 2", "N/A"] and golds.notes() == []
+    with pytest.raises(ValueError, match="1 row .* without a 'a'"):
+        rows = [{"q": "x", "a": None}, {"q": "x", "a": "y"}]
+        load_problems(write(tmp_path / "rows.jsonl", rows), "q", "a", is_graded=False)
+
+
 def test_a_few_golds_that_only_their_own_text_equals_are_told_and_kept(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"q": "x", "a": gold} for gold in ("October 30", PROSE, *"12345678")])
     problems, golds = load_problems(path, "q", "a")

@@ -31,6 +31,11 @@ def test_marked_encodings_and_every_end_of_line_are_read(tmp_path, name, mark, e
         assert read_rows(tmp_path / name) == ROWS
 
 
+def test_files_with_marks_may_be_put_one_behind_the_other(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(2 * (codecs.BOM_UTF8 + LINES.encode()))
+    assert read_rows(tmp_path / "a.jsonl") == 2 * ROWS
+
+
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{0:064}\nsize 3421816\n"
 
 
@@ -54,7 +59,7 @@ def test_other_encodings_are_refused_with_line_and_remedy(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (gzip.compress(LINES.encode()), "packed by gzip: run gunzip"),
+        (gzip.compress(LINES.encode(), mtime=0), "packed by gzip: run gunzip"),
         (b"PK\x03\x04\x14\0", r"a zip archive, as a workbook \(.xlsx\) is"),
         (b"PAR1\x15\0", "a parquet file: let its name end in .parquet"),
     ],

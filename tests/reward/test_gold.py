@@ -54,6 +54,7 @@ from nemo_simplerl.reward.gold import check_golds, read_gold
         ("<think>Hm.</think>\n11", "11"),
         ("['11']", "11"),
         ("11\f", "11"),  # a page's end
+        ("one\tan apple", "one\tan apple"),  # a table's cells
     ],
 )
 def test_a_gold_is_read_by_rule_where_the_rule_is_sure(value, text):

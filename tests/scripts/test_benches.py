@@ -26,6 +26,7 @@ sys.path.insert(0, str(BENCHES))
 
 import algorithms  # noqa: E402
 import page  # noqa: E402
+import placement  # noqa: E402
 import step  # noqa: E402
 
 
@@ -158,3 +159,12 @@ def test_a_ratio_of_steps_is_the_median_over_rounds_with_its_least_and_most():
     assert found["step"] == {"median": 3.0, "least": 2.0, "most": 4.0, "rounds": 3}
     assert found["training"]["median"] == 2.0 and found["generation"]["median"] == 3.0
     assert found["uncontended"] == {"median": 2.5, "least": 2.0, "most": 3.0, "rounds": 2}
+
+
+def test_the_time_line_of_a_placement_shows_a_step_of_each_rank_from_rollout_to_rollout():
+    def event(rank, name, begin, end):
+        return {"pid": rank, "name": name, "ts": 10**6 * begin, "dur": 10**6 * (end - begin)}
+
+    step_of_ranks = [(1, "rollout", 0, 4), (0, "old_logprobs", 4, 6), (0, "update", 4, 9), (0, "actor_update", 7, 10)]
+    events = [event(rank, name, begin + k, end + k) for k in (0, 10) for rank, name, begin, end in step_of_ranks]
+    assert placement.drawn(events, 10, step=1, columns=10) == "rank 0  ....LL.AAA\nrank 1  RRRR......"

@@ -1,5 +1,6 @@
 """The job scripts on a real Slurm of two loopback nodes: trained to the end, stopped and gone on, failed fast."""
 
+import json
 import os
 import subprocess
 import sys
@@ -159,6 +160,27 @@ def test_a_rank_that_is_killed_ends_the_job_within_a_minute(slurm, tmp_path):
     job = wait(slurm, number, tmp_path, "FAILED", timeout_s=60)
     assert job["Restarts"] == "0"
     assert "error: the run failed" in told_by_shell(tmp_path)
+
+
+@pytest.mark.long
+def test_actor_and_critic_train_on_one_node_what_the_engines_on_the_other_sample(slurm, tmp_path):
+    """Ranks 0 and 1 are of the first node, 2 and 3 of the second; the trace says where which phase was."""
+    places = ["placement.actor=0", "placement.critic=1", "placement.engine=2-3", "actor.tensor_model_parallel_size=1"]
+    number = train(slurm, tmp_path, *places, SIMPLERL_TRACE="1", NPROC="2")
+    wait(slurm, number, tmp_path, "COMPLETED")
+    assert (tmp_path / "run/summary.json").is_file(), logs(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["refit/version"], line["refit/verified"]) for line in lines] == [
+        (step, step, 1) for step in range(4)
+    ]
+    assert all((tmp_path / f"run/logs/node_{node}.log").is_file() for node in (0, 1))
+    phases = {"rollout": {2, 3}, "actor_update": {0}, "critic_update": {1}, "values": {1}, "old_logprobs": {0}}
+    ranks_of = {phase: set() for phase in phases}
+    for rank in range(4):
+        events = map(json.loads, (tmp_path / f"run/trace/rank_{rank}.jsonl").read_text().splitlines())
+        for name in {event["name"] for event in events} & phases.keys():
+            ranks_of[name].add(rank)
+    assert ranks_of == phases
 
 
 @pytest.mark.long

@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from nemo_simplerl.config.load import compose
-from nemo_simplerl.data.sampler import rows_of
 from nemo_simplerl.trainer.estimators import GaeWithCritic
-from nemo_simplerl.trainer.shares import Travel
 
 # Two responses of two tokens and one, after a prompt position that does not count.
 MASK_BT = torch.tensor([[0.0, 1, 1], [0, 1, 0]])
@@ -27,10 +25,12 @@ class FixedValues(GaeWithCritic):
 def estimate(step: int = 1, **algo):
     config = replace(compose(["experiment=quickstart"]).algo, gae_lambda=0.0, **algo)
     critic = SimpleNamespace(learner=None, update_loop=None)
-    mesh = SimpleNamespace(data=None, grid=None)  # of actor and critic alike: nothing travels
-    travel = Travel(mesh, mesh, rows_of, rows_of)
-    estimator = FixedValues(critic, config, mesh, SimpleNamespace(lengths=()), travel)
-    return estimator.estimate(step, SimpleNamespace(mask_BT=MASK_BT), REWARDS_BT)
+    share = object()  # of actor and critic alike: nothing travels
+    state = SimpleNamespace(lengths=(), shares={"actor": share, "critic": share})
+    estimator = FixedValues(critic, config, SimpleNamespace(data=None), state)
+    batch = SimpleNamespace(mask_BT=MASK_BT)
+    estimator.begin({"actor": batch, "critic": batch})
+    return estimator.estimate(step, batch, REWARDS_BT)
 
 
 def returns_of(found) -> list:

@@ -22,7 +22,7 @@ def roles_with(*overrides: str) -> Roles:
     config = compose(["experiment=quickstart", *overrides])
     others = dict.fromkeys(("grader", "gate", "sampling", "pad_id", "eos_id"))
     others["estimator"] = SimpleNamespace(roles=(), learners={}, update_loops={})
-    mesh = SimpleNamespace(is_member=True, role=None)
+    mesh = SimpleNamespace(is_member=True, role=None, world_size=1)
     others["world"] = World(Places(range(1), range(1), range(1)), mesh, mesh, mesh)
     roles = Roles(config=config, actor=actor, engine=ScriptedEngine(8), timer=PhaseTimer(), **others)
     roles.asked = asked

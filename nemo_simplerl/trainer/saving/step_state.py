@@ -5,6 +5,7 @@ the middle of a step resumes there instead of sampling again.
 """
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
@@ -30,6 +31,8 @@ from nemo_simplerl.trainer.saving.record import (
     response_tokens,
 )
 from nemo_simplerl.trainer.shares import Share
+
+log = logging.getLogger(__name__)
 
 
 class StepState:
@@ -59,13 +62,13 @@ class StepState:
 
     @property
     def record(self) -> StepRecord:
-        """Of the step that is trained on."""
+        """What is known of the step that is trained on."""
         assert self._record is not None, "call take() first"
         return self._record
 
     @property
     def sampled(self) -> StepRecord:
-        """Of the step that is being sampled."""
+        """What is known of the step that is being sampled."""
         assert self._sampled is not None, "call begin() first"
         return self._sampled
 
@@ -100,13 +103,19 @@ class StepState:
         Raises ValueError where the checkpoint's step was begun with other prompts, sampling or update sizes.
         """
         found = self._restored.pop(key.step, None)
-        self.is_known_to_all = found is not None
         if found is not None and found.key.request_digest != key.request_digest:
-            raise ValueError(
-                f"step {key.step} is to go on after {found.num_updates} of its updates, but it was begun with other "
-                "prompts, sampling or sizes of updates. Keep data, rollout, algo.ppo_epochs and the global_batch_size "
-                "of both models until it is done, or name an older checkpoint in checkpoints/latest."
+            if found.num_updates:
+                raise ValueError(
+                    f"step {key.step} is to go on after {found.num_updates} of its updates, but it was begun with "
+                    "other prompts, sampling or sizes of updates. Keep data, rollout, algo.ppo_epochs and the "
+                    "global_batch_size of both models until it is done, or name an older checkpoint in "
+                    "checkpoints/latest."
+                )
+            log.warning(
+                f"step {key.step} was sampled ahead under other settings, and is sampled again by newer weights"
             )
+            found = None
+        self.is_known_to_all = found is not None
         if found is None and self._journal is not None:
             found = self._journal.find(key)
         self._sampled = found or StepRecord(key)

@@ -36,15 +36,24 @@ def tokenizer_of(folder: Path):
 
 
 def build_prompts(
-    data: DataConfig, tokenizer, path: str | None, *, max_tokens: int, limit: int | None = None
+    data: DataConfig,
+    tokenizer,
+    path: str | None,
+    *,
+    max_tokens: int,
+    limit: int | None = None,
+    is_graded: bool = True,
 ) -> tuple[list[Prompt], list[str]]:
     """Prompts of at most `max_tokens` tokens from a file of problems.
 
-    Returns the first `limit` prompts, none without a path, and notices of what was kept, dropped and cut.
+    Returns the first `limit` prompts, none without a path, and notices of what was kept, dropped and cut. is_graded: as
+    in `load_problems`.
     """
     if path is None:
         return [], []
-    problems, golds = load_problems(path, data.question_field, data.answer_field, without_gold=data.rows_without_gold)
+    problems, golds = load_problems(
+        path, data.question_field, data.answer_field, without_gold=data.rows_without_gold, is_graded=is_graded
+    )
     prompts, report = render_prompts(
         problems,
         tokenizer,

@@ -116,7 +116,11 @@ def _texts(config: Config) -> list[str]:
     """The texts that the tokenizer is trained on: prompts with their gold answers, and the warm start's responses."""
     data = config.data
     problems, _ = load_problems(
-        data.train_path, data.question_field, data.answer_field, without_gold=data.rows_without_gold
+        data.train_path,
+        data.question_field,
+        data.answer_field,
+        without_gold=data.rows_without_gold,
+        is_graded=config.reward.function is None,
     )
     texts = [
         render(data.template, problem.question, trailing_newline=data.prompt_trailing_newline) + problem.answer

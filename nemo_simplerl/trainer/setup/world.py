@@ -16,6 +16,7 @@ from nemo_simplerl.parallel.mesh import Mesh, build_mesh, destroy_mesh, join, le
 from nemo_simplerl.parallel.reductions import of_first_rank
 from nemo_simplerl.parallel.waits import waiting
 from nemo_simplerl.trainer.guard.watchdog import watched
+from nemo_simplerl.trainer.logging.trace import traced
 from nemo_simplerl.trainer.setup import determinism
 from nemo_simplerl.trainer.setup.prepare import prepare
 
@@ -56,7 +57,8 @@ def join_world(config: Config) -> Iterator[World]:
     determinism.pin(config.trainer.deterministic)
     world = world_of(config)
     try:
-        with watched(config.trainer, world.rank, world.size, _roles_here(config, world)):
+        roles, run_dir = _roles_here(config, world), Path(config.trainer.run_dir)
+        with traced(run_dir, world.rank), watched(config.trainer, world.rank, world.size, roles):
             _prepare_on_first_rank(config, world.rank)
             yield world
             with waiting("leave_together"):

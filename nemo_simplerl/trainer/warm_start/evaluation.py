@@ -56,7 +56,12 @@ class WarmStartEval:
             log.info(f"{data.sft_eval_path}: {report.num_kept} examples, {report.num_dropped} dropped as too long")
         path = data.eval_path if config.sft.eval_every else None
         self._prompts, notes = build_prompts(
-            data, tokenizer, path, max_tokens=config.rollout.max_prompt_tokens, limit=data.eval_limit
+            data,
+            tokenizer,
+            path,
+            max_tokens=config.rollout.max_prompt_tokens,
+            limit=data.eval_limit,
+            is_graded=config.reward.function is None,
         )
         for note in notes:
             log.info(note)

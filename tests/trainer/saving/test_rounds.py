@@ -2,16 +2,15 @@
 
 import json
 import os
-import zlib
 from pathlib import Path
 
 import pytest
 
 from nemo_simplerl.config.load import load
 from nemo_simplerl.data.sampler import StepSampler
-from nemo_simplerl.reward.serving.pool import Grade
 from nemo_simplerl.trainer import open_run
 from nemo_simplerl.trainer.start import start_training
+from support.grading import GraderByText
 from support.ranks import run_ranks
 from support.small_run import SMALL, assert_same_state, books
 
@@ -26,20 +25,6 @@ ROUNDS = [
     "trainer.async_save=false",
     "trainer.keep_last=9",
 ]
-
-
-class GraderByText:
-    """Says that a third of all responses are right, by their texts alone, and counts those that it grades."""
-
-    def __init__(self):
-        self.graded = 0
-
-    def grade(self, items):
-        self.graded += len(items)
-        verdicts = ("correct", "incorrect", "no_answer")
-        return [Grade(verdicts[zlib.crc32(text.encode()) % 3], "ok", 0) for _, text, *_ in items]
-
-    def close(self) -> None: ...
 
 
 def _life(overrides: list[str], fault: str, rank: int = 0) -> tuple[bool, int]:

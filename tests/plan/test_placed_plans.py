@@ -118,6 +118,15 @@ def test_one_step_ahead_a_step_takes_the_longer_of_sampling_and_training(plan_of
     assert ahead.total.middle == pytest.approx(max(sampling, training) + refit, rel=0.02)
     faster = step_time(replace(layout, ahead=1, engine=replace(layout.engine, refills=True, batch=256)))
     assert faster.total.middle == pytest.approx(training + refit, rel=0.02)
+    asked = plan_of(
+        *ENGINE_APART,
+        "rollout.max_batch_size=64",
+        "rollout.ahead=1",
+        "rollout.consistency.policy=correct",
+        "algo.old_logprobs=trainer",
+    )
+    assert asked.problems == [] and asked.layout.ahead == 1
+    assert asked.memory.host["weights of the step before"] == asked.memory.host["reference weights"]
 
 
 def test_a_phase_begins_when_its_ranks_are_free_and_what_it_needs_has_arrived():
@@ -150,8 +159,9 @@ def test_what_goes_between_roles_is_counted_by_the_token(plan_of):
     }
     assert sum(edge[2] or 0 for edge in found) == 24
     assert step_time(plan_of(*VLLM).layout).traffic == ()
-    of_group = step_time(plan_of(*ENGINE_APART, "algo=grpo").layout)
-    assert {(one.source, one.target) for one in of_group.traffic} == {("engine", "actor"), ("actor", "engine")}
+    for together in ([], ["algo=grpo"]):  # actor and critic in one layout have one batch
+        found = step_time(plan_of(*ENGINE_APART, *together).layout).traffic
+        assert {(one.source, one.target) for one in found} == {("engine", "actor"), ("actor", "engine")}
 
 
 def test_the_plan_says_which_nodes_hold_which_role_and_draws_the_time_line(plan_of):
