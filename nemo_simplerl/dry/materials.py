@@ -1,7 +1,7 @@
 """What a dry run builds roles from: a source and an engine without bytes, and a rollout that nobody sampled."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from nemo_simplerl.rollout.spread import Response, SpreadCompletions
 from nemo_simplerl.trainer.build import Materials
 from nemo_simplerl.trainer.saving.step_state import StepState
 from nemo_simplerl.trainer.setup.engine import build_engine
+from nemo_simplerl.trainer.shares import Share
 
 _TOKEN, _LOGPROB = 1, -1.0
 
@@ -123,10 +124,14 @@ class GivenStep(StepState):
         )
         return self.sampled.completions
 
-    def responses(self, completions, share) -> list[Response]:
+    def share_out(self, completions: SpreadCompletions, shares: Mapping[str, Share]) -> None:
+        """Nothing is sent: `responses` makes up what would arrive."""
+        self._lengths, self.shares = completions.lengths, dict(shares)
+
+    def responses(self, share: Share) -> list[Response]:
         return [
             Response(np.full(length, _TOKEN, np.int32), np.full(length, _LOGPROB, np.float32), "stop")
-            for length in completions.lengths[share.mine].tolist()
+            for length in self._lengths[share.mine].tolist()
         ]
 
     def grades(self, grade, count) -> list[Grade]:
@@ -156,7 +161,7 @@ def materials(config: Config, shape: ModelShape, critic_shape: ModelShape | None
     is_inside = is_in_trainer(config.rollout.engine)
 
     def build(mesh: Mesh) -> RolloutEngine:
-        if is_inside and mesh.pp_size == 1:
+        if is_inside and config.actor.pipeline_model_parallel_size == 1:
             return build_engine(config.rollout, config.model.precision, folder, mesh, _Vocabulary(shape.vocab_size))
         return BlankEngine(sources[0].num_bytes if is_inside else 0, mesh.device, is_apart=not is_inside)
 
