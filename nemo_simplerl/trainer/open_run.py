@@ -92,6 +92,8 @@ def open_run(config: Config, world: World, started: float) -> Iterator[Run]:
         for warning in (*earlier, *left_aside, *warnings):
             log.warning(warning)
         grader = opened.enter_context(closing(build_grader(config.reward)))
+        if not world.engine.is_member:
+            grader.close()  # nothing is graded here; what it cannot do, every rank has said
         model_path = config.model.path
         if config.sft.output is not None:
             model_path = stoppable_warm_start(config, mesh, run_log.wandb, stop)

@@ -2,10 +2,15 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from nemo_simplerl.config.load import load
+from nemo_simplerl.trainer.open_run import open_run
+from nemo_simplerl.trainer.setup.world import join_world
 from support.forked_runs import different, problems_in, start
 from support.ranks import run_ranks
 from support.small_run import SMALL, assert_same_state, books, few_problems, train_here
@@ -40,6 +45,19 @@ def test_completions_metrics_and_weights_are_those_of_shared_ranks_to_the_bit(sh
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     of_roles = {"time/rollout", "time/reward", "time/values", "time/critic_update", "time/actor_update", "time/refit"}
     assert all(of_roles <= line.keys() for line in lines[1:])
+
+
+def _grading_workers(overrides: list[str]) -> int:
+    """Processes that grade, started by this rank, once the run is ready to train."""
+    config = load(overrides, world_size=int(os.environ["WORLD_SIZE"]))
+    with join_world(config) as world, open_run(config, world, time.monotonic()):
+        children = psutil.Process().children(recursive=True)
+        return sum("nemo_simplerl.reward.serving.worker" in child.cmdline() for child in children)
+
+
+def test_only_ranks_with_an_engine_keep_graders(problems, tmp_path):
+    overrides = [*SMALL, *problems, "placement.engine=1", "reward.num_workers=1", f"trainer.run_dir={tmp_path / 'run'}"]
+    assert run_ranks(_grading_workers, 2, overrides) == [0, 1]
 
 
 APART = ["placement.critic=1", "placement.engine=2", "trainer.max_steps=3", "trainer.save_every=0"]

@@ -29,10 +29,10 @@ def unread_notes(config: Config) -> list[str]:
 
 def ahead_notes(config: Config, places: Places) -> list[str]:
     """A message where samples are one refit older and no work overlaps for it."""
-    if not config.rollout.ahead or not places.is_shared:
+    if not config.rollout.ahead or places.is_engine_apart:
         return []
     return [
-        "rollout.ahead=1 while the engine shares the ranks of actor and critic: they take turns, so that nothing is "
-        "sampled while a step trains, and samples are one refit older for no gain. Give the engine ranks of its own "
+        "rollout.ahead=1 while the engine shares the actor's ranks: they take turns, so that nothing is sampled while "
+        "the actor trains, and samples are one refit older for no gain. Give the engine ranks of its own "
         "(placement.engine), or set rollout.ahead=0"
     ]

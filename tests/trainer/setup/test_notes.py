@@ -29,9 +29,10 @@ def test_a_run_that_reads_all_of_its_settings_is_told_nothing():
     assert _notes() == []
 
 
-def test_sampling_ahead_on_shared_ranks_is_told_to_gain_nothing():
+def test_sampling_ahead_on_the_actors_ranks_is_told_to_gain_nothing():
     ahead, shared, apart = compose(["experiment=quickstart", "rollout.ahead=1"]), range(2), range(2, 4)
-    (note,) = ahead_notes(ahead, Places(shared, shared, shared))
-    assert "placement.engine" in note
+    for places in (Places(shared, shared, shared), Places(shared, apart, shared)):
+        (note,) = ahead_notes(ahead, places)
+        assert "placement.engine" in note
     assert ahead_notes(ahead, Places(shared, shared, apart)) == []
     assert ahead_notes(compose(["experiment=quickstart"]), Places(shared, shared, shared)) == []
