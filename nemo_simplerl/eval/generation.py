@@ -32,17 +32,34 @@ def generate_graded(
     one go.
     """
     assert num_done % chunk_size == 0 or num_done == len(prompts), "an earlier run keeps whole chunks"
-    for start in range(num_done, len(prompts), chunk_size):
-        chunk = prompts[start : start + chunk_size]
-        seeds = [sample_seed(seed, 0, start + i, k) for i in range(len(chunk)) for k in range(params.n)]
-        completions = generate_sharded(engine, [prompt.token_ids for prompt in chunk], params, seeds, group=group)
-        grades = grade_sharded(grade, chunk, completions, group)
-        scores = [float(grade.verdict == "correct") for grade in grades]
-        held = [
-            {"question": start + i // params.n} | row | {"answer": answer_of(row["response"])}
-            for i, row in zip(completions.held_indices, sample_rows(chunk, completions, grades, scores), strict=True)
-        ]
-        keep(SpreadRows(held, completions.holders).gathered(group))
+    for first in range(num_done, len(prompts), chunk_size):
+        chunk = prompts[first : first + chunk_size]
+        seeds = [sample_seed(seed, 0, first + i, k) for i in range(len(chunk)) for k in range(params.n)]
+        keep(graded_rows(chunk, seeds, engine, grade, params, first=first, group=group))
+
+
+def graded_rows(
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    engine: RolloutEngine | None,
+    grade: GradeFn,
+    params: SamplingParams,
+    *,
+    first: int,
+    group: dist.ProcessGroup | None,
+) -> list[dict]:
+    """Generate and grade `params.n` responses to each prompt; their rows, prompt by prompt, on every rank. Collective.
+
+    seeds: one a response. first: number of the first of these prompts, from which `question` counts.
+    """
+    completions = generate_sharded(engine, [prompt.token_ids for prompt in prompts], params, seeds, group=group)
+    grades = grade_sharded(grade, prompts, completions, group)
+    scores = [float(grade.verdict == "correct") for grade in grades]
+    held = [
+        {"question": first + i // params.n} | row | {"answer": answer_of(row["response"])}
+        for i, row in zip(completions.held_indices, sample_rows(prompts, completions, grades, scores), strict=True)
+    ]
+    return SpreadRows(held, completions.holders).gathered(group)
 
 
 def answer_of(response: str) -> str | None:

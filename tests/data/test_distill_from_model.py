@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from contextlib import redirect_stderr
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_simplerl.cli.main import main
 from nemo_simplerl.config.schema import CreateConfig
+from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.trainer.setup.prepare import create_model
 from support.ranks import run_ranks
 
@@ -70,8 +72,8 @@ def _killed_at(folder: Path, out: Path, file: str) -> None:
     _distill(folder, out)
 
 
-def _samples(out: Path) -> list[bytes]:
-    return [(out.parent / f"{out.name}.teacher/responses/sample_{k}.jsonl").read_bytes() for k in (0, 1)]
+def _samples(out: Path, count: int = 2) -> list[bytes]:
+    return [(out.parent / f"{out.name}.teacher/responses/sample_{k}.jsonl").read_bytes() for k in range(count)]
 
 
 def test_killed_and_resumed_or_on_two_ranks_nothing_is_lost_or_doubled(folder, tmp_path):
@@ -96,6 +98,28 @@ def test_killed_and_resumed_or_on_two_ranks_nothing_is_lost_or_doubled(folder, t
     assert run_ranks(_distill, 2, folder, killed) == [0, 0]
     assert _samples(killed) == _samples(whole)
     assert killed.read_bytes() == whole.read_bytes()
+
+
+def _asked(folder: Path, out: Path, samples: str) -> dict[int, int]:
+    """How many prompts the engine is asked for so many samples of at once."""
+    prompts_of, generate = Counter(), HfEngine.generate
+
+    def recorded(engine, prompts, params, seeds):
+        prompts_of[params.n] += len(prompts)
+        return generate(engine, prompts, params, seeds)
+
+    with patch.object(HfEngine, "generate", recorded):
+        assert _distill(folder, out, "--samples", samples) == 0
+    return dict(prompts_of)
+
+
+def test_all_samples_of_a_prompt_are_asked_for_at_once_and_later_only_new_ones(folder, tmp_path):
+    out, at_once = tmp_path / "sft.jsonl", tmp_path / "at_once.jsonl"
+    assert run_ranks(_asked, 1, folder, out, "2") == [{2: NUM_PROBLEMS}]
+    assert run_ranks(_asked, 1, folder, out, "5") == [{3: NUM_PROBLEMS}]
+    assert run_ranks(_asked, 1, folder, out, "4") == [{}]
+    assert run_ranks(_asked, 1, folder, at_once, "5") == [{5: NUM_PROBLEMS}]
+    assert _samples(out, 5) == _samples(at_once, 5)
 
 
 def _refusal(folder: Path, out: Path, *options: str) -> tuple[int, str]:

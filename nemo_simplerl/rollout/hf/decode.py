@@ -21,6 +21,7 @@ from nemo_simplerl.rollout.hf.steps import Capture, GraphedSteps, Steps, as_cach
 from nemo_simplerl.rollout.stopping import StopRule
 
 PREFILL_SCORES = 1 << 26  # bound on rows * columns**2 of one prefill, the size of its mask
+MIN_START = 16  # tokens that all prompts begin with, below which a pass of their own costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def decode(
     prefill_scores: int = PREFILL_SCORES,
     first_columns: int = FIRST_COLUMNS,
 ) -> Decoded:
-    """Sample one response a row; each prompt is computed once.
+    """Sample one response a row; each prompt is computed once, and what all prompts begin with once for all.
 
     prompt_of_R: ascending indices into `prompts`. uniforms_RT: float64 draws in [0, 1), one a token. vocab_limit: ids
     from here on are never sampled. capture: has steps run as graphs, which read more of the cache than they need to:
@@ -107,38 +108,68 @@ def prefill(
 ) -> tuple[SharedPromptCache, Tensor]:
     """A cache that holds the prompts, and the logits [R, V] of each row's first new token.
 
-    max_scores: bound on prompts * columns**2 of one forward pass. first_columns: response tokens that the cache
-    allocates at once.
+    What all prompts begin with, such as worked examples, is computed once; then comes the padding of each, then the
+    rest of it. max_scores: bound on prompts * columns**2 of one forward pass. first_columns: response tokens that the
+    cache allocates at once.
     """
     device, dtype = model.device, model.dtype
+    start = common_start(prompts)
     columns = max(len(prompt) for prompt in prompts)
-    ids_PL = torch.zeros(len(prompts), columns, dtype=torch.int64)
+    ids_PL = torch.zeros(len(prompts), columns - start, dtype=torch.int64)
     for index, prompt in enumerate(prompts):
-        ids_PL[index, columns - len(prompt) :] = torch.tensor(prompt)
+        ids_PL[index, columns - len(prompt) :] = torch.tensor(prompt[start:])
     ids_PL = ids_PL.to(device)
     pad_P = torch.tensor([columns - len(prompt) for prompt in prompts], device=device)
+    none = pad_P.new_zeros(1)
+    shared = _passed(model, torch.tensor([prompts[0][:start]], device=device), none, [])[1] if start else []
     logits, layers = [], []
     chunk = max(1, max_scores // columns**2)
     for first in range(0, len(prompts), chunk):
-        pad_C = pad_P[first : first + chunk]
-        prefilled = DynamicCache()
-        logits_CV = model(
-            input_ids=ids_PL[first : first + chunk],
-            attention_mask=_prompt_mask(pad_C, columns, dtype),
-            position_ids=(torch.arange(columns, device=device) - pad_C[:, None]).clamp_(min=0),
-            **as_cache(model, prefilled),
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        part = slice(first, first + chunk)
+        logits_CV, keys_and_values = _passed(model, ids_PL[part], pad_P[part], shared)
         logits.append(logits_CV)
-        layers.append([(layer.keys, layer.values) for layer in prefilled.layers])
+        layers.append(keys_and_values)
     keys_and_values = [tuple(map(torch.cat, zip(*chunks, strict=True))) for chunks in zip(*layers, strict=True)]
+    mask = padding_mask(pad_P, columns, dtype, first=start)
     prompt_of_R = torch.tensor(prompt_of_R, device=device)
-    cache = cache_type(keys_and_values, padding_mask(pad_P, columns, dtype), prompt_of_R, max_tokens, first_columns)
+    cache = cache_type(keys_and_values, mask, prompt_of_R, max_tokens, first_columns)
     return cache, torch.cat(logits)[prompt_of_R]
 
 
-def _prompt_mask(pad_B: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, L, L]: causal, without the padding in front."""
-    causal_LL = torch.full((columns, columns), torch.finfo(dtype).min, dtype=dtype, device=pad_B.device).triu_(1)
-    return torch.minimum(causal_LL, padding_mask(pad_B, columns, dtype))
+def common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with, each having one more at least; 0 where a pass of their own saves nothing."""
+    if len(prompts) == 1:
+        return 0
+    start = min(len(prompt) for prompt in prompts) - 1
+    for prompt in prompts[1:]:
+        start = next((i for i in range(start) if prompt[i] != prompts[0][i]), start)
+    return start if start >= MIN_START else 0
+
+
+def _passed(
+    model: PreTrainedModel, ids_CL: Tensor, pad_C: Tensor, before: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Logits [C, V] behind the last tokens of a forward pass, and each layer's keys and values [C, H, S + L, D].
+
+    before: those [1, H, S, D] of S tokens in front of every row; none where there are no such tokens.
+    """
+    start = before[0][0].shape[2] if before else 0
+    cache = DynamicCache()
+    for layer, tensors in enumerate(before):
+        cache.update(*(tensor.expand(len(ids_CL), -1, -1, -1) for tensor in tensors), layer)
+    logits_CV = model(
+        input_ids=ids_CL,
+        attention_mask=_prompt_mask(pad_C, ids_CL.shape[1], start, model.dtype),
+        position_ids=start + (torch.arange(ids_CL.shape[1], device=ids_CL.device) - pad_C[:, None]).clamp_(min=0),
+        **as_cache(model, cache),
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    return logits_CV, [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _prompt_mask(pad_B: Tensor, columns: int, start: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, L, S + L]: causal behind S columns that all see, without the padding that comes next."""
+    whole = start + columns
+    causal_LS = torch.full((columns, whole), torch.finfo(dtype).min, dtype=dtype, device=pad_B.device).triu_(1 + start)
+    return torch.minimum(causal_LS, padding_mask(pad_B, whole, dtype, first=start))

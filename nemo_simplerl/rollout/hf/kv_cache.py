@@ -6,7 +6,7 @@ that has ended is overwritten by the last running row: the batch stays dense and
 rows cost. When half of the rows have ended their memory is given back, and that of prompts no row needs.
 
 Shapes: P prompts, S most running samples of a prompt, B running rows, H key-value heads, G query heads a key-value
-head, L prompt columns (prompts are padded on the left), T response columns in use, C allocated, D head size.
+head, L prompt columns (some of them padding), T response columns in use, C allocated, D head size.
 """
 
 import torch
@@ -33,12 +33,13 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
 
 
-def padding_mask(pad_P: Tensor, num_columns: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask [P, 1, 1, L]: the lowest finite number in the first `pad_P` columns of a row, 0 elsewhere.
+def padding_mask(pad_P: Tensor, num_columns: int, dtype: torch.dtype, *, first: int = 0) -> Tensor:
+    """Additive mask [P, 1, 1, L]: the lowest finite number in `pad_P` columns of a row from `first` on, 0 elsewhere.
 
     Finite, because a query that sees nothing must not become NaN: padding is computed and thrown away.
     """
-    is_padding_PL = torch.arange(num_columns, device=pad_P.device) < pad_P[:, None]
+    columns = torch.arange(num_columns, device=pad_P.device)
+    is_padding_PL = (columns >= first) & (columns < first + pad_P[:, None])
     mask_PL = torch.zeros(is_padding_PL.shape, dtype=dtype, device=pad_P.device)
     return mask_PL.masked_fill_(is_padding_PL, torch.finfo(dtype).min)[:, None, None]
 

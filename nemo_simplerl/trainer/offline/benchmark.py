@@ -132,7 +132,7 @@ def run_benchmarks(request: EvalRequest, config: Config, problems: Mapping[str, 
             settings = settings_of(config, weights, request.limit, params)
             settings |= {f"{name}{_PROBLEMS}": prompts_digest(prompts[name]) for name in problems}
             check_settings(request.output, settings, mesh)
-            results = of_first_rank(_of_reader(partial(_earlier, request.output), mesh.rank == 0) or {}, "benchmark")
+            results = of_first_rank(of_reader(partial(_earlier, request.output), mesh.rank == 0) or {}, "benchmark")
             for name in problems:
                 results[name] = run_one(
                     name,
@@ -218,10 +218,10 @@ def load_engine(engine: RolloutEngine, source: Source, max_bytes: int, mesh: Mes
 
 def check_settings(output: Path, settings: dict[str, Any], mesh: Mesh) -> None:
     """Write the folder's settings. Raises ValueError on every rank where it holds others. Collective."""
-    _of_reader(partial(write_settings, output, settings), mesh.rank == 0)
+    of_reader(partial(write_settings, output, settings), mesh.rank == 0)
 
 
-def _of_reader(work: Callable[[], T], is_reader: bool) -> T | None:
+def of_reader(work: Callable[[], T], is_reader: bool) -> T | None:
     """What `work` returns, on rank 0, which alone does it. Collective; what it cannot read or use is a ValueError on
     every rank, none of which is left waiting."""
     value, problem = None, None
@@ -269,7 +269,7 @@ def run_one(
     """
     path = output / "responses" / f"{name}.jsonl"
     is_writer = dist.get_rank() == 0
-    rows = _of_reader(partial(_whole_chunks, path, len(prompts), params.n), is_writer) or []
+    rows = of_reader(partial(whole_chunks, path, len(prompts), params.n), is_writer) or []
     num_done = of_first_rank(len(rows), "benchmark") // params.n
     if num_done:
         log.info(f"{name}: {num_done} of {len(prompts)} problems are there already")
@@ -299,7 +299,7 @@ def run_one(
     return of_first_rank(summarize(rows, num_unanswered) if is_writer else {}, "benchmark")
 
 
-def _whole_chunks(path: Path, num_prompts: int, n: int) -> list[dict]:
+def whole_chunks(path: Path, num_prompts: int, n: int) -> list[dict]:
     """Rows of an earlier call. Those after the last finished chunk are cut from the file."""
     rows = read_jsonl(path)
     if any(not isinstance(row.get("question"), int) or "verdict" not in row for row in rows):

@@ -5,27 +5,37 @@ The folder of a teacher: settings.json, responses/sample_K.jsonl (the Kth respon
 
 import dataclasses
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from nemo_simplerl.config.schema import Config
 from nemo_simplerl.data.examples import check_room, examples_of, stops_of
-from nemo_simplerl.data.problems import Problem, render_prompts
+from nemo_simplerl.data.problems import Problem, Prompt, render_prompts
 from nemo_simplerl.data.sampler import sample_seed
-from nemo_simplerl.files import read_jsonl
+from nemo_simplerl.eval.generation import graded_rows
+from nemo_simplerl.eval.run import GradeFn
+from nemo_simplerl.files import append_jsonl, read_jsonl
 from nemo_simplerl.model.source import open_source
+from nemo_simplerl.parallel.reductions import of_first_rank
+from nemo_simplerl.rollout.base import RolloutEngine, SamplingParams
 from nemo_simplerl.trainer.guard.lock import held_by_first_rank
 from nemo_simplerl.trainer.logging.screen import messages_to
 from nemo_simplerl.trainer.offline.benchmark import (
+    CHUNK,
     EvalRequest,
     check_settings,
     fitted,
     load_engine,
+    of_reader,
     prompts_digest,
-    run_one,
     settings_of,
+    whole_chunks,
 )
 from nemo_simplerl.trainer.setup.engine import build_engine, sampling_of
 from nemo_simplerl.trainer.setup.grader import build_grader
@@ -77,10 +87,52 @@ def sample_solutions(
             weights = load_engine(engine, source, config.rollout.refit_bucket_mb * 2**20, mesh)
             settings = settings_of(config, weights, None, params) | {"problems_xxh3": prompts_digest(prompts)}
             check_settings(request.output, settings, mesh)
-            for k in range(request.samples):
-                seed = sample_seed(request.seed, 0, 0, k)
-                run_one(f"sample_{k}", prompts, engine, grader.grade, params, request.output, seed)
-        num_files = request.samples if mesh.rank == 0 else 0
-        files = [request.output / "responses" / f"sample_{k}.jsonl" for k in range(num_files)]
-        rows = [{"sample": k, **row} for k, file in enumerate(files) for row in read_jsonl(file)]
+            files = [request.output / "responses" / f"sample_{k}.jsonl" for k in range(request.samples)]
+            _fill(files, prompts, engine, grader.grade, params, request.seed)
+        read = files if mesh.rank == 0 else []
+        rows = [{"sample": k, **row} for k, file in enumerate(read) for row in read_jsonl(file)]
     return rows, f"{request.model} (xxh3 {weights}, {config.rollout.engine} engine)"
+
+
+def _fill(
+    files: Sequence[Path],
+    prompts: Sequence[Prompt],
+    engine: RolloutEngine,
+    grade: GradeFn,
+    params: SamplingParams,
+    seed: int,
+) -> None:
+    """Give each file one response to every prompt, chunk by chunk of prompts. Collective.
+
+    What is missing of a prompt is sampled at once, so that an engine computes the prompt once for all of it.
+    """
+    is_writer = dist.get_rank() == 0
+    there = of_reader(lambda: [len(whole_chunks(file, len(prompts), 1)) for file in files], is_writer)
+    done = of_first_rank(there or [], "benchmark")  # prompts that each file answers
+    if any(done):
+        log.info(f"{sum(done)} of {len(files) * len(prompts)} responses are there already")
+    seeds = [sample_seed(seed, 0, 0, k) for k in range(len(files))]
+    num_correct, num_sampled, started = 0, 0, time.monotonic()
+    while (first := min(done, default=len(prompts))) < len(prompts):
+        due = [k for k, count in enumerate(done) if count == first]
+        chunk = prompts[first : first + CHUNK]
+        of_due = [sample_seed(seeds[k], 0, first + i, 0) for i in range(len(chunk)) for k in due]
+        rows = graded_rows(
+            chunk,
+            of_due,
+            engine if engine.generates else None,
+            grade,
+            dataclasses.replace(params, n=len(due)),
+            first=first,
+            group=dist.group.WORLD,
+        )
+        for place, k in enumerate(due):
+            if is_writer:
+                append_jsonl(files[k], *rows[place :: len(due)])
+            done[k] += len(chunk)
+        num_sampled += len(rows)
+        num_correct += sum(row["verdict"] == "correct" for row in rows)
+        log.info(
+            f"{sum(done)}/{len(files) * len(prompts)} responses  accuracy {100 * num_correct / num_sampled:.1f} %  "
+            f"{time.monotonic() - started:.0f} s"
+        )

@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 from nemo_simplerl.rollout.base import SamplingParams
-from nemo_simplerl.rollout.hf.decode import decode
+from nemo_simplerl.rollout.hf.decode import common_start, decode
 from nemo_simplerl.rollout.hf.engine import HfEngine
 from nemo_simplerl.rollout.hf.fixed_cache import FixedShapeCache
 from nemo_simplerl.rollout.hf.kv_cache import ATTENTION, SharedPromptCache, padding_mask
@@ -134,11 +134,11 @@ def decoding_model(folder):
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=ATTENTION).eval()
 
 
-def decoded(model, params=SAMPLED, **bounds):
-    prompt_of_R = np.repeat(np.arange(len(PROMPTS)), params.n)
+def decoded(model, params=SAMPLED, prompts=PROMPTS, **bounds):
+    prompt_of_R = np.repeat(np.arange(len(prompts)), params.n)
     stop_rule = StopRule((), params.stop_token_ids, None, VOCAB)
-    draws = uniforms(seeds_of(params), params.max_tokens)
-    return decode(model, PROMPTS, prompt_of_R, draws, params, stop_rule, None, **bounds)
+    draws = uniforms(seeds_of(params, prompts), params.max_tokens)
+    return decode(model, prompts, prompt_of_R, draws, params, stop_rule, None, **bounds)
 
 
 def test_a_prompt_is_computed_once_and_an_ended_response_no_more(decoding_model, monkeypatch):
@@ -151,6 +151,37 @@ def test_a_prompt_is_computed_once_and_an_ended_response_no_more(decoding_model,
     assert shapes[0] == (5, 8), "all prompts, padded to the longest"
     # The first token of a response comes from its prompt's pass.
     assert sum(rows for rows, columns in shapes[1:]) == (lengths - 1).sum()
+
+
+EXAMPLES = [(7 * i) % 97 for i in range(20)]  # what worked examples are to a prompt
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [[[5, 9, 11], [7], [3, 1, 4, 1, 5, 9, 2, 6]], [[5], [], [5, 9]], [[8], [8]]],
+    ids=["of several lengths", "one the beginning of another", "alike"],
+)
+@pytest.mark.parametrize("prefill_scores", [1 << 26, 1], ids=["at once", "one by one"])
+def test_what_all_prompts_begin_with_is_computed_once(model, decoding_model, monkeypatch, ends, prefill_scores):
+    prompts = [EXAMPLES + end for end in ends]
+    shared = min(len(prompt) for prompt in prompts) - 1 if [] in ends or ends[0] == ends[1] else len(EXAMPLES)
+    shapes, forward = [], decoding_model.forward
+    monkeypatch.setattr(
+        decoding_model, "forward", lambda **kwargs: shapes.append(tuple(kwargs["input_ids"].shape)) or forward(**kwargs)
+    )
+    found = decoded(decoding_model, prompts=prompts, prefill_scores=prefill_scores)
+    rest = max(len(prompt) for prompt in prompts) - shared
+    passes = [(len(prompts), rest)] if prefill_scores > 1 else [(1, rest)] * len(prompts)
+    assert shapes[: len(passes) + 1] == [(1, shared), *passes]
+    for row, (tokens, logprobs) in enumerate(zip(found.tokens_RT, found.logprobs_RT, strict=True)):
+        expected = full_logprobs(model, prompts[row // SAMPLED.n], tokens.tolist())[range(12), tokens]
+        assert torch.tensor(logprobs).sub(expected).abs().max() < 1e-4
+
+
+def test_a_short_beginning_and_a_prompt_alone_have_no_pass_of_their_own():
+    assert common_start([[*range(15), 1], [*range(15), 2]]) == 0
+    assert common_start([[*range(16), 1], [*range(16), 2]]) == 16
+    assert common_start([[*range(40)]]) == 0
 
 
 def test_the_memory_of_ended_rows_and_of_their_prompts_is_given_back():

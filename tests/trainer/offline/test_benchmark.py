@@ -7,7 +7,7 @@ import pytest
 
 from nemo_simplerl.config.load import compose
 from nemo_simplerl.trainer.offline import benchmark
-from nemo_simplerl.trainer.offline.benchmark import _earlier, _of_reader, _whole_chunks, fitted, write_settings
+from nemo_simplerl.trainer.offline.benchmark import _earlier, fitted, of_reader, whole_chunks, write_settings
 
 
 def test_benchmarks_may_be_added_to_a_folder_and_their_files_may_not_change(tmp_path):
@@ -36,9 +36,9 @@ def test_files_that_only_rank_0_reads_are_refused_on_every_rank(tmp_path, monkey
     (tmp_path / "math.jsonl").write_text("{}\n")
     told: list[str] = []
     monkeypatch.setattr(benchmark, "of_first_rank", lambda problem, what: told.append(problem) or problem)
-    for read in (partial(_earlier, tmp_path), partial(_whole_chunks, tmp_path / "math.jsonl", 2, 1)):
+    for read in (partial(_earlier, tmp_path), partial(whole_chunks, tmp_path / "math.jsonl", 2, 1)):
         with pytest.raises(ValueError, match=r"is damaged|no responses of this command"):
-            _of_reader(read, True)
+            of_reader(read, True)
     monkeypatch.setattr(benchmark, "of_first_rank", lambda problem, what: told[0])
     with pytest.raises(ValueError, match=r"results\.json is damaged"):
-        _of_reader(partial(_earlier, tmp_path), False)
+        of_reader(partial(_earlier, tmp_path), False)
