@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures everything that docs/benchmarks.md and docs/algorithms.md tell and writes their tables anew. For a quiet
-# machine: about two and a half hours on two cores, and longer where other work disturbs it.
+# Measures everything that docs/benchmarks.md, docs/algorithms.md and docs/placement.md tell and writes their tables
+# anew. For a quiet machine: about two and a half hours on two cores, and longer where other work disturbs it.
 #
 # usage: scripts/bench/all.sh [FIGURES.jsonl]     (default: runs/bench.jsonl; lines that are there are not measured again)
 #
@@ -41,6 +41,13 @@ measure() { # NAME COMMAND...: one line of JSON under the name, once
   printf '{"as": "%s", %s\n' "$name" "${line#\{}" >>"$OUT"
 }
 
+on_ranks() { # COUNT BENCH ARGS...: a bench of several processes; each has its share of the cores
+  local count=$1
+  shift
+  OMP_NUM_THREADS=$((OMP_NUM_THREADS > count ? OMP_NUM_THREADS / count : 1)) \
+    "$PY" -m torch.distributed.run --standalone --nproc_per_node "$count" "$@"
+}
+
 measure machine "$PY" "$BENCH/machine.py"
 for work in "S varied" "S fixed" "M fixed" "M varied"; do
   read -r model variant <<<"$work"
@@ -58,6 +65,10 @@ if engine=$("$ROOT/scripts/engine_env.sh" vllm --cpu); then
 fi
 measure convert "$PY" "$BENCH/convert.py" --repeats 4
 measure refit "$PY" "$BENCH/refit.py"
+measure "refit TP2" on_ranks 2 "$BENCH/refit.py" 2
+measure "refit across" on_ranks 2 "$BENCH/refit.py" 1 1 16 1
+measure "refit across TP2" on_ranks 3 "$BENCH/refit.py" 2 1 16 1
+measure placement "$PY" "$BENCH/placement.py"
 measure data_plane "$PY" "$BENCH/data_plane.py" --fixed
 measure checkpoint "$PY" "$BENCH/checkpoint.py"
 measure kills "$PY" "$BENCH/kills.py"

@@ -1,6 +1,6 @@
 """Writes the tables of the pages of docs/ that hold measurements from the lines of JSON that all.sh has collected.
 
-usage: python scripts/bench/page.py FIGURES.jsonl [PAGE ...]     (default: docs/benchmarks.md docs/algorithms.md)
+usage: python scripts/bench/page.py FIGURES.jsonl [PAGE ...]     (default: those of docs/ that have such tables)
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`. One whose figures are not in the file is left as it is.
 """
@@ -13,7 +13,8 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-PAGES = tuple(Path(__file__).resolve().parents[2] / "docs" / name for name in ("benchmarks.md", "algorithms.md"))
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = tuple(DOCS / name for name in ("benchmarks.md", "algorithms.md", "placement.md"))
 
 
 class NotMeasured(KeyError):
@@ -165,12 +166,31 @@ def convert(lines: Lines) -> str:
 
 
 def refit(lines: Lines) -> str:
-    it = lines["refit"]
-    return wrapped(
-        f"{it['bytes'] / 1e6:.0f} MB, verified: {it['bytes_per_second'] / 1e9:.1f} GB/s, {it['ratio']:.2f} of a plain "
-        f"copy; digests are {it['digest_share']:.0%} of it, and it holds {it['peak_bytes'] / 1e6:.0f} MB beside the "
-        "models."
-    )
+    layouts = {
+        "refit": ("one rank", "the same rank"),
+        "refit TP2": ("two, TP 2", "both"),
+        "refit across": ("one", "another"),
+        "refit across TP2": ("two, TP 2", "a third"),
+    }
+    found = [("actor on", "engine on", "verified, GB/s", "of the limit", "digests' share", "MB beside the models")]
+    for name, places in layouts.items():
+        it = lines[name]
+        speeds = (f"{it['bytes_per_second'] / 1e9:.2g}", f"{it['ratio']:.2f}", f"{it['digest_share']:.0%}")
+        found.append((*places, *speeds, round(it["peak_bytes"] / 1e6)))
+    return rows(*found)
+
+
+def placement(lines: Lines) -> str:
+    names = {
+        "shared": "shared: all phases, one after the other",
+        "apart": "apart: rollout, log-probabilities, reference, actor update",
+        "ahead": "apart, one step ahead: the same without rollout",
+    }
+    found = [("ranks and the longest chain of phases", "s a step", "s of the chain", "over it")]
+    for key, name in names.items():
+        it = lines["placement"][key]
+        found.append((name, it["step_seconds"], it["chain"], f"{it['over_chain']:.2f}"))
+    return rows(*found)
 
 
 def data_plane(lines: Lines) -> str:
@@ -252,7 +272,7 @@ TABLES: dict[str, Callable[[Lines], str]] = {
     table.__name__: table
     for table in (
         *(machine, step, logprob, scaling, packing, rollout, engines),
-        *(convert, refit, data_plane, checkpoint, kills, grader, quickstart, algorithms),
+        *(convert, refit, placement, data_plane, checkpoint, kills, grader, quickstart, algorithms),
     )
 }
 
