@@ -4,6 +4,7 @@ They are for a small pretrained model, which reads English and calculates badly.
 """
 
 import random
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ class Task:
 
     num_train: int = 4_000
     num_eval: int = 400
-    share_of_two_steps: float = 0.4
+    share_of_two_steps: float = 0.25
     max_number: int = 20  # of a sum's parts
     max_factor: int = 9  # of a product, and of an equal share and its parts
     max_result: int = 100  # of every step
@@ -133,21 +134,34 @@ def write_task(
     """
     rng = random.Random(f"word_problems/{seed}")
 
-    def propose() -> tuple[str, Exercise]:
-        exercise = _exercise(rng, task)
-        return _question(rng, exercise), exercise
+    def drawn(count: int, questions: set[str], *, held_out: bool) -> dict[str, Exercise]:
+        def propose() -> tuple[str, Exercise]:
+            exercise = _exercise(rng, task, seed, held_out=held_out)
+            return _question(rng, exercise), exercise
+
+        return draw(count, propose, lambda exercise: True, questions=questions, task=task)
 
     # Always drawn in this order, whichever are written: a file does not depend on the presence of another.
-    evaluation = draw(task.num_eval, propose, lambda one: _is_within(one, task), questions=set(), task=task)
-    held_out = frozenset(exercise.without_order for exercise in evaluation.values())
-    train = draw(
-        task.num_train,
-        propose,
-        lambda one: _is_within(one, task) and one.without_order not in held_out,
-        questions=set(evaluation),
-        task=task,
-    )
+    evaluation = drawn(task.num_eval, set(), held_out=True)
+    train = drawn(task.num_train, set(evaluation), held_out=False)
     return write_missing([(train_path, problem_rows("train", train)), (eval_path, problem_rows("eval", evaluation))])
+
+
+def _exercise(rng: random.Random, task: Task, seed: int, *, held_out: bool) -> Exercise:
+    """An exercise of eval, or of train. Its operations are drawn first and kept: no kind of exercise becomes rare in a
+    file because many of its numbers are unfit, or in the other file."""
+    num_steps = 2 if rng.random() < task.share_of_two_steps else 1
+    operations = rng.choice([name for name in STORIES if len(name) == num_steps])
+    for _ in range(1_000):
+        first, *others = (rng.randint(2, task.max_number if sign == "+" else task.max_factor) for sign in operations)
+        start = rng.randint(2, task.max_number if operations[0] == "+" else task.max_factor)
+        # What is shared at first is a multiple of those who share it; a later share is drawn until it is equal.
+        exercise = Exercise(operations, (start * first if operations[0] == "/" else start, first, *others))
+        if _is_within(exercise, task) and _is_held_out(exercise, seed) == held_out:
+            return exercise
+    raise ValueError(
+        f"found no exercise {operations!r} for {'eval' if held_out else 'train'}; allow larger numbers: {task}"
+    )
 
 
 def _is_within(exercise: Exercise, task: Task) -> bool:
@@ -155,13 +169,9 @@ def _is_within(exercise: Exercise, task: Task) -> bool:
     return results is not None and all(2 <= result <= task.max_result for result in results)
 
 
-def _exercise(rng: random.Random, task: Task) -> Exercise:
-    num_steps = 2 if rng.random() < task.share_of_two_steps else 1
-    operations = rng.choice([name for name in STORIES if len(name) == num_steps])
-    first, *others = (rng.randint(2, task.max_number if sign == "+" else task.max_factor) for sign in operations)
-    start = rng.randint(2, task.max_number if operations[0] == "+" else task.max_factor)
-    # What is shared at first is a multiple of those who share it; a later share is drawn until it is equal.
-    return Exercise(operations, (start * first if operations[0] == "/" else start, first, *others))
+def _is_held_out(exercise: Exercise, seed: int) -> bool:
+    """Whether eval asks it, and train never: one exercise in five, chosen by the seed."""
+    return zlib.crc32(f"{seed}/{exercise.without_order}".encode()) % 5 == 0
 
 
 def _question(rng: random.Random, exercise: Exercise) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import pytest
 
@@ -80,6 +81,18 @@ def test_the_harder_set_has_two_steps_each_and_no_demonstrations(tmp_path):
     assert len(rows) == TWO_STEPS.num_train + TWO_STEPS.num_eval and {row["level"] for row in rows} == {2}
 
 
-def test_numbers_too_small_for_so_many_problems_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="found 0 of 4000 distinct problems; allow larger numbers or fewer problems"):
+def test_every_kind_of_exercise_has_its_share_of_either_file(rows):
+    """One-step products are 36 exercises: a held-out set that takes those it meets leaves training none of them."""
+    task = Task()
+    for name in ("train", "eval"):
+        told_of = Counter(told(row["question"])[0] for row in rows[name])
+        for num_steps, share in ((1, 1 - task.share_of_two_steps), (2, task.share_of_two_steps)):
+            kinds = [operations for operations in STORIES if len(operations) == num_steps]
+            expected = len(rows[name]) * share / len(kinds)
+            for kind in kinds:
+                assert abs(told_of[kind] - expected) < 4 * expected**0.5, (name, kind)
+
+
+def test_numbers_too_small_for_an_exercise_of_either_file_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="found no exercise '.' for (train|eval); allow larger numbers: Task"):
         write(tmp_path, task=Task(num_eval=150, max_number=2, max_factor=2, share_of_two_steps=0.0, max_result=4))
